@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from .metrics import (Estimate, bootstrap_means, chance_level, check_task, evaluate, fuse_vectors, fusion_weights, metric_at_k,
-                                 normalise, paired_difference, ranks, seen_items)
+from .metrics import (Estimate, bootstrap_means, chance_level, check_task, fuse_vectors, fusion_weights, metric_at_k,
+                                 paired_difference, ranks, seen_items)
 
 # %% ../nbs/04_diagnose.ipynb #b7a7bcae
 RULES = dict(
