@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'SEEN', 'TOLD', 'CONDITIONS', 'draw_product', 'write_text', 'write_caption', 'Condition',
-           'get_condition', 'make_products', 'make_customers', 'Studio', 'make_studio', 'fingerprint']
+           'get_condition', 'make_products', 'make_customers', 'Studio', 'make_studio', 'fingerprint', 'ranking_ndcg']
 
 # %% ../nbs/00a_studio.ipynb #eb88d3be
 import colorsys
 import hashlib
-import math
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
@@ -338,3 +337,18 @@ def fingerprint(studio, # a Studio
     h.update('\n'.join(studio.catalogue.content['text']).encode())
     h.update(np.ascontiguousarray(studio.interactions.items).astype('<i8').tobytes())
     return h.hexdigest()
+
+# %% ../nbs/00a_studio.ipynb #715271dc
+def ranking_ndcg(scores, # [rows, items]
+                 rows,   # Rows: targets and seen items
+                 k=10,   # cut-off
+                ):
+    "Mean NDCG@k by full ranking, seen items at minus infinity, ties at their expected value."
+    scores = np.array(scores)
+    scores[np.repeat(np.arange(len(rows)), np.diff(rows.seen_offsets)), rows.seen_items] = -np.inf
+    own = scores[np.arange(len(rows)), rows.targets][:, None]
+    better, equal = (scores > own).sum(1), (scores == own).sum(1)
+    slots = np.arange(equal.max())
+    place = better[:, None] + slots
+    gain = np.where((place < k) & (slots < equal[:, None]), 1 / np.log2(place + 2), 0).sum(1) / equal
+    return float(gain.mean())

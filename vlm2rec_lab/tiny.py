@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPECIAL', 'PROMPT_WORDS', 'ITEM', 'PICTURE', 'build_tokenizer', 'studio_corpus', 'build_config',
            'build_image_processor', 'build_tiny', 'save_tiny', 'model_inputs', 'read', 'pretraining_set',
-           'pretraining_loss', 'pretrain', 'probe', 'probe_tiny', 'tiny_vlm', 'make_tiny_vlm']
+           'pretraining_loss', 'pretrain', 'probe', 'probe_tiny', 'tiny_vlm', 'load_tiny', 'make_tiny_vlm']
 
 # %% ../nbs/01a_tiny.ipynb #b92dcce9
 import math
@@ -13,14 +13,13 @@ import os
 import shutil
 import sys
 import tempfile
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .studio import ATTRIBUTES, SEEN, TOLD, CONDITIONS, Condition, make_products, write_caption, write_text
+from .studio import ATTRIBUTES, SEEN, TOLD, Condition, make_products, write_caption, write_text
 
 # %% ../nbs/01a_tiny.ipynb #6a792fc8
 SPECIAL = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>', '<|vision_pad|>', '<|image_pad|>', '<|video_pad|>')
@@ -191,7 +190,7 @@ def pretraining_loss(model, tokenizer,
             'paraphrase': _pair_loss(read(model, tokenizer, [ITEM.format(t) for t in first]), read(model, tokenizer, [ITEM.format(t) for t in second]))}
 
 # %% ../nbs/01a_tiny.ipynb #3bfd3e09
-def pretrain(steps=2500,      # optimiser steps; 2,500 take about twenty minutes on one core
+def pretrain(steps=2500,      # optimiser steps; 2,500 take about ten minutes on one core
              batch=48,        # pictures, and as many texts, per step
              products=8000,   # pictures to draw from
              lr=2e-3,         # peak learning rate
@@ -253,10 +252,19 @@ def probe_tiny(model, tokenizer, image_processor,
 # %% ../nbs/01a_tiny.ipynb #4be7b6ed
 def tiny_vlm():
     "Folder of the shipped tiny VLM. Raises FileNotFoundError with the command that makes it."
-    places = [Path(__file__).resolve().parent.parent / 'data' / 'tiny_vlm', Path(sys.prefix) / 'share' / 'vlm2rec_lab' / 'tiny_vlm']
+    import vlm2rec_lab
+    places = [Path(vlm2rec_lab.__file__).resolve().parent.parent / 'data' / 'tiny_vlm', Path(sys.prefix) / 'share' / 'vlm2rec_lab' / 'tiny_vlm']
     for p in places:
         if (p / 'model.safetensors').exists(): return p
     raise FileNotFoundError(f"no tiny VLM in {' or '.join(map(str, places))}: make it with `python -m vlm2rec_lab.tiny {places[0]}`")
+
+def load_tiny(path, # checkpoint folder
+             ):
+    "(model, tokenizer, image processor) of a saved checkpoint, in float32."
+    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    return model.eval(), AutoTokenizer.from_pretrained(path), Qwen2VLImageProcessorPil.from_pretrained(path)
 
 def make_tiny_vlm(path,       # folder to write
                   seed=0,     # pre-training's seed

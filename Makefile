@@ -1,0 +1,43 @@
+# vlm2rec_lab. `make help` lists what can be made.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && { echo $$p; break; }; done)
+PY := .venv/bin/python
+export HF_HUB_OFFLINE ?= 1
+export PLOTLY_RENDERER ?= plotly_mimetype
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lab browser export readme notebooks tiny clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: ## make .venv with everything (the other targets do it by themselves)
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or 3.12 found: install one, or pass PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) tools/setup_env.py
+
+demo: setup ## the main job: run nbs/03_train.ipynb on the embedded studio and write report.html (under 5 minutes)
+	@$(PY) tools/demo.py
+
+test: setup ## all tests except those that need a GPU, which are counted as skipped
+	@$(PY) -m pytest tests
+
+lab: setup ## open JupyterLab on nbs/03_train.ipynb
+	@$(PY) -m jupyter lab nbs/03_train.ipynb
+
+browser: ## install Debian's chromium for the browser tests (as root or with sudo), where none is found
+	@command -v chromium >/dev/null || { command -v apt-get >/dev/null || { echo "install Chromium by hand: it must be on PATH as 'chromium'"; exit 1; }; \
+	 S=$$([ "$$(id -u)" = 0 ] || echo sudo); $$S apt-get update -qq && $$S apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
+
+export: setup ## notebooks -> modules, then look for errors
+	@.venv/bin/nbdev_export && .venv/bin/ruff check --select F,E9 vlm2rec_lab tools tests
+
+notebooks: setup ## run all notebooks with fresh kernels and keep their outputs
+	@$(PY) tools/run_nbs.py --flags slow
+
+readme: setup ## README.md from nbs/index.ipynb
+	@$(PY) tools/readme.py
+
+tiny: setup ## pre-train the tiny VLM again (about ten minutes)
+	@$(PY) -m vlm2rec_lab.tiny data/tiny_vlm
+
+clean: ## remove .venv and everything that was generated
+	@rm -rf .venv build dist *.egg-info out runs report.html .pytest_cache .hypothesis .ruff_cache

@@ -1,0 +1,23 @@
+"""Packaging: everything is read from settings.ini."""
+import shlex
+from configparser import ConfigParser
+from pathlib import Path
+
+import setuptools
+
+here = Path(__file__).parent
+config = ConfigParser(delimiters=['='])
+config.read(here / 'settings.ini', encoding='utf-8')
+s = config['DEFAULT']
+needs = lambda key: shlex.split(s.get(key, ''))
+readme = here / 'README.md'
+shipped = here / 'data' / 'tiny_vlm'
+
+setuptools.setup(
+    name=s['lib_name'], version=s['version'], description=s['description'], author=s['author'], author_email=s['author_email'],
+    license='Apache-2.0', url=s['git_url'], keywords=s['keywords'], python_requires=f">={s['min_python']}",
+    packages=[s['lib_path']],
+    install_requires=needs('requirements'), extras_require={'lab': needs('lab_requirements'), 'dev': needs('dev_requirements')},
+    data_files=[('share/vlm2rec_lab/tiny_vlm', sorted(str(p.relative_to(here)) for p in shipped.glob('*')))],
+    entry_points={'console_scripts': needs('console_scripts'), 'nbdev': [f"{s['lib_path']}={s['lib_path']}._modidx:d"]},
+    long_description=readme.read_text(encoding='utf-8') if readme.exists() else '', long_description_content_type='text/markdown')
