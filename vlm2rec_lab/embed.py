@@ -191,10 +191,12 @@ class VLMEmbedder:
                  prompts=None,         # Prompts, or {modality: Prompts}; None: the defaults
                  max_pixels=50176,     # pictures are scaled down to at most this many pixels (224 x 224)
                  base='',              # where the weights came from
+                 max_text_tokens=64,   # an item's text is cut after so many tokens, with a counted warning
                 ):
         if fusion not in FUSIONS: known(fusion, FUSIONS, 'fusion')
         self.model, self.tokenizer, self.image_processor = model, tokenizer, image_processor
         self.fusion, self.prompts, self.max_pixels, self.base = fusion, prompts or Prompts(), max_pixels, str(base)
+        self.max_text_tokens = max_text_tokens
         self._banks = weakref.WeakKeyDictionary()
 
     @property
@@ -256,7 +258,10 @@ def item_pieces(embedder,
     gone = catalogue.missing()[modality]
     texts = [' ' + t if not g else '' for t, g in zip(content, gone)]
     ids = embedder.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)['input_ids']
-    return [none if g else text_piece(i) for i, g in zip(ids, gone)]
+    long = [len(i) > embedder.max_text_tokens for i in ids]
+    if any(long): warnings.warn(f"{sum(long)} of {len(ids)} items' {modality} is cut to max_text_tokens={embedder.max_text_tokens} tokens "
+                                f"(first: {catalogue.ids[long.index(True)]!r}, {len(ids[long.index(True)])} tokens); raise it in from_pretrained, or choose shorter columns", stacklevel=4)
+    return [none if g else text_piece(i[:embedder.max_text_tokens]) for i, g in zip(ids, gone)]
 
 # %% ../nbs/02_embed.ipynb #80b1aa21
 def make_bank(embedder,
@@ -370,7 +375,7 @@ def _save_pretrained(self, path):
     if not adapted:
         for part in (self.tokenizer, self.image_processor): part.save_pretrained(draft)
     prompts = {m: asdict(p) for m, p in self.prompts.items()} if isinstance(self.prompts, Mapping) else asdict(self.prompts)
-    note = dict(format=1, base=self.base if adapted else '', fusion=self.fusion, max_pixels=self.max_pixels, prompts=prompts)
+    note = dict(format=1, base=self.base if adapted else '', fusion=self.fusion, max_pixels=self.max_pixels, max_text_tokens=self.max_text_tokens, prompts=prompts)
     (draft / NOTE).write_text(json.dumps(note, indent=1))
     if path.exists(): shutil.rmtree(path)
     os.replace(draft, path)
@@ -387,6 +392,7 @@ def _from_pretrained(cls, path,            # folder, or hub id such as 'Qwen/Qwe
                      fusion=None,          # 'external' (default) or 'internal'
                      prompts=None,         # Prompts or {modality: Prompts}
                      max_pixels=None,      # at most this many pixels per picture; default 50,176
+                     max_text_tokens=None, # at most this many tokens of an item's text; default 64
                      dtype=None,           # None: float32 on CPU, bfloat16 on a GPU
                      device=None,          # None: a GPU where there is one
                      seed=0,               # of fresh adapters
@@ -407,6 +413,7 @@ def _from_pretrained(cls, path,            # folder, or hub id such as 'Qwen/Qwe
         model = PeftModel.from_pretrained(model, local, is_trainable=trainable)
     elif lora is not None: model = add_lora(model, lora, lora_alpha, seed)
     saved = _read_prompts(note['prompts']) if 'prompts' in note else None
-    return cls(model.eval(), tokenizer, images, fusion or note.get('fusion', 'external'), prompts or saved, max_pixels or note.get('max_pixels', 50176), source)
+    return cls(model.eval(), tokenizer, images, fusion or note.get('fusion', 'external'), prompts or saved, max_pixels or note.get('max_pixels', 50176), source,
+               max_text_tokens or note.get('max_text_tokens', 64))
 
 VLMEmbedder.save_pretrained, VLMEmbedder.from_pretrained = _save_pretrained, classmethod(_from_pretrained)
