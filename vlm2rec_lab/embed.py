@@ -143,7 +143,8 @@ def add_lora(model,      # a loaded Qwen2.5-VL
     "The model with fresh LoRA adapters on its language model (peft). Raises ValueError for a rank below 1."
     from peft import LoraConfig, get_peft_model
     if rank < 1: raise ValueError(f"lora={rank}: the rank must be 1 or more; None for no adapters")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)          # peft asks transformers an old question
         torch.manual_seed(seed)
         return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=LORA_TARGETS, lora_dropout=0., bias='none'))
 
@@ -410,7 +411,9 @@ def _from_pretrained(cls, path,            # folder, or hub id such as 'Qwen/Qwe
     model, tokenizer, images = load_checkpoint(local if local.exists() and not adapters else source, dtype, device, revision)
     if adapters:
         from peft import PeftModel
-        model = PeftModel.from_pretrained(model, local, is_trainable=trainable)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', FutureWarning)
+            model = PeftModel.from_pretrained(model, local, is_trainable=trainable)
     elif lora is not None: model = add_lora(model, lora, lora_alpha, seed)
     saved = _read_prompts(note['prompts']) if 'prompts' in note else None
     return cls(model.eval(), tokenizer, images, fusion or note.get('fusion', 'external'), prompts or saved, max_pixels or note.get('max_pixels', 50176), source,
