@@ -21,7 +21,7 @@ test: setup ## all tests except those that need a GPU, which are counted as skip
 	@$(PY) -m pytest tests
 
 lab: setup ## open JupyterLab on nbs/03_train.ipynb
-	@$(PY) -m jupyter lab nbs/03_train.ipynb
+	@$(PY) -m jupyter lab nbs/03_train.ipynb $$([ "$$(id -u)" = 0 ] && echo --allow-root)
 
 browser: ## install Debian's chromium for the browser tests (as root or with sudo), where none is found
 	@command -v chromium >/dev/null || { command -v apt-get >/dev/null || { echo "install Chromium by hand: it must be on PATH as 'chromium'"; exit 1; }; \

@@ -28,3 +28,13 @@ def demo(tmp_path_factory):
     done = subprocess.run([sys.executable, 'tools/demo.py'], cwd=ROOT, env={**os.environ, 'VLM2REC_OUT': str(out)}, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return out, done.stdout, time.time() - start
+
+
+def pytest_terminal_summary(terminalreporter):
+    "Flagged notebook cells: how many the inline tests left out, and who runs them."
+    import json
+    import re
+    cells = [''.join(c['source']) for p in (ROOT / 'nbs').glob('*.ipynb') for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'code']
+    for flag, who in (('slow', 'run by the demo'), ('gpu', 'skipped without a GPU')):
+        n = sum(bool(re.search(rf'^#\s*\|\s*{flag}\s*$', c, re.M)) for c in cells)
+        terminalreporter.write_line(f'notebook cells flagged {flag}: {n}, left out of the inline tests, {who}')

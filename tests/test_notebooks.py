@@ -29,13 +29,6 @@ def flagged(flag):
     return [pytest.param(p, n, id=f'{p.stem}-{n}') for n, (p, c) in enumerate(cells) if re.search(rf'^#\s*\|\s*{flag}\s*$', ''.join(c['source']), re.M)]
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize('path,n', flagged('gpu'))
-def test_gpu_cell(path, n):
-    from run_nbs import execute
-    execute(path, flags=['gpu'])
-
-
 def test_slow_cells_are_run_by_the_demo():
     "Cells flagged slow are skipped above; all of them must be in the notebook that the demo executes."
     assert {p.values[0].name for p in flagged('slow')} == {'03_train.ipynb'}

@@ -13,6 +13,7 @@ def readme():
     "The README's text."
     nb = nbformat.read(ROOT / 'nbs' / 'index.ipynb', 4)
     nb.cells = [c for c in nb.cells if not re.search(r'^#\s*\|\s*hide\b', c.source, re.M)]
+    nb.metadata.language_info = {'name': 'python'}    # fences say ```python
     body, _ = MarkdownExporter().from_notebook_node(nb)
     body = body.replace('](images/', '](nbs/images/')
     body = re.sub(r'\]\((\d\d[\w]*\.ipynb)', r'](nbs/\1', body)
