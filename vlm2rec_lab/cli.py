@@ -210,7 +210,9 @@ def save_result(out, name,    # run folder; loss or 'before'
     write_bytes(out / name / 'metrics.json', json.dumps(dict(data=split.name, part='test', **metrics.to_dict()), indent=1).encode())
     if history is not None: history.save(out / name / 'history.json')
 
-def item_titles(split): return [split.catalogue.title(i) for i in range(len(split.catalogue))] # -> [items] what to call them
+def item_titles(split): # -> [items]
+    "What to call a split's items."
+    return [split.catalogue.title(i) for i in range(len(split.catalogue))]
 
 # %% ../nbs/12_cli.ipynb #ae143917
 def result_table(found,   # of `fit`

@@ -260,7 +260,9 @@ def lifts(
         out[v] = Lift(_mean(g - task.chance), draws[:, j], draws[:, j] + extra, bool(above))
     return out
 
-def metric_at_k_mean(k): return chance_level(k, k)   # NDCG of a target that is somewhere among the first k
+def metric_at_k_mean(k): # cut-off
+    "NDCG@k of a target that is somewhere among the first k, each place as likely."
+    return chance_level(k, k)
 def _mean(x): return float(np.mean(x)) if len(x) else math.nan
 
 # %% ../nbs/04_diagnose.ipynb #f8a1cc89
@@ -562,7 +564,9 @@ def page(title, body): # -> a whole HTML document
             f'<body><main class="v2r">{body}</main></body></html>\n')
 
 # %% ../nbs/04_diagnose.ipynb #5f3a38f8
-def pill(verdict): return f'<span class="pill {verdict}"><span aria-hidden="true">{SIGNS[verdict]}</span>{verdict}</span>' # -> sign and word
+def pill(verdict): # one of VERDICTS
+    "A verdict's sign and word as HTML."
+    return f'<span class="pill {verdict}"><span aria-hidden="true">{SIGNS[verdict]}</span>{verdict}</span>' # -> sign and word
 
 def cards_html(d): # report dictionary -> HTML
     "One card per modality: verdict, sentence, advice."

@@ -50,6 +50,7 @@ class Pieces:
 
     def __len__(self): return len(self.advance)
 
+# %% ../nbs/02_embed.ipynb #f41b7b5f
 def text_piece(ids, # list of token ids
               ):
     "A piece of text as (ids, positions [3, n], features, advance)."

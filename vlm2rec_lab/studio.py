@@ -281,10 +281,8 @@ class Studio(Dataset):
         if need > have: raise ValueError(f"the split wants {need} customers, the studio has {have}: make_studio(users={need})")
         return hold_out_users(self, train, valid, test, history=history, seed=self.seed)
 
-    def revealed(self,
-                 modality=None, # a modality's name; None: all of them
-                ):
-        "The attributes that a modality reveals."
+    def revealed(self, modality=None):
+        "The attributes that a modality reveals; None: all modalities together."
         kinds = {'image': SEEN, 'text': TOLD + (SEEN if self.condition.tells_look else ())}
         if modality is not None and modality not in kinds: raise ValueError(f"unknown modality {modality!r}: the studio has {', '.join(kinds)}")
         picked = kinds.values() if modality is None else [kinds[modality]]

@@ -269,13 +269,14 @@ def load_tiny(path, # checkpoint folder
 def make_tiny_vlm(path,       # folder to write
                   seed=0,     # pre-training's seed
                   threads=1,  # of torch: results are the same for the same number
+                  probed=2000,# products that the probes read
                   **kw,       # of pretrain
                  ):
     "Pre-train, print the probes, save. The shipped checkpoint is make_tiny_vlm('data/tiny_vlm')."
     torch.set_num_threads(threads)
     model, tokenizer, image_processor, log = pretrain(seed=seed, **kw)
     print('losses of the last 100 steps (caption, language, picture-caption, paraphrase):', log[-100:].mean(0).round(3).tolist())
-    for name in ('balanced', 'text-easy'): print(name, probe_tiny(model, tokenizer, image_processor, name))
+    for name in ('balanced', 'text-easy'): print(name, probe_tiny(model, tokenizer, image_processor, name, n=probed))
     return save_tiny(path, model, tokenizer, image_processor)
 
 # %% ../nbs/01a_tiny.ipynb #1bf89343

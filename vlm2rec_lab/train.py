@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['batch_rows', 'candidates', 'modality_gradients', 'norm', 'History', 'write_bytes', 'save_checkpoint',
-           'load_checkpoint', 'encode_split', 'train']
+           'load_checkpoint', 'encode_split', 'step_gradients', 'train']
 
 # %% ../nbs/03_train.ipynb #2c42cdce
 import json
@@ -160,6 +160,16 @@ def _check(embedder, split):
     if not len(split.train): raise ValueError(f"{split.name}: no training rows; users need at least two purchases in the training part")
     return named
 
+def step_gradients(embedder, bank, split,
+                   rows,       # Rows of the batch
+                   objective,  # from get_loss
+                   parameters, # list of tensors
+                  ):
+    "Loss of one batch and its gradients by modality, as `modality_gradients` gives them."
+    items, positives, exclude = candidates(split, rows)
+    vectors = embedder.sequence_vectors(bank, rows.history), embedder.item_vectors(bank, items)
+    return modality_gradients(objective, *vectors, positives.to(embedder.device), exclude.to(embedder.device), parameters)
+
 # %% ../nbs/03_train.ipynb #44ff593c
 def train(embedder, split,   # VLMEmbedder with adapters; Split
           loss='sft',        # name in LOSSES, or a function of (sequences, items, positives, exclude)
@@ -188,18 +198,15 @@ def train(embedder, split,   # VLMEmbedder with adapters; Split
     bar = tqdm(total=steps, initial=len(records), desc=settings['loss'], disable=not progress, mininterval=1)
     try:
         for step in range(len(records), steps):
-            rows = split.train.take(batch_rows(step, len(split.train), batch, seed))
-            items, positives, exclude = candidates(split, rows)
-            vectors = embedder.sequence_vectors(bank, rows.history), embedder.item_vectors(bank, items)
-            value, parts = modality_gradients(objective, *vectors, positives.to(embedder.device), exclude.to(embedder.device), parameters)
+            rows = batch_rows(step, len(split.train), batch, seed)
+            value, parts = step_gradients(embedder, bank, split, split.train.take(rows), objective, parameters)
             record = dict(step=step, loss=float(value), **{f'grad/{m}': norm(g) for m, g in parts.items()})
-            if not np.isfinite(list(record.values())).all(): raise FloatingPointError(f"step {step}: {record}; the batch's training rows are {batch_rows(step, len(split.train), batch, seed).tolist()}. Try a lower lr or a higher tau")
+            if not np.isfinite(list(record.values())).all(): raise FloatingPointError(f"step {step}: {record}; the batch's training rows are {rows.tolist()}. Try a lower lr or a higher tau")
             for p, *g in zip(parameters, *parts.values()): p.grad = sum(g)
             optimiser.step()
             if eval_every and (step + 1) % eval_every == 0 or step == steps - 1 and eval_every is None: record |= _valid_scores(embedder, split, fuse)
             records.append(record)
-            bar.update()
-            bar.set_postfix({'loss': f'{record["loss"]:.3f}'}, refresh=False)
+            bar.set_postfix({'loss': f'{record["loss"]:.3f}'}, refresh=False); bar.update()
             if checkpoint and ((step + 1) % save_every == 0 or step == steps - 1): save_checkpoint(checkpoint, named, optimiser, records, settings)
             if callback and callback(records) == 'stop': break
     except KeyboardInterrupt: warnings.warn(f'interrupted after {len(records)} of {steps} steps; the adapters keep what they learned')
