@@ -153,12 +153,12 @@ def _valid_scores(embedder, split, fuse):
     scores = evaluate(**encode_split(embedder, split, 'valid', progress=False), fuse=fuse, bootstrap=0)
     return {f'valid/{view}': float(scores[view]['NDCG@10']) for view in scores}
 
-def _check(embedder, split):
-    "The trainable parameters by name, or ValueError with the remedy."
+def _prepare(embedder, split, progress):
+    "Trainable parameters with and without their names, and the catalogue's bank; ValueError with the remedy where there is nothing to train."
     named = embedder.adapter_parameters()
     if not named: raise ValueError("the embedder has no adapters to train: load it with VLMEmbedder.from_pretrained(..., lora=8)")
     if not len(split.train): raise ValueError(f"{split.name}: no training rows; users need at least two purchases in the training part")
-    return named
+    return named, [p for _, p in named], embedder.bank(split.catalogue, progress)
 
 def step_gradients(embedder, bank, split,
                    rows,       # Rows of the batch
@@ -191,8 +191,7 @@ def train(embedder, split,   # VLMEmbedder with adapters; Split
     from tqdm.auto import tqdm
     settings = dict(loss=loss if isinstance(loss, str) else getattr(loss, '__name__', repr(loss)), steps=steps, batch=batch, lr=lr, seed=seed, tau=tau, fuse=fuse, split=split.name, **loss_settings)
     objective = get_loss(loss, **({'tau': tau, 'fuse': fuse} if isinstance(loss, str) else {}), **loss_settings)
-    named, bank = _check(embedder, split), embedder.bank(split.catalogue, progress)
-    parameters = [p for _, p in named]
+    named, parameters, bank = _prepare(embedder, split, progress)
     optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.)
     records = load_checkpoint(checkpoint, named, optimiser, settings) if resume and checkpoint and Path(checkpoint).exists() else []
     bar = tqdm(total=steps, initial=len(records), desc=settings['loss'], disable=not progress, mininterval=1)
