@@ -10,29 +10,36 @@ __all__ = ['FUSIONS', 'GAPS', 'RELATIONS', 'LOSSES', 'check_batch', 'modality_lo
 import functools
 import inspect
 import itertools
+import math
 from difflib import get_close_matches
 
 import torch
 import torch.nn.functional as F
 
 # %% ../nbs/02a_losses.ipynb #0b308c00
+def _number(name, value, zero=True):
+    "ValueError unless `value` is finite and above 0, or 0 itself where `zero` allows."
+    if not (0 < value < math.inf or (zero and value == 0)): raise ValueError(f"{name}={value}: give a finite number, " + ('0 or more' if zero else 'above 0'))
+
 def check_batch(sequences, # {modality: [B, d]}
                 items,     # {modality: [J, d]}
                 positives, # long [B] column of the target among the items
                 exclude,   # bool [B, J] or None
                 tau,       # temperature
+                name='tau',# what the loss calls its temperature, for the error
                ):
     "Raises ValueError, naming the argument, for a batch that does not fit together."
     if list(sequences) != list(items) or not sequences: raise ValueError(f"sequences has modalities {list(sequences)}, items has {list(items)}: give both the same, at least one")
-    if not tau > 0: raise ValueError(f"tau={tau}: the temperature must be above 0")
+    _number(name, tau, zero=False)
+    if positives.ndim != 1 or positives.dtype != torch.long or not len(positives): raise ValueError(f"positives is {positives.dtype} of shape {tuple(positives.shape)}: give a long [B] with B of 1 or more")
     B, J = len(positives), len(next(iter(items.values())))
     for m in sequences:
         u, v = sequences[m], items[m]
         if u.ndim != 2 or v.ndim != 2 or u.shape[1] != v.shape[1]: raise ValueError(f"modality {m!r}: sequences are {tuple(u.shape)}, items {tuple(v.shape)}; they must be [B, d] and [J, d]")
         if len(u) != B or len(v) != J: raise ValueError(f"modality {m!r} has {len(u)} sequences and {len(v)} items, expected {B} and {J}")
-    if B and (positives.min() < 0 or positives.max() >= J): raise ValueError(f"positives go from {int(positives.min())} to {int(positives.max())}: they are columns of the {J} items")
+    if positives.min() < 0 or positives.max() >= J: raise ValueError(f"positives go from {int(positives.min())} to {int(positives.max())}: they are columns of the {J} items")
     if exclude is not None:
-        if exclude.shape != (B, J): raise ValueError(f"exclude is {tuple(exclude.shape)}, expected {(B, J)}")
+        if exclude.shape != (B, J) or exclude.dtype != torch.bool: raise ValueError(f"exclude is {exclude.dtype} of shape {tuple(exclude.shape)}, expected torch.bool of {(B, J)}")
         if exclude[torch.arange(B, device=exclude.device), positives].any(): raise ValueError("exclude masks a sequence's own positive: clear exclude[row, positives[row]]")
 
 # %% ../nbs/02a_losses.ipynb #dfe2e367
@@ -42,20 +49,27 @@ def _pick(name, among, what):
     "`name` if it is known; else ValueError with the nearest right one."
     if name in among: return name
     near = get_close_matches(str(name), list(among), n=1)
-    raise ValueError(f"unknown {what} {name!r}" + (f", did you mean {near[0]!r}?" if near else '') + f" Known: {', '.join(among)}.")
+    raise ValueError(f"unknown {what} {name!r}" + (f", did you mean {near[0]!r}?" if near else '.') + f" Known: {', '.join(among)}.")
+
+def _wide(x): return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+def _unit(x): return F.normalize(_wide(x), dim=-1)
 
 def modality_logits(sequences, # {modality: [B, d]} raw
                     items,     # {modality: [J, d]} raw
                     tau,       # temperature
                    ):
-    "{modality: cosine / tau [B, J]}"
-    unit = lambda x: F.normalize(x, dim=-1)
-    return {m: unit(sequences[m]) @ unit(items[m]).T / tau for m in sequences}
+    "{modality: cosine / tau [B, J]}, float32 or wider."
+    return {m: _unit(sequences[m]) @ _unit(items[m]).T / tau for m in sequences}
 
-def fused_logits(sequences, items, tau, fuse='sum'):
-    "Fused logits [B, J]: cosine of summed unit vectors ('sum'), or the mean of the modalities' cosines ('concat'), over tau."
+def fused_logits(sequences, # {modality: [B, d]} raw
+                 items,     # {modality: [J, d]} raw
+                 tau,       # temperature
+                 fuse='sum',# 'sum' or 'concat'
+                ):
+    "Fused logits [B, J]: cosine of summed unit vectors ('sum'), or the mean of the modalities' cosines ('concat'), over tau. Raises ValueError for another fuse."
     if _pick(fuse, FUSIONS, 'fusion') == 'concat': return sum(modality_logits(sequences, items, tau).values()) / len(items)
-    total = lambda zs: {'fused': sum(F.normalize(z, dim=-1) for z in zs.values())}
+    total = lambda zs: {'fused': sum(_unit(z) for z in zs.values())}
     return modality_logits(total(sequences), total(items), tau)['fused']
 
 # %% ../nbs/02a_losses.ipynb #b6b2f4b9
@@ -65,10 +79,11 @@ def info_nce(logits,    # [B, J]
              negative_weight=None, # [B] log-weight added to every negative
             ):
     "InfoNCE per row [B] (van den Oord et al. 2018, eq. 4), masked candidates left out. A row without negatives costs 0."
+    logits = _wide(logits)
     positive = F.one_hot(positives, logits.shape[1]).bool()
     if negative_weight is not None: logits = torch.where(positive, logits, logits + negative_weight[:, None])
     if exclude is not None: logits = logits.masked_fill(exclude, -torch.inf)
-    return F.cross_entropy(logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits, positives, reduction='none')
+    return F.cross_entropy(logits, positives, reduction='none')
 
 # %% ../nbs/02a_losses.ipynb #9deda35f
 def sft(sequences, # {modality: [B, d]} raw vectors
@@ -78,12 +93,14 @@ def sft(sequences, # {modality: [B, d]} raw vectors
         tau=.07,   # temperature
         fuse='sum',# 'sum' or 'concat'
        ):
-    "Mean InfoNCE on the fused logits. Raises ValueError for a batch that does not fit together."
+    "Mean InfoNCE on the fused logits, a scalar. Raises ValueError for a batch that does not fit together."
     check_batch(sequences, items, positives, exclude, tau)
     return info_nce(fused_logits(sequences, items, tau, fuse), positives, exclude).mean()
 
 # %% ../nbs/02a_losses.ipynb #d12bf77b
-def margins(sequences, items, positives,
+def margins(sequences, # {modality: [B, d]} raw
+            items,     # {modality: [J, d]} raw
+            positives, # long [B]
             exclude=None, # bool [B, J]
             tau=.07,      # temperature
            ):
@@ -104,21 +121,24 @@ GAPS = ('batch', 'user')
 def weak_gap(margin,      # {modality: [B]}
              gap='batch', # 'batch': between the batch means; 'user': row by row
             ):
-    "Gap >= 0 between the strongest modality's frozen margin and the weakest one's [B]; 0 for a single modality."
+    "Gap >= 0 between the strongest modality's frozen margin and the weakest one's [B]; 0 for a single modality. Raises ValueError for another gap."
     table = torch.stack(list(margin.values()))                                          # [modalities, B]
     if _pick(gap, GAPS, 'gap') == 'batch': table = table.mean(1, keepdim=True).expand_as(table)
     if len(table) == 1: return torch.zeros_like(table[0])
     return table.detach().max(0).values - table.gather(0, table.detach().argmin(0)[None])[0]
 
-def wpcl(sequences, items, positives, exclude=None,
+def wpcl(sequences, # {modality: [B, d]} raw vectors
+         items,     # {modality: [J, d]} raw vectors
+         positives, # long [B]
+         exclude=None,# bool [B, J]
          tau=.07,     # temperature
          fuse='sum',  # 'sum' or 'concat'
          alpha=.5,    # how much the gap weighs; 0 is SFT
          gap='batch', # 'batch' or 'user'
         ):
-    "Weak-modality penalized contrastive learning (our reading of arXiv 2603.17450). Raises ValueError for alpha < 0."
+    "Weak-modality penalized contrastive learning, a scalar (our reading of arXiv 2603.17450). Raises ValueError for alpha < 0 and for a batch that does not fit together."
     check_batch(sequences, items, positives, exclude, tau)
-    if alpha < 0: raise ValueError(f"alpha={alpha}: 0 or more")
+    _number('alpha', alpha)
     weight = alpha * weak_gap(margins(sequences, items, positives, exclude, tau), gap)
     return info_nce(fused_logits(sequences, items, tau, fuse), positives, exclude, weight).mean()
 
@@ -131,12 +151,15 @@ def _divergence(a, b, keep):
     p, q = (x.masked_fill(~keep, low).log_softmax(1) for x in (a, b))
     return torch.where(keep, (p.exp() - q.exp()) * (p - q), torch.zeros_like(p)).sum(1) / 2
 
-def cmrtr(sequences, items, positives, exclude=None,
+def cmrtr(sequences, # {modality: [B, d]} raw vectors
+          items,     # {modality: [J, d]} raw vectors
+          positives, # long [B], only checked: the rankings do not know the target
+          exclude=None,          # bool [B, J], for 'sequence-item'
           tau_c=.3,              # temperature of the soft rankings
           over='sequence-item',  # or 'item-item'
          ):
-    "Cross-modal relational topology regularization (our reading of arXiv 2603.17450); 0 for a single modality."
-    check_batch(sequences, items, positives, exclude, tau_c)
+    "Cross-modal relational topology regularization, a scalar (our reading of arXiv 2603.17450); 0 for a single modality. Raises ValueError for tau_c <= 0, an unknown relation and a batch that does not fit together."
+    check_batch(sequences, items, positives, exclude, tau_c, 'tau_c')
     if _pick(over, RELATIONS, 'relation') == 'sequence-item': logits = modality_logits(sequences, items, tau_c)
     else: logits = modality_logits(items, items, tau_c)
     first = next(iter(logits.values()))
@@ -147,28 +170,49 @@ def cmrtr(sequences, items, positives, exclude=None,
     return sum(pairs) / len(pairs) if pairs else first.sum() * 0
 
 # %% ../nbs/02a_losses.ipynb #2fdcae6a
-def vlm2rec(sequences, items, positives, exclude=None, tau=.07, fuse='sum',
+def vlm2rec(sequences, # {modality: [B, d]} raw vectors
+            items,     # {modality: [J, d]} raw vectors
+            positives, # long [B]
+            exclude=None,# bool [B, J]
+            tau=.07,     # temperature
+            fuse='sum',  # 'sum' or 'concat'
             alpha=.5,    # of WPCL
             gap='batch', # of WPCL
             lam=.1,      # weight of CMRTR; 0 is WPCL
             tau_c=.3,    # of CMRTR
             over='sequence-item', # of CMRTR
            ):
-    "WPCL + lam * CMRTR (our reading of arXiv 2603.17450). Raises ValueError for lam < 0."
-    if lam < 0: raise ValueError(f"lam={lam}: 0 or more")
+    "WPCL + lam * CMRTR, a scalar (our reading of arXiv 2603.17450). Raises ValueError for lam < 0 and whatever its two parts refuse, also where lam is 0."
+    _number('lam', lam); _number('tau_c', tau_c, zero=False); _pick(over, RELATIONS, 'relation')
     loss = wpcl(sequences, items, positives, exclude, tau, fuse, alpha, gap)
     return loss + lam * cmrtr(sequences, items, positives, exclude, tau_c, over) if lam else loss
 
-def per_modality(sequences, items, positives, exclude=None, tau=.07, fuse='sum',
+def per_modality(sequences, # {modality: [B, d]} raw vectors
+                 items,     # {modality: [J, d]} raw vectors
+                 positives, # long [B]
+                 exclude=None,# bool [B, J]
+                 tau=.07,   # temperature
+                 fuse='sum',# 'sum' or 'concat'
                  weight=1., # of the mean of the modalities' own losses
                 ):
-    "Fused InfoNCE plus the mean InfoNCE of every modality on its own."
+    "Fused InfoNCE plus the mean InfoNCE of every modality on its own, a scalar. Raises ValueError for weight < 0 and for a batch that does not fit together."
+    _number('weight', weight)
+    fused = sft(sequences, items, positives, exclude, tau, fuse)
     own = [info_nce(s, positives, exclude).mean() for s in modality_logits(sequences, items, tau).values()]
-    return sft(sequences, items, positives, exclude, tau, fuse) + weight * sum(own) / len(own)
+    return fused + weight * sum(own) / len(own)
 
 # %% ../nbs/02a_losses.ipynb #ef6d4efc
-def sft_cmrtr(sequences, items, positives, exclude=None, tau=.07, fuse='sum', lam=.1, tau_c=.3, over='sequence-item'):
-    "SFT + lam * CMRTR: the regulariser without WPCL."
+def sft_cmrtr(sequences, # {modality: [B, d]} raw vectors
+              items,     # {modality: [J, d]} raw vectors
+              positives, # long [B]
+              exclude=None,# bool [B, J]
+              tau=.07,   # temperature
+              fuse='sum',# 'sum' or 'concat'
+              lam=.1,    # weight of CMRTR; 0 is SFT
+              tau_c=.3,  # temperature of CMRTR
+              over='sequence-item', # or 'item-item'
+             ):
+    "SFT + lam * CMRTR, a scalar: the regulariser without WPCL. Raises what `vlm2rec` raises."
     return vlm2rec(sequences, items, positives, exclude, tau, fuse, 0., 'batch', lam, tau_c, over)
 
 LOSSES = {'sft': sft, 'wpcl': wpcl, 'cmrtr': sft_cmrtr, 'vlm2rec': vlm2rec, 'per-modality': per_modality}
@@ -178,10 +222,11 @@ def get_loss(loss,       # a name in LOSSES, or a function of (sequences, items,
             ):
     "A function (sequences, items, positives, exclude) -> scalar. Raises ValueError for an unknown name, TypeError for an unknown setting."
     function = loss if callable(loss) else LOSSES[_pick(loss, LOSSES, 'loss')]
+    name = loss if isinstance(loss, str) else getattr(loss, '__name__', type(loss).__name__)
     takes = inspect.signature(function).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         allowed = [k for k in takes if k not in ('sequences', 'items', 'positives', 'exclude')]
         for k in settings:
             near = get_close_matches(k, allowed, n=1)
-            if k not in allowed: raise TypeError(f"loss {loss if isinstance(loss, str) else function.__name__!r} has no setting {k!r}" + (f", did you mean {near[0]!r}?" if near else '') + f" It takes {', '.join(allowed) or 'none'}.")
+            if k not in allowed: raise TypeError(f"loss {name!r} has no setting {k!r}" + (f", did you mean {near[0]!r}?" if near else '.') + f" It takes {', '.join(allowed) or 'none'}.")
     return functools.partial(function, **settings)
