@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FUSIONS', 'GAPS', 'RELATIONS', 'LOSSES', 'check_batch', 'modality_logits', 'fused_logits', 'info_nce', 'sft',
-           'margins', 'weak_gap', 'wpcl', 'cmrtr', 'vlm2rec', 'per_modality', 'sft_cmrtr', 'get_loss']
+           'margins', 'weak_gap', 'wpcl', 'cmrtr', 'vlm2rec', 'per_modality', 'weak_infonce', 'modality_dropout',
+           'ogm_scales', 'ogm_ge', 'experts', 'sft_cmrtr', 'get_loss']
 
 # %% ../nbs/02a_losses.ipynb #2941efaa
 import functools
@@ -65,10 +66,13 @@ def modality_logits(sequences, # {modality: [B, d]} raw
 def fused_logits(sequences, # {modality: [B, d]} raw
                  items,     # {modality: [J, d]} raw
                  tau,       # temperature
-                 fuse='sum',# 'sum' or 'concat'
+                 fuse='sum',# 'sum', 'concat' or {modality: weight}; a weight may be a tensor with gradient
                 ):
-    "Fused logits [B, J]: cosine of summed unit vectors ('sum'), or the mean of the modalities' cosines ('concat'), over tau. Raises ValueError for another fuse."
-    if _pick(fuse, FUSIONS, 'fusion') == 'concat': return sum(modality_logits(sequences, items, tau).values()) / len(items)
+    "Fused logits [B, J]: cosine of summed unit vectors ('sum'), or the (weighted) mean of the modalities' cosines, over tau. Raises ValueError for another fuse."
+    if isinstance(fuse, dict):
+        if set(fuse) != set(items): raise ValueError(f"fuse has weights for {sorted(fuse)}, the batch has {sorted(items)}: give each modality one")
+        return sum(fuse[m] * s for m, s in modality_logits(sequences, items, tau).items()) / sum(fuse.values())
+    if _pick(fuse, FUSIONS, 'fusion') == 'concat': return fused_logits(sequences, items, tau, dict.fromkeys(items, 1.))
     total = lambda zs: {'fused': sum(_unit(z) for z in zs.values())}
     return modality_logits(total(sequences), total(items), tau)['fused']
 
@@ -91,7 +95,7 @@ def sft(sequences, # {modality: [B, d]} raw vectors
         positives, # long [B]
         exclude=None, # bool [B, J]
         tau=.07,   # temperature
-        fuse='sum',# 'sum' or 'concat'
+        fuse='sum',# 'sum', 'concat' or {modality: weight}
        ):
     "Mean InfoNCE on the fused logits, a scalar. Raises ValueError for a batch that does not fit together."
     check_batch(sequences, items, positives, exclude, tau)
@@ -116,14 +120,26 @@ def margins(sequences, # {modality: [B, d]} raw
     return out
 
 # %% ../nbs/02a_losses.ipynb #aa40c3dc
-GAPS = ('batch', 'user')
+GAPS = ('batch', 'user', 'smooth')
+
+def _smoothed(table, modalities, memory, beta):
+    "Batch means [modalities, 1] in the gradient, moving averages in the value; `memory` is brought up to date."
+    mean = table.mean(1, keepdim=True)
+    old = {m: memory.get(f'margin/{m}', x) for m, x in zip(modalities, mean[:, 0].tolist())}
+    memory.update({f'margin/{m}': beta * old[m] + (1 - beta) * x for m, x in zip(modalities, mean[:, 0].tolist())})
+    return mean - mean.detach() + mean.new_tensor([memory[f'margin/{m}'] for m in modalities])[:, None]
 
 def weak_gap(margin,      # {modality: [B]}
-             gap='batch', # 'batch': between the batch means; 'user': row by row
+             gap='batch', # 'batch': between the batch means; 'user': row by row; 'smooth': between moving averages of the batch means
+             memory=None, # dict that 'smooth' keeps its averages in from batch to batch
+             beta=.9,     # share of the past in the moving average
             ):
-    "Gap >= 0 between the strongest modality's frozen margin and the weakest one's [B]; 0 for a single modality. Raises ValueError for another gap."
+    "Gap >= 0 between the strongest modality's frozen margin and the weakest one's [B]; 0 for a single modality. Raises ValueError for another gap, or 'smooth' without a memory."
     table = torch.stack(list(margin.values()))                                          # [modalities, B]
     if _pick(gap, GAPS, 'gap') == 'batch': table = table.mean(1, keepdim=True).expand_as(table)
+    if gap == 'smooth':
+        if memory is None: raise ValueError("gap='smooth' needs memory={}: a dictionary kept from batch to batch; `train` brings its own")
+        table = _smoothed(table, list(margin), memory, beta).expand_as(table)
     if len(table) == 1: return torch.zeros_like(table[0])
     return table.detach().max(0).values - table.gather(0, table.detach().argmin(0)[None])[0]
 
@@ -132,14 +148,15 @@ def wpcl(sequences, # {modality: [B, d]} raw vectors
          positives, # long [B]
          exclude=None,# bool [B, J]
          tau=.07,     # temperature
-         fuse='sum',  # 'sum' or 'concat'
+         fuse='sum',  # 'sum', 'concat' or {modality: weight}
          alpha=.5,    # how much the gap weighs; 0 is SFT
-         gap='batch', # 'batch' or 'user'
+         gap='batch', # 'batch', 'user' or 'smooth'
+         memory=None, # of the smoothed gap
         ):
     "Weak-modality penalized contrastive learning, a scalar (our reading of arXiv 2603.17450). Raises ValueError for alpha < 0 and for a batch that does not fit together."
     check_batch(sequences, items, positives, exclude, tau)
     _number('alpha', alpha)
-    weight = alpha * weak_gap(margins(sequences, items, positives, exclude, tau), gap)
+    weight = alpha * weak_gap(margins(sequences, items, positives, exclude, tau), gap, memory)
     return info_nce(fused_logits(sequences, items, tau, fuse), positives, exclude, weight).mean()
 
 # %% ../nbs/02a_losses.ipynb #feb6b423
@@ -175,16 +192,17 @@ def vlm2rec(sequences, # {modality: [B, d]} raw vectors
             positives, # long [B]
             exclude=None,# bool [B, J]
             tau=.07,     # temperature
-            fuse='sum',  # 'sum' or 'concat'
+            fuse='sum',  # 'sum', 'concat' or {modality: weight}
             alpha=.5,    # of WPCL
             gap='batch', # of WPCL
+            memory=None, # of the smoothed gap
             lam=.1,      # weight of CMRTR; 0 is WPCL
             tau_c=.3,    # of CMRTR
             over='sequence-item', # of CMRTR
            ):
     "WPCL + lam * CMRTR, a scalar (our reading of arXiv 2603.17450). Raises ValueError for lam < 0 and whatever its two parts refuse, also where lam is 0."
     _number('lam', lam); _number('tau_c', tau_c, zero=False); _pick(over, RELATIONS, 'relation')
-    loss = wpcl(sequences, items, positives, exclude, tau, fuse, alpha, gap)
+    loss = wpcl(sequences, items, positives, exclude, tau, fuse, alpha, gap, memory)
     return loss + lam * cmrtr(sequences, items, positives, exclude, tau_c, over) if lam else loss
 
 def per_modality(sequences, # {modality: [B, d]} raw vectors
@@ -192,7 +210,7 @@ def per_modality(sequences, # {modality: [B, d]} raw vectors
                  positives, # long [B]
                  exclude=None,# bool [B, J]
                  tau=.07,   # temperature
-                 fuse='sum',# 'sum' or 'concat'
+                 fuse='sum',# 'sum', 'concat' or {modality: weight}
                  weight=1., # of the mean of the modalities' own losses
                 ):
     "Fused InfoNCE plus the mean InfoNCE of every modality on its own, a scalar. Raises ValueError for weight < 0 and for a batch that does not fit together."
@@ -201,21 +219,119 @@ def per_modality(sequences, # {modality: [B, d]} raw vectors
     own = [info_nce(s, positives, exclude).mean() for s in modality_logits(sequences, items, tau).values()]
     return fused + weight * sum(own) / len(own)
 
+# %% ../nbs/02a_losses.ipynb #98c89558
+def _confidence(sequences, items, positives, exclude, tau):
+    "{modality: mean probability of the positive}, without gradient."
+    return {m: info_nce(s.detach(), positives, exclude).neg().exp().mean() for m, s in modality_logits(sequences, items, tau).items()}
+
+def weak_infonce(sequences, # {modality: [B, d]} raw vectors
+                 items,     # {modality: [J, d]} raw vectors
+                 positives, # long [B]
+                 exclude=None,# bool [B, J]
+                 tau=.07,   # temperature
+                 fuse='sum',# 'sum', 'concat' or {modality: weight}
+                 weight=1., # of the weak modality's own loss at the widest gap
+                ):
+    "Fused InfoNCE plus the weakest modality's own, weighted by its relative lag, a scalar. Raises ValueError for weight < 0 and for a batch that does not fit together."
+    _number('weight', weight)
+    fused = sft(sequences, items, positives, exclude, tau, fuse)
+    sure = _confidence(sequences, items, positives, exclude, tau)
+    weak, strong = min(sure, key=sure.get), max(sure, key=sure.get)
+    own = info_nce(modality_logits({weak: sequences[weak]}, {weak: items[weak]}, tau)[weak], positives, exclude).mean()
+    return fused + weight * (1 - sure[weak] / sure[strong]) * own
+
+# %% ../nbs/02a_losses.ipynb #a588ea8f
+def modality_dropout(sequences, # {modality: [B, d]} raw vectors
+                     items,     # {modality: [J, d]} raw vectors
+                     positives, # long [B]
+                     exclude=None,# bool [B, J]
+                     tau=.07,   # temperature
+                     fuse='sum',# 'sum', 'concat' or {modality: weight}
+                     p=.3,      # chance that a row loses a modality; 0 is SFT
+                     generator=None, # torch.Generator of the draw; None: the same draw each time
+                    ):
+    "InfoNCE on rows that see some of the modalities only, a scalar. Raises ValueError for p outside [0, 1) and for a batch that does not fit together."
+    check_batch(sequences, items, positives, exclude, tau)
+    if not 0 <= p < 1: raise ValueError(f"p={p}: a chance in [0, 1)")
+    names = list(items)
+    keep = torch.rand(len(positives), len(names), generator=generator or torch.Generator().manual_seed(0)) >= p
+    keep[~keep.any(1)] = True
+    total = 0.
+    for pattern in keep.unique(dim=0):
+        rows = (keep == pattern).all(1).nonzero()[:, 0].to(positives.device)
+        left = [m for m, k in zip(names, pattern.tolist()) if k]
+        weights = {m: fuse[m] for m in left} if isinstance(fuse, dict) else fuse
+        logits = fused_logits({m: sequences[m][rows] for m in left}, {m: items[m] for m in left}, tau, weights)
+        total = total + info_nce(logits, positives[rows], None if exclude is None else exclude[rows]).sum()
+    return total / len(positives)
+
+# %% ../nbs/02a_losses.ipynb #1597424c
+def _modulated(z, scale, noise, generator):
+    "z itself; on the way back its gradient is scaled, and noised by `noise` of its standard deviation."
+    def change(g):
+        g = g * scale
+        return g + noise * g.std() * torch.randn(g.shape, generator=generator).to(g) if noise else g
+    z = z * 1
+    if z.requires_grad: z.register_hook(change)
+    return z
+
+def ogm_scales(sequences, items, positives,
+               exclude=None, # bool [B, J]
+               tau=.07,      # temperature
+               alpha=.5,     # how hard a leader is held back
+              ):
+    "{modality: gradient scale in (0, 1]}; 1 for all but the leaders."
+    sure = {m: p.item() for m, p in _confidence(sequences, items, positives, exclude, tau).items()}
+    rest = {m: (sum(sure.values()) - p) / max(len(sure) - 1, 1) for m, p in sure.items()}
+    lead = {m: sure[m] / max(rest[m], 1e-12) if len(sure) > 1 else 1. for m in sure}
+    return {m: 1 - math.tanh(alpha * r) if r > 1 else 1. for m, r in lead.items()}
+
+def ogm_ge(sequences, # {modality: [B, d]} raw vectors
+           items,     # {modality: [J, d]} raw vectors
+           positives, # long [B]
+           exclude=None,# bool [B, J]
+           tau=.07,   # temperature
+           fuse='sum',# 'sum', 'concat' or {modality: weight}
+           alpha=.5,  # how hard a leading modality is held back; 0 is SFT
+           noise=0.,  # generalisation enhancement: noise in units of the gradient's standard deviation
+           generator=None, # torch.Generator of the noise; None: the same noise each time
+          ):
+    "SFT whose gradient is modulated per modality, a scalar. Raises ValueError for alpha or noise < 0 and for a batch that does not fit together."
+    check_batch(sequences, items, positives, exclude, tau)
+    _number('alpha', alpha); _number('noise', noise)
+    scale = ogm_scales(sequences, items, positives, exclude, tau, alpha)
+    generator = generator or torch.Generator().manual_seed(0)
+    held = lambda zs: {m: _modulated(z, scale[m], noise, generator) for m, z in zs.items()}
+    return sft(held(sequences), held(items), positives, exclude, tau, fuse)
+
+# %% ../nbs/02a_losses.ipynb #1f1f7bd0
+def experts(sequences, # {modality: [B, d]} raw vectors
+            items,     # {modality: [J, d]} raw vectors
+            positives, # long [B]
+            exclude=None,# bool [B, J]
+            tau=.07,   # temperature
+            fuse='sum',# not used here: late fusion
+           ):
+    "Sum of the modalities' own InfoNCE losses, a scalar. Raises ValueError for a batch that does not fit together."
+    check_batch(sequences, items, positives, exclude, tau)
+    return sum(info_nce(s, positives, exclude).mean() for s in modality_logits(sequences, items, tau).values())
+
 # %% ../nbs/02a_losses.ipynb #ef6d4efc
 def sft_cmrtr(sequences, # {modality: [B, d]} raw vectors
               items,     # {modality: [J, d]} raw vectors
               positives, # long [B]
               exclude=None,# bool [B, J]
               tau=.07,   # temperature
-              fuse='sum',# 'sum' or 'concat'
+              fuse='sum',# 'sum', 'concat' or {modality: weight}
               lam=.1,    # weight of CMRTR; 0 is SFT
               tau_c=.3,  # temperature of CMRTR
               over='sequence-item', # or 'item-item'
              ):
     "SFT + lam * CMRTR, a scalar: the regulariser without WPCL. Raises what `vlm2rec` raises."
-    return vlm2rec(sequences, items, positives, exclude, tau, fuse, 0., 'batch', lam, tau_c, over)
+    return vlm2rec(sequences, items, positives, exclude, tau, fuse, 0., 'batch', None, lam, tau_c, over)
 
-LOSSES = {'sft': sft, 'wpcl': wpcl, 'cmrtr': sft_cmrtr, 'vlm2rec': vlm2rec, 'per-modality': per_modality}
+LOSSES = {'sft': sft, 'wpcl': wpcl, 'cmrtr': sft_cmrtr, 'vlm2rec': vlm2rec, 'per-modality': per_modality, 'weak-infonce': weak_infonce,
+          'modality-dropout': modality_dropout, 'ogm-ge': ogm_ge, 'experts': experts}
 
 def get_loss(loss,       # a name in LOSSES, or a function of (sequences, items, positives, exclude)
              **settings, # tau, fuse, alpha, ... of that loss
