@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PAD', 'TEXT_COLUMNS', 'MAX_PIXELS', 'DataError', 'DataWarning', 'known', 'gather', 'Ragged', 'open_image', 'to_rgb',
            'image_trouble', 'Catalogue', 'thumbnail', 'Interactions', 'as_ids', 'as_times', 'Dataset', 'Rows',
-           'rows_at', 'Split', 'leave_one_out', 'hold_out_users', 'check_split', 'is_member', 'read_table',
-           'compose_text', 'modality_columns', 'inside', 'read_images', 'load_folder']
+           'rows_at', 'Split', 'leave_one_out', 'hold_out_users', 'check_split', 'is_member', 'keep_modalities',
+           'drop_content', 'warm_items', 'read_table', 'compose_text', 'modality_columns', 'inside', 'read_images',
+           'load_folder']
 
 # %% ../nbs/00_data.ipynb #63001e1a
 import base64
@@ -14,7 +15,7 @@ import io
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from html import escape
 from pathlib import Path, PureWindowsPath
@@ -564,6 +565,40 @@ def is_member(
     if not len(keys): return np.zeros(asked.shape, bool)
     found = keys[np.minimum(np.searchsorted(keys, asked), len(keys) - 1)] == asked
     return found & (np.broadcast_to(items, asked.shape) >= 0)
+
+# %% ../nbs/00_data.ipynb #416ae693
+def keep_modalities(
+    split, # Split
+    modalities, # names to keep, in this order
+): # -> Split
+    "The same tasks over a catalogue of fewer modalities. Raises `DataError` for an unknown one or none."
+    names, c = [modalities] if isinstance(modalities, str) else list(modalities), split.catalogue
+    if not names: raise DataError('keep_modalities: name at least one modality')
+    for m in names: known(m, c.content, 'modality')
+    return replace(split, catalogue=replace(c, content={m: c.content[m] for m in names}, kinds={m: c.kinds[m] for m in names}), name=f'{split.name}, {" and ".join(names)} only')
+
+def drop_content(
+    split, # Split
+    modality, # whose contents go missing
+    share, # of the items, 0 to 1
+    seed=0, # which items
+): # -> Split
+    "The same tasks over a catalogue where a share of the items lacks a modality. Raises `DataError` for an unknown modality or share."
+    c = split.catalogue
+    known(modality, c.content, 'modality')
+    if not 0 <= share <= 1: raise DataError(f'share={share}: give a share from 0 to 1')
+    gone = np.zeros(len(c), bool); gone[np.random.default_rng(seed).permutation(len(c))[:round(share * len(c))]] = True
+    content = {**c.content, modality: [None if g else v for g, v in zip(gone, c.content[modality])]}
+    return replace(split, catalogue=replace(c, content=content), name=f'{split.name}, {share:.0%} of {modality} missing (seed {seed})')
+
+def warm_items(
+    split, # Split
+): # -> bool [items]
+    "Items in a training row, as target or in the history; the others are cold."
+    warm = np.zeros(len(split.catalogue), bool)
+    warm[split.train.targets] = True
+    warm[split.train.history[split.train.history != PAD]] = True
+    return warm
 
 # %% ../nbs/00_data.ipynb #90316ca1
 def read_table(

@@ -140,6 +140,7 @@ def add_lora(model,      # a loaded Qwen2.5-VL
              rank=8,     # of the adapters
              alpha=None, # scale is alpha / rank; None: 2 * rank
              seed=0,     # of their random half
+             adapters=(),# names of modalities that get adapters of their own; none: one set for all
             ):
     "The model with fresh LoRA adapters on its language model (peft). Raises ValueError for a rank below 1."
     from peft import LoraConfig, get_peft_model
@@ -147,7 +148,11 @@ def add_lora(model,      # a loaded Qwen2.5-VL
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning)          # peft asks transformers an old question
         torch.manual_seed(seed)
-        return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=LORA_TARGETS, lora_dropout=0., bias='none'))
+        first, *more = adapters or ('default',)
+        config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=LORA_TARGETS, lora_dropout=0., bias='none')
+        model = get_peft_model(model, config, adapter_name=first)
+        for name in more: model.add_adapter(name, config)
+        return model
 
 # %% ../nbs/02_embed.ipynb #3b17a04f
 def encode_text(tokenizer,
@@ -164,6 +169,7 @@ class Bank:
     features: torch.Tensor # [image tokens, hidden] output of the frozen vision tower
     items: int             # how many
     modalities: tuple      # of the catalogue
+    missing: dict          # view -> bool [items]: nothing to encode
 
     def item_plan(self, items):
         "Plan [n, 3] of item prompts."
@@ -171,10 +177,15 @@ class Bank:
         n = self.items
         return torch.stack([torch.full_like(items, n), items, torch.full_like(items, n + 1)], 1)
 
-    def sequence_plan(self, history):
-        "Plan [rows, 2 L + 1] of sequence prompts; history [rows, L] with PAD where there is none."
+    def present(self, view, items):
+        "Which of the items [...] have content in a view; PAD has none."
+        items = torch.as_tensor(items, dtype=torch.long)
+        return (items != PAD) & ~self.missing[view][items.clamp(min=0)]
+
+    def sequence_plan(self, history, view=None):
+        "Plan [rows, 2 L + 1] of sequence prompts; history [rows, L] with PAD where there is none. Items that lack the view are left out."
         history = torch.as_tensor(history, dtype=torch.long)
-        n, there = self.items, history != PAD
+        n, there = self.items, self.present(view, history) if view else history != PAD
         later = there.clone()
         later[:, 1:] &= there[:, :-1].cumsum(1) > 0
         later[:, 0] = False
@@ -194,11 +205,16 @@ class VLMEmbedder:
                  max_pixels=50176,     # pictures are scaled down to at most this many pixels (224 x 224)
                  base='',              # where the weights came from
                  max_text_tokens=64,   # an item's text is cut after so many tokens, with a counted warning
+                 adapters=(),          # modalities with adapters of their own; none: all share one set
+                 trainable=True,       # may the adapters be trained?
                 ):
         if fusion not in FUSIONS: known(fusion, FUSIONS, 'fusion')
         self.model, self.tokenizer, self.image_processor = model, tokenizer, image_processor
         self.fusion, self.prompts, self.max_pixels, self.base = fusion, prompts or Prompts(), max_pixels, str(base)
-        self.max_text_tokens = max_text_tokens
+        self.max_text_tokens, self.adapters = max_text_tokens, tuple(adapters)
+        self._own = [p for n, p in model.named_parameters() if 'lora_' in n] if self.adapters else []   # they all stay trainable, whichever is switched on
+        for p in self._own: p.requires_grad_(trainable)
+        self._trainable = trainable
         self._banks = weakref.WeakKeyDictionary()
 
     @property
@@ -214,6 +230,13 @@ class VLMEmbedder:
     def adapter_parameters(self):
         "List of (name, parameter) that training changes."
         return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+
+    def switch(self, view):
+        "Switch to the adapters of a modality, where each has its own. Raises ValueError for a modality without."
+        if not self.adapters: return
+        if view not in self.adapters: raise ValueError(f"no adapters for {view!r}: load the embedder with adapters={(*self.adapters, view)}")
+        self.model.set_adapter(view)
+        for p in self._own: p.requires_grad_(self._trainable)                            # peft freezes the others
 
     def prompts_for(self, modality):
         "The Prompts of a modality."
@@ -274,7 +297,7 @@ def make_bank(embedder,
     missing = catalogue.missing()
     for m, gone in missing.items():
         if gone.any(): warnings.warn(f"{int(gone.sum())} of {len(catalogue)} items have no {m} (first: {catalogue.ids[int(gone.argmax())]!r}); "
-                                     f"their prompts say {embedder.prompts_for(m).missing.strip()!r} instead", stacklevel=3)
+                                     "they are encoded from what they have, and the missing vector is zero", stacklevel=3)
     features, parts, at = [], {}, 0
     for m in catalogue.modalities:
         grids = {}
@@ -286,14 +309,17 @@ def make_bank(embedder,
             features.append(table)
             at += len(table)
         parts[m] = item_pieces(embedder, catalogue, m, grids)
-    if embedder.fusion == 'internal': parts = {'joint': [join_pieces(p) for p in zip(*parts.values())]}
+    gone = {m: torch.from_numpy(x) for m, x in missing.items()}
+    if embedder.fusion == 'internal':
+        gone = {'joint': torch.stack(list(gone.values())).all(0)}
+        parts = {'joint': [join_pieces(p) for p in zip(*parts.values())]}
     views = {}
     for view, items in parts.items():
         p = embedder.prompts_for(view)
         frame = [*p.item.split('{}'), *p.sequence.split('{}'), p.separator]
         views[view] = stack_pieces([*items, *(text_piece(encode_text(embedder.tokenizer, t, special=True)) for t in frame)])
     width = embedder.core.config.text_config.hidden_size
-    return Bank(views, torch.cat([*features, torch.zeros(0, width, device=embedder.device, dtype=embedder.core.dtype)]), len(catalogue), catalogue.modalities)
+    return Bank(views, torch.cat([*features, torch.zeros(0, width, device=embedder.device, dtype=embedder.core.dtype)]), len(catalogue), catalogue.modalities, gone)
 
 # %% ../nbs/02_embed.ipynb #df2c5e1c
 def forward(embedder,
@@ -302,6 +328,7 @@ def forward(embedder,
             plan,  # long [rows, K] piece numbers
            ):
     "Raw last-token vectors float32 [rows, hidden], with gradient into the adapters."
+    embedder.switch(view)
     inputs = assemble(bank.views[view], plan)
     ids, position, feature, last = (x.to(embedder.device) for x in inputs)
     lm = embedder.core.model.language_model
@@ -311,7 +338,8 @@ def forward(embedder,
     return hidden[torch.arange(len(ids), device=ids.device), last].float()
 
 def encode_plan(embedder, bank,
-                plan,          # long [rows, K]
+                plans,         # {view: long [rows, K]}
+                present,       # {view: bool [rows]}: the others become zero vectors
                 batch=128,     # rows at a time
                 progress=True, # show a bar
                 label='rows',  # what the bar calls them
@@ -320,13 +348,14 @@ def encode_plan(embedder, bank,
     from tqdm.auto import tqdm
     out = {}
     for view, pieces in bank.views.items():
+        plan = plans[view]
         sizes = ((pieces.offsets[1:] - pieces.offsets[:-1])[plan.clamp(min=0)] * (plan >= 0)).sum(1)
         order = sizes.argsort(descending=True, stable=True)
         z = torch.zeros(len(plan), embedder.core.config.text_config.hidden_size)
         with torch.inference_mode():
             for rows in tqdm(order.split(batch), desc=f'{label}: {view}', disable=not progress or len(plan) < 8 * batch, leave=False):
                 z[rows] = F.normalize(forward(embedder, bank, view, plan[rows]), dim=-1).cpu()
-        out[view] = z
+        out[view] = z * present[view][:, None]
     return out
 
 # %% ../nbs/02_embed.ipynb #4523d7fe
@@ -337,15 +366,16 @@ def bank(self, catalogue, progress=True):
 
 def item_vectors(self, bank, items):
     "Raw vectors {view: [n, hidden]} of items [n], with gradient."
-    return {v: forward(self, bank, v, bank.item_plan(items)) for v in bank.views}
+    return {v: forward(self, bank, v, bank.item_plan(items)) * bank.present(v, items)[:, None].to(self.device) for v in bank.views}
 
 def sequence_vectors(self, bank, history):
     "Raw vectors {view: [rows, hidden]} of histories [rows, L] (PAD -1 at the right), with gradient."
-    return {v: forward(self, bank, v, bank.sequence_plan(history)) for v in bank.views}
+    return {v: forward(self, bank, v, bank.sequence_plan(history, v)) * bank.present(v, history).any(1)[:, None].to(self.device) for v in bank.views}
 
 def encode_items(self, catalogue, batch=128, progress=True):
-    "Unit vectors {view: float32 [items, hidden]} of a whole catalogue."
-    return encode_plan(self, self.bank(catalogue, progress), self.bank(catalogue).item_plan(np.arange(len(catalogue))), batch, progress, 'items')
+    "Unit vectors {view: float32 [items, hidden]} of a whole catalogue; zero where an item lacks the modality."
+    bank, rows = self.bank(catalogue, progress), np.arange(len(catalogue))
+    return encode_plan(self, bank, dict.fromkeys(bank.views, bank.item_plan(rows)), {v: bank.present(v, rows) for v in bank.views}, batch, progress, 'items')
 
 def encode_sequences(self, catalogue, history, batch=128, progress=True):
     "Unit vectors {view: float32 [rows, hidden]} of histories int [rows, L], oldest first, PAD -1 at the right. Raises IndexError for an unknown item."
@@ -353,7 +383,8 @@ def encode_sequences(self, catalogue, history, batch=128, progress=True):
     if history.ndim != 2: raise ValueError(f"history has shape {history.shape}, wants [rows, L]")
     bad = np.flatnonzero(((history < PAD) | (history >= len(catalogue))).any(1))
     if len(bad): raise IndexError(f"history row {bad[0]} names an item outside 0..{len(catalogue) - 1} (PAD is {PAD})")
-    return encode_plan(self, self.bank(catalogue, progress), self.bank(catalogue).sequence_plan(history), batch, progress, 'sequences')
+    bank = self.bank(catalogue, progress)
+    return encode_plan(self, bank, {v: bank.sequence_plan(history, v) for v in bank.views}, {v: bank.present(v, history).any(1) for v in bank.views}, batch, progress, 'sequences')
 
 for _f in (bank, item_vectors, sequence_vectors, encode_items, encode_sequences): setattr(VLMEmbedder, _f.__name__, _f)
 
@@ -377,7 +408,7 @@ def _save_pretrained(self, path):
     if not adapted:
         for part in (self.tokenizer, self.image_processor): part.save_pretrained(draft)
     prompts = {m: asdict(p) for m, p in self.prompts.items()} if isinstance(self.prompts, Mapping) else asdict(self.prompts)
-    note = dict(format=1, base=self.base if adapted else '', fusion=self.fusion, max_pixels=self.max_pixels, max_text_tokens=self.max_text_tokens, prompts=prompts)
+    note = dict(format=1, base=self.base if adapted else '', fusion=self.fusion, adapters=list(self.adapters), max_pixels=self.max_pixels, max_text_tokens=self.max_text_tokens, prompts=prompts)
     (draft / NOTE).write_text(json.dumps(note, indent=1))
     if path.exists(): shutil.rmtree(path)
     os.replace(draft, path)
@@ -397,6 +428,7 @@ def _from_pretrained(cls, path,            # folder, or hub id such as 'Qwen/Qwe
                      max_text_tokens=None, # at most this many tokens of an item's text; default 64
                      dtype=None,           # None: float32 on CPU, bfloat16 on a GPU
                      device=None,          # None: a GPU where there is one
+                     adapters=None,        # names of modalities that get fresh adapters of their own; None: one set for all
                      seed=0,               # of fresh adapters
                      base=None,            # where the base of saved adapters lies now, if it moved
                      revision=None,        # of a hub repository
@@ -405,19 +437,23 @@ def _from_pretrained(cls, path,            # folder, or hub id such as 'Qwen/Qwe
     "Load an embedder. Raises FileNotFoundError, ValueError with the remedy."
     local = Path(path)
     note = json.loads((local / NOTE).read_text()) if (local / NOTE).exists() else {}
-    adapters = (local / 'adapter_config.json').exists()
-    if adapters and lora: raise ValueError(f"{path} has adapters already: leave lora= out to go on with them, or load {note.get('base')!r} for fresh ones")
-    source = (base or note.get('base')) if adapters else path
-    if adapters and os.path.isabs(str(source)) and not Path(source).exists(): raise FileNotFoundError(f"{path} holds adapters of {source}, which is not there: pass base=")
-    model, tokenizer, images = load_checkpoint(local if local.exists() and not adapters else source, dtype, device, revision)
-    if adapters:
+    own = tuple(note.get('adapters', ()))
+    saved_adapters = bool(own) or (local / 'adapter_config.json').exists()
+    if adapters and not lora: raise ValueError(f"adapters={tuple(adapters)} names whose adapters are fresh: say their rank too, lora=8")
+    if saved_adapters and lora: raise ValueError(f"{path} has adapters already: leave lora= out to go on with them, or load {note.get('base')!r} for fresh ones")
+    source = (base or note.get('base')) if saved_adapters else path
+    if saved_adapters and os.path.isabs(str(source)) and not Path(source).exists(): raise FileNotFoundError(f"{path} holds adapters of {source}, which is not there: pass base=")
+    model, tokenizer, images = load_checkpoint(local if local.exists() and not saved_adapters else source, dtype, device, revision)
+    if saved_adapters:
         from peft import PeftModel
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', FutureWarning)
-            model = PeftModel.from_pretrained(model, local, is_trainable=trainable)
-    elif lora is not None: model = add_lora(model, lora, lora_alpha, seed)
+            first, *more = own or ('default',)
+            model = PeftModel.from_pretrained(model, local / first if own else local, adapter_name=first, is_trainable=trainable)
+            for name in more: model.load_adapter(local / name, name, is_trainable=trainable)
+    elif lora is not None: model, own = add_lora(model, lora, lora_alpha, seed, adapters or ()), tuple(adapters or ())
     saved = _read_prompts(note['prompts']) if 'prompts' in note else None
     return cls(model.eval(), tokenizer, images, fusion or note.get('fusion', 'external'), prompts or saved, max_pixels or note.get('max_pixels', 50176), source,
-               max_text_tokens or note.get('max_text_tokens', 64))
+               max_text_tokens or note.get('max_text_tokens', 64), own, trainable)
 
 VLMEmbedder.save_pretrained, VLMEmbedder.from_pretrained = _save_pretrained, classmethod(_from_pretrained)

@@ -173,7 +173,9 @@ def fuse_vectors(
     if len(items) == 1: return next(iter(items.values())), next(iter(sequences.values()))
     if isinstance(fuse, Mapping):
         w = fusion_weights(fuse, items)
-        return np.concatenate(list(items.values()), 1), np.concatenate([x * x.dtype.type(w[m]) for m, x in sequences.items()], 1)
+        i, s = np.concatenate(list(items.values()), 1), np.concatenate([x * x.dtype.type(w[m]) for m, x in sequences.items()], 1)
+        there = sum(w[m] * x.any(1) for m, x in items.items())             # weight of the modalities that an item has: its score is their mean
+        return (i if (there > 1 - 1e-9).all() else i / np.where(there > 0, there, 1).astype(i.dtype)[:, None]), s
     if not isinstance(fuse, str) or fuse not in FUSIONS:
         raise ValueError(f'fuse={fuse!r} is unknown{_nearest(fuse, FUSIONS)}; choose one of {list(FUSIONS)} or a dictionary modality -> weight')
     if fuse == 'concat': return fuse_vectors(items, sequences, dict.fromkeys(items, 1))

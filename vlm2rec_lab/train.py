@@ -7,6 +7,8 @@ __all__ = ['batch_rows', 'candidates', 'modality_gradients', 'norm', 'History', 
            'load_checkpoint', 'encode_split', 'step_gradients', 'train']
 
 # %% ../nbs/03_train.ipynb #2c42cdce
+import functools
+import inspect
 import json
 import os
 import tempfile
@@ -72,6 +74,12 @@ class History:
     settings: dict      # what it was run with
 
     @property
+    def fuse(self):
+        "The fusion that was trained: for learned weights their last values."
+        learned = self.frame.filter(like='weight/').tail(1)
+        return {c.split('/')[1]: float(learned[c].iloc[0]) for c in learned} or self.settings.get('fuse', 'sum')
+
+    @property
     def modalities(self): return tuple(c.split('/')[1] for c in self.frame if c.startswith('grad/'))
 
     def ratio(self,
@@ -111,15 +119,18 @@ def save_checkpoint(path,      # file to write
                     optimiser, # torch.optim.AdamW over these parameters
                     records,   # list of dict, one per step done
                     settings,  # of the run
+                   memory=None, # dict of floats that the loss keeps from batch to batch
                    ):
     "Write a run's state, atomically."
     from safetensors.torch import save
     state = {f'parameter/{n}': p.detach() for n, p in named}
     for n, p in named:
         state |= {f'{k}/{n}': torch.as_tensor(v) for k, v in optimiser.state.get(p, {}).items()}
-    write_bytes(path, save({k: v.cpu().contiguous() for k, v in state.items()}, {'run': json.dumps(dict(records=records, settings=settings))}))
+    write_bytes(path, save({k: v.cpu().contiguous() for k, v in state.items()}, {'run': json.dumps(dict(records=records, settings=settings, memory=memory or {}))}))
 
-def load_checkpoint(path, named, optimiser, settings):
+def load_checkpoint(path, named, optimiser, settings,
+                    memory=None, # dict to put the loss's memory into
+                   ):
     "Put a saved state back and return its records. Raises ValueError where it belongs to another run."
     from safetensors import safe_open
     with safe_open(path, 'pt') as f:
@@ -131,6 +142,7 @@ def load_checkpoint(path, named, optimiser, settings):
         for n, p in named:
             with torch.no_grad(): p.copy_(f.get_tensor(f'parameter/{n}'))
             if f'step/{n}' in f.keys(): optimiser.state[p] = {k: f.get_tensor(f'{k}/{n}').to(p.device if k != 'step' else 'cpu') for k in ('step', 'exp_avg', 'exp_avg_sq')}
+    if memory is not None: memory.update(run.get('memory', {}))
     return run['records']
 
 # %% ../nbs/03_train.ipynb #43db0cac
@@ -160,6 +172,15 @@ def _prepare(embedder, split, progress):
     if not len(split.train): raise ValueError(f"{split.name}: no training rows; users need at least two purchases in the training part")
     return named, [p for _, p in named], embedder.bank(split.catalogue, progress)
 
+def _extras(objective, loss, fuse, memory, seed, step):
+    "What a loss by name is given beside the batch: the fusion, a memory and a generator that follows from seed and step."
+    takes = inspect.signature(objective).parameters
+    extras = {'memory': memory} if 'memory' in takes else {}
+    if 'generator' in takes: extras['generator'] = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    if isinstance(loss, str): extras['fuse'] = fuse
+    elif not isinstance(fuse, str): raise ValueError(f"fuse={fuse!r} is for losses by name; a loss of your own takes its fusion as functools.partial(loss, fuse=...)")
+    return extras
+
 def step_gradients(embedder, bank, split,
                    rows,       # Rows of the batch
                    objective,  # from get_loss
@@ -177,7 +198,7 @@ def train(embedder, split,   # VLMEmbedder with adapters; Split
           batch=32,          # sequences per step
           lr=1e-3,           # of AdamW
           tau=.07,           # temperature of the loss
-          fuse='sum',        # fusion in the loss and in validation
+          fuse='sum',        # fusion in the loss and in validation: 'sum', 'concat', {modality: weight}, or 'learned' weights
           seed=0,            # of the batches
           eval_every=None,   # validate every so many steps; None: at the end only; 0: never
           checkpoint=None,   # file to keep the state in
@@ -190,23 +211,29 @@ def train(embedder, split,   # VLMEmbedder with adapters; Split
     "Fine-tune the adapters in place. Raises ValueError for nothing to train, FloatingPointError for a loss that is not finite."
     from tqdm.auto import tqdm
     settings = dict(loss=loss if isinstance(loss, str) else getattr(loss, '__name__', repr(loss)), steps=steps, batch=batch, lr=lr, seed=seed, tau=tau, fuse=fuse, split=split.name, **loss_settings)
-    objective = get_loss(loss, **({'tau': tau, 'fuse': fuse} if isinstance(loss, str) else {}), **loss_settings)
+    objective = get_loss(loss, **({'tau': tau} if isinstance(loss, str) else {}), **loss_settings)
     named, parameters, bank = _prepare(embedder, split, progress)
-    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.)
-    records = load_checkpoint(checkpoint, named, optimiser, settings) if resume and checkpoint and Path(checkpoint).exists() else []
+    weights = {m: torch.nn.Parameter(torch.zeros((), device=embedder.device)) for m in bank.views} if fuse == 'learned' else {}
+    named, memory = named + [(f'fuse/{m}', w) for m, w in weights.items()], {}
+    optimiser = torch.optim.AdamW([p for _, p in named], lr=lr, weight_decay=0.)
+    records = load_checkpoint(checkpoint, named, optimiser, settings, memory) if resume and checkpoint and Path(checkpoint).exists() else []
     bar = tqdm(total=steps, initial=len(records), desc=settings['loss'], disable=not progress, mininterval=1)
     try:
         for step in range(len(records), steps):
             rows = batch_rows(step, len(split.train), batch, seed)
-            value, parts = step_gradients(embedder, bank, split, split.train.take(rows), objective, parameters)
+            optimiser.zero_grad()
+            extras = _extras(objective, loss, {m: w.exp() for m, w in weights.items()} or fuse, memory, seed, step)
+            value, parts = step_gradients(embedder, bank, split, split.train.take(rows), functools.partial(objective, **extras), parameters)
             record = dict(step=step, loss=float(value), **{f'grad/{m}': norm(g) for m, g in parts.items()})
             if not np.isfinite(list(record.values())).all(): raise FloatingPointError(f"step {step}: {record}; the batch's training rows are {rows.tolist()}. Try a lower lr or a higher tau")
             for p, *g in zip(parameters, *parts.values()): p.grad = sum(g)
             optimiser.step()
-            if eval_every and (step + 1) % eval_every == 0 or step == steps - 1 and eval_every is None: record |= _valid_scores(embedder, split, fuse)
+            now = {f'weight/{m}': float(w) for m, w in zip(weights, torch.tensor(list(weights.values())).softmax(0))}
+            record |= now
+            if eval_every and (step + 1) % eval_every == 0 or step == steps - 1 and eval_every is None: record |= _valid_scores(embedder, split, {m: now[f'weight/{m}'] for m in weights} or fuse)
             records.append(record)
             bar.set_postfix({'loss': f'{record["loss"]:.3f}'}, refresh=False); bar.update()
-            if checkpoint and ((step + 1) % save_every == 0 or step == steps - 1): save_checkpoint(checkpoint, named, optimiser, records, settings)
+            if checkpoint and ((step + 1) % save_every == 0 or step == steps - 1): save_checkpoint(checkpoint, named, optimiser, records, settings, memory)
             if callback and callback(records) == 'stop': break
     except KeyboardInterrupt: warnings.warn(f'interrupted after {len(records)} of {steps} steps; the adapters keep what they learned')
     bar.close()
