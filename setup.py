@@ -18,6 +18,6 @@ setuptools.setup(
     license='Apache-2.0', url=s['git_url'], keywords=s['keywords'], python_requires=f">={s['min_python']}",
     packages=[s['lib_path']],
     install_requires=needs('requirements'), extras_require={'lab': needs('lab_requirements'), 'dev': needs('dev_requirements')},
-    data_files=[('share/vlm2rec_lab/tiny_vlm', sorted(str(p.relative_to(here)) for p in shipped.glob('*')))],
+    data_files=[(f'share/vlm2rec_lab/tiny_vlm/{d.name}', sorted(str(p.relative_to(here)) for p in d.glob('*'))) for d in sorted(shipped.glob('*'))],
     entry_points={'console_scripts': needs('console_scripts'), 'nbdev': [f"{s['lib_path']}={s['lib_path']}._modidx:d"]},
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else '', long_description_content_type='text/markdown')

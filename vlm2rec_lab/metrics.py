@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FUSIONS', 'GAINS', 'as_matrix', 'normalise', 'check_task', 'seen_items', 'sample_negatives', 'fuse_vectors',
            'fusion_weights', 'Ranks', 'ranks', 'scores', 'metric_at_k', 'chance_level', 'bootstrap_means',
-           'bootstrap_interval', 'Estimate', 'paired_difference', 'Metrics', 'evaluate']
+           'bootstrap_interval', 'Estimate', 'paired_difference', 'Metrics', 'evaluate', 'score_terms']
 
 # %% ../nbs/01_metrics.ipynb #e55ceca8
 import math
@@ -406,3 +406,24 @@ def _protocol(candidates, n_items, masked, fuse, negatives, bootstrap, seed, n_m
     how = 'one modality, no fusion' if n_modalities == 1 else f'fusion {fuse} ({FUSIONS[fuse]})' if isinstance(fuse, str) else f'fusion by weights {dict(fuse)}'
     return (f'{len(candidates):,} users, the next item ranked among {among}{middle}; ' + ('seen items excluded' if masked else 'nothing excluded')
             + f'; {how}; ties at their expected value; 95 % intervals from {bootstrap:,} resamples of users (seed {seed}).')
+
+# %% ../nbs/01_metrics.ipynb #24ce610e
+def score_terms(
+    items, # modality -> [items, dims]
+    sequences, # modality -> [users, dims]
+    targets, # [users]
+    seen=None, # as in `evaluate`
+    k=10, # cut-off
+): # -> DataFrame: sequence, item, alone, without, worth
+    "NDCG@k of every term of the summed score alone, of the sum without it, and what leaving it out costs. Raises ValueError for unequal dims."
+    items, sequences, targets = check_task(items, sequences, targets)
+    total, _ = fuse_vectors(items, sequences, 'sum')
+    out, scale = seen_items(seen, targets, len(total)), np.maximum(np.linalg.norm(sum(items.values()), axis=1), 1e-12)[:, None]
+    terms = [(a, b) for a in sequences for b in items]
+    def score(pairs):
+        "Mean NDCG@k of the sum of some terms: one long vector per side."
+        i, s = np.concatenate([items[b] / scale for _, b in pairs], 1), np.concatenate([sequences[a] for a, _ in pairs], 1)
+        return float(metric_at_k(ranks(i.astype(total.dtype), s, targets, out, progress=False), k).mean())
+    rows = [dict(sequence=a, item=b, alone=score([(a, b)]), without=score([t for t in terms if t != (a, b)]) if len(terms) > 1 else math.nan) for a, b in terms]
+    whole = score(terms)
+    return pd.DataFrame(rows).assign(worth=lambda t: whole - t.without)

@@ -265,12 +265,14 @@ def probe_tiny(model, tokenizer, image_processor,
     return {m: probe(torch.cat(v), attributes, TOLD if m == 'text' else SEEN) for m, v in vectors.items()}
 
 # %% ../nbs/01a_tiny.ipynb #4be7b6ed
-def tiny_vlm():
-    "Folder of the shipped tiny VLM. Raises FileNotFoundError with the command that makes it."
+def tiny_vlm(reader='text-first', # one of READERS
+            ):
+    "Folder of a shipped tiny VLM. Raises FileNotFoundError with the command that makes it, ValueError for an unknown reader."
     import vlm2rec_lab
+    if reader not in READERS: raise ValueError(f"unknown reader {reader!r}: there are {', '.join(READERS)}")
     places = [Path(vlm2rec_lab.__file__).resolve().parent.parent / 'data' / 'tiny_vlm', Path(sys.prefix) / 'share' / 'vlm2rec_lab' / 'tiny_vlm']
     for p in places:
-        if (p / 'model.safetensors').exists(): return p
+        if (p / reader / 'model.safetensors').exists(): return p / reader
     raise FileNotFoundError(f"no tiny VLM in {' or '.join(map(str, places))}: make it with `python -m vlm2rec_lab.tiny {places[0]}`")
 
 def load_tiny(path, # checkpoint folder
@@ -287,7 +289,7 @@ def make_tiny_vlm(path,       # folder to write
                   probed=2000,# products that the probes read
                   **kw,       # of pretrain
                  ):
-    "Pre-train, print the probes, save. The shipped checkpoint is make_tiny_vlm('data/tiny_vlm')."
+    "Pre-train, print the probes, save. A shipped checkpoint is make_tiny_vlm('data/tiny_vlm/even', reader='even')."
     torch.set_num_threads(threads)
     model, tokenizer, image_processor, log = pretrain(seed=seed, **kw)
     print('losses of the last 100 steps', dict(zip(READERS[kw.get('reader', 'even')], log[-100:].mean(0).round(3).tolist())))
@@ -296,4 +298,5 @@ def make_tiny_vlm(path,       # folder to write
 
 # %% ../nbs/01a_tiny.ipynb #1bf89343
 #| eval: false
-if __name__ == '__main__': make_tiny_vlm(sys.argv[1] if len(sys.argv) > 1 else 'data/tiny_vlm')
+if __name__ == '__main__':
+    for reader in READERS: make_tiny_vlm(Path(sys.argv[1] if len(sys.argv) > 1 else 'data/tiny_vlm') / reader, reader=reader)
