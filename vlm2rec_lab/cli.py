@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'Parser', 'unlike', 'count', 'fusion', 'write_vectors', 'read_vectors', 'load_split', 'popularity',
-           'loss_settings', 'open_run', 'fit', 'save_result', 'item_titles', 'result_table', 'make_reports', 'train',
-           'demo', 'evaluate', 'report', 'make_parser', 'main']
+           'loss_settings', 'open_run', 'fit', 'save_result', 'item_titles', 'result_table', 'make_reports', 'study',
+           'train', 'demo', 'evaluate', 'report', 'make_parser', 'main']
 
 # %% ../nbs/12_cli.ipynb #51a4efb2
 import argparse
@@ -192,7 +192,7 @@ def fit(embedder, split,   # VLMEmbedder with adapters; Split
         if loss:
             keep = dict(checkpoint=Path(out) / f'checkpoint-{loss}.safetensors', resume=resume, save_every=10) if out else {}
             history = train(embedder, split, loss, fuse=fuse, seed=seed, progress=progress, **keep, **settings, **losses[loss])
-            if len(history.frame) < settings.get('steps', 250): raise KeyboardInterrupt
+            if len(history.frame) < settings.get('steps', 120): raise KeyboardInterrupt
             if out: embedder.save_pretrained(Path(out) / loss)
         vectors = encode_split(embedder, split, progress=progress)
         found[name] = dict(vectors=vectors, history=history, metrics=evaluate(**vectors, fuse=fuse, seed=seed))
@@ -232,6 +232,22 @@ def make_reports(found, split, fuse='sum', seed=0):
     titles = item_titles(split)
     return side_by_side({name: collapse_report(**f['vectors'], history=f['history'], fuse=fuse, seed=seed, titles=titles, name=f'{name}: {split.name}')
                          for name, f in found.items() if f['history'] is not None})
+
+# %% ../nbs/12_cli.ipynb #ee0d489d
+def study(o, # options: part, seeds, conditions, remedies, jobs, out, verify, seed, command
+         ):
+    "`vlm2rec study`: conditions x remedies x seeds; a cell that is there is not computed again."
+    from vlm2rec_lab.study import readable, run_study, study_cells, verify_cells, write_study
+    out = Path(o.out) / o.part
+    if o.verify:
+        differ = verify_cells(out, o.verify, o.seed)
+        print(f"{o.verify} cells of {out} run again: {'all digits the same' if not differ else 'different digits in ' + ', '.join(differ)}")
+        return 3 if differ else 0
+    cells = study_cells(o.part, o.seeds, o.conditions, o.remedies)
+    print(f'{len(cells)} cells in {out}, {o.jobs} at a time; {o.command}', flush=True)
+    found = run_study(out, cells, o.jobs, progress=sys.stderr.isatty())
+    for c in found: c['remedy'] += ''.join(f', {k} {v:g}' for d in ('missing', 'settings') for k, v in c[d].items())
+    print(f'\n{readable(write_study(found, out, o.command)).to_string(index=False)}\n\ntable.csv and study.html: {out}')
 
 # %% ../nbs/12_cli.ipynb #eb4192c2
 def _model(path, # folder or hub id; None: the shipped tiny VLM
@@ -276,7 +292,7 @@ def _run(o, model, split, losses, out):
 def demo(o, # options: condition, seed, steps, users, out, command
         ):
     "`vlm2rec demo`: SFT and VLM2Rec on the embedded studio."
-    o.batch, o.lr, o.tau, o.fuse, o.lora, o.resume = 32, 1e-3, .07, 'sum', 8, False
+    o.batch, o.lr, o.tau, o.fuse, o.lora, o.resume = 32, 2e-3, .07, 'sum', 8, False
     if Path(o.out).suffix not in ('.html', '.json'): raise ValueError(f'--out {o.out}: name a file that ends in .html or .json')
     split = load_split(f'studio:{o.condition}', o.users, None, o.seed)
     reports = _run(o, _model(None), split, loss_settings(['sft', 'vlm2rec']), None)
@@ -305,7 +321,8 @@ def report(o, # options: vectors, reference, fuse, k, seed, out, fail_on
         return 3
 
 # %% ../nbs/12_cli.ipynb #4523c118
-NAMES = dict(losses='sft, wpcl, cmrtr, vlm2rec, per-modality', conditions='balanced, text-easy, image-easy, redundant, complementary',
+NAMES = dict(losses='sft, wpcl, cmrtr, vlm2rec, per-modality, weak-infonce, modality-dropout, ogm-ge, experts',
+             conditions='text-easy, image-easy, balanced, redundant, complementary, wrong-picture, memorable, three',
              verdicts='collapsed, under-used, undecided, uninformative, healthy')
 
 def _training(p, add):
@@ -315,7 +332,7 @@ def _training(p, add):
     add('--losses', nargs='+', default=['sft', 'vlm2rec'], metavar='LOSS', help=f"one or more of {NAMES['losses']} (default: sft vlm2rec)")
     add('--users', type=count, metavar='N', help='learn from and test on a seeded subset of N users (default: all)')
     add('--history', type=count, metavar='N', help='purchases that the model may see (default: 10, in the studio 6)')
-    for name, kind, default, text in (('steps', count, 250, 'optimiser steps'), ('batch', count, 32, 'sequences per step'), ('lr', float, 1e-3, 'learning rate of AdamW'),
+    for name, kind, default, text in (('steps', count, 120, 'optimiser steps'), ('batch', count, 32, 'sequences per step'), ('lr', float, 2e-3, 'learning rate of AdamW'),
                                       ('tau', float, .07, 'temperature of the loss'), ('lora', count, 8, 'rank of the adapters')):
         add(f'--{name}', type=kind, default=default, metavar='X', help=f'{text} (default: %(default)s)')
     add('--fuse', type=fusion, default='sum', help='fusion of the modalities: sum or concat (default: sum)')
@@ -341,10 +358,18 @@ def make_parser():
         return p, p.add_argument
     _, add = command(demo, 'SFT and VLM2Rec from the same start on the embedded studio')
     add('--condition', default='text-easy', help=f"one of {NAMES['conditions']} (default: text-easy)")
-    add('--steps', type=count, default=250, metavar='N', help='optimiser steps of each loss (default: 250)')
+    add('--steps', type=count, default=120, metavar='N', help='optimiser steps of each loss (default: 120)')
     add('--users', type=count, metavar='N', help='learn from and report on N customers each (default: 400 and 1,000)')
     add('--out', default='report.html', help='.html or .json file to write (default: report.html)')
     _training(*command(train, 'fine-tune on a folder of your own or on the studio, and evaluate'))
+    p, add = command(study, 'conditions x remedies x seeds: the study of the docs, resumable')
+    add('--part', default='main', help='main, missing (items without contents) or settings (on development studios) (default: main)')
+    add('--seeds', type=count, default=5, metavar='N', help='how many (default: 5)')
+    add('--conditions', nargs='+', metavar='NAME', help=f"some of {NAMES['conditions']} (default: all)")
+    add('--remedies', nargs='+', metavar='NAME', help='some of the remedies, see the notebook 11_study (default: all in text-easy, the main ones elsewhere)')
+    add('--jobs', type=count, default=2, metavar='N', help='cells at a time, one thread each (default: 2)')
+    add('--out', default='runs/study', metavar='DIR', help='where the cells are kept (default: runs/study)')
+    add('--verify', type=count, metavar='N', help='run N of the stored cells again and compare every digit')
     _vectors(*command(evaluate, 'ranking metrics of the vectors in a file'), [10, 20])
     p, add = command(report, 'collapse report of the vectors in a file')
     _vectors(p, add, 10)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REMEDIES', 'VIEWS_FUSED', 'CORE', 'GRID', 'PARTS', 'Remedy', 'get_remedy', 'run_cell', 'measure_cell', 'cell_name',
-           'work', 'run_study', 'gains', 'paired_gain', 'study_table', 'study_figure', 'study_cells']
+           'work', 'run_study', 'gains', 'paired_gain', 'study_table', 'study_figure', 'study_cells', 'write_study',
+           'readable', 'verify_cells']
 
 # %% ../nbs/11_study.ipynb #73f4953b
 import json
@@ -13,6 +14,7 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -50,17 +52,17 @@ REMEDIES = {
     'sft, learned': Remedy('concat with a learned weight per modality', 'sft', 'learned'),
     'sft, internal': Remedy('one prompt with text and image', 'sft', internal=True),
     'sft, apart': Remedy('adapters of its own for every modality', 'sft', apart=True),
-    **_both('wpcl', 'gap of the batch amplifies the negatives', 'wpcl', settings={'alpha': 1.}),
-    'wpcl, user': Remedy('the same with a gap per user', 'wpcl', settings={'alpha': 1., 'gap': 'user'}),
-    'wpcl, smooth': Remedy('the same with a smoothed gap', 'wpcl', settings={'alpha': 1., 'gap': 'smooth'}),
+    **_both('wpcl', 'gap of the batch amplifies the negatives', 'wpcl'),
+    'wpcl, user': Remedy('the same with a gap per user', 'wpcl', settings={'gap': 'user'}),
+    'wpcl, smooth': Remedy('the same with a smoothed gap', 'wpcl', settings={'gap': 'smooth'}),
     **_both('cmrtr', 'modalities agree on the candidates', 'cmrtr'),
     'cmrtr, items': Remedy('modalities agree on items', 'cmrtr', settings={'over': 'item-item'}),
-    **_both('vlm2rec', 'WPCL and CMRTR', 'vlm2rec', settings={'alpha': 1.}),
+    **_both('vlm2rec', 'WPCL and CMRTR', 'vlm2rec'),
     **_both('per-modality', 'every modality its own InfoNCE beside the fused one', 'per-modality', settings={'weight': 3.}),
     **_both('weak-infonce', 'the weak modality its own InfoNCE', 'weak-infonce', settings={'weight': 3.}),
     **_both('modality-dropout', 'rows lose modalities', 'modality-dropout'),
     **_both('ogm-ge', 'the leader\'s gradient is held back', 'ogm-ge'),
-    **_both('experts', 'unimodal trainings, fused late', 'experts', apart=True),
+    'experts': Remedy('unimodal trainings, fused late', 'experts', 'concat', apart=True),
     'recommended': Remedy('adapters and InfoNCE of its own for every modality, beside the fused one on concat', 'per-modality', 'concat', {'weight': 3.}, apart=True),
 }
 
@@ -269,8 +271,8 @@ def study_figure(table, # of `study_table`
     return fig.update_layout(template='simple_white', height=160 + 40 * len(y), margin=dict(l=10, r=10, t=30, b=10), title=dict(text='Fused NDCG@10 against SFT (sum), in percent', font_size=14))
 
 # %% ../nbs/11_study.ipynb #38a463c1
-CORE = ('sft', 'cmrtr', 'vlm2rec', 'experts, concat', 'recommended')
-GRID = {'vlm2rec': [{'alpha': a, 'lam': l} for a in (.5, 1., 2.) for l in (0., .1, .3)], 'per-modality, concat': [{'weight': w} for w in (1., 3., 10.)]}
+CORE = ('sft', 'vlm2rec', 'experts', 'recommended')
+GRID = {'vlm2rec': [{'alpha': a, 'lam': l} for a in (.5, 1., 2.) for l in (0., .1, .3)], 'recommended': [{'weight': w} for w in (1., 3., 10.)]}
 PARTS = ('main', 'missing', 'settings')
 
 def study_cells(part='main', # one of PARTS
@@ -283,10 +285,51 @@ def study_cells(part='main', # one of PARTS
     conditions = [known(c, CONDITIONS, 'condition') for c in conditions or CONDITIONS]
     for r in remedies or (): get_remedy(r)
     default = next(iter(CONDITIONS))
-    if part == 'main': return [dict(condition=c, remedy=r, seed=s) for c in conditions for s in range(seeds) for r in remedies or (REMEDIES if c == default else CORE) if c != 'three' or r not in ('sft, internal',)]
+    if part == 'main': return [dict(condition=c, remedy=r, seed=s) for c in conditions for s in range(seeds) for r in remedies or (REMEDIES if c == default else (*CORE, 'cmrtr') if c in ('redundant', 'complementary') else CORE) if c != 'three' or r not in ('sft, internal',)]
     if part == 'missing':
-        return [dict(condition=default, remedy=r, seed=s, missing={m: share} if share else {}) for s in range(seeds) for r in remedies or ('sft', 'vlm2rec', 'per-modality, concat') for m in ('image', 'text') for share in (.25, .5, .75)]
+        return [dict(condition=default, remedy=r, seed=s, missing={m: share} if share else {}) for s in range(seeds) for r in remedies or ('sft', 'vlm2rec') for m in ('image', 'text') for share in (.25, .5, .75)]
     return [dict(condition=c, remedy=r, seed=100 + s, settings=g) for c in conditions for s in range(seeds) for r in remedies or GRID for g in GRID[r]]
+
+# %% ../nbs/11_study.ipynb #512738aa
+def write_study(cells, # of `run_study`
+                out,   # folder
+                command='', # that made it, for the page
+               ):
+    "Write table.csv and study.html; the table."
+    from html import escape
+    from vlm2rec_lab.diagnose import page
+    from vlm2rec_lab.widgets import figures_html
+    table = study_table(cells)
+    write_bytes(Path(out) / 'table.csv', table.round(5).to_csv(index=False).encode())
+    about = f"Means over seeds, full ranking of the products not bought before, targets of customers that nothing was trained or chosen on. Gain: fused NDCG@10 over SFT on the same customers, bootstrapped over seeds and customers. {command}"
+    figure = figures_html({'Gain over SFT': study_figure(table)}) if table.get('gain', pd.Series(dtype=float)).notna().any() and (table.remedy != 'sft').any() else ''
+    body = f"<p>{escape(about)}</p>{figure}{readable(table).to_html(escape=True, index=False, na_rep='')}"
+    write_bytes(Path(out) / 'study.html', page('vlm2rec study', body).encode())
+    return table
+
+def readable(table, # of `study_table`
+            ):
+    "The table with three digits and the gain in percent with its interval."
+    t = table.copy()
+    if 'gain' in t: t['gain over sft, %'] = [f'{100 * g:+.1f} [{100 * a:+.1f}, {100 * b:+.1f}]' if g == g else '' for g, a, b in zip(t.gain, t.low, t.high)]
+    t = t.drop(columns=['gain', 'low', 'high'], errors='ignore')
+    return t.assign(**{c: t[c].map(lambda x: f'{x:.3f}' if x == x else '') for c in t.select_dtypes('float')})
+
+def verify_cells(out,    # folder of cells
+                 n=1,    # how many
+                 seed=0, # which
+                ):
+    "Run n stored cells again in fresh processes; the names of those whose digits differ. Raises ValueError for a folder without cells."
+    files = sorted(Path(out).glob('*--*.json'))
+    if not files: raise ValueError(f'{out} holds no cells of a study')
+    picked = [files[i] for i in np.random.default_rng(seed).permutation(len(files))[:n]]
+    differ = []
+    with tempfile.TemporaryDirectory() as fresh:
+        for f in picked:
+            old = json.loads(f.read_text())
+            new, = run_study(fresh, [dict(condition=old['condition'], remedy=old['remedy'], seed=old['seed'], missing=old['missing'], settings=old['settings'], **old['training'])], 1, progress=False)
+            if {**old, 'seconds': 0} != {**new, 'seconds': 0}: differ.append(f.name)
+    return differ
 
 # %% ../nbs/11_study.ipynb #0284c5bb
 #| eval: false
