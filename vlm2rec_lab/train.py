@@ -22,7 +22,7 @@ import torch
 
 from .data import is_member
 from .losses import get_loss
-from .metrics import evaluate
+from .metrics import evaluate, fuse_vectors
 
 # %% ../nbs/03_train.ipynb #67708a06
 def batch_rows(step, # from 0
@@ -151,12 +151,15 @@ def encode_split(embedder,
                  part='test',   # 'train', 'valid' or 'test'
                  progress=True, # show bars
                  items=None,    # vectors of the items, if they are at hand already
+                 fuse=None,     # 'sum', 'concat' or {modality: weight}: one vector per item and sequence, view 'fused'; None: one per modality
                 ):
     "dict(items, sequences, targets, seen) of one part of a split: `evaluate(**encode_split(embedder, split))`."
     if part not in ('train', 'valid', 'test'): raise ValueError(f"unknown part {part!r} of the split: 'train', 'valid' or 'test'")
     rows = getattr(split, part)
     numpy = lambda zs: {m: np.asarray(z) for m, z in zs.items()}
-    return dict(items=items or numpy(embedder.encode_items(split.catalogue, progress=progress)), sequences=numpy(embedder.encode_sequences(split.catalogue, rows.history, progress=progress)),
+    items, sequences = items or numpy(embedder.encode_items(split.catalogue, progress=progress)), numpy(embedder.encode_sequences(split.catalogue, rows.history, progress=progress))
+    if fuse is not None: items, sequences = ({'fused': z} for z in fuse_vectors(items, sequences, fuse))
+    return dict(items=items, sequences=sequences,
                 targets=rows.targets, seen=(rows.seen_offsets, rows.seen_items))
 
 # %% ../nbs/03_train.ipynb #63d55a04
@@ -194,7 +197,7 @@ def step_gradients(embedder, bank, split,
 # %% ../nbs/03_train.ipynb #44ff593c
 def train(embedder, split,   # VLMEmbedder with adapters; Split
           loss='sft',        # name in LOSSES, or a function of (sequences, items, positives, exclude)
-          *, steps=120,      # optimiser steps
+          *, steps=80,       # optimiser steps
           batch=32,          # sequences per step
           lr=2e-3,           # of AdamW
           tau=.07,           # temperature of the loss
