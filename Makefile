@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE ?= 1
 export PLOTLY_RENDERER ?= plotly_mimetype
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab browser export readme notebooks tiny clean
+.PHONY: help setup demo test lab browser export readme notebooks study tiny clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,7 +36,11 @@ notebooks: setup ## run all notebooks with fresh kernels and keep their outputs
 readme: setup ## README.md from nbs/index.ipynb
 	@$(PY) tools/readme.py
 
-tiny: setup ## pre-train the tiny VLM again (about ten minutes)
+study: setup ## the study of the docs, about two hours on two cores; stopped, it goes on where it was
+	@mkdir -p data/study
+	@for part in main missing settings; do $(PY) -m vlm2rec_lab study --part $$part --jobs $$(nproc) && cp runs/study/$$part/table.csv data/study/$$part.csv || exit 1; done
+
+tiny: setup ## pre-train the three tiny VLMs again (half an hour)
 	@$(PY) -m vlm2rec_lab.tiny data/tiny_vlm
 
 clean: ## remove .venv and everything that was generated

@@ -192,7 +192,7 @@ def fit(embedder, split,   # VLMEmbedder with adapters; Split
         if loss:
             keep = dict(checkpoint=Path(out) / f'checkpoint-{loss}.safetensors', resume=resume, save_every=10) if out else {}
             history = train(embedder, split, loss, fuse=fuse, seed=seed, progress=progress, **keep, **settings, **losses[loss])
-            if len(history.frame) < settings.get('steps', 80): raise KeyboardInterrupt
+            if len(history.frame) < settings.get('steps', 120): raise KeyboardInterrupt
             if out: embedder.save_pretrained(Path(out) / loss)
         vectors = encode_split(embedder, split, progress=progress)
         found[name] = dict(vectors=vectors, history=history, metrics=evaluate(**vectors, fuse=fuse, seed=seed))
@@ -292,7 +292,7 @@ def _run(o, model, split, losses, out):
 def demo(o, # options: condition, seed, steps, users, out, command
         ):
     "`vlm2rec demo`: SFT and VLM2Rec on the embedded studio."
-    o.batch, o.lr, o.tau, o.fuse, o.lora, o.resume = 32, 2e-3, .07, 'sum', 8, False
+    o.batch, o.lr, o.tau, o.fuse, o.lora, o.resume = 32, 2e-3, .07, 'sum', 4, False
     if Path(o.out).suffix not in ('.html', '.json'): raise ValueError(f'--out {o.out}: name a file that ends in .html or .json')
     split = load_split(f'studio:{o.condition}', o.users, None, o.seed)
     reports = _run(o, _model(None), split, loss_settings(['sft', 'vlm2rec']), None)
@@ -332,7 +332,7 @@ def _training(p, add):
     add('--losses', nargs='+', default=['sft', 'vlm2rec'], metavar='LOSS', help=f"one or more of {NAMES['losses']} (default: sft vlm2rec)")
     add('--users', type=count, metavar='N', help='learn from and test on a seeded subset of N users (default: all)')
     add('--history', type=count, metavar='N', help='purchases that the model may see (default: 10, in the studio 6)')
-    for name, kind, default, text in (('steps', count, 80, 'optimiser steps'), ('batch', count, 32, 'sequences per step'), ('lr', float, 2e-3, 'learning rate of AdamW'),
+    for name, kind, default, text in (('steps', count, 120, 'optimiser steps'), ('batch', count, 32, 'sequences per step'), ('lr', float, 2e-3, 'learning rate of AdamW'),
                                       ('tau', float, .07, 'temperature of the loss'), ('lora', count, 8, 'rank of the adapters')):
         add(f'--{name}', type=kind, default=default, metavar='X', help=f'{text} (default: %(default)s)')
     add('--fuse', type=fusion, default='sum', help='fusion of the modalities: sum or concat (default: sum)')
@@ -358,7 +358,7 @@ def make_parser():
         return p, p.add_argument
     _, add = command(demo, 'SFT and VLM2Rec from the same start on the embedded studio')
     add('--condition', default='text-easy', help=f"one of {NAMES['conditions']} (default: text-easy)")
-    add('--steps', type=count, default=80, metavar='N', help='optimiser steps of each loss (default: 80)')
+    add('--steps', type=count, default=120, metavar='N', help='optimiser steps of each loss (default: 120)')
     add('--users', type=count, metavar='N', help='learn from and report on N customers each (default: 400 and 1,000)')
     add('--out', default='report.html', help='.html or .json file to write (default: report.html)')
     _training(*command(train, 'fine-tune on a folder of your own or on the studio, and evaluate'))

@@ -210,14 +210,14 @@ class Condition:
         return {'text': told + (('colour', 'pattern') if self.tells_look else ()), 'image': SEEN if self.shows_own else ()} | ({'specs': ('category', 'material')} if self.specs else {})
 
 CONDITIONS = {
-    'text-easy': Condition('the default: text is read at once, the picture has to be learned, and holds half of the taste', rho={'category': .86}, image_noise=.26),
+    'text-easy': Condition('the default: the text tells the category at once, the picture has to be learned', rho={'category': .92}, image_noise=.18),
     'image-easy': Condition('the opposite: a checkpoint that reads pictures, and texts that often stay vague', silence=.5, reader='picture-first'),
     'balanced': Condition('both modalities are easy to read and equally useful', reader='even'),
     'redundant': Condition('the text says all that the picture shows, and more', tells_look=True, reader='even'),
     'complementary': Condition('the category tells nothing; taste lives in what only one modality knows', rho={'category': .125}, reader='even'),
     'wrong-picture': Condition('each picture shows some other product: it has nothing to say', shows_own=False),
-    'memorable': Condition('few customers, and texts with article numbers that invite learning by heart', rho={'category': .86}, image_noise=.26, codes=True, train=120),
-    'three': Condition('three modalities: prose, picture and a table of specifications', rho={'category': .86}, image_noise=.26, specs=True),
+    'memorable': Condition('few customers, and texts with article numbers that invite learning by heart', rho={'category': .92}, image_noise=.18, codes=True, train=120),
+    'three': Condition('three modalities: prose, picture and a table of specifications', rho={'category': .92}, image_noise=.18, specs=True),
 }
 
 def get_condition(name, # a key of CONDITIONS, or a Condition of your own

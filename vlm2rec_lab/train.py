@@ -197,7 +197,7 @@ def step_gradients(embedder, bank, split,
 # %% ../nbs/03_train.ipynb #44ff593c
 def train(embedder, split,   # VLMEmbedder with adapters; Split
           loss='sft',        # name in LOSSES, or a function of (sequences, items, positives, exclude)
-          *, steps=80,       # optimiser steps
+          *, steps=120,      # optimiser steps
           batch=32,          # sequences per step
           lr=2e-3,           # of AdamW
           tau=.07,           # temperature of the loss
