@@ -32,7 +32,7 @@ class Prompts:
     item: str = '<|im_start|>Product:{}<|im_end|>' # `{}`: the item's content
     sequence: str = '<|im_start|>The customer bought:{}; Next product:<|im_end|>' # `{}`: the items, oldest first
     separator: str = ';'                      # between two items
-    missing: str = ' unknown'                 # stands for an item that lacks the modality
+    missing: str = ' unknown'                 # stands in a prompt of several modalities for the one that an item lacks
 
     def __post_init__(self):
         for name in ('item', 'sequence'):

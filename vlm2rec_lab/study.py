@@ -319,10 +319,16 @@ def write_study(cells, # of `run_study`
     table = study_table(cells)
     write_bytes(Path(out) / 'table.csv', table.round(5).to_csv(index=False).encode())
     about = f"Means over seeds, full ranking of the products not bought before, targets of customers that nothing was trained or chosen on. Gain: fused NDCG@10 over SFT on the same customers, bootstrapped over seeds and customers. {command}"
-    figure = figures_html({'Gain over SFT': study_figure(table)}) if table.get('gain', pd.Series(dtype=float)).notna().any() and (table.remedy != 'sft').any() else ''
-    body = f"<p>{escape(about)}</p>{figure}{readable(table).to_html(escape=True, index=False, na_rep='')}"
+    shown = table.get('gain', pd.Series(dtype=float)).notna() & (table.remedy != 'sft')
+    parts = figures_html({'Gain over SFT': study_figure(table)}) if shown.any() else {}
+    view, key = readable(table), ['condition', 'remedy', 'seeds']
+    terms = [c for c in view if c.endswith((' alone', ' worth'))]
+    parts |= {'Results': _scrolled(view.drop(columns=terms)), 'Terms of the sum: NDCG@10 alone, and what the sum loses without': _scrolled(view[key + terms])}
+    body = f'<h1>vlm2rec study</h1><p>{escape(about)}</p>' + ''.join(f'<h2>{escape(name)}</h2>{html}' for name, html in parts.items())
     write_bytes(Path(out) / 'study.html', page('vlm2rec study', body).encode())
     return table
+
+def _scrolled(table): return f'<div style="overflow-x:auto">{table.to_html(escape=True, index=False, na_rep="")}</div>'
 
 def readable(table, # of `study_table`
             ):
