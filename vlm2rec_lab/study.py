@@ -88,6 +88,7 @@ def _fusions(fuse, modalities, internal):
     if internal: return dict.fromkeys(VIEWS_FUSED, {**dict.fromkeys(modalities, 0.), 'joint': 1.})
     return {'fused': fuse, 'sum': 'sum', 'concat': 'concat'}
 
+# %% ../nbs/11_study.ipynb #e0a02a50
 def run_cell(condition='text-easy', # a key of CONDITIONS, or a Condition
              remedy='sft',   # a key of REMEDIES, or a Remedy
              seed=0,         # of the studio, the adapters and the batches
@@ -120,6 +121,7 @@ def run_cell(condition='text-easy', # a key of CONDITIONS, or a Condition
     return dict(condition=condition if isinstance(condition, str) else 'custom', remedy=remedy if isinstance(remedy, str) else r.why, seed=seed, missing=missing or {}, settings=settings or {},
                 training=dict(steps=steps, batch=batch, lr=lr, tau=tau, rank=rank), data=tasks.name, **found, seconds=round(time.perf_counter() - start, 1))
 
+# %% ../nbs/11_study.ipynb #6b887b45
 def measure_cell(vectors,    # dict(items, sequences, targets, seen)
                  modalities, # names
                  fusions,    # {view: fusion}
@@ -171,6 +173,7 @@ def _feed(out, todo, finished):
                 finished.put((cell, None if answer == 'done' else json.loads(answer) if answer else 'the worker died'))
         finally: p.stdin.close()
 
+# %% ../nbs/11_study.ipynb #447152d2
 def _asked(cell):
     "What a stored cell must have been made with."
     r = dict(steps=120, batch=32, lr=2e-3, tau=.07, rank=4)
@@ -228,6 +231,7 @@ def paired_gain(a, # cells of one remedy, one per seed
     value = np.mean([v.mean(0) for v in x], 0)
     return (float(value[0] / value[1] - 1), *(float(q) for q in np.quantile(mean[:, 0] / mean[:, 1] - 1, [.025, .975])))
 
+# %% ../nbs/11_study.ipynb #cfd01e2e
 def study_table(cells, # of `run_study`
                 base='sft', # remedy to compare with
                 draws=2000, # of the bootstrap
@@ -341,6 +345,7 @@ def readable(table, # of `study_table`
     t = t.drop(columns=[c for c in t if c in ('gain', 'low', 'high') or c.startswith('over experts') or (' kept' in c and not c.endswith('%'))])
     return t.assign(**{c: t[c].map(lambda x: f'{x:.3f}' if x == x else '') for c in t.select_dtypes('float')})
 
+# %% ../nbs/11_study.ipynb #76e53859
 def verify_cells(out,    # folder of cells
                  n=1,    # how many
                  seed=0, # which
