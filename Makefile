@@ -36,11 +36,11 @@ notebooks: setup ## run all notebooks with fresh kernels and keep their outputs
 readme: setup ## README.md from nbs/index.ipynb
 	@$(PY) tools/readme.py
 
-study: setup ## the study of the docs, about two hours on two cores; stopped, it goes on where it was
+study: setup ## the whole study, hours on two cores; stopped, it goes on where it was
 	@mkdir -p data/study
 	@for part in main missing settings; do $(PY) -m vlm2rec_lab study --part $$part --jobs $$(nproc) && cp runs/study/$$part/table.csv data/study/$$part.csv || exit 1; done
 
-tiny: setup ## pre-train the three tiny VLMs again (half an hour)
+tiny: setup ## pre-train the three tiny VLMs again (some ten minutes each)
 	@$(PY) -m vlm2rec_lab.tiny data/tiny_vlm
 
 clean: ## remove .venv and everything that was generated

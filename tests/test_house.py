@@ -102,3 +102,8 @@ def test_console_script_is_quick_to_help():
     print(f'--help in {best:.2f} s')
     heavy = subprocess.run([sys.executable, '-c', f'import sys, {PACKAGE}.cli; print([m for m in ("torch", "pandas", "transformers", "plotly") if m in sys.modules])'], cwd=ROOT, capture_output=True, text=True)
     assert heavy.stdout.strip() == '[]', heavy.stdout
+
+
+def test_readme_links_lead_somewhere():
+    links = [l for l in re.findall(r'\]\(([^)]+)\)', (ROOT / 'README.md').read_text()) if '://' not in l]
+    assert len(links) > 10 and not [l for l in links if not (ROOT / l).exists()], 'a link of the README leads nowhere'

@@ -15,7 +15,7 @@ def readme():
     nb.cells = [c for c in nb.cells if not re.search(r'^#\s*\|\s*hide\b', c.source, re.M)]
     nb.metadata.language_info = {'name': 'python'}    # fences say ```python
     body, _ = MarkdownExporter().from_notebook_node(nb)
-    body = body.replace('](images/', '](nbs/images/')
+    body = body.replace('](images/', '](nbs/images/').replace('](../', '](')
     body = re.sub(r'\]\((\d\d[\w]*\.ipynb)', r'](nbs/\1', body)
     return '<!-- made from nbs/index.ipynb by `make readme`: edit the notebook -->\n\n' + re.sub(r'\n{3,}', '\n\n', body).strip() + '\n'
 

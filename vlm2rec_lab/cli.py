@@ -234,28 +234,32 @@ def make_reports(found, split, fuse='sum', seed=0):
                          for name, f in found.items() if f['history'] is not None})
 
 # %% ../nbs/12_cli.ipynb #ee0d489d
-def study(o, # options: part, seeds, conditions, remedies, jobs, out, verify, seed, command
+def study(o, # options: part, seeds, conditions, remedies, data, jobs, out, table, verify, seed, command
          ):
     "`vlm2rec study`: conditions x remedies x seeds; a cell that is there is not computed again."
-    from vlm2rec_lab.study import readable, run_study, study_cells, verify_cells, write_study
-    out = Path(o.out) / o.part
+    from vlm2rec_lab.study import readable, run_study, stored_cells, study_cells, verify_cells, write_study
+    out = Path(o.out) / (o.part if o.data is None else Path(o.data).resolve().name)
     if o.verify:
-        differ = verify_cells(out, o.verify, o.seed)
+        differ = verify_cells(out, o.verify, o.seed, o.data)
         print(f"{o.verify} cells of {out} run again: {'all digits the same' if not differ else 'different digits in ' + ', '.join(differ)}")
         return 3 if differ else 0
-    cells = study_cells(o.part, o.seeds, o.conditions, o.remedies)
-    print(f'{len(cells)} cells in {out}, {o.jobs} at a time; {o.command}', flush=True)
-    found = run_study(out, cells, o.jobs, progress=sys.stderr.isatty())
-    for c in found: c['remedy'] += ''.join(f', {k} {v:g}' for d in ('missing', 'settings') for k, v in c[d].items())
+    if o.table: found = stored_cells(out)
+    else:
+        cells = study_cells(o.part, o.seeds, o.conditions, o.remedies, o.data)
+        print(f'{len(cells)} cells in {out}, {o.jobs} at a time; {o.command}', flush=True)
+        found = run_study(out, cells, o.jobs, progress=sys.stderr.isatty())
     print(f'\n{readable(write_study(found, out, o.command)).to_string(index=False)}\n\ntable.csv and study.html: {out}')
 
 # %% ../nbs/12_cli.ipynb #eb4192c2
 def _model(path, # folder or hub id; None: the shipped tiny VLM
+           data, # folder, or 'studio:<condition>', which names its checkpoint
           ):
     "Where the model is; a path that looks like a folder must be one."
+    kind, _, condition = str(data).partition(':')
     if path is None:
+        from vlm2rec_lab.studio import get_condition
         from vlm2rec_lab.tiny import tiny_vlm
-        return tiny_vlm()
+        return tiny_vlm(get_condition(condition).reader if kind == 'studio' else 'text-first')
     if Path(path).is_dir(): return Path(path).resolve()
     if path.startswith(('.', '/', '~')) or path.count('/') != 1: raise FileNotFoundError(f'there is no model folder {path}')
     return path
@@ -264,7 +268,7 @@ def train(o, # options: data, model, losses, users, history, steps, batch, lr, t
          ):
     "`vlm2rec train`: fine-tune with each loss, evaluate by full ranking, write adapters, vectors and a report."
     losses = loss_settings(o.losses, alpha=o.alpha, lam=o.lam)
-    model, kind = _model(o.model), str(o.data).partition(':')[0]
+    model, kind = _model(o.model, o.data), str(o.data).partition(':')[0]
     out = Path(o.out or Path('runs') / (str(o.data).replace(':', '-') if kind == 'studio' else Path(o.data).resolve().name))
     note = dict(data=str(o.data), model=str(o.model or 'tiny_vlm'), lora=o.lora, users=o.users, history=o.history, seed=o.seed, fuse=o.fuse)
     split = load_split(o.data, o.users, o.history, o.seed)
@@ -295,7 +299,7 @@ def demo(o, # options: condition, seed, steps, users, out, command
     o.batch, o.lr, o.tau, o.fuse, o.lora, o.resume = 32, 2e-3, .07, 'sum', 4, False
     if Path(o.out).suffix not in ('.html', '.json'): raise ValueError(f'--out {o.out}: name a file that ends in .html or .json')
     split = load_split(f'studio:{o.condition}', o.users, None, o.seed)
-    reports = _run(o, _model(None), split, loss_settings(['sft', 'vlm2rec']), None)
+    reports = _run(o, _model(None, f'studio:{o.condition}'), split, loss_settings(['sft', 'vlm2rec']), None)
     print(f'\nreport: {reports.save(o.out, title=f"SFT and VLM2Rec on {split.name}")}')
 
 # %% ../nbs/12_cli.ipynb #e3d7805c
@@ -322,7 +326,7 @@ def report(o, # options: vectors, reference, fuse, k, seed, out, fail_on
 
 # %% ../nbs/12_cli.ipynb #4523c118
 NAMES = dict(losses='sft, wpcl, cmrtr, vlm2rec, per-modality, weak-infonce, modality-dropout, ogm-ge, experts',
-             conditions='text-easy, image-easy, balanced, redundant, complementary, wrong-picture, memorable, three',
+             conditions='text-easy, even-reader, image-easy, balanced, redundant, complementary, wrong-picture, memorable, three',
              verdicts='collapsed, under-used, undecided, uninformative, healthy')
 
 def _training(p, add):
@@ -363,12 +367,14 @@ def make_parser():
     add('--out', default='report.html', help='.html or .json file to write (default: report.html)')
     _training(*command(train, 'fine-tune on a folder of your own or on the studio, and evaluate'))
     p, add = command(study, 'conditions x remedies x seeds: the study of the docs, resumable')
-    add('--part', default='main', help='main, missing (items without contents) or settings (on development studios) (default: main)')
-    add('--seeds', type=count, default=5, metavar='N', help='how many (default: 5)')
+    add('--part', default='main', help='main, missing (items without contents), settings or training (both on development studios) (default: main)')
+    add('--seeds', type=count, metavar='N', help='how many (default: 5; missing 3, training 2, settings 1)')
     add('--conditions', nargs='+', metavar='NAME', help=f"some of {NAMES['conditions']} (default: all)")
+    add('--data', metavar='FOLDER', help='folder with items.csv and interactions.csv, in place of the studio')
     add('--remedies', nargs='+', metavar='NAME', help='some of the remedies, see the notebook 11_study (default: all in text-easy, the main ones elsewhere)')
     add('--jobs', type=count, default=2, metavar='N', help='cells at a time, one thread each (default: 2)')
     add('--out', default='runs/study', metavar='DIR', help='where the cells are kept (default: runs/study)')
+    add('--table', action='store_true', help='run nothing: write the table and the page from the cells that are there')
     add('--verify', type=count, metavar='N', help='run N of the stored cells again and compare every digit')
     _vectors(*command(evaluate, 'ranking metrics of the vectors in a file'), [10, 20])
     p, add = command(report, 'collapse report of the vectors in a file')

@@ -217,14 +217,17 @@ def vlm2rec(sequences, # {modality: [B, d]} raw vectors
     loss = wpcl(sequences, items, positives, exclude, tau, fuse, alpha, gap, memory)
     return loss + lam * cmrtr(sequences, items, positives, exclude, tau_c, over) if lam else loss
 
-def own_losses(sequences, items, positives, exclude, tau):
-    "{modality: its mean InfoNCE}, over the rows and candidates that have the modality."
+def _own_rows(sequences, items, positives, exclude, tau):
+    "{modality: (its InfoNCE per row [B], bool [B] rows that have it)}; candidates without the modality are masked."
     out = {}
     for m, s in modality_logits(sequences, items, tau).items():
-        known, gone = has(sequences[m]) & has(items[m])[positives], ~has(items[m])[None].expand_as(s) & ~F.one_hot(positives, s.shape[1]).bool()
-        own = info_nce(s, positives, gone if exclude is None else gone | exclude)
-        out[m] = torch.where(known, own, 0.).sum() / known.sum().clamp(min=1)
+        gone = ~has(items[m])[None].expand_as(s) & ~F.one_hot(positives, s.shape[1]).bool()
+        out[m] = info_nce(s, positives, gone if exclude is None else gone | exclude), has(sequences[m]) & has(items[m])[positives]
     return out
+
+def own_losses(sequences, items, positives, exclude, tau):
+    "{modality: its mean InfoNCE}, over the rows and candidates that have the modality."
+    return {m: torch.where(known, own, 0.).sum() / known.sum().clamp(min=1) for m, (own, known) in _own_rows(sequences, items, positives, exclude, tau).items()}
 
 def per_modality(sequences, # {modality: [B, d]} raw vectors
                  items,     # {modality: [J, d]} raw vectors
@@ -243,7 +246,8 @@ def per_modality(sequences, # {modality: [B, d]} raw vectors
 # %% ../nbs/02a_losses.ipynb #98c89558
 def _confidence(sequences, items, positives, exclude, tau):
     "{modality: mean probability of the positive}, without gradient."
-    return {m: info_nce(s.detach(), positives, exclude).neg().exp().mean() for m, s in modality_logits(sequences, items, tau).items()}
+    with torch.no_grad(): rows = _own_rows(sequences, items, positives, exclude, tau)
+    return {m: own.neg().exp().mean() if known.all() else own[known].neg().exp().sum() / known.sum().clamp(min=1) for m, (own, known) in rows.items()}
 
 def weak_infonce(sequences, # {modality: [B, d]} raw vectors
                  items,     # {modality: [J, d]} raw vectors

@@ -211,6 +211,7 @@ class Condition:
 
 CONDITIONS = {
     'text-easy': Condition('the default: the text tells the category at once, the picture has to be learned', rho={'category': .92}, image_noise=.18),
+    'even-reader': Condition("the default's shop, read by a checkpoint that reads both", rho={'category': .92}, image_noise=.18, reader='even'),
     'image-easy': Condition('the opposite: a checkpoint that reads pictures, and texts that often stay vague', silence=.5, reader='picture-first'),
     'balanced': Condition('both modalities are easy to read and equally useful', reader='even'),
     'redundant': Condition('the text says all that the picture shows, and more', tells_look=True, reader='even'),

@@ -119,7 +119,7 @@ def save_checkpoint(path,      # file to write
                     optimiser, # torch.optim.AdamW over these parameters
                     records,   # list of dict, one per step done
                     settings,  # of the run
-                   memory=None, # dict of floats that the loss keeps from batch to batch
+                    memory=None,# dict of floats that the loss keeps from batch to batch
                    ):
     "Write a run's state, atomically."
     from safetensors.torch import save
