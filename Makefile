@@ -38,7 +38,7 @@ readme: setup ## README.md from nbs/index.ipynb
 
 study: setup ## the whole study, hours on two cores; stopped, it goes on where it was
 	@mkdir -p data/study
-	@for part in main missing settings; do $(PY) -m vlm2rec_lab study --part $$part --jobs $$(nproc) && cp runs/study/$$part/table.csv data/study/$$part.csv || exit 1; done
+	@for part in main missing settings training; do $(PY) -m vlm2rec_lab study --part $$part --jobs $$(nproc) && cp runs/study/$$part/table.csv data/study/$$part.csv || exit 1; done
 
 tiny: setup ## pre-train the three tiny VLMs again (some ten minutes each)
 	@$(PY) -m vlm2rec_lab.tiny data/tiny_vlm

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAMES', 'Parser', 'unlike', 'count', 'fusion', 'write_vectors', 'read_vectors', 'load_split', 'popularity',
            'loss_settings', 'open_run', 'fit', 'save_result', 'item_titles', 'result_table', 'make_reports', 'study',
-           'train', 'demo', 'evaluate', 'report', 'make_parser', 'main']
+           'train', 'demo', 'given_vectors', 'evaluate', 'report', 'make_parser', 'main']
 
 # %% ../nbs/12_cli.ipynb #51a4efb2
 import argparse
@@ -303,22 +303,36 @@ def demo(o, # options: condition, seed, steps, users, out, command
     print(f'\nreport: {reports.save(o.out, title=f"SFT and VLM2Rec on {split.name}")}')
 
 # %% ../nbs/12_cli.ipynb #e3d7805c
-def evaluate(o, # options: vectors, fuse, k, seed
+def given_vectors(whole,    # .npz file of both sides, or None
+                  items,    # .parquet, .npz or .safetensors file, or None
+                  sequences,# the same
+                  names=('VECTORS.npz', '--items', '--sequences'), # of the options, for errors
+                  **kw):    # of `read_task`
+    "(dict(items, sequences, targets, seen), titles) from one file or from two. Raises ValueError for neither and for both."
+    from vlm2rec_lab.vectors import read_task
+    if bool(whole) == bool(items or sequences): raise ValueError(f"give either {names[0]}, or {names[1]} with {names[2]}")
+    if whole: return read_vectors(whole)
+    if not (items and sequences): raise ValueError(f"{names[1] if items else names[2]} alone is half of the vectors: give {names[2] if items else names[1]} too")
+    return read_task(items, sequences, **kw)
+
+def evaluate(o, # options: vectors, items, sequences, fuse, k, seed
             ):
     "`vlm2rec evaluate`: ranking metrics of the vectors in a file."
     from vlm2rec_lab.metrics import evaluate
-    print(evaluate(**read_vectors(o.vectors)[0], fuse=o.fuse, k=tuple(o.k), seed=o.seed), o.command, sep='\n')
+    print(evaluate(**given_vectors(o.vectors, o.items, o.sequences)[0], fuse=o.fuse, k=tuple(o.k), seed=o.seed), o.command, sep='\n')
 
-def report(o, # options: vectors, reference, fuse, k, seed, out, fail_on
+def report(o, # options: vectors, items, sequences, reference, reference_items, reference_sequences, fuse, k, seed, out, fail_on
           ):
     "`vlm2rec report`: the collapse report of the vectors in a file; 3 where the verdict is `fail_on` or worse."
     from vlm2rec_lab.data import known
     from vlm2rec_lab.diagnose import VERDICTS, collapse_report
     if o.fail_on: known(o.fail_on, VERDICTS, 'verdict')
     if Path(o.out).suffix not in ('.html', '.json', '.md'): raise ValueError(f'--out {o.out}: name a file that ends in .html, .json or .md')
-    vectors, titles = read_vectors(o.vectors)
-    reference = {k: read_vectors(o.reference)[0][k] for k in ('items', 'sequences')} if o.reference else None
-    found = collapse_report(**vectors, reference=reference, fuse=o.fuse, k=o.k, seed=o.seed, titles=None if titles is None else titles.tolist(), name=Path(o.vectors).name)
+    vectors, titles = given_vectors(o.vectors, o.items, o.sequences)
+    before = (o.reference, o.reference_items, o.reference_sequences)
+    reference = given_vectors(*before, names=('--reference', '--reference-items', '--reference-sequences'), targets=vectors['targets'])[0] if any(before) else None
+    if reference: reference = {k: reference[k] for k in ('items', 'sequences')}
+    found = collapse_report(**vectors, reference=reference, fuse=o.fuse, k=o.k, seed=o.seed, titles=None if titles is None else list(map(str, titles)), name=Path(o.vectors or o.sequences).name)
     print(f'{found}\nreport: {found.save(o.out)}\n{o.command}')
     if o.fail_on and VERDICTS[found.verdict] >= VERDICTS[o.fail_on]:
         print(f'verdict {found.verdict}: fails on {o.fail_on} or worse', file=sys.stderr)
@@ -346,7 +360,9 @@ def _training(p, add):
 
 def _vectors(p, add, k):
     "Options that `evaluate` and `report` share."
-    add('vectors', metavar='VECTORS.npz', help='arrays items/<modality>, sequences/<modality>, targets, and perhaps seen_offsets with seen_items, titles')
+    add('vectors', nargs='?', metavar='VECTORS.npz', help='arrays items/<modality>, sequences/<modality>, targets, and perhaps seen_offsets with seen_items, titles')
+    add('--items', metavar='FILE', help='in its place: .parquet, .npz or .safetensors with a column of vectors per modality, and item_id and title')
+    add('--sequences', metavar='FILE', help='the same for the users, with the item_id of the next item in the column target, and perhaps seen')
     add('--fuse', type=fusion, default='sum', help='sum, concat, or weights such as text=0.7,image=0.3 (default: sum)')
     add('--k', type=count, default=k, metavar='K', help='cut-off of the metrics (default: %(default)s)', **({'nargs': '+'} if isinstance(k, list) else {}))
 
@@ -380,6 +396,7 @@ def make_parser():
     p, add = command(report, 'collapse report of the vectors in a file')
     _vectors(p, add, 10)
     add('--reference', metavar='BEFORE.npz', help='vectors of the same items and users before fine-tuning')
+    for side in ('items', 'sequences'): add(f'--reference-{side}', metavar='FILE', help=f'the same as a file of the {side}')
     add('--out', default='report.html', help='.html, .json or .md file to write (default: report.html)')
     add('--fail-on', metavar='VERDICT', help=f"exit with status 3 for this overall verdict or a worse one: {NAMES['verdicts']}")
     return top

@@ -9,7 +9,7 @@ __all__ = ['RULES', 'VERDICTS', 'REASONS', 'EVIDENCE', 'SCHEMA', 'SIGNS', 'STYLE
            'modality_evidence', 'shared_evidence', 'write_atomic', 'Report', 'figure', 'report_text', 'report_markdown',
            'bar_chart', 'fragment', 'page', 'pill', 'cards_html', 'charts_html', 'table_html', 'examples_html',
            'report_html', 'read_inputs', 'read_reference', 'gradient_shares', 'decide', 'about_fusion',
-           'collapse_report', 'as_data', 'SideBySide', 'side_by_side', 'pair_html']
+           'collapse_report', 'as_data', 'SideBySide', 'side_by_side', 'compare', 'pair_html']
 
 # %% ../nbs/04_diagnose.ipynb #12e9f4a2
 import json
@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from .vectors import read_side, read_task
 from .metrics import (Estimate, bootstrap_means, chance_level, check_task, fuse_vectors, fusion_weights, metric_at_k,
                                  paired_difference, ranks, seen_items)
 
@@ -53,13 +54,14 @@ class Task:
     sequences: dict # modality -> [users, dims], normalised
     targets: np.ndarray # [users] index of the next item
     seen: tuple # ragged (offsets, items) to leave out
-    fuse: object = 'sum' # 'sum' | 'concat' | {modality: weight}
+    fuse: object = 'sum' # 'sum' | 'concat' | {modality: weight} | function
     k: int = 10 # cut-off
 
     @classmethod
     def of(cls, items, sequences, targets, seen=None, fuse='sum', k=10): # -> Task; raises as `metrics.check_task` does
         items, sequences, targets = check_task(items, sequences, targets)
-        return cls(items, sequences, targets, seen_items(seen, targets, len(next(iter(items.values())))), fuse, k)
+        if not callable(fuse): fuse_vectors(*({m: x[:1] for m, x in side.items()} for side in (items, sequences)), fuse)   # what cannot be fused fails here, before the work
+        return cls(items, sequences, targets, seen_items(seen, targets, len(next(iter(items.values())))), 'sum' if fuse == 'mean' else fuse, k)
 
     @property
     def n_items(self): return len(next(iter(self.items.values())))
@@ -73,6 +75,8 @@ class Task:
                        seen=(np.concatenate([[0], np.cumsum(counts)]), self.seen[1][at]))
 
 # %% ../nbs/04_diagnose.ipynb #c937f1b1
+def _flat(x): return np.broadcast_to(x.mean(0), x.shape) # [rows, dims] -> the mean in every row
+
 def fused_gain(
     task, # Task
     items=None, # modality -> [items, dims] to use instead; its keys are the modalities that take part
@@ -88,6 +92,9 @@ def fused_gain(
         fuse = {m: fuse[m] for m in names if fuse[m] > 0}
         names = list(fuse)
     if not names: return chance_level(task.n_items - np.diff(task.seen[0]), task.k, metric)
+    if callable(fuse):
+        items, sequences = ({m: x if m in names else _flat(x) for m, x in side.items()} for side in (items, sequences))
+        names = list(items)
     i, s = fuse_vectors({m: items[m] for m in names}, {m: sequences[m] for m in names}, fuse)
     return metric_at_k(ranks(i, s, task.targets, task.seen, progress=False), task.k, metric)
 
@@ -98,7 +105,7 @@ def knockout_mean(
 ): # -> [users] fused NDCG@k
     "Fused gain with every vector of `modality`, of items and users, replaced by the mean of its side."
     if not len(task.targets): return np.zeros(0)
-    swap = lambda side: {**side, modality: np.broadcast_to(side[modality].mean(0), side[modality].shape)}
+    swap = lambda side: {**side, modality: _flat(side[modality])}
     return fused_gain(task, swap(task.items), swap(task.sequences))
 
 def knockout_permuted(
@@ -161,6 +168,7 @@ def score_variance(
     task, # Task
 ): # -> {(user modality, item modality): [users], 'length': [users], 'total': [users]} covariances with the fused score over items
     "Exact decomposition of each user's variance of the fused score over the catalogue; the terms add up to 'total'."
+    if callable(task.fuse): return _own_variance(task)
     names, summed = list(task.items), task.fuse == 'sum' and len(task.items) > 1
     items, users = ({m: np.asarray(x, float) for m, x in side.items()} for side in (task.items, task.sequences))
     if summed:
@@ -181,6 +189,15 @@ def score_variance(
     out['length'] = (u @ sum(mean.values())) * (u @ (fc.T @ inverse)[:, 0]) if summed else np.zeros(len(u))
     out['total'] = np.einsum('ud,ud->u', u @ (fc.T @ (f - f.mean(0))), u)
     return out
+
+def _own_variance(task):
+    "The same for a fusion of one's own: a modality's part is what the score loses when its items are replaced by their mean; 'length' holds the rest."
+    f, u = (np.asarray(x, float) for x in fuse_vectors(task.items, task.sequences, task.fuse))
+    fc = (f - f.mean(0)) / task.n_items
+    moved = lambda x: np.einsum('ud,ud->u', u @ (fc.T @ (x - x.mean(0))), u)
+    total = moved(f)
+    out = {(m, m): total - moved(np.asarray(fuse_vectors({**task.items, m: _flat(task.items[m])}, task.sequences, task.fuse)[0], float)) for m in task.items}
+    return out | {'length': total - sum(out.values()), 'total': total}
 
 # %% ../nbs/04_diagnose.ipynb #3996782d
 def effective_rank(
@@ -640,7 +657,11 @@ def read_inputs(
         items, sequences = embedder.encode_items(catalogue), embedder.encode_sequences(catalogue, rows.history)
         targets, seen = rows.targets, (rows.seen_offsets, rows.seen_items) if seen is None else seen
         if titles is None and hasattr(catalogue, 'title'): titles = [catalogue.title(i) for i in range(len(catalogue))]
-    elif len(given) < 3: raise ValueError(f'collapse_report: arrays need items, sequences and targets; only {given or "nothing"} came')
+    elif items is None or sequences is None: raise ValueError(f'collapse_report: arrays need items, sequences and targets; only {given or "nothing"} came')
+    else:
+        if targets is None and isinstance(sequences, Mapping): raise ValueError(f'collapse_report: arrays need items, sequences and targets; only {given} came')
+        found, titles = read_task(items, sequences, targets, seen, titles)
+        items, sequences, targets, seen = (found[n] for n in ('items', 'sequences', 'targets', 'seen'))
     if titles is not None and len(titles) != len(next(iter(items.values()))):
         raise ValueError(f'titles has {len(titles)} entries but there are {len(next(iter(items.values())))} items')
     return items, sequences, targets, seen, titles
@@ -652,7 +673,7 @@ def read_reference(
     "Ceiling tasks of the modalities that the reference has. Raises ValueError for unknown keys, modalities or other numbers of items and users."
     if reference is None: return {}
     if not isinstance(reference, Mapping) or set(reference) != {'items', 'sequences'}: raise ValueError(f"reference must be a dictionary with 'items' and 'sequences', not {list(reference) if isinstance(reference, Mapping) else type(reference).__name__}")
-    sides = {k: dict(reference[k]) for k in reference}
+    sides = {k: read_side(reference[k], k)[0] for k in reference}
     for m in {**sides['items'], **sides['sequences']}:
         if m not in task.items: raise ValueError(f'reference has modality {m!r}, which is not among {list(task.items)}')
     for k, want in (('items', task.n_items), ('sequences', len(task.targets))):
@@ -714,13 +735,13 @@ def collapse_report(
     embedder=None, # anything with encode_items(catalogue) and encode_sequences(catalogue, history), or None with arrays
     split=None, # with `.catalogue` and `.test` rows (history, targets, seen_offsets, seen_items)
     *,
-    items=None, # modality -> [items, dims], numpy or torch, any float type, need not be normalised
-    sequences=None, # modality -> [users, dims], same keys
-    targets=None, # [users] index of the item that came next
+    items=None, # modality -> [items, dims], numpy or torch, any float type, need not be normalised; or a file or table as in `read_side`
+    sequences=None, # modality -> [users, dims], same keys; or a file or table
+    targets=None, # [users] index of the item that came next; None: the column `target` of the table
     seen=None, # items to leave out: list of index arrays | [users, L] padded with -1 | (offsets, items)
-    reference=None, # {'items': ..., 'sequences': ...} of the same items and users before fine-tuning, or of single-modality models
+    reference=None, # {'items': ..., 'sequences': ...}, arrays, files or tables, of the same items and users before fine-tuning, or of single-modality models
     history=None, # object with `.frame` holding columns grad/<modality>
-    fuse='sum', # 'sum' | 'concat' | {modality: weight}
+    fuse='sum', # 'sum' | 'mean' | 'concat' | {modality: weight} | function {modality: [rows, dims]} -> [rows, D]
     k=10, # cut-off of NDCG and hit rate
     permutations=20, # of each modality across items
     bootstrap=1000, # draws of the intervals
@@ -755,7 +776,7 @@ def as_data(
     verdict, users = worst(x['verdict'] for x in ms.values()), len(task.targets)
     order = list(np.sort(np.random.default_rng(seed).choice(users, min(users, 5), replace=False))) if titles is not None else []
     examples = [dict(user=int(u), title=str(titles[task.targets[u]]), places={v: float(r.expected[u]) + 1 for v, r in raw['ranks'].items()}) for u in order]
-    how = task.fuse if isinstance(task.fuse, str) else dict(task.fuse)
+    how = task.fuse if isinstance(task.fuse, str) else getattr(task.fuse, '__name__', 'function') if callable(task.fuse) else dict(task.fuse)
     protocol = (f'{users:,} users, {task.n_items:,} items, full ranking, ' + ('seen items excluded' if masked else 'nothing excluded') + f', fusion {how}, NDCG and hit rate at {task.k}, ties at their expected value; '
                 f'95 % intervals from {bootstrap:,} resamples of users, {permutations} permutations, seed {seed}; ' +
                 (f'ceiling: reference for {", ".join(ceilings)}' if ceilings else 'no ceiling given, modalities compared with the best') + '.')
@@ -808,6 +829,14 @@ def side_by_side(
     for n, r in reports.items():
         if not isinstance(r, Report): raise TypeError(f'side_by_side: {n!r} is {type(r).__name__}, not a Report; pass what collapse_report returns')
     return SideBySide(dict(reports))
+
+# %% ../nbs/04_diagnose.ipynb #3622899e
+def compare(a, # Report, for example before
+            b, # Report, for example after
+           ):  # -> SideBySide
+    "Two reports side by side, the differences paired where they speak of the same users. Raises TypeError for what is no Report."
+    names = [getattr(r, 'name', '') or label for r, label in ((a, 'a'), (b, 'b'))]
+    return side_by_side(dict(zip(names if names[0] != names[1] else [f'{n} ({c})' for n, c in zip(names, 'ab')], (a, b))))
 
 # %% ../nbs/04_diagnose.ipynb #70526c04
 def pair_html(

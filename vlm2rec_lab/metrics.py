@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FUSIONS', 'GAINS', 'as_matrix', 'normalise', 'check_task', 'seen_items', 'sample_negatives', 'fuse_vectors',
            'fusion_weights', 'Ranks', 'ranks', 'scores', 'metric_at_k', 'chance_level', 'bootstrap_means',
-           'bootstrap_interval', 'Estimate', 'paired_difference', 'Metrics', 'evaluate', 'score_terms']
+           'bootstrap_interval', 'Estimate', 'paired_difference', 'Metrics', 'evaluate', 'fusion_name', 'score_terms']
 
 # %% ../nbs/01_metrics.ipynb #e55ceca8
 import math
@@ -162,14 +162,15 @@ def sample_negatives(
     return np.where(picks >= 0, picks + shift, -1)
 
 # %% ../nbs/01_metrics.ipynb #68eed6e0
-FUSIONS = {'sum': 'cosine of the sums of normalised vectors', 'concat': 'mean of the cosines'}
+FUSIONS = {'sum': 'cosine of the sums of normalised vectors', 'mean': 'the same: a mean has the direction of the sum', 'concat': 'mean of the cosines'}
 
 def fuse_vectors(
     items, # modality -> [items, dims], normalised
     sequences, # modality -> [users, dims], normalised
-    fuse='sum', # 'sum' | 'concat' | {modality: weight >= 0}
+    fuse='sum', # 'sum' | 'mean' | 'concat' | {modality: weight >= 0} | a function {modality: [rows, dims]} -> [rows, D]
 ): # -> [items, D], [users, D]: their inner products are the fused scores
     "One vector per item and user whose inner product is the fused score. Raises ValueError for an unknown fusion, modality or unequal dims."
+    if callable(fuse): return _own_fusion(fuse, items, 'items'), _own_fusion(fuse, sequences, 'sequences')
     if len(items) == 1: return next(iter(items.values())), next(iter(sequences.values()))
     if isinstance(fuse, Mapping):
         w = fusion_weights(fuse, items)
@@ -177,13 +178,20 @@ def fuse_vectors(
         there = sum(w[m] * x.any(1) for m, x in items.items())             # weight of the modalities that an item has: its score is their mean
         return (i if (there > 1 - 1e-9).all() else i / np.where(there > 0, there, 1).astype(i.dtype)[:, None]), s
     if not isinstance(fuse, str) or fuse not in FUSIONS:
-        raise ValueError(f'fuse={fuse!r} is unknown{_nearest(fuse, FUSIONS)}; choose one of {list(FUSIONS)} or a dictionary modality -> weight')
+        raise ValueError(f'fuse={fuse!r} is unknown{_nearest(fuse, FUSIONS)}; choose one of {list(FUSIONS)}, a dictionary modality -> weight or a function')
     if fuse == 'concat': return fuse_vectors(items, sequences, dict.fromkeys(items, 1))
     dims = {m: x.shape[1] for m, x in items.items()}
     if len(set(dims.values())) > 1: raise ValueError(f"fuse='sum' adds vectors and so needs equal dims, not {dims}; use fuse='concat'")
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')                                     # zero vectors were counted where they came in
         return normalise(sum(items.values())), normalise(sum(sequences.values()))
+
+def _own_fusion(fuse, side, name):
+    "What a user's function makes of one side, checked."
+    x = as_matrix(fuse(dict(side)), f'fuse(...) of the {name}')
+    rows = len(next(iter(side.values())))
+    if len(x) != rows: raise ValueError(f'fuse(...) made {len(x):,} rows of {rows:,} {name}: it must give one vector for each')
+    return x
 
 def fusion_weights(
     weights, # {modality: weight >= 0}
@@ -376,7 +384,7 @@ def evaluate(
     sequences, # modality -> [users, dims], same keys
     targets, # [users] index of the item that came next
     seen=None, # items to leave out: list of index arrays | [users, L] padded with -1 | (offsets, items)
-    fuse='sum', # 'sum' | 'concat' | {modality: weight}
+    fuse='sum', # as in `fuse_vectors`
     k=(10, 20), # a cut-off or several
     negatives=None, # None ranks the whole catalogue; 100 ranks against that many sampled unseen items
     bootstrap=1000, # draws of the intervals
@@ -399,11 +407,16 @@ def evaluate(
     said = _protocol(found['fused'].candidates, n_items, seen is not None, fuse, negatives, bootstrap, seed, len(items))
     return Metrics(per_user, found, chance, said, bootstrap, seed)
 
+def fusion_name(fuse): # as in `fuse_vectors` -> a few words
+    "What to call a fusion in a protocol."
+    if callable(fuse): return f'fusion by {getattr(fuse, "__name__", "a function")}'
+    return f'fusion {fuse} ({FUSIONS[fuse]})' if isinstance(fuse, str) else f'fusion by weights {dict(fuse)}'
+
 def _protocol(candidates, n_items, masked, fuse, negatives, bootstrap, seed, n_modalities):
     "One sentence that says how the figures came about."
     among = f'all {n_items:,} items' if negatives is None else f'{negatives} sampled unseen items (seed {seed})'
     middle = f', median {np.median(candidates):,.0f} candidates' if len(candidates) else ''
-    how = 'one modality, no fusion' if n_modalities == 1 else f'fusion {fuse} ({FUSIONS[fuse]})' if isinstance(fuse, str) else f'fusion by weights {dict(fuse)}'
+    how = 'one modality, no fusion' if n_modalities == 1 else fusion_name(fuse)
     return (f'{len(candidates):,} users, the next item ranked among {among}{middle}; ' + ('seen items excluded' if masked else 'nothing excluded')
             + f'; {how}; ties at their expected value; 95 % intervals from {bootstrap:,} resamples of users (seed {seed}).')
 

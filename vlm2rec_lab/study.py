@@ -294,7 +294,7 @@ def study_figure(table, # of `study_table`
 
 # %% ../nbs/11_study.ipynb #38a463c1
 CORE = ('sft', 'sft, concat', 'vlm2rec', 'experts')
-RECOMMENDED = 'sft, concat'         # see *Settings*
+RECOMMENDED = 'per-modality, apart' # see *Settings*
 CANDIDATES = ('sft', 'sft, concat', 'sft, learned', 'wpcl, concat', 'per-modality, apart', 'experts')
 GRID = {'vlm2rec': [{'alpha': a, 'lam': l} for a, l in ((.5, .1), (.5, 0.), (.5, .3), (1., .1), (2., .1))], 'per-modality, concat': [{'weight': w} for w in (1., 3., 10.)]}
 VARIED = ('text-easy', 'redundant', 'complementary')                   # conditions of the grid
