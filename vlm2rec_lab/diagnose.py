@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['RULES', 'VERDICTS', 'REASONS', 'EVIDENCE', 'SCHEMA', 'SIGNS', 'STYLE', 'worst', 'Task', 'fused_gain', 'knockout_mean',
-           'knockout_permuted', 'shuffled_gain', 'shapley_values', 'score_variance', 'effective_rank', 'mean_cosine',
-           'modality_gap', 'neighbour_agreement', 'Lift', 'lifts', 'metric_at_k_mean', 'judge', 'explain', 'measure',
-           'modality_evidence', 'shared_evidence', 'write_atomic', 'Report', 'figure', 'report_text', 'report_markdown',
-           'bar_chart', 'fragment', 'page', 'pill', 'cards_html', 'charts_html', 'table_html', 'examples_html',
-           'report_html', 'read_inputs', 'read_reference', 'gradient_shares', 'decide', 'about_fusion',
-           'collapse_report', 'as_data', 'SideBySide', 'side_by_side', 'compare', 'pair_html']
+           'knockout_permuted', 'shuffled_gain', 'shapley_values', 'score_variance', 'rank_moves', 'probe_gain',
+           'effective_rank', 'mean_cosine', 'modality_gap', 'nearest', 'neighbour_agreement', 'agreement_test', 'Lift',
+           'lifts', 'metric_at_k_mean', 'judge', 'explain', 'measure', 'modality_evidence', 'shared_evidence',
+           'write_atomic', 'Report', 'figure', 'report_text', 'report_markdown', 'bar_chart', 'fragment', 'page',
+           'pill', 'cards_html', 'charts_html', 'table_html', 'examples_html', 'report_html', 'read_inputs',
+           'read_reference', 'gradient_shares', 'decide', 'about_fusion', 'collapse_report', 'as_data', 'SideBySide',
+           'side_by_side', 'compare', 'pair_html']
 
 # %% ../nbs/04_diagnose.ipynb #12e9f4a2
 import json
@@ -199,6 +200,52 @@ def _own_variance(task):
     out = {(m, m): total - moved(np.asarray(fuse_vectors({**task.items, m: _flat(task.items[m])}, task.sequences, task.fuse)[0], float)) for m in task.items}
     return out | {'length': total - sum(out.values()), 'total': total}
 
+# %% ../nbs/04_diagnose.ipynb #8ca8ff8d
+def rank_moves(
+    task, # Task
+): # -> {(user modality, item modality): [users]} absolute change of log2 of the target's place without the term; {} for a fusion of one's own
+    "How far each term of the fused score moves each user's target."
+    if callable(task.fuse): return {}
+    names, summed = list(task.items), task.fuse == 'sum' and len(task.items) > 1
+    if summed:
+        scale = np.maximum(np.linalg.norm(sum(task.items.values()), axis=1, keepdims=True), 1e-12)
+        items, users, pairs = {m: x / scale for m, x in task.items.items()}, task.sequences, [(m, n) for m in names for n in names]
+    else:
+        w = fusion_weights(dict.fromkeys(names, 1) if isinstance(task.fuse, str) else task.fuse, names)
+        items, users, pairs = task.items, {m: x * x.dtype.type(w[m]) for m, x in task.sequences.items()}, [(m, m) for m in names]
+    def places(kept):
+        if not kept: return np.log2((task.n_items - np.diff(task.seen[0])) / 2 + .5)             # nothing left: the middle
+        r = ranks(np.concatenate([items[n] for _, n in kept], 1), np.concatenate([users[m] for m, _ in kept], 1), task.targets, task.seen, progress=False)
+        return np.log2(r.expected + 1)
+    whole = places(pairs)
+    return {t: np.abs(places([p for p in pairs if p != t]) - whole) for t in pairs}
+
+# %% ../nbs/04_diagnose.ipynb #75a5817a
+def probe_gain(
+    task, # Task
+    modality, # which one
+    folds=5, # of users
+    shrink=.1, # towards the identity, more where users are few
+    seed=0, # of the folds
+): # -> [users] NDCG@k
+    "Gain of a linear probe on a modality's vectors, each user judged by a probe fitted on others; chance for fewer than 2 users per fold."
+    items, users, n = (np.asarray(task.items[modality], float), np.asarray(task.sequences[modality], float), len(task.targets))
+    if n < 2 * folds: return task.chance
+    def inverse(c, rows):
+        d = len(c)
+        return np.linalg.inv(c + shrink * (1 + d / max(rows, 1)) * max(np.trace(c) / d, 1e-12) * np.eye(d))
+    centred = items - items.mean(0)
+    white = (centred @ inverse(centred.T @ centred / len(items), len(items))).astype(np.float32)
+    fold, out = np.random.default_rng(seed).permutation(n) % folds, np.zeros(n)
+    for f in range(folds):
+        fit, judged = fold != f, np.flatnonzero(fold == f)
+        mean = users[fit].mean(0)
+        s = users[fit] - mean
+        w = inverse(s.T @ s / len(s), len(s)) @ (s.T @ centred[task.targets[fit]] / len(s))
+        part = task.take(judged)
+        out[judged] = metric_at_k(ranks(white, ((users[judged] - mean) @ w).astype(np.float32), part.targets, part.seen, progress=False), task.k)
+    return out
+
 # %% ../nbs/04_diagnose.ipynb #3996782d
 def effective_rank(
     x, # [rows, dims] normalised vectors
@@ -220,6 +267,26 @@ def modality_gap(a, b): # [items, dims] each, normalised -> distance of the mean
     return float(np.linalg.norm(a.mean(0, dtype=float) - b.mean(0, dtype=float))) if a.shape[1] == b.shape[1] else math.nan
 
 # %% ../nbs/04_diagnose.ipynb #c2e4647b
+def _sample(a, b, most, seed): # two matrices of the same rows -> the same at most `most` rows of both
+    if len(a) <= most: return a, b
+    rows = np.sort(np.random.default_rng(seed).choice(len(a), most, replace=False))
+    return a[rows], b[rows]
+
+def nearest(
+    x, # [items, dims] normalised vectors
+    k=10, # neighbours
+    chunk=500, # rows of similarities at a time
+): # -> int [items, k]
+    "The k nearest other items by cosine, in no order."
+    out = np.zeros((len(x), k), np.int64)
+    for start in range(0, len(x), chunk):
+        s = x[start:start + chunk] @ x.T
+        s[np.arange(len(s)), start + np.arange(len(s))] = -np.inf
+        out[start:start + len(s)] = np.argpartition(-s, k - 1, axis=1)[:, :k]
+    return out
+
+def _overlap(a, b): return float((a[:, :, None] == b[:, None, :]).any(2).mean()) # [items, k] each -> share in common
+
 def neighbour_agreement(
     a, # [items, dims] normalised vectors of one modality
     b, # [items, dims'] of another
@@ -229,19 +296,35 @@ def neighbour_agreement(
     chunk=500, # rows of similarities at a time
 ): # -> share of common neighbours, what chance would give, items looked at
     "Mean share of the k nearest items (cosine) that two modalities have in common; NaN below 3 items."
-    if len(a) > most: a, b = (x[np.sort(np.random.default_rng(seed).choice(len(a), most, replace=False))] for x in (a, b))
+    a, b = _sample(a, b, most, seed)
     n = len(a)
     k = min(k, n - 2)
     if k < 1: return math.nan, math.nan, n
-    common = 0
-    for start in range(0, n, chunk):
-        near = []
-        for x in (a, b):
-            s = x[start:start + chunk] @ x.T
-            s[np.arange(len(s)), start + np.arange(len(s))] = -np.inf
-            near.append(np.argpartition(-s, k - 1, axis=1)[:, :k])
-        common += (near[0][:, :, None] == near[1][:, None, :]).any(2).sum()
-    return float(common / (n * k)), k / (n - 1), n
+    return _overlap(nearest(a, k, chunk), nearest(b, k, chunk)), k / (n - 1), n
+
+def agreement_test(
+    a, b, # [items, dims] normalised vectors of two modalities
+    k=10, # neighbours
+    most=1000, # items at most; a seeded sample above that
+    permutations=99, # of the items of b
+    seed=0, # of the sample, the permutations and the pairs
+    pairs=20_000, # pairs of items whose similarities are compared
+): # -> dict: value, chance, corrected, p, spearman, items
+    "Do two spaces agree on who is near whom? Common neighbours against permuted items, and the rank correlation of similarities; NaN below 3 items."
+    from scipy.stats import spearmanr
+    a, b = _sample(a, b, most, seed)
+    n, rng = len(a), np.random.default_rng(seed)
+    k = min(k, n - 2)
+    if k < 1: return dict.fromkeys(('value', 'chance', 'corrected', 'p', 'spearman'), math.nan) | {'items': n}
+    near, other = nearest(a, k), nearest(b, k)
+    def permuted(order): # item order[i] of b in place of item i
+        back = np.argsort(order)
+        return _overlap(near, back[other[order]])
+    value, null = _overlap(near, other), np.array([permuted(rng.permutation(n)) for _ in range(permutations)])
+    i, j = rng.integers(0, n, (2, pairs))
+    i, j = i[i != j], j[i != j]
+    rho = spearmanr(np.einsum('pd,pd->p', a[i], a[j]), np.einsum('pd,pd->p', b[i], b[j])).statistic
+    return dict(value=value, chance=float(null.mean()), corrected=float((value - null.mean()) / (1 - null.mean())), p=float((1 + (null >= value - 1e-12).sum()) / (1 + permutations)), spearman=float(rho), items=n)
 
 # %% ../nbs/04_diagnose.ipynb #0ef4ca5c
 @dataclass(frozen=True)
@@ -291,6 +374,7 @@ def judge(
     share, # Estimate: share of the fused score's variance that its items move
     ceiling=None, # Lift of the same modality in the reference, if there is one
     scale=None, # largest lift of any view (default: that of `best`)
+    probe=None, # Lift of a linear probe on the same vectors: the ceiling where there is no reference
 ): # -> reason (a key of REASONS), Estimate of lift / ceiling or lift / best
     "Reason of one modality's verdict, by RULES; assumes enough users and at least one view above chance."
     scale = best.value if scale is None else scale
@@ -301,8 +385,9 @@ def judge(
         if ratio.high < RULES['worn']: return 'worn', ratio
         if ratio.low < RULES['lost']: return 'loss unclear', ratio
     else:
-        if ratio.high < RULES['collapsed']: return 'silent', ratio
+        if ratio.high < RULES['collapsed']: return ('hidden' if probe is not None and probe.above and own.over(probe).high < RULES['lost'] else 'silent'), ratio
         if ratio.low < RULES['collapsed']: return 'silence unclear', ratio
+        if probe is not None and probe.above and own.over(probe).high < RULES['worn']: return 'dimmed', own.over(probe)
     if not own.above: return 'at chance', ratio
     limit = RULES['unused'] * max(fused.value, own.value)
     if drop.high < limit and share.high < RULES['unused']: return 'ignored', ratio
@@ -324,6 +409,9 @@ REASONS = { # reason -> verdict, sentence, advice; {..} are filled in
     'loss unclear': ('undecided', '{M} alone keeps {ratio} of what it could do in the reference, but anything from {low} to {high} is possible.', 'Bring more users.'),
     'silent': ('collapsed', 'Alone, {m} gains {ratio} of what {best}, the best modality, gains over chance, at most {high}. Without a reference this report cannot tell whether {m} ever carried information.',
                'To tell collapsed from uninformative, ' + _again + '. If it did carry information, ' + _train + '.'),
+    'hidden': ('collapsed', 'Alone, {m} gains {ratio} of what {best}, the best modality, gains over chance, at most {high}, and yet a linear probe on the same vectors finds far more: the information is there and the similarity does not use it.',
+               'Whiten {m}, or learn a projection of its sequences onto its items; to see whether training did it, ' + _again + '.'),
+    'dimmed': ('under-used', '{M} alone gains {ratio} of what a linear probe on the same vectors gains, at most {high}: the similarity does not use all that is there.', 'Whiten {m} or learn a projection of its sequences onto its items, or train longer: ' + _train + '.'),
     'silence unclear': ('undecided', 'Alone, {m} gains {ratio} of what {best} gains over chance, but anything from {low} to {high} is possible.', 'Bring more users, or ' + _again + '.'),
     'at chance': ('undecided', '{M} alone is not surely better than chance (it gains {ratio} of what {best} gains, {low} to {high}).', 'Bring more users, or ' + _again + '.'),
     'ignored': ('under-used', '{M} ranks well alone, but the fused ranking hardly listens: without it NDCG falls by {drop}, and its items move {share} of the score.',
@@ -359,22 +447,26 @@ def measure(
     few = task.take(rows) if users > most else task
     views = {m: (task, task.items[m], task.sequences[m]) for m in names} | {'fused': (task, *fuse_vectors(task.items, task.sequences, task.fuse))}
     views |= {('reference', m): (t, t.items[m], t.sequences[m]) for m, t in ceilings.items()}
-    total = 2 ** len(names) + (len(names) + len(views)) * permutations
+    total = 2 ** len(names) + (len(names) + len(views)) * permutations + len(names)
     with tqdm(total=total, desc='collapse report', delay=2, leave=False, disable=not progress) as bar:
         shapley = shapley_values(task, bar=bar)
         r = {v: ranks(i, s, t.targets, t.seen, progress=False) for v, (t, i, s) in views.items()}
         nulls = {v: shuffled_gain(i, s[rows], few, permutations, seed, bar) for v, (t, i, s) in views.items()}
         permuted = {m: knockout_permuted(few, m, permutations, seed, bar) for m in names}
-    return dict(rows=rows, ranks={v: x for v, x in r.items() if not isinstance(v, tuple)}, gains={v: metric_at_k(x, task.k) for v, x in r.items()},
-                hits={v: metric_at_k(x, task.k, 'HR') for v, x in r.items()}, nulls=nulls, shapley=shapley, permuted=permuted,
+        probes = {}
+        for m in names:
+            probes['probe', m] = probe_gain(task, m, seed=seed)
+            bar.update()
+    return dict(rows=rows, ranks={v: x for v, x in r.items() if not isinstance(v, tuple)}, gains={v: metric_at_k(x, task.k) for v, x in r.items()} | probes,
+                hits={v: metric_at_k(x, task.k, 'HR') for v, x in r.items()}, nulls=nulls | {v: nulls[v[1]] for v in probes}, moves=rank_moves(few), shapley=shapley, permuted=permuted,
                 without={m: knockout_mean(task, m) for m in names}, variance=score_variance(task))
 
 # %% ../nbs/04_diagnose.ipynb #8df1e568
 EVIDENCE = { # name -> label, whether it is a percentage, whether it may decide
     'ndcg': ('NDCG@{k} alone', False, True), 'hr': ('hit rate@{k} alone', False, True), 'lift': ('NDCG@{k} above chance', False, True),
-    'lift_ratio': ('lift relative to the {against}', True, True), 'reference_ndcg': ('NDCG@{k} in the reference', False, True),
+    'lift_ratio': ('lift relative to the {against}', True, True), 'probe_ndcg': ('NDCG@{k} of a linear probe, held-out users', False, True), 'reference_ndcg': ('NDCG@{k} in the reference', False, True),
     'drop_permuted': ('fused NDCG@{k} lost when permuted', False, True), 'drop_mean': ('fused NDCG@{k} lost when replaced by its mean', False, True),
-    'variance_share': ('share of the fused score that its items move', True, True), 'shapley_share': ('Shapley share of the fused lift', True, False),
+    'variance_share': ('share of the fused score that its items move', True, True), 'rank_share': ('share of the moves of the next item\'s place', True, False), 'shapley_share': ('Shapley share of the fused lift', True, False),
     'within_share': ('of the fused score, within the modality', True, False), 'shuffled_ndcg': ('NDCG@{k} alone with items shuffled', False, True),
     'gradient_share': ('share of the gradient in training', True, False), 'effective_rank_items': ('effective rank of the items', False, False),
     'effective_rank_sequences': ('effective rank of the sequences', False, False), 'mean_cosine': ('mean cosine between items', False, False),
@@ -402,6 +494,8 @@ def modality_evidence(
     v, rows = raw['variance'], raw['rows']
     out = dict(ndcg=est(raw['gains'][m]), hr=est(raw['hits'][m]), lift=est(raw['gains'][m], task.chance))
     if ('reference', m) in raw['gains']: out['reference_ndcg'] = est(raw['gains']['reference', m])
+    out['probe_ndcg'] = est(raw['gains']['probe', m])
+    if raw['moves']: out['rank_share'] = _ratio(sum(x for t, x in raw['moves'].items() if t[1] == m), sum(raw['moves'].values()), bootstrap, seed)
     out |= dict(drop_permuted=paired_difference(fused[rows], raw['permuted'][m][0], bootstrap, seed), drop_mean=est(fused, raw['without'][m]),
                 variance_share=_ratio(sum(x for k, x in v.items() if isinstance(k, tuple) and k[1] == m), v['total'], bootstrap, seed),
                 shapley_share=_ratio(raw['shapley'][m], fused - task.chance, bootstrap, seed), within_share=_ratio(v[m, m], v['total'], bootstrap, seed),
@@ -430,10 +524,12 @@ def shared_evidence(
         if f'{other}_ndcg' in out: out[f'{other}_gain'] = est(g, fused)
         crossed = sum((x for k, x in v.items() if isinstance(k, tuple) and k[0] != k[1]), np.zeros(len(fused)))
         out |= dict(crossed_share=_ratio(crossed, v['total'], bootstrap, seed), length_share=_ratio(v['length'], v['total'], bootstrap, seed))
+        if task.fuse == 'sum': out['crossed_rank_share'] = _ratio(sum(x for t, x in raw['moves'].items() if t[0] != t[1]), sum(raw['moves'].values()), bootstrap, seed)
     for a, b in combinations(names, 2):
-        agree, expected, n = neighbour_agreement(task.items[a], task.items[b], seed=seed)
-        out |= {f'gap {a} | {b}': plain(modality_gap(task.items[a], task.items[b])), f'neighbours {a} | {b}': plain(agree), f'neighbours by chance {a} | {b}': plain(expected)}
-        if n < task.n_items: notes.append(f'Neighbours of {a} and {b} were compared on {n:,} of {task.n_items:,} items (seed {seed}).')
+        t = agreement_test(task.items[a], task.items[b], seed=seed)
+        out |= {f'gap {a} | {b}': plain(modality_gap(task.items[a], task.items[b])), f'neighbours {a} | {b}': plain(t['value']), f'neighbours by chance {a} | {b}': plain(t['chance']),
+                f'neighbours corrected {a} | {b}': plain(t['corrected']), f'neighbours p-value {a} | {b}': plain(t['p']), f'similarities {a} | {b}': plain(t['spearman'])}
+        if t['items'] < task.n_items: notes.append(f'Neighbours of {a} and {b} were compared on {t["items"]:,} of {task.n_items:,} items (seed {seed}).')
     return out, notes
 
 # %% ../nbs/04_diagnose.ipynb #b24c38c2
@@ -705,14 +801,14 @@ def decide(
     names, users = list(task.items), len(task.targets)
     found = lifts(raw['gains'], task, raw['nulls'], bootstrap, seed)
     size = lambda v: found[v].value if math.isfinite(found[v].value) else -math.inf
-    best, out = max(names, key=size), {}
+    best, out, probes = max(names, key=size), {}, [('probe', m) for m in names]
     for m in names:
         e = modality_evidence(task, raw, m, bootstrap, seed)
         ceiling = found.get(('reference', m))
         if users < RULES['users']: reason = 'few users'
-        elif not any(x.above for x in found.values()): reason = 'nothing'
+        elif not any(x.above for v, x in found.items() if v not in probes): reason = 'nothing'
         else:
-            reason, e['lift_ratio'] = judge(found[m], found[best], found['fused'], e['drop_permuted'], e['variance_share'], ceiling, max(size(v) for v in found))
+            reason, e['lift_ratio'] = judge(found[m], found[best], found['fused'], e['drop_permuted'], e['variance_share'], ceiling, max(size(v) for v in found if v not in probes), found['probe', m])
         r, f = e.get('lift_ratio'), lambda x: 'n/a' if math.isnan(x) else 'less than 1 %' if x < .01 else f'{100 * x:.0f} %'
         facts = dict(m=m, users=f'{users:,}', best=best, drop=f'{e["drop_permuted"].value:.3f}', share=f(e['variance_share'].value),
                      **({k: 'n/a' for k in ('ratio', 'low', 'high')} if r is None else dict(ratio=f(r.value), low=f(r.low), high=f(max(r.high, .01)))))
@@ -779,10 +875,10 @@ def as_data(
     how = task.fuse if isinstance(task.fuse, str) else getattr(task.fuse, '__name__', 'function') if callable(task.fuse) else dict(task.fuse)
     protocol = (f'{users:,} users, {task.n_items:,} items, full ranking, ' + ('seen items excluded' if masked else 'nothing excluded') + f', fusion {how}, NDCG and hit rate at {task.k}, ties at their expected value; '
                 f'95 % intervals from {bootstrap:,} resamples of users, {permutations} permutations, seed {seed}; ' +
-                (f'ceiling: reference for {", ".join(ceilings)}' if ceilings else 'no ceiling given, modalities compared with the best') + '.')
+                (f'ceiling: reference for {", ".join(ceilings)}' if ceilings else 'no reference given: ceiling by a linear probe on the same vectors, fitted on other users, and by comparison with the best modality') + '.')
     return dict(schema_version=SCHEMA, name=str(name), verdict=verdict, summary=_summary(ms, verdict), modalities=ms, evidence={n: e.to_dict() for n, e in shared.items()}, best=best,
                 fusion=about_fusion(shared, best, task.k) if users >= RULES['users'] else '', k=int(task.k), fuse=how, users=users, items=task.n_items, seed=int(seed),
-                ceiling='reference' if ceilings else 'none', rules=dict(RULES), protocol=protocol, notes=notes, examples=examples)
+                ceiling='reference' if ceilings else 'probe', rules=dict(RULES), protocol=protocol, notes=notes, examples=examples)
 
 def _summary(ms, verdict):
     "One sentence over all modalities."
