@@ -224,11 +224,11 @@ def rank_moves(
 def probe_gain(
     task, # Task
     modality, # which one
-    folds=5, # of users
+    folds=5, # of next items
     shrink=.1, # towards the identity, more where users are few
     seed=0, # of the folds
 ): # -> [users] NDCG@k
-    "Gain of a linear probe on a modality's vectors, each user judged by a probe fitted on others; chance for fewer than 2 users per fold."
+    "Gain of a linear probe on a modality's vectors, each user judged by a probe fitted on others with other next items; chance for fewer than 2 users per fold."
     items, users, n = (np.asarray(task.items[modality], float), np.asarray(task.sequences[modality], float), len(task.targets))
     if n < 2 * folds: return task.chance
     def inverse(c, rows):
@@ -236,9 +236,10 @@ def probe_gain(
         return np.linalg.inv(c + shrink * (1 + d / max(rows, 1)) * max(np.trace(c) / d, 1e-12) * np.eye(d))
     centred = items - items.mean(0)
     white = (centred @ inverse(centred.T @ centred / len(items), len(items))).astype(np.float32)
-    fold, out = np.random.default_rng(seed).permutation(n) % folds, np.zeros(n)
+    fold, out = (np.random.default_rng(seed).permutation(len(items)) % folds)[task.targets], task.chance.copy()
     for f in range(folds):
         fit, judged = fold != f, np.flatnonzero(fold == f)
+        if not len(judged) or fit.sum() < 2: continue
         mean = users[fit].mean(0)
         s = users[fit] - mean
         w = inverse(s.T @ s / len(s), len(s)) @ (s.T @ centred[task.targets[fit]] / len(s))
@@ -464,7 +465,7 @@ def measure(
 # %% ../nbs/04_diagnose.ipynb #8df1e568
 EVIDENCE = { # name -> label, whether it is a percentage, whether it may decide
     'ndcg': ('NDCG@{k} alone', False, True), 'hr': ('hit rate@{k} alone', False, True), 'lift': ('NDCG@{k} above chance', False, True),
-    'lift_ratio': ('lift relative to the {against}', True, True), 'probe_ndcg': ('NDCG@{k} of a linear probe, held-out users', False, True), 'reference_ndcg': ('NDCG@{k} in the reference', False, True),
+    'lift_ratio': ('lift relative to the {against}', True, True), 'probe_ndcg': ('NDCG@{k} of a linear probe, held out', False, True), 'reference_ndcg': ('NDCG@{k} in the reference', False, True),
     'drop_permuted': ('fused NDCG@{k} lost when permuted', False, True), 'drop_mean': ('fused NDCG@{k} lost when replaced by its mean', False, True),
     'variance_share': ('share of the fused score that its items move', True, True), 'rank_share': ('share of the moves of the next item\'s place', True, False), 'shapley_share': ('Shapley share of the fused lift', True, False),
     'within_share': ('of the fused score, within the modality', True, False), 'shuffled_ndcg': ('NDCG@{k} alone with items shuffled', False, True),
@@ -875,7 +876,7 @@ def as_data(
     how = task.fuse if isinstance(task.fuse, str) else getattr(task.fuse, '__name__', 'function') if callable(task.fuse) else dict(task.fuse)
     protocol = (f'{users:,} users, {task.n_items:,} items, full ranking, ' + ('seen items excluded' if masked else 'nothing excluded') + f', fusion {how}, NDCG and hit rate at {task.k}, ties at their expected value; '
                 f'95 % intervals from {bootstrap:,} resamples of users, {permutations} permutations, seed {seed}; ' +
-                (f'ceiling: reference for {", ".join(ceilings)}' if ceilings else 'no reference given: ceiling by a linear probe on the same vectors, fitted on other users, and by comparison with the best modality') + '.')
+                (f'ceiling: reference for {", ".join(ceilings)}' if ceilings else 'no reference given: ceiling by a linear probe on the same vectors, fitted on other users and items, and by comparison with the best modality') + '.')
     return dict(schema_version=SCHEMA, name=str(name), verdict=verdict, summary=_summary(ms, verdict), modalities=ms, evidence={n: e.to_dict() for n, e in shared.items()}, best=best,
                 fusion=about_fusion(shared, best, task.k) if users >= RULES['users'] else '', k=int(task.k), fuse=how, users=users, items=task.n_items, seed=int(seed),
                 ceiling='reference' if ceilings else 'probe', rules=dict(RULES), protocol=protocol, notes=notes, examples=examples)
