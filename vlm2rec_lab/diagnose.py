@@ -439,7 +439,7 @@ def measure(
     ceilings, # modality -> Task of the same modality alone in the reference
     permutations=20, # per modality and view
     seed=0, # of the permutations and the sample of users
-    most=5000, # users that the permutations look at
+    most=2500, # users that the permutations look at
     progress=True, # a bar, if it lasts more than 2 seconds
 ): # -> dictionary of per-user arrays
     "Raw evidence: gains, nulls, knockouts, Shapley values and the decomposition of the score."
