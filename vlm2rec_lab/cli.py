@@ -267,10 +267,10 @@ def _model(path, # folder or hub id; None: the shipped tiny VLM
 def train(o, # options: data, model, losses, users, history, steps, batch, lr, tau, fuse, lora, seed, alpha, lam, out, resume, command
          ):
     "`vlm2rec train`: fine-tune with each loss, evaluate by full ranking, write adapters, vectors and a report."
-    losses = loss_settings(o.losses, alpha=o.alpha, lam=o.lam)
+    losses = loss_settings(o.losses, alpha=o.alpha, lam=o.lam, weight=o.weight)
     model, kind = _model(o.model, o.data), str(o.data).partition(':')[0]
     out = Path(o.out or Path('runs') / (str(o.data).replace(':', '-') if kind == 'studio' else Path(o.data).resolve().name))
-    note = dict(data=str(o.data), model=str(o.model or 'tiny_vlm'), lora=o.lora, users=o.users, history=o.history, seed=o.seed, fuse=o.fuse)
+    note = dict(data=str(o.data), model=str(o.model or 'tiny_vlm'), lora=o.lora, users=o.users, history=o.history, seed=o.seed, fuse=o.fuse, apart=o.apart)
     split = load_split(o.data, o.users, o.history, o.seed)
     open_run(out, o.losses, note, o.resume)
     reports = _run(o, model, split, losses, out)
@@ -285,7 +285,7 @@ def _run(o, model, split, losses, out):
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     print(split)
-    embedder = VLMEmbedder.from_pretrained(model, lora=o.lora, seed=o.seed)
+    embedder = VLMEmbedder.from_pretrained(model, lora=o.lora, seed=o.seed, adapters=split.catalogue.modalities if o.apart else None)
     print(f'{embedder}\nseed {o.seed}; {o.steps} steps of {o.batch}, lr {o.lr:g}, tau {o.tau:g}, fusion {o.fuse}; {o.command}', flush=True)
     found = fit(embedder, split, losses, fuse=o.fuse, seed=o.seed, out=out, resume=o.resume, steps=o.steps, batch=o.batch, lr=o.lr, tau=o.tau, progress=sys.stderr.isatty())
     popular = popularity(split)
@@ -296,7 +296,7 @@ def _run(o, model, split, losses, out):
 def demo(o, # options: condition, seed, steps, users, out, command
         ):
     "`vlm2rec demo`: SFT and VLM2Rec on the embedded studio."
-    o.batch, o.lr, o.tau, o.fuse, o.lora, o.resume = 32, 2e-3, .07, 'sum', 4, False
+    o.batch, o.lr, o.tau, o.fuse, o.lora, o.apart, o.resume = 32, 2e-3, .07, 'sum', 4, False, False
     if Path(o.out).suffix not in ('.html', '.json'): raise ValueError(f'--out {o.out}: name a file that ends in .html or .json')
     split = load_split(f'studio:{o.condition}', o.users, None, o.seed)
     reports = _run(o, _model(None, f'studio:{o.condition}'), split, loss_settings(['sft', 'vlm2rec']), None)
@@ -354,7 +354,8 @@ def _training(p, add):
                                       ('tau', float, .07, 'temperature of the loss'), ('lora', count, 8, 'rank of the adapters')):
         add(f'--{name}', type=kind, default=default, metavar='X', help=f'{text} (default: %(default)s)')
     add('--fuse', type=fusion, default='sum', help='fusion of the modalities: sum or concat (default: sum)')
-    for name in ('alpha', 'lam'): add(f'--{name}', type=float, metavar='X', help="of the losses that take it (default: the loss's own)")
+    for name in ('alpha', 'lam', 'weight'): add(f'--{name}', type=float, metavar='X', help="of the losses that take it (default: the loss's own)")
+    add('--apart', action='store_true', help='adapters of its own for every modality')
     add('--out', metavar='DIR', help='where checkpoints and results go (default: runs/NAME)')
     add('--resume', action='store_true', help='go on from the checkpoints in DIR')
 
