@@ -303,6 +303,7 @@ def neighbour_agreement(
     if k < 1: return math.nan, math.nan, n
     return _overlap(nearest(a, k, chunk), nearest(b, k, chunk)), k / (n - 1), n
 
+# %% ../nbs/04_diagnose.ipynb #6fee10e4
 def agreement_test(
     a, b, # [items, dims] normalised vectors of two modalities
     k=10, # neighbours

@@ -186,6 +186,7 @@ def fuse_vectors(
         warnings.simplefilter('ignore')                                     # zero vectors were counted where they came in
         return normalise(sum(items.values())), normalise(sum(sequences.values()))
 
+# %% ../nbs/01_metrics.ipynb #52617ede
 def _own_fusion(fuse, side, name):
     "What a user's function makes of one side, checked."
     x = as_matrix(fuse(dict(side)), f'fuse(...) of the {name}')

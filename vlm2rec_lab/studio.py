@@ -221,6 +221,7 @@ CONDITIONS = {
     'three': Condition('three modalities: prose, picture and a table of specifications', rho={'category': .92}, image_noise=.18, specs=True),
 }
 
+# %% ../nbs/00a_studio.ipynb #f5934fed
 def get_condition(name, # a key of CONDITIONS, or a Condition of your own
                  ):
     "Look a condition up; an unknown name raises ValueError with the nearest right one."

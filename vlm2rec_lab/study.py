@@ -278,12 +278,12 @@ def study_figure(table, # of `study_table`
     import plotly.graph_objects as go
     t = table.dropna(subset=['gain'])
     t = t[t.remedy != base]
-    x, y = list(dict.fromkeys(t.remedy)), list(dict.fromkeys(t.condition))
-    z, text, note = (np.full((len(y), len(x)), None, object) for _ in range(3))
+    x, y = list(t.remedy.value_counts(sort=False).sort_values(ascending=False, kind='stable').index), list(dict.fromkeys(t.condition))    # what most conditions have comes first
+    z, text, note = np.full((len(y), len(x)), None, object), np.full((len(y), len(x)), '', object), np.full((len(y), len(x)), '', object)
     for r in t.itertuples():
         at = y.index(r.condition), x.index(r.remedy)
         sure = r.low > 0 or r.high < 0
-        z[at], text[at] = 100 * r.gain if sure else 0., f'{100 * r.gain:+.0f}'
+        z[at], text[at] = 100 * r.gain if sure else 0., f'{100 * r.gain:+.0f}'.replace('-0', '0').replace('+0', '0')
         note[at] = f'{r.condition}, {r.remedy}: {100 * r.gain:+.1f} % [{100 * r.low:+.1f}, {100 * r.high:+.1f}], NDCG@10 {r.fused:.3f}, {r.seeds} seeds'
     colours = [[0, '#b2182b'], [.5, '#f2f2f2'], [1, '#2166ac']]
     fig = go.Figure(go.Heatmap(z=z.astype(float), x=x, y=y, text=text, texttemplate='%{text}', hovertext=note, hoverinfo='text', colorscale=colours, zmin=-40, zmax=40, xgap=2, ygap=2,
