@@ -207,16 +207,13 @@ def rank_moves(
     "How far each term of the fused score moves each user's target."
     if callable(task.fuse): return {}
     names, summed = list(task.items), task.fuse == 'sum' and len(task.items) > 1
-    if summed:
-        scale = np.maximum(np.linalg.norm(sum(task.items.values()), axis=1, keepdims=True), 1e-12)
-        items, users, pairs = {m: x / scale for m, x in task.items.items()}, task.sequences, [(m, n) for m in names for n in names]
-    else:
-        w = fusion_weights(dict.fromkeys(names, 1) if isinstance(task.fuse, str) else task.fuse, names)
-        items, users, pairs = task.items, {m: x * x.dtype.type(w[m]) for m, x in task.sequences.items()}, [(m, m) for m in names]
+    scale = np.maximum(np.linalg.norm(sum(task.items.values()), axis=1, keepdims=True), 1e-12) if summed else 1
+    pairs = [(m, n) for m in names for n in (names if summed else [m])]
     def places(kept):
         if not kept: return np.log2((task.n_items - np.diff(task.seen[0])) / 2 + .5)             # nothing left: the middle
-        r = ranks(np.concatenate([items[n] for _, n in kept], 1), np.concatenate([users[m] for m, _ in kept], 1), task.targets, task.seen, progress=False)
-        return np.log2(r.expected + 1)
+        if summed: i, u = np.concatenate([task.items[n] / scale for _, n in kept], 1), np.concatenate([task.sequences[m] for m, _ in kept], 1)
+        else: i, u = fuse_vectors({n: x if (n, n) in kept else np.zeros_like(x) for n, x in task.items.items()}, task.sequences, task.fuse)
+        return np.log2(ranks(i, u, task.targets, task.seen, progress=False).expected + 1)
     whole = places(pairs)
     return {t: np.abs(places([p for p in pairs if p != t]) - whole) for t in pairs}
 

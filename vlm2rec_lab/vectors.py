@@ -6,6 +6,7 @@
 __all__ = ['LINKS', 'read_side', 'item_rows', 'read_task']
 
 # %% ../nbs/01b_vectors.ipynb #ceee8fb9
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def _vector_column(cells, # [rows] of lists of numbers, or None
         row = next(k for k, (c, ok) in enumerate(zip(cells, there)) if ok and len(c) != usual)
         raise ValueError(f"column '{name}' row {row} has {len(cells[row])} dimensions, others have {usual}: vectors of a modality have the same length")
     out = np.zeros((len(cells), sizes[0]), np.result_type(np.float32, np.asarray(next(c for c, ok in zip(cells, there) if ok)).dtype))
-    if there: out[there] = [c for c, ok in zip(cells, there) if ok]
+    out[there] = [c for c, ok in zip(cells, there) if ok]
     return out
 
 def _is_vectors(cells):
@@ -47,13 +48,18 @@ def read_side(source, # {modality: [rows, dims]}, a .parquet, .npz or .safetenso
 
 def _read_frame(frame, side):
     vectors, links, odd = {}, {}, []
-    for name in map(str, frame.columns):
-        cells = list(frame[name])
+    for column in frame.columns:
+        name, cells = str(column), list(frame[column])
         if name in LINKS[side]: links[name] = cells
         elif _is_vectors(cells): vectors[name] = _vector_column([None if np.isscalar(c) and pd.isna(c) else c for c in cells], name)
         else: odd.append(name)
     if not vectors: raise ValueError(f"{side} has no column of vectors, only {list(frame.columns)}: a modality is a column of lists of numbers")
+    _unused(odd, side)
     return vectors, links
+
+def _unused(names, side):
+    "Say what is left out."
+    if names: warnings.warn(f"{side}: {', '.join(names)} hold no vectors and are not used; links are called {', '.join(LINKS[side])}", stacklevel=4)
 
 def _read_file(path, side):
     readers = {'.parquet': (pd.read_parquet, _read_frame), '.npz': (_read_npz, _split), '.safetensors': (_read_safetensors, _split)}
@@ -76,12 +82,14 @@ def _split(arrays, side):
     if any(n.startswith(f'{side}/') for n in arrays): arrays = {n.removeprefix(f'{side}/'): a for n, a in arrays.items() if '/' not in n or n.startswith(f'{side}/')}
     vectors = {n: a for n, a in arrays.items() if a.ndim == 2 and n not in LINKS[side]}
     if not vectors: raise ValueError(f'{side}: the file has no matrix, only {list(arrays)}: a modality is an array [rows, dims]')
+    _unused([n for n in arrays if n not in vectors and n not in LINKS[side]], side)
     return vectors, {n: list(a) for n, a in arrays.items() if n in LINKS[side]}
 
 # %% ../nbs/01b_vectors.ipynb #3b8906b3
 def item_rows(names, # [n] ids or, where `ids` is None, row numbers
               ids,   # [items] or None
               what,  # for errors
+              at=None,# [n] rows of the table that the names stand in; None: one per row
              ):      # -> int [n]
     "Row numbers of items. Raises ValueError for an unknown or repeated id."
     if ids is None:
@@ -91,7 +99,9 @@ def item_rows(names, # [n] ids or, where `ids` is None, row numbers
     index = pd.Index(ids)
     if not index.is_unique: raise ValueError(f"item_id {index[index.duplicated()][0]!r} stands in more than one row of the items")
     rows = index.get_indexer(pd.Index(names))
-    if (rows < 0).any(): raise ValueError(f"{what} row {int((rows < 0).argmax())}: {list(names)[int((rows < 0).argmax())]!r} is no item_id of the items")
+    if (rows < 0).any():
+        first = int((rows < 0).argmax())
+        raise ValueError(f"{what} row {first if at is None else at[first]}: {list(names)[first]!r} is no item_id of the items")
     return rows
 
 def read_task(items,        # as in `read_side`
@@ -107,6 +117,6 @@ def read_task(items,        # as in `read_side`
         targets = item_rows(links['target'], about.get('item_id'), "sequences column 'target'")
     if seen is None and 'seen' in links:
         rows = [[] if s is None or np.isscalar(s) else list(s) for s in links['seen']]
-        flat = item_rows([i for s in rows for i in s], about.get('item_id'), "sequences column 'seen'")
+        flat = item_rows([i for s in rows for i in s], about.get('item_id'), "sequences column 'seen'", [r for r, s in enumerate(rows) for _ in s])
         seen = (np.concatenate([[0], np.cumsum([len(s) for s in rows])]).astype(np.int64), flat)
     return dict(items=items, sequences=sequences, targets=targets, seen=seen), about.get('title') if titles is None else titles
