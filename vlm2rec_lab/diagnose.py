@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['RULES', 'VERDICTS', 'REASONS', 'EVIDENCE', 'SCHEMA', 'SIGNS', 'STYLE', 'worst', 'Task', 'fused_gain', 'knockout_mean',
            'knockout_permuted', 'shuffled_gain', 'shapley_values', 'score_variance', 'rank_moves', 'probe_gain',
-           'effective_rank', 'mean_cosine', 'modality_gap', 'nearest', 'neighbour_agreement', 'agreement_test', 'Lift',
-           'lifts', 'metric_at_k_mean', 'judge', 'explain', 'measure', 'modality_evidence', 'shared_evidence',
-           'write_atomic', 'Report', 'figure', 'report_text', 'report_markdown', 'bar_chart', 'fragment', 'page',
-           'pill', 'cards_html', 'charts_html', 'table_html', 'examples_html', 'report_html', 'read_inputs',
-           'read_reference', 'gradient_shares', 'decide', 'about_fusion', 'collapse_report', 'as_data', 'SideBySide',
-           'side_by_side', 'compare', 'pair_html']
+           'better_weights', 'effective_rank', 'mean_cosine', 'modality_gap', 'nearest', 'neighbour_agreement',
+           'agreement_test', 'Lift', 'lifts', 'metric_at_k_mean', 'judge', 'explain', 'measure', 'modality_evidence',
+           'shared_evidence', 'write_atomic', 'Report', 'figure', 'report_text', 'report_markdown', 'bar_chart',
+           'fragment', 'page', 'pill', 'cards_html', 'charts_html', 'table_html', 'examples_html', 'report_html',
+           'read_inputs', 'read_reference', 'gradient_shares', 'reasons', 'decide', 'about_fusion', 'collapse_report',
+           'as_data', 'SideBySide', 'side_by_side', 'compare', 'pair_html']
 
 # %% ../nbs/04_diagnose.ipynb #12e9f4a2
 import json
@@ -244,6 +244,20 @@ def probe_gain(
         out[judged] = metric_at_k(ranks(white, ((users[judged] - mean) @ w).astype(np.float32), part.targets, part.seen, progress=False), task.k)
     return out
 
+# %% ../nbs/04_diagnose.ipynb #96aa2d1b
+def better_weights(
+    task, # Task
+    factors=(.25, .5, 2, 4), # for one modality against all others
+    seed=0, # of the halves
+): # -> {modality: weight}, the best on all users, and [users] NDCG@k with the weights that the other half of the users chose
+    "The weight of one modality that ranks best under concatenation."
+    names = list(task.items)
+    options = [dict.fromkeys(names, 1)] + [dict.fromkeys(names, 1) | {m: f} for m in names for f in factors if len(names) > 2 or m == names[0]]
+    got = np.stack([fused_gain(replace(task, fuse=w)) for w in options], 1)                                  # [users, options]
+    half, out = np.random.default_rng(seed).permutation(len(got)) % 2, np.zeros(len(got))
+    for h in (0, 1): out[half == h] = got[half == h, got[half != h].mean(0).argmax() if (half != h).any() else 0]
+    return options[int(got.mean(0).argmax()) if len(got) else 0], out
+
 # %% ../nbs/04_diagnose.ipynb #3996782d
 def effective_rank(
     x, # [rows, dims] normalised vectors
@@ -347,6 +361,7 @@ def lifts(
     nulls, # view -> [n] of `shuffled_gain`
     bootstrap=1000, # draws
     seed=0, # of the draws
+    rules=RULES, # `gate` and `null_sd` are used here
 ): # -> view -> Lift
     "Lift of every view on the same bootstrap draws, each judged against chance and against its own null."
     draws = bootstrap_means(np.stack([g - task.chance for g in gains.values()], 1), bootstrap, seed)
@@ -355,7 +370,7 @@ def lifts(
     out = {}
     for j, (v, g) in enumerate(gains.items()):
         null = nulls[v]
-        above = len(g) > 1 and np.quantile(draws[:, j], (1 - RULES['gate']) / 2) > 0 and g.mean() > null.mean() + RULES['null_sd'] * null.std(ddof=1)
+        above = len(g) > 1 and np.quantile(draws[:, j], (1 - rules['gate']) / 2) > 0 and g.mean() > null.mean() + rules['null_sd'] * null.std(ddof=1)
         out[v] = Lift(_mean(g - task.chance), draws[:, j], draws[:, j] + extra, bool(above))
     return out
 
@@ -374,28 +389,29 @@ def judge(
     ceiling=None, # Lift of the same modality in the reference, if there is one
     scale=None, # largest lift of any view (default: that of `best`)
     probe=None, # Lift of a linear probe on the same vectors: the ceiling where there is no reference
+    rules=RULES, # thresholds
 ): # -> reason (a key of REASONS), Estimate of lift / ceiling or lift / best
-    "Reason of one modality's verdict, by RULES; assumes enough users and at least one view above chance."
+    "Reason of one modality's verdict; assumes enough users and at least one view above chance."
     scale = best.value if scale is None else scale
     ratio = own.over(best if ceiling is None else ceiling)
     if ceiling is not None:
-        if not ceiling.above: return ('no ceiling' if np.quantile(ceiling.cautious, .975) < RULES['collapsed'] * scale else 'ceiling unclear'), ratio
-        if ratio.high <= RULES['lost']: return 'lost', ratio
-        if ratio.high < RULES['worn']: return 'worn', ratio
-        if ratio.low < RULES['lost']: return 'loss unclear', ratio
+        if not ceiling.above: return ('no ceiling' if np.quantile(ceiling.cautious, .975) < rules['collapsed'] * scale else 'ceiling unclear'), ratio
+        if ratio.high <= rules['lost']: return 'lost', ratio
+        if ratio.high < rules['worn']: return 'worn', ratio
+        if ratio.low < rules['lost']: return 'loss unclear', ratio
     else:
-        if ratio.high < RULES['collapsed']: return ('hidden' if probe is not None and probe.above and own.over(probe).high < RULES['lost'] else 'silent'), ratio
-        if ratio.low < RULES['collapsed']: return 'silence unclear', ratio
-        if probe is not None and probe.above and own.over(probe).high < RULES['worn']: return 'dimmed', own.over(probe)
+        if ratio.high < rules['collapsed']: return ('hidden' if probe is not None and probe.above and own.over(probe).high < rules['lost'] else 'silent'), ratio
+        if ratio.low < rules['collapsed']: return 'silence unclear', ratio
+        if probe is not None and probe.above and own.over(probe).high < rules['worn']: return 'dimmed', own.over(probe)
     if not own.above: return 'at chance', ratio
-    limit = RULES['unused'] * max(fused.value, own.value)
-    if drop.high < limit and share.high < RULES['unused']: return 'ignored', ratio
-    if drop.low < limit and share.value < RULES['unused']: return 'use unclear', ratio
+    limit = rules['unused'] * max(fused.value, own.value)
+    if drop.high < limit and share.high < rules['unused']: return 'ignored', ratio
+    if drop.low < limit and share.value < rules['unused']: return 'use unclear', ratio
     return ('spare' if drop.value < limit else 'used'), ratio
 
 # %% ../nbs/04_diagnose.ipynb #c3e1db52
 _again = "pass reference={'items': ..., 'sequences': ...} with vectors of the same items and users before fine-tuning, or of a model trained on {m} alone"
-_train = "train with loss='vlm2rec' (alpha 0.5 with gap='batch' first, then 1.0), try fuse='concat', and compare this report before and after"
+_train = "train with an InfoNCE of its own for every modality (loss='per-modality', weight=3, fuse='concat', adapters apart: the best remedy of our study), or with WPCL (loss='wpcl', alpha 0.5, then 1.0), and compare this report before and after"
 REASONS = { # reason -> verdict, sentence, advice; {..} are filled in
     'few users': ('undecided', 'Only {users} users: an interval over fewer than {rule_users} says too little.', 'Bring at least {rule_users} users, better 1,000.'),
     'nothing': ('undecided', 'Neither a modality nor the fusion ranks better than chance, so there is nothing to compare {m} with.',
@@ -414,7 +430,7 @@ REASONS = { # reason -> verdict, sentence, advice; {..} are filled in
     'silence unclear': ('undecided', 'Alone, {m} gains {ratio} of what {best} gains over chance, but anything from {low} to {high} is possible.', 'Bring more users, or ' + _again + '.'),
     'at chance': ('undecided', '{M} alone is not surely better than chance (it gains {ratio} of what {best} gains, {low} to {high}).', 'Bring more users, or ' + _again + '.'),
     'ignored': ('under-used', '{M} ranks well alone, but the fused ranking hardly listens: without it NDCG falls by {drop}, and its items move {share} of the score.',
-                "Centre or whiten {m} before the sum, give it more weight (fuse={{'{m}': 2, ...}}), or train with loss='vlm2rec'."),
+                "Centre or whiten {m} before the sum, give it more weight (fuse={{'{m}': 2, ...}}), or train with loss='per-modality' and fuse='concat'."),
     'use unclear': ('undecided', '{M} ranks well alone; whether the fused ranking listens cannot be told (loss without it {drop}, {share} of the score).', 'Bring more users.'),
     'spare': ('healthy', '{M} ranks well alone and moves {share} of the fused score. What it says, another modality says too: without it NDCG falls by only {drop}.', 'Nothing to repair.'),
     'used': ('healthy', '{M} ranks well alone, and the fused ranking needs it: without it NDCG falls by {drop}, and its items move {share} of the score.', 'Nothing to repair.'),
@@ -446,7 +462,7 @@ def measure(
     few = task.take(rows) if users > most else task
     views = {m: (task, task.items[m], task.sequences[m]) for m in names} | {'fused': (task, *fuse_vectors(task.items, task.sequences, task.fuse))}
     views |= {('reference', m): (t, t.items[m], t.sequences[m]) for m, t in ceilings.items()}
-    total = 2 ** len(names) + (len(names) + len(views)) * permutations + len(names)
+    total = 2 ** len(names) + (len(names) + len(views)) * permutations + len(names) + 1
     with tqdm(total=total, desc='collapse report', delay=2, leave=False, disable=not progress) as bar:
         shapley = shapley_values(task, bar=bar)
         r = {v: ranks(i, s, t.targets, t.seen, progress=False) for v, (t, i, s) in views.items()}
@@ -456,8 +472,10 @@ def measure(
         for m in names:
             probes['probe', m] = probe_gain(task, m, seed=seed)
             bar.update()
+        weights = better_weights(few, seed=seed) if len(names) > 1 else None
+        bar.update()
     return dict(rows=rows, ranks={v: x for v, x in r.items() if not isinstance(v, tuple)}, gains={v: metric_at_k(x, task.k) for v, x in r.items()} | probes,
-                hits={v: metric_at_k(x, task.k, 'HR') for v, x in r.items()}, nulls=nulls | {v: nulls[v[1]] for v in probes}, moves=rank_moves(few), shapley=shapley, permuted=permuted,
+                hits={v: metric_at_k(x, task.k, 'HR') for v, x in r.items()}, nulls=nulls | {v: nulls[v[1]] for v in probes}, moves=rank_moves(few), weights=weights, shapley=shapley, permuted=permuted,
                 without={m: knockout_mean(task, m) for m in names}, variance=score_variance(task))
 
 # %% ../nbs/04_diagnose.ipynb #8df1e568
@@ -521,6 +539,8 @@ def shared_evidence(
         other = 'concat' if task.fuse == 'sum' else 'sum'
         if other == 'concat' or len({x.shape[1] for x in task.items.values()}) == 1: out[f'{other}_ndcg'] = est(g := fused_gain(replace(task, fuse=other)))
         if f'{other}_ndcg' in out: out[f'{other}_gain'] = est(g, fused)
+        g, rows = raw['weights'][1], raw['rows']
+        out |= dict(weights_ndcg=est(g), weights_gain=est(g, fused[rows]))
         crossed = sum((x for k, x in v.items() if isinstance(k, tuple) and k[0] != k[1]), np.zeros(len(fused)))
         out |= dict(crossed_share=_ratio(crossed, v['total'], bootstrap, seed), length_share=_ratio(v['length'], v['total'], bootstrap, seed))
         if task.fuse == 'sum': out['crossed_rank_share'] = _ratio(sum(x for t, x in raw['moves'].items() if t[0] != t[1]), sum(raw['moves'].values()), bootstrap, seed)
@@ -792,40 +812,58 @@ def gradient_shares(
     return {m: float(g[c].div(g.sum(axis=1)).median()) for m, c in zip(modalities, columns)} if len(g) else {}
 
 # %% ../nbs/04_diagnose.ipynb #7c3a221c
-def decide(
-    task, raw, reference, # Task, `measure`'s answer, ceiling tasks
-    bootstrap=1000, seed=0, # draws of the intervals
-): # -> modality -> {'verdict', 'reason', 'sentence', 'advice', 'evidence' (Estimates)}, best modality
-    "Judge every modality by RULES."
-    names, users = list(task.items), len(task.targets)
-    found = lifts(raw['gains'], task, raw['nulls'], bootstrap, seed)
+def reasons(
+    found, # of `lifts`
+    evidence, # modality -> name -> Estimate
+    users, # how many
+    rules=RULES, # thresholds
+): # -> modality -> (reason, Estimate of the ratio or None), the best modality
+    "Why each modality gets its verdict: too few users, nothing to compare with, or what `judge` says."
+    views = {v: x for v, x in found.items() if not (isinstance(v, tuple) and v[0] == 'probe')}
     size = lambda v: found[v].value if math.isfinite(found[v].value) else -math.inf
-    best, out, probes = max(names, key=size), {}, [('probe', m) for m in names]
-    for m in names:
-        e = modality_evidence(task, raw, m, bootstrap, seed)
-        ceiling = found.get(('reference', m))
-        if users < RULES['users']: reason = 'few users'
-        elif not any(x.above for v, x in found.items() if v not in probes): reason = 'nothing'
-        else:
-            reason, e['lift_ratio'] = judge(found[m], found[best], found['fused'], e['drop_permuted'], e['variance_share'], ceiling, max(size(v) for v in found if v not in probes), found['probe', m])
-        r, f = e.get('lift_ratio'), lambda x: 'n/a' if math.isnan(x) else 'less than 1 %' if x < .01 else f'{100 * x:.0f} %'
-        facts = dict(m=m, users=f'{users:,}', best=best, drop=f'{e["drop_permuted"].value:.3f}', share=f(e['variance_share'].value),
+    best = max(evidence, key=size)
+    early = 'few users' if users < rules['users'] else 'nothing' if not any(x.above for x in views.values()) else ''
+    if early: return {m: (early, None) for m in evidence}, best
+    return {m: judge(found[m], found[best], found['fused'], e['drop_permuted'], e['variance_share'], found.get(('reference', m)), max(map(size, views)), found['probe', m], rules)
+            for m, e in evidence.items()}, best
+
+def decide(
+    task, raw, # Task, `measure`'s answer
+    bootstrap=1000, seed=0, # draws of the intervals
+    rules=RULES, # thresholds
+): # -> modality -> {'verdict', 'reason', 'sentence', 'advice', 'evidence' (Estimates)}, best modality
+    "Judge every modality and say it in words."
+    out, users = {}, len(task.targets)
+    evidence = {m: modality_evidence(task, raw, m, bootstrap, seed) for m in task.items}
+    why, best = reasons(lifts(raw['gains'], task, raw['nulls'], bootstrap, seed, rules), evidence, users, rules)
+    f = lambda x: 'n/a' if math.isnan(x) else 'less than 1 %' if x < .01 else f'{100 * x:.0f} %'
+    for m, e in evidence.items():
+        reason, r = why[m]
+        if r is not None: e['lift_ratio'] = r
+        facts = dict(m=m, users=f'{users:,}', rule_users=rules['users'], best=best, drop=f'{e["drop_permuted"].value:.3f}', share=f(e['variance_share'].value),
                      **({k: 'n/a' for k in ('ratio', 'low', 'high')} if r is None else dict(ratio=f(r.value), low=f(r.low), high=f(max(r.high, .01)))))
         verdict, sentence, advice = explain(reason, **facts)
         out[m] = dict(verdict=verdict, reason=reason, sentence=sentence, advice=advice, evidence=e)
     return out, best
 
-def about_fusion(shared, best, k): # shared evidence (Estimates), best modality, cut-off -> one sentence, '' if there is nothing to say
-    "Say so if the fusion is no better than the best modality alone, or if another fusion ranks the same vectors better."
-    gain, other = shared.get('fusion_gain'), next((n[:-5] for n in shared if n in ('concat_gain', 'sum_gain')), None)
-    said = ''
+# %% ../nbs/04_diagnose.ipynb #49d8d479
+def about_fusion(
+    shared, # name -> Estimate, of `shared_evidence`
+    best, # the best modality
+    k, # cut-off
+    weights=None, # of `better_weights`
+): # -> one or two sentences, '' if there is nothing to say
+    "Say so if the fusion is no better than the best modality alone, and recommend what would surely rank the same vectors better."
+    gain, said = shared.get('fusion_gain'), ''
     if gain is not None and gain.high < 0: said = f'The fused ranking is worse than {best} alone (NDCG@{k} {gain.value:+.3f}, {gain.low:+.3f} to {gain.high:+.3f}). '
     elif gain is not None and gain.low <= 0: said = f'The fused ranking is not surely better than {best} alone (NDCG@{k} {gain.value:+.3f}, {gain.low:+.3f} to {gain.high:+.3f}). '
-    if other and shared[f'{other}_gain'].low > 0:
-        said += f"On the same vectors, fuse='{other}' would rank better: NDCG@{k} {shared[f'{other}_ndcg'].value:.3f} instead of {shared['fused_ndcg'].value:.3f}."
+    better = [(shared[f'{n}_gain'], f"fuse={weights if n == 'weights' else n!r}") for n in ('concat', 'sum', 'weights') if f'{n}_gain' in shared and shared[f'{n}_gain'].low > 0]
+    if better:
+        g, how = max(better, key=lambda x: x[0].value)
+        said += f'On the same vectors, {how} would rank better: NDCG@{k} {g.value:+.3f} ({g.low:+.3f} to {g.high:+.3f}).'
     return said.strip()
 
-# %% ../nbs/04_diagnose.ipynb #49d8d479
+# %% ../nbs/04_diagnose.ipynb #dfc15e4f
 def collapse_report(
     embedder=None, # anything with encode_items(catalogue) and encode_sequences(catalogue, history), or None with arrays
     split=None, # with `.catalogue` and `.test` rows (history, targets, seen_offsets, seen_items)
@@ -841,11 +879,13 @@ def collapse_report(
     permutations=20, # of each modality across items
     bootstrap=1000, # draws of the intervals
     seed=0, # of permutations, draws and examples
+    rules=RULES, # thresholds, such as dict(RULES, users=200)
     titles=None, # [items] names for the examples
     name='', # heading of the report
     progress=True, # a bar, if it lasts more than 2 seconds
 ): # -> Report
     "Which modality is healthy, under-used, collapsed, uninformative or undecided, with evidence. Raises ValueError or TypeError for inputs that do not fit."
+    if odd := set(rules) ^ set(RULES): raise ValueError(f'rules: {sorted(odd)} unknown or missing; change some with dict(RULES, users=200), there are {list(RULES)}')
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         items, sequences, targets, seen_raw, titles = read_inputs(embedder, split, items, sequences, targets, seen, titles)
@@ -854,17 +894,17 @@ def collapse_report(
         gradients = gradient_shares(history, list(task.items))
     for w in caught: warnings.warn(str(w.message), w.category, stacklevel=2)
     raw = measure(task, ceilings, permutations, seed, progress=progress)
-    found, best = decide(task, raw, ceilings, bootstrap, seed)
+    found, best = decide(task, raw, bootstrap, seed, rules)
     for m, x in gradients.items(): found[m]['evidence']['gradient_share'] = Estimate(x, math.nan, math.nan)
     shared, notes = shared_evidence(task, raw, best, bootstrap, seed)
     notes = [str(w.message) for w in caught] + notes
     if len(raw['rows']) < len(task.targets): notes.append(f'Permutations looked at {len(raw["rows"]):,} of {len(task.targets):,} users (seed {seed}).')
-    data = as_data(task, raw, found, shared, best, notes, ceilings, titles, name, permutations, bootstrap, seed, seen_raw is not None)
+    data = as_data(task, raw, found, shared, best, notes, ceilings, titles, name, permutations, bootstrap, seed, seen_raw is not None, rules)
     return Report(data, {v: g for v, g in raw['gains'].items() if not isinstance(v, tuple)}, task.targets)
 
-# %% ../nbs/04_diagnose.ipynb #86875edd
+# %% ../nbs/04_diagnose.ipynb #b95ea52f
 def as_data(
-    task, raw, found, shared, best, notes, ceilings, titles, name, permutations, bootstrap, seed, masked # what `collapse_report` gathered
+    task, raw, found, shared, best, notes, ceilings, titles, name, permutations, bootstrap, seed, masked, rules # what `collapse_report` gathered
 ): # -> report dictionary of schema SCHEMA
     "Everything as plain JSON types."
     ms = {m: {**x, 'evidence': {n: x['evidence'][n].to_dict() for n in EVIDENCE if n in x['evidence']}} for m, x in found.items()}
@@ -876,8 +916,8 @@ def as_data(
                 f'95 % intervals from {bootstrap:,} resamples of users, {permutations} permutations, seed {seed}; ' +
                 (f'ceiling: reference for {", ".join(ceilings)}' if ceilings else 'no reference given: ceiling by a linear probe on the same vectors, fitted on other users and items, and by comparison with the best modality') + '.')
     return dict(schema_version=SCHEMA, name=str(name), verdict=verdict, summary=_summary(ms, verdict), modalities=ms, evidence={n: e.to_dict() for n, e in shared.items()}, best=best,
-                fusion=about_fusion(shared, best, task.k) if users >= RULES['users'] else '', k=int(task.k), fuse=how, users=users, items=task.n_items, seed=int(seed),
-                ceiling='reference' if ceilings else 'probe', rules=dict(RULES), protocol=protocol, notes=notes, examples=examples)
+                weights=raw['weights'] and raw['weights'][0], fusion=about_fusion(shared, best, task.k, raw['weights'] and raw['weights'][0]) if users >= rules['users'] else '', k=int(task.k), fuse=how, users=users, items=task.n_items, seed=int(seed),
+                ceiling='reference' if ceilings else 'probe', rules=dict(rules), protocol=protocol, notes=notes, examples=examples)
 
 def _summary(ms, verdict):
     "One sentence over all modalities."
