@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['RULES', 'VERDICTS', 'REASONS', 'EVIDENCE', 'SCHEMA', 'SIGNS', 'STYLE', 'worst', 'Task', 'fused_gain', 'knockout_mean',
            'knockout_permuted', 'shuffled_gain', 'shapley_values', 'score_variance', 'rank_moves', 'probe_gain',
-           'better_weights', 'effective_rank', 'mean_cosine', 'modality_gap', 'nearest', 'neighbour_agreement',
-           'agreement_test', 'Lift', 'lifts', 'metric_at_k_mean', 'judge', 'explain', 'measure', 'modality_evidence',
-           'shared_evidence', 'write_atomic', 'Report', 'figure', 'report_text', 'report_markdown', 'bar_chart',
-           'fragment', 'page', 'pill', 'cards_html', 'charts_html', 'table_html', 'examples_html', 'report_html',
-           'read_inputs', 'read_reference', 'gradient_shares', 'reasons', 'decide', 'about_fusion', 'collapse_report',
-           'as_data', 'SideBySide', 'side_by_side', 'compare', 'pair_html']
+           'better_weights', 'effective_rank', 'mean_cosine', 'modality_gap', 'linear_cka', 'nearest',
+           'neighbour_agreement', 'agreement_test', 'Lift', 'lifts', 'metric_at_k_mean', 'judge', 'explain', 'measure',
+           'modality_evidence', 'shared_evidence', 'write_atomic', 'Report', 'figure', 'report_text', 'report_markdown',
+           'bar_chart', 'fragment', 'page', 'pill', 'cards_html', 'charts_html', 'table_html', 'examples_html',
+           'report_html', 'read_inputs', 'read_reference', 'gradient_shares', 'reasons', 'decide', 'about_fusion',
+           'collapse_report', 'as_data', 'SideBySide', 'side_by_side', 'compare', 'pair_html']
 
 # %% ../nbs/04_diagnose.ipynb #12e9f4a2
 import json
@@ -278,6 +278,13 @@ def modality_gap(a, b): # [items, dims] each, normalised -> distance of the mean
     "Euclidean distance between the mean vectors of two modalities."
     return float(np.linalg.norm(a.mean(0, dtype=float) - b.mean(0, dtype=float))) if a.shape[1] == b.shape[1] else math.nan
 
+def linear_cka(a, b): # [items, dims] and [items, dims'] -> between 0 and 1; NaN where a side is constant
+    "Linear CKA from the D x D' matrices: squared norm of the cross-covariance over those of the covariances."
+    a, b = (np.asarray(x, float) - np.mean(x, 0, dtype=float) for x in (a, b))
+    size = lambda x, y: float(np.square(x.T @ y).sum())
+    whole = size(a, a) ** .5 * size(b, b) ** .5
+    return size(a, b) / whole if whole > 1e-12 else math.nan
+
 # %% ../nbs/04_diagnose.ipynb #c2e4647b
 def _sample(a, b, most, seed): # two matrices of the same rows -> the same at most `most` rows of both
     if len(a) <= most: return a, b
@@ -483,14 +490,18 @@ EVIDENCE = { # name -> label, whether it is a percentage, whether it may decide
     'ndcg': ('NDCG@{k} alone', False, True), 'hr': ('hit rate@{k} alone', False, True), 'lift': ('NDCG@{k} above chance', False, True),
     'lift_ratio': ('lift relative to the {against}', True, True), 'probe_ndcg': ('NDCG@{k} of a linear probe, held out', False, True), 'reference_ndcg': ('NDCG@{k} in the reference', False, True),
     'drop_permuted': ('fused NDCG@{k} lost when permuted', False, True), 'drop_mean': ('fused NDCG@{k} lost when replaced by its mean', False, True),
+    'drop_single': ('the same by the first permutation alone [least, most of all]', False, False),
     'variance_share': ('share of the fused score that its items move', True, True), 'rank_share': ('share of the moves of the next item\'s place', True, False), 'shapley_share': ('Shapley share of the fused lift', True, False),
     'within_share': ('of the fused score, within the modality', True, False), 'shuffled_ndcg': ('NDCG@{k} alone with items shuffled', False, True),
-    'gradient_share': ('share of the gradient in training', True, False), 'effective_rank_items': ('effective rank of the items', False, False),
+    'gradient_share': ('share of the gradient in training, median [10 %, 90 %] of the steps', True, False), 'effective_rank_items': ('effective rank of the items', False, False),
     'effective_rank_sequences': ('effective rank of the sequences', False, False), 'mean_cosine': ('mean cosine between items', False, False),
 }
 
 def _spread(x): # values -> Estimate: mean, and mean -+ 1.96 standard deviations
     return Estimate(float(np.mean(x)), float(np.mean(x) - 1.96 * np.std(x, ddof=1)), float(np.mean(x) + 1.96 * np.std(x, ddof=1)))
+
+def _range(x): # values -> Estimate: the first, the least, the most
+    return Estimate(*(float(f(x)) for f in (lambda x: x[0], np.min, np.max)))
 
 def _ratio(top, bottom, bootstrap, seed): # [users] each -> Estimate of mean(top) / mean(bottom)
     d = bootstrap_means(np.stack([top, bottom], 1), bootstrap, seed)
@@ -513,7 +524,7 @@ def modality_evidence(
     if ('reference', m) in raw['gains']: out['reference_ndcg'] = est(raw['gains']['reference', m])
     out['probe_ndcg'] = est(raw['gains']['probe', m])
     if raw['moves']: out['rank_share'] = _ratio(sum(x for t, x in raw['moves'].items() if t[1] == m), sum(raw['moves'].values()), bootstrap, seed)
-    out |= dict(drop_permuted=paired_difference(fused[rows], raw['permuted'][m][0], bootstrap, seed), drop_mean=est(fused, raw['without'][m]),
+    out |= dict(drop_permuted=paired_difference(fused[rows], raw['permuted'][m][0], bootstrap, seed), drop_mean=est(fused, raw['without'][m]), drop_single=_range(_mean(fused[rows]) - raw['permuted'][m][1]),
                 variance_share=_ratio(sum(x for k, x in v.items() if isinstance(k, tuple) and k[1] == m), v['total'], bootstrap, seed),
                 shapley_share=_ratio(raw['shapley'][m], fused - task.chance, bootstrap, seed), within_share=_ratio(v[m, m], v['total'], bootstrap, seed),
                 shuffled_ndcg=_spread(raw['nulls'][m]), effective_rank_items=plain(effective_rank(task.items[m])),
@@ -546,7 +557,7 @@ def shared_evidence(
         if task.fuse == 'sum': out['crossed_rank_share'] = _ratio(sum(x for t, x in raw['moves'].items() if t[0] != t[1]), sum(raw['moves'].values()), bootstrap, seed)
     for a, b in combinations(names, 2):
         t = agreement_test(task.items[a], task.items[b], seed=seed)
-        out |= {f'gap {a} | {b}': plain(modality_gap(task.items[a], task.items[b])), f'neighbours {a} | {b}': plain(t['value']), f'neighbours by chance {a} | {b}': plain(t['chance']),
+        out |= {f'gap {a} | {b}': plain(modality_gap(task.items[a], task.items[b])), f'CKA {a} | {b}': plain(linear_cka(task.items[a], task.items[b])), f'neighbours {a} | {b}': plain(t['value']), f'neighbours by chance {a} | {b}': plain(t['chance']),
                 f'neighbours corrected {a} | {b}': plain(t['corrected']), f'neighbours p-value {a} | {b}': plain(t['p']), f'similarities {a} | {b}': plain(t['spearman'])}
         if t['items'] < task.n_items: notes.append(f'Neighbours of {a} and {b} were compared on {t["items"]:,} of {task.n_items:,} items (seed {seed}).')
     return out, notes
@@ -801,15 +812,15 @@ def read_reference(
 def gradient_shares(
     history, # object with `.frame`, a table with columns 'grad/<modality>', one row per step; or None
     modalities, # names
-): # -> modality -> share of the gradient norms, median over steps; {} without a history
-    "Share of each modality in the gradient norms. Raises ValueError where the history lacks a modality's column."
+): # -> modality -> Estimate of its share of the gradient norms: median, 10 % and 90 % of the steps; {} without a history
+    "Share of each modality in the gradient norms over training. Raises ValueError where the history lacks a modality's column."
     if history is None: return {}
     columns = [f'grad/{m}' for m in modalities]
     missing = [c for c in columns if c not in history.frame.columns]
     if missing: raise ValueError(f'history.frame has no column {missing}; it has {list(history.frame.columns)}')
     g = history.frame[columns].dropna()
     g = g[g.sum(axis=1) > 0]
-    return {m: float(g[c].div(g.sum(axis=1)).median()) for m, c in zip(modalities, columns)} if len(g) else {}
+    return {m: Estimate(*(float(q) for q in g[c].div(g.sum(axis=1)).quantile([.5, .1, .9]))) for m, c in zip(modalities, columns)} if len(g) else {}
 
 # %% ../nbs/04_diagnose.ipynb #7c3a221c
 def reasons(
@@ -895,7 +906,7 @@ def collapse_report(
     for w in caught: warnings.warn(str(w.message), w.category, stacklevel=2)
     raw = measure(task, ceilings, permutations, seed, progress=progress)
     found, best = decide(task, raw, bootstrap, seed, rules)
-    for m, x in gradients.items(): found[m]['evidence']['gradient_share'] = Estimate(x, math.nan, math.nan)
+    for m, x in gradients.items(): found[m]['evidence']['gradient_share'] = x
     shared, notes = shared_evidence(task, raw, best, bootstrap, seed)
     notes = [str(w.message) for w in caught] + notes
     if len(raw['rows']) < len(task.targets): notes.append(f'Permutations looked at {len(raw["rows"]):,} of {len(task.targets):,} users (seed {seed}).')
