@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAIR', 'WEAK', 'THREE', 'WORLDS', 'TRAINED', 'BASES', 'SETTINGS', 'HALVES', 'VARIED', 'SIZES', 'Setting', 'Trained',
-           'trained_vectors', 'half_of', 'make_case', 'judge_case', 'run_calibration', 'rates', 'choose_rules']
+           'trained_vectors', 'half_of', 'make_case', 'judge_case', 'run_calibration', 'rates', 'errors',
+           'choose_rules']
 
 # %% ../nbs/04a_calibrate.ipynb #3c29e726
 import json
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 
 from .data import known
 from .diagnose import REASONS, RULES, Task, lifts, measure, modality_evidence, reasons
-from .cli import read_vectors, write_vectors
+from .vectors import read_vectors, write_vectors
 from .worlds import hurt, world
 
 # %% ../nbs/04a_calibrate.ipynb #003f4d5e
@@ -146,7 +147,7 @@ def half_of(name): # a key of SETTINGS
     return HALVES[next(i for i, g in enumerate(groups) if name == g or name.rsplit(', ', 1)[0] == g) % 2]
 
 # %% ../nbs/04a_calibrate.ipynb #be7cc1fb
-VARIED = dict(gate=(.95, .98, .99, .995), null_sd=(2, 3, 4), collapsed=(.15, .2, .25, .3, .35), lost=(.3, .4, .5, .6), worn=(.7, .75, .8, .85, .9), unused=(.05, .1, .15, .2))
+VARIED = dict(gate=(.95, .98, .99, .995), null_sd=(2, 3, 4), collapsed=(.15, .2, .25, .3, .35), lost=(.3, .4, .5, .6), worn=(.7, .75, .8, .85, .9), kept=(.5, .55, .6, .65, .7), mute=(.05, .1, .15, .25), unused=(.05, .1, .15, .2))
 
 @lru_cache(4)
 def _read_task(path): # trained vectors as a Task, kept for the next case
@@ -211,7 +212,7 @@ def judge_case(
     return rows
 
 # %% ../nbs/04a_calibrate.ipynb #331a2408
-SIZES = {100: 10, 300: 10, 1000: 10, 10_000: 2} # users -> seeds
+SIZES = {100: 30, 300: 30, 1000: 30, 10_000: 4} # users -> seeds
 
 def _judge_setting(name, sizes, seed, out, rules, varied):
     "All cases of a setting, as a file."
@@ -272,6 +273,14 @@ def rates(
         out[key] = row
     return pd.DataFrame(out).T.rename_axis(by)
 
+def errors(
+    table, # of `run_calibration`
+): # -> DataFrame
+    "Definite verdicts that are not the true one, and from 1,000 users on those missed: how often in which setting."
+    t = table[(table.truth != 'silent') & (table.truth != table.verdict) & ((table.verdict != 'undecided') | (table.users >= 1000))]
+    cases = table.groupby(['setting', 'users', 'modality']).size().rename('of')
+    return t.groupby(['setting', 'users', 'modality', 'truth', 'verdict', 'reason']).size().rename('times').reset_index().join(cases, on=['setting', 'users', 'modality'])
+
 def choose_rules(
     table, # of `run_calibration` with `varied`
     most_false=.02, # false alarms from 1,000 users on
@@ -281,7 +290,7 @@ def choose_rules(
     names, rows = list(table.other[0]), []
     for name in names:
         t = table.assign(verdict=[o[name] for o in table.other])
-        large, small = (rates(x.assign(all='')).iloc[0] if False else rates(x.assign(size='')  , 'size').iloc[0] for x in (t[t.users >= 1000], t[t.users == 100]))
+        large, small = (rates(x.assign(size=''), 'size').iloc[0] for x in (t[t.users >= 1000], t[t.users == 100]))
         kinds = ['named', 'under-used named', 'uninformative named', 'healthy cleared']
         rows.append(dict(zip(('rule', 'value'), name.split('='))) | large[[*kinds, 'false alarms']].to_dict() | {'wrong at 100': small.wrong, 'right': float(np.nanmean(large[kinds].astype(float)) + .1 * np.nanmean(small[kinds].astype(float)))})
     out = pd.DataFrame(rows)

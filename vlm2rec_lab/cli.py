@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'Parser', 'unlike', 'count', 'fusion', 'load_split', 'popularity', 'loss_settings', 'open_run', 'fit',
-           'save_result', 'item_titles', 'result_table', 'make_reports', 'study', 'train', 'demo', 'given_vectors',
-           'evaluate', 'report', 'make_parser', 'main']
+           'save_result', 'item_titles', 'result_table', 'make_reports', 'study', 'calibrate', 'train', 'demo',
+           'given_vectors', 'evaluate', 'report', 'make_parser', 'main']
 
 # %% ../nbs/12_cli.ipynb #51a4efb2
 import argparse
@@ -188,11 +188,11 @@ def result_table(found,   # of `fit`
     for label, of in (('popularity', popular['popularity']), ('chance', popular.chance)): table[label] = [of[n] for _, n in table.index]
     return table
 
-def make_reports(found, split, fuse='sum', seed=0):
-    "Collapse reports of the trained losses, side by side."
+def make_reports(found, split, fuse='sum', seed=0, reference=None):
+    "Collapse reports of the trained losses, side by side, against a reference if there is one."
     from vlm2rec_lab.diagnose import collapse_report, side_by_side
     titles = item_titles(split)
-    return side_by_side({name: collapse_report(**f['vectors'], history=f['history'], fuse=fuse, seed=seed, titles=titles, name=f'{name}: {split.name}')
+    return side_by_side({name: collapse_report(**f['vectors'], reference=reference, history=f['history'], fuse=fuse, seed=seed, titles=titles, name=f'{name}: {split.name}')
                          for name, f in found.items() if f['history'] is not None})
 
 # %% ../nbs/12_cli.ipynb #ee0d489d
@@ -211,6 +211,20 @@ def study(o, # options: part, seeds, conditions, remedies, data, jobs, out, tabl
         print(f'{len(cells)} cells in {out}, {o.jobs} at a time; {o.command}', flush=True)
         found = run_study(out, cells, o.jobs, progress=sys.stderr.isatty())
     print(f'\n{readable(write_study(found, out, o.command)).to_string(index=False)}\n\ntable.csv and study.html: {out}')
+
+# %% ../nbs/12_cli.ipynb #786a2aca
+def calibrate(o, # options: half, users, seeds, settings, jobs, out, seed, command
+             ):
+    "`vlm2rec calibrate`: sensitivity and false alarms of the verdicts on settings with known truth."
+    from vlm2rec_lab.calibrate import HALVES, SETTINGS, SIZES, VARIED, choose_rules, errors, half_of, rates, run_calibration
+    if o.half not in (*HALVES, 'all'): raise ValueError('--half: ' + unlike(o.half, [*HALVES, 'all'], 'half'))
+    names = o.settings or [n for n in SETTINGS if o.half in ('all', half_of(n))]
+    sizes = {n: o.seeds or SIZES.get(n, 10) for n in o.users or SIZES}
+    print(f"{len(names)} settings; users x seeds: {', '.join(f'{n:,} x {s}' for n, s in sizes.items())}; seeds from {o.seed}; {o.command}", flush=True)
+    table = run_calibration(o.out, names, sizes, o.seed, o.jobs, varied=VARIED if o.half == 'set' else None, progress=sys.stderr.isatty())
+    table.drop(columns='other').to_csv(Path(o.out) / f'{o.half}.csv.gz', index=False)
+    print(f'\n{rates(table).T.round(3).to_string()}\n\nnot what is true:\n{errors(table).to_string(index=False)}\n\nall cases: {Path(o.out) / f"{o.half}.csv.gz"}')
+    if o.half == 'set': print(f'\nother thresholds, each varied alone:\n{choose_rules(table).round(4).to_string(index=False)}')
 
 # %% ../nbs/12_cli.ipynb #eb4192c2
 def __getattr__(name): # `read_vectors` and `write_vectors` live in `vectors`; found here too, without loading numpy for the help
@@ -231,7 +245,7 @@ def _model(path, # folder or hub id; None: the shipped tiny VLM
     if path.startswith(('.', '/', '~')) or path.count('/') != 1: raise FileNotFoundError(f'there is no model folder {path}')
     return path
 
-def train(o, # options: data, model, losses, users, history, steps, batch, lr, tau, fuse, lora, seed, alpha, lam, out, resume, command
+def train(o, # options: data, model, losses, users, history, steps, batch, lr, tau, fuse, lora, seed, alpha, lam, weight, apart, ceiling, out, resume, command
          ):
     "`vlm2rec train`: fine-tune with each loss, evaluate by full ranking, write adapters, vectors and a report."
     losses = loss_settings(o.losses, alpha=o.alpha, lam=o.lam, weight=o.weight)
@@ -256,14 +270,23 @@ def _run(o, model, split, losses, out):
     print(f'{embedder}\nseed {o.seed}; {o.steps} steps of {o.batch}, lr {o.lr:g}, tau {o.tau:g}, fusion {o.fuse}; {o.command}', flush=True)
     found = fit(embedder, split, losses, fuse=o.fuse, seed=o.seed, out=out, resume=o.resume, steps=o.steps, batch=o.batch, lr=o.lr, tau=o.tau, progress=sys.stderr.isatty())
     popular = popularity(split)
-    reports = make_reports(found, split, o.fuse, o.seed)
+    reports = make_reports(found, split, o.fuse, o.seed, _ceiling(o, model, split, out) if o.ceiling else None)
     print(f"\ntest of {split.name}: {found['before']['metrics'].protocol}\n{result_table(found, popular).round(4).to_string()}\n\n{reports}")
     return reports
+
+def _ceiling(o, model, split, out):
+    "Vectors of experts, one modality each, to hold the others against; for `reference=`."
+    from vlm2rec_lab.embed import VLMEmbedder
+    experts = VLMEmbedder.from_pretrained(model, lora=o.lora, seed=o.seed, adapters=split.catalogue.modalities)
+    found = fit(experts, split, {'experts': {}}, fuse='concat', seed=o.seed, out=out and out / 'ceiling', resume=o.resume, steps=o.steps, batch=o.batch, lr=o.lr, tau=o.tau, progress=sys.stderr.isatty())['experts']
+    alone = ', '.join(f'{m} {found["metrics"][m]["NDCG@10"]:.4f}' for m in split.catalogue.modalities)
+    print(f'\nceiling: experts of one modality each, NDCG@10 alone: {alone}', flush=True)
+    return {k: found['vectors'][k] for k in ('items', 'sequences')}
 
 def demo(o, # options: condition, seed, steps, users, out, command
         ):
     "`vlm2rec demo`: SFT and VLM2Rec on the embedded studio."
-    o.batch, o.lr, o.tau, o.fuse, o.lora, o.apart, o.resume = 32, 2e-3, .07, 'sum', 4, False, False
+    o.batch, o.lr, o.tau, o.fuse, o.lora, o.apart, o.resume, o.ceiling = 32, 2e-3, .07, 'sum', 4, False, False, True
     if Path(o.out).suffix not in ('.html', '.json'): raise ValueError(f'--out {o.out}: name a file that ends in .html or .json')
     split = load_split(f'studio:{o.condition}', o.users, None, o.seed)
     reports = _run(o, _model(None, f'studio:{o.condition}'), split, loss_settings(['sft', 'vlm2rec']), None)
@@ -323,6 +346,7 @@ def _training(p, add):
     add('--fuse', type=fusion, default='sum', help='fusion of the modalities: sum or concat (default: sum)')
     for name in ('alpha', 'lam', 'weight'): add(f'--{name}', type=float, metavar='X', help="of the losses that take it (default: the loss's own)")
     add('--apart', action='store_true', help='adapters of its own for every modality')
+    add('--ceiling', action='store_true', help='train experts of one modality each as well, and hold the reports against them')
     add('--out', metavar='DIR', help='where checkpoints and results go (default: runs/NAME)')
     add('--resume', action='store_true', help='go on from the checkpoints in DIR')
 
@@ -360,6 +384,13 @@ def make_parser():
     add('--out', default='runs/study', metavar='DIR', help='where the cells are kept (default: runs/study)')
     add('--table', action='store_true', help='run nothing: write the table and the page from the cells that are there')
     add('--verify', type=count, metavar='N', help='run N of the stored cells again and compare every digit')
+    p, add = command(calibrate, 'how often the verdicts of `report` are right, on settings whose truth is known')
+    add('--half', default='report', metavar='HALF', help='set (thresholds are set on it), report (they are judged on it) or all (default: report)')
+    add('--settings', nargs='+', metavar='NAME', help='some of the settings, see the notebook 04a_calibrate (default: all of the half)')
+    add('--users', type=count, nargs='+', metavar='N', help='numbers of users (default: 100 300 1000 10000)')
+    add('--seeds', type=count, metavar='N', help='seeds of each setting and number of users (default: 30, at 10,000 users 4)')
+    add('--jobs', type=count, default=2, metavar='N', help='processes of one thread each (default: 2)')
+    add('--out', default='runs/calibrate', metavar='DIR', help='where results and trained vectors are kept (default: runs/calibrate)')
     _vectors(*command(evaluate, 'ranking metrics of the vectors in a file'), [10, 20])
     p, add = command(report, 'collapse report of the vectors in a file')
     _vectors(p, add, 10)

@@ -39,6 +39,8 @@ RULES = dict(
     collapsed=.25,   # no reference: upper end of lift / best modality's lift
     lost=.5,         # reference: upper end of lift / reference lift
     worn=.8,         # reference: the same, for under-used
+    kept=.6,         # reference: lower end of the same, for healthy
+    mute=.1,         # reference: upper end of its lift / best lift, for uninformative
     unused=.1,       # share of the fused lift (knockout) and of the fused score's variance
 )
 VERDICTS = {'collapsed': 4, 'under-used': 3, 'undecided': 2, 'uninformative': 1, 'healthy': 0}   # the largest is the worst
@@ -401,11 +403,13 @@ def judge(
     "Reason of one modality's verdict; assumes enough users and at least one view above chance."
     scale = best.value if scale is None else scale
     ratio = own.over(best if ceiling is None else ceiling)
-    if ceiling is not None:
-        if not ceiling.above: return ('no ceiling' if np.quantile(ceiling.cautious, .975) < rules['collapsed'] * scale else 'ceiling unclear'), ratio
+    if ceiling is not None and ceiling.above:
         if ratio.high <= rules['lost']: return 'lost', ratio
         if ratio.high < rules['worn']: return 'worn', ratio
-        if ratio.low < rules['lost']: return 'loss unclear', ratio
+        if ratio.low < rules['kept']: return 'loss unclear', ratio
+    elif ceiling is not None:
+        ratio = Estimate(math.nan, math.nan, math.nan)
+        if not own.above: return ('no ceiling' if np.quantile(ceiling.cautious, .975) < rules['mute'] * scale else 'ceiling unclear'), ratio
     else:
         if ratio.high < rules['collapsed']: return ('hidden' if probe is not None and probe.above and own.over(probe).high < rules['lost'] else 'silent'), ratio
         if ratio.low < rules['collapsed']: return 'silence unclear', ratio
