@@ -342,7 +342,7 @@ def write_study(cells, # of `run_study`
                ):
     "Write table.csv and study.html; the table."
     from html import escape
-    from vlm2rec_lab.diagnose import page
+    from vlm2rec_lab.pages import page
     from vlm2rec_lab.widgets import figures_html
     table = study_table(label_cells(cells))
     write_bytes(Path(out) / 'table.csv', table.round(5).to_csv(index=False).encode())
