@@ -615,7 +615,7 @@ def read_reference(
     for k, want in (('items', task.n_items), ('sequences', len(task.targets))):
         for m, x in sides[k].items():
             if len(x) != want: raise ValueError(f"reference['{k}'][{m!r}] has {len(x)} rows but {k} has {want}: the reference must hold the same {k} in the same order")
-    items, sequences, _ = check_task(sides['items'], sides['sequences'], task.targets)
+    items, sequences, _ = check_task(sides['items'], sides['sequences'], task.targets, 'reference')
     return {m: replace(task, items={m: items[m]}, sequences={m: sequences[m]}, fuse='sum') for m in items}
 
 # %% ../nbs/04_diagnose.ipynb #33703443

@@ -28,7 +28,8 @@ def as_matrix(
     if hasattr(x, 'detach'):
         x = x.detach().cpu()
         x = (x if str(x.dtype) == 'torch.float64' else x.float()).numpy()
-    x = np.asarray(x)
+    try: x = np.asarray(x)
+    except ValueError as e: raise ValueError(f'{name} has rows of different lengths: pass [rows, dims]') from e
     if x.dtype.kind not in 'fiub': raise TypeError(f'{name} holds {x.dtype}, not numbers: pass a float array of shape [rows, dims]')
     if x.ndim != 2 or not x.shape[1]: raise ValueError(f'{name} has shape {x.shape}: pass [rows, dims] with at least one dimension')
     double = x.dtype.kind == 'f' and x.dtype.itemsize >= 8
@@ -39,6 +40,10 @@ def as_matrix(
     return x
 
 # %% ../nbs/01_metrics.ipynb #dc0e174e
+def _of(n, total): # 3 of 80 (4 %)
+    percent = 100 * n / max(total, 1)
+    return f'{n:,} of {total:,} ({"less than 1" if 0 < percent < 1 else "more than 99" if 99 < percent < 100 else f"{percent:.0f}"} %)'
+
 def normalise(
     x, # [rows, dims] vectors
     name='vectors', # what to call them in a warning
@@ -47,10 +52,34 @@ def normalise(
     x = as_matrix(x, name)
     scale = np.abs(x).max(1, keepdims=True)
     zero = scale[:, 0] == 0
-    if zero.any(): warnings.warn(f'{name}: {int(zero.sum()):,} of {len(x):,} vectors are zero (first: row {int(zero.argmax())}); '
+    if zero.any(): warnings.warn(f'{name}: {_of(int(zero.sum()), len(x))} vectors are zero (first: row {int(zero.argmax())}): rows without this modality; '
                                  'they score 0 with everything', stacklevel=2)
     x = x / np.where(scale > 0, scale, 1)
     return x / np.where(zero[:, None], 1, np.sqrt(np.einsum('rd,rd->r', x, x))[:, None])
+
+# %% ../nbs/01_metrics.ipynb #a323b6b1
+def _note_flat(x, unit, name): # [rows, dims], the same normalised, what to call them
+    "Warn of vectors that all point one way, or of dimensions that are the same in all rows; rows of zeros are left out."
+    there = unit.any(1)
+    if not there.all(): x, unit = x[there], unit[there]
+    if len(x) < 2: return
+    flat = np.flatnonzero(x.min(0) == x.max(0))
+    if np.ptp(unit, axis=0).max() <= 8 * np.finfo(unit.dtype).eps: warnings.warn(f'{name}: all {len(x):,} vectors point the same way, so that they tell no rows apart', stacklevel=4)
+    elif len(flat): warnings.warn(f'{name}: {len(flat):,} of {x.shape[1]:,} dimensions are the same in all rows (first: dimension {flat[0]}); they tell no rows apart', stacklevel=4)
+
+def _note_users(items, sequences, targets):
+    "Warn of a catalogue of one, of next items without a modality, and of users who stand in more than one row."
+    n_items, users = len(next(iter(items.values()))), len(targets)
+    if n_items == 1: warnings.warn('items: there is one only, and it is always found, whatever the vectors say', stacklevel=3)
+    for m, x in items.items():
+        without = int((~x.any(1))[targets].sum())
+        if without: warnings.warn(f'the next item of {_of(without, users)} users has no {m} vector: {m} alone cannot find it', stacklevel=3)
+    keys = pd.Series(targets.astype(np.uint64))
+    for x in sequences.values(): keys = keys * np.uint64(1_000_003) ^ pd.util.hash_pandas_object(pd.DataFrame(x), index=False)     # of 64 bits
+    again = np.flatnonzero(keys.duplicated())
+    again = again[np.any([x[again].any(1) for x in sequences.values()], 0)]                  # users without any history are no repetitions
+    if len(again): warnings.warn(f'{_of(len(again), users)} users have the vectors and the next item of an earlier one (first: row {again[0]}, like row {int((keys == keys[again[0]]).argmax())}): '
+                                 'if they are the same users, keep one row of each, for repetitions make the intervals too narrow', stacklevel=3)
 
 # %% ../nbs/01_metrics.ipynb #e6c7fcef
 def _one_side(vectors, side):
@@ -58,11 +87,13 @@ def _one_side(vectors, side):
     if not isinstance(vectors, Mapping) or not vectors:
         raise TypeError(f"{side} must be a dictionary of modality -> [rows, dims], for example {{'text': ..., 'image': ...}}")
     if 'fused' in vectors: raise ValueError(f"{side}: 'fused' is the name of the fusion; call the modality something else")
-    out = {m: normalise(x, f'{side}[{m!r}]') for m, x in vectors.items()}
-    first = next(iter(out))
-    for m, x in out.items():
-        if len(x) != len(out[first]): raise ValueError(f'{side}[{m!r}] has shape {x.shape} but {side}[{first!r}] has {out[first].shape}: '
+    out, first = {}, next(iter(vectors))
+    for m, x in vectors.items():
+        x, name = as_matrix(x, f'{side}[{m!r}]'), f'{side}[{m!r}]'
+        out[m] = normalise(x, name)
+        if len(x) != len(out[first]): raise ValueError(f'{name} has shape {x.shape} but {side}[{first!r}] has {out[first].shape}: '
                                                        'every modality needs one row for the same items or users')
+        _note_flat(x, out[m], name)
     return out
 
 # %% ../nbs/01_metrics.ipynb #a66a293c
@@ -70,26 +101,34 @@ def check_task(
     items, # modality -> [items, dims]
     sequences, # modality -> [users, dims], same keys
     targets, # [users] index of the item that came next
+    within='', # name of an argument that holds both sides, for errors and warnings
 ): # -> items, sequences (normalised, in the order of `items`), targets as int64
-    "Checked and normalised inputs of a ranking task. Raises ValueError or TypeError naming the argument, the row and both shapes."
-    items, sequences = _one_side(items, 'items'), _one_side(sequences, 'sequences')
+    "Checked and normalised inputs of a ranking task. Raises ValueError or TypeError naming the argument, the row and both shapes; warns, with counts, of what fits but says little."
+    a, b = (f"{within}['{side}']" if within else side for side in ('items', 'sequences'))
+    items, sequences = _one_side(items, a), _one_side(sequences, b)
     for m in {**items, **sequences}:
-        for side, keys in (('items', items), ('sequences', sequences)):
-            if m not in keys: raise ValueError(f'modality {m!r} is missing from {side}, which has {list(keys)}' + _nearest(m, keys))
+        for side, keys in ((a, items), (b, sequences)):
+            if m not in keys: raise ValueError(f'modality {m!r} is missing from {side}, which has {list(keys)}' + (_nearest(m, keys) or ': give it vectors on both sides, or on none'))
         i, s = items[m].shape, sequences[m].shape
-        if i[1] != s[1]: raise ValueError(f'items[{m!r}] has shape {i} but sequences[{m!r}] has {s}: dimensions must agree')
-    n_items, n_users = len(next(iter(items.values()))), len(next(iter(sequences.values())))
-    if not n_items: raise ValueError('items: there are no rows to rank')
+        if i[1] != s[1]: raise ValueError(f'{a}[{m!r}] has shape {i} but {b}[{m!r}] has {s}: dimensions must agree')
+    n_items = len(next(iter(items.values())))
+    if not n_items: raise ValueError(f'{a}: there are no rows to rank')
+    targets = _item_rows(targets, len(next(iter(sequences.values()))), n_items)
+    if not within: _note_users(items, sequences, targets)
+    return items, {m: sequences[m] for m in items}, targets
+
+# %% ../nbs/01_metrics.ipynb #1798baa5
+def _item_rows(targets, n_users, n_items):
+    "Targets as int64, checked."
     targets = np.asarray(targets.detach().cpu() if hasattr(targets, 'detach') else targets)
     if targets.shape != (n_users,): raise ValueError(f'targets has shape {targets.shape} but sequences have {n_users} rows: pass one item index per user')
-    if targets.dtype.kind == 'f':
-        bad = np.flatnonzero(targets != np.floor(targets)) if n_users else []
-        if len(bad): raise ValueError(f'targets: row {bad[0]} is {targets[bad[0]]}, not a whole number')
-    elif targets.dtype.kind not in 'iu': raise TypeError(f'targets holds {targets.dtype}: pass row numbers of items, not ids')
-    targets = targets.astype(np.int64)
+    if not n_users: return targets.astype(np.int64)
+    if targets.dtype.kind not in 'iuf': raise TypeError(f"targets holds {targets.dtype}: pass row numbers of items, not {'yes or no' if targets.dtype.kind == 'b' else 'ids'}")
+    bad = np.flatnonzero(targets != np.floor(targets)) if targets.dtype.kind == 'f' else []
+    if len(bad): raise ValueError(f'targets: row {bad[0]} is {targets[bad[0]]}, not a whole number')
     bad = np.flatnonzero((targets < 0) | (targets >= n_items))
-    if len(bad): raise ValueError(f'targets: row {bad[0]} is {targets[bad[0]]}, outside 0..{n_items - 1} ({len(bad):,} such rows)')
-    return items, {m: sequences[m] for m in items}, targets
+    if len(bad): raise ValueError(f'targets: row {bad[0]} is {targets[bad[0]]:.0f}, outside 0..{n_items - 1} ({len(bad):,} such rows): leave these users out, or give their items rows')
+    return targets.astype(np.int64)
 
 def _nearest(name, names):
     "A hint for a mistyped name."
@@ -102,7 +141,7 @@ def seen_items(
     targets, # [users] index of the next item
     n_items, # size of the catalogue
 ): # -> offsets [users+1], items: sorted and distinct per user, without the target
-    "Ragged `(offsets, items)` to exclude. Raises ValueError for a wrong number of users or an index outside the catalogue."
+    "Ragged `(offsets, items)` to exclude. Raises ValueError for a wrong number of users or an index outside the catalogue, TypeError for what are no row numbers."
     n = len(targets)
     if seen is None: return np.zeros(n + 1, np.int64), np.zeros(0, np.int64)
     if hasattr(seen, 'detach'): seen = seen.detach().cpu().numpy()
@@ -112,25 +151,39 @@ def seen_items(
     if len(bad): raise ValueError(f'seen: user {users[bad[0]]} lists item {values[bad[0]]}, outside 0..{n_items - 1} ({len(bad):,} such entries)')
     keys = np.unique(users * n_items + values)
     keep = ~np.isin(keys, np.arange(n) * n_items + targets, assume_unique=True)
-    if not keep.all(): warnings.warn(f'seen: {int((~keep).sum()):,} of {n:,} users list their own target as seen; it stays a candidate', stacklevel=3)
+    if not keep.all(): warnings.warn(f'seen: {_of(int((~keep).sum()), n)} users list their own target as seen (first: user {keys[~keep][0] // n_items}); it stays a candidate', stacklevel=3)
     users, values = np.divmod(keys[keep], n_items)
-    return np.concatenate([[0], np.cumsum(np.bincount(users, minlength=n))]), values
+    count = np.bincount(users, minlength=n)
+    alone = int((count == n_items - 1).sum()) if n_items > 1 else 0
+    if alone: warnings.warn(f'seen: {_of(alone, n)} users have no candidate left but their target, which is found whatever the vectors say', stacklevel=3)
+    return np.concatenate([[0], np.cumsum(count)]), values
 
+# %% ../nbs/01_metrics.ipynb #9c1b78a1
 def _flat_seen(seen, n):
     "Counts per user and concatenated items of any accepted form of `seen`."
-    if isinstance(seen, tuple) and len(seen) == 2 and len(seen[0]) == n + 1 and np.asarray(seen[0])[-1] == len(seen[1]) and np.asarray(seen[0])[0] == 0:
-        counts, values = np.diff(np.asarray(seen[0])), np.asarray(seen[1])
-        if (counts < 0).any(): raise ValueError(f'seen: offsets fall at user {int((counts < 0).argmax())}; they must never decrease')
+    if isinstance(seen, tuple) and len(seen) == 2 and (n != 2 or (len(seen[0]) == 3 and seen[0][0] == 0 and seen[0][-1] == len(seen[1]))):
+        counts, values = _offset_counts(np.asarray(seen[0]), len(seen[1]), n), np.asarray(seen[1])
     else:
+        if not hasattr(seen, '__len__') or isinstance(seen, (str, Mapping)): raise TypeError(f'seen is {type(seen).__name__}: pass one list of items per user')
         if len(seen) != n: raise ValueError(f'seen has {len(seen)} rows but targets has {n}: pass one list of items per user')
-        if isinstance(seen, np.ndarray) and seen.ndim == 2:
-            keep = seen != -1
-            return keep.sum(1), seen[keep].astype(np.int64)
         rows = [np.atleast_1d(np.asarray(s)) for s in seen]
-        counts, values = np.array([len(r) for r in rows], np.int64), np.concatenate([np.zeros(0, np.int64), *[r for r in rows if len(r)]])
-    if len(values) and values.dtype.kind not in 'iu' and (values != np.floor(values)).any():
-        raise ValueError('seen must hold whole numbers: row numbers of items')
+        deep = next((u for u, r in enumerate(rows) if r.ndim > 1), None)
+        if deep is not None: raise ValueError(f'seen: user {deep} has an array of shape {rows[deep].shape}: pass a flat list of items per user')
+        if isinstance(seen, np.ndarray) and seen.ndim == 2 and seen.dtype.kind != 'b': rows = [r[r != -1] for r in rows]
+        counts, values = np.array([len(r) for r in rows], np.int64), np.concatenate([r for r in rows if len(r)] or [np.zeros(0, np.int64)])
+    if len(values) and values.dtype.kind not in 'iuf':
+        raise TypeError(f'seen holds {values.dtype}: pass row numbers of items, ' + ('np.flatnonzero of each mask' if values.dtype.kind == 'b' else 'not ids'))
+    bad = np.flatnonzero(values != np.floor(values)) if values.dtype.kind == 'f' else []
+    if len(bad): raise ValueError(f'seen must hold whole numbers, row numbers of items: user {int(np.searchsorted(np.cumsum(counts), bad[0], "right"))} lists {values[bad[0]]}')
     return counts, values.astype(np.int64)
+
+def _offset_counts(offsets, total, n):
+    "Counts per user from offsets; raises ValueError where they do not fit."
+    if offsets.shape != (n + 1,): raise ValueError(f'seen: offsets have shape {offsets.shape} for {n} users; there must be {n + 1}, the first 0 and the last the number of items listed')
+    if offsets.dtype.kind not in 'iuf' or offsets[0] != 0 or offsets[-1] != total: raise ValueError(f'seen: offsets go from {offsets[0]} to {offsets[-1]}, but {total} items are listed: the first must be 0 and the last {total}')
+    counts = np.diff(offsets.astype(np.int64))
+    if (counts < 0).any(): raise ValueError(f'seen: offsets fall at user {int((counts < 0).argmax())}; they must never decrease')
+    return counts
 
 # %% ../nbs/01_metrics.ipynb #7e3d4d3b
 def sample_negatives(

@@ -21,6 +21,8 @@ from .data import known, write_bytes
 def _vector_column(cells, # [rows] of lists of numbers, or None
                    name,  # of the column, for errors
                   ):      # -> [rows, dims]
+    odd = next((k for k, c in enumerate(cells) if c is not None and (not isinstance(c, (list, tuple, np.ndarray)) or np.ndim(c[:1]) != 1)), None)
+    if odd is not None: raise ValueError(f"column '{name}' row {odd} holds {str(cells[odd])[:40]!r}: every cell is a flat list of numbers, or empty")
     there = [c is not None and len(c) > 0 for c in cells]
     sizes = pd.Series([len(c) for c, ok in zip(cells, there) if ok])
     if not len(sizes): raise ValueError(f"column '{name}' has no vector in any row")
@@ -29,7 +31,8 @@ def _vector_column(cells, # [rows] of lists of numbers, or None
         row = next(k for k, (c, ok) in enumerate(zip(cells, there)) if ok and len(c) != usual)
         raise ValueError(f"column '{name}' row {row} has {len(cells[row])} dimensions, others have {usual}: vectors of a modality have the same length")
     out = np.zeros((len(cells), sizes[0]), np.result_type(np.float32, np.asarray(next(c for c, ok in zip(cells, there) if ok)).dtype))
-    out[there] = [c for c, ok in zip(cells, there) if ok]
+    try: out[there] = [c for c, ok in zip(cells, there) if ok]
+    except (TypeError, ValueError) as e: raise ValueError(f"column '{name}' holds something else than numbers: {e}") from e
     return out
 
 def _is_vectors(cells):
@@ -52,6 +55,8 @@ def read_side(source, # {modality: [rows, dims]}, a .parquet, .npz or .safetenso
 
 def _read_frame(frame, side):
     vectors, links, odd = {}, {}, []
+    if not len(frame): raise ValueError(f'{side} has no rows')
+    if not frame.columns.is_unique: raise ValueError(f'{side} has more than one column {frame.columns[frame.columns.duplicated()][0]!r}: give each its own name')
     for column in frame.columns:
         name, cells = str(column), list(frame[column])
         if name in LINKS[side]: links[name] = cells
@@ -86,8 +91,13 @@ def _split(arrays, side):
     if any(n.startswith(f'{side}/') for n in arrays): arrays = {n.removeprefix(f'{side}/'): a for n, a in arrays.items() if '/' not in n or n.startswith(f'{side}/')}
     vectors = {n: a for n, a in arrays.items() if a.ndim == 2 and n not in LINKS[side]}
     if not vectors: raise ValueError(f'{side}: the file has no matrix, only {list(arrays)}: a modality is an array [rows, dims]')
+    for n, a in vectors.items(): _numeric(a, f'{side}: the array {n!r}', 2)
     _unused([n for n in arrays if n not in vectors and n not in LINKS[side]], side)
     return vectors, {n: list(a) for n, a in arrays.items() if n in LINKS[side]}
+
+def _numeric(array, name, dims): # array of a file, what to call it, how many axes it must have
+    if array.ndim != dims or array.dtype.kind not in ('fiub' if dims > 1 else 'fiu'):
+        raise ValueError(f"{name} has shape {array.shape} of {array.dtype}: store {'a matrix [rows, dims] of numbers' if dims > 1 else 'a flat array of row numbers'}")
 
 # %% ../nbs/01b_vectors.ipynb #3b8906b3
 def item_rows(names, # [n] ids or, where `ids` is None, row numbers
@@ -95,7 +105,10 @@ def item_rows(names, # [n] ids or, where `ids` is None, row numbers
               what,  # for errors
               at=None,# [n] rows of the table that the names stand in; None: one per row
              ):      # -> int [n]
-    "Row numbers of items. Raises ValueError for an unknown or repeated id."
+    "Row numbers of items. Raises ValueError for an empty, unknown or repeated id."
+    row = lambda k: k if at is None else at[k]
+    empty = np.flatnonzero(pd.isna(pd.Series(names, dtype=object)))
+    if len(empty): raise ValueError(f'{what} row {row(empty[0])} names no item ({len(empty):,} such): leave it out')
     if ids is None:
         rows = np.asarray(names) if len(names) else np.zeros(0, int)
         if rows.dtype.kind not in 'iu': raise ValueError(f"{what} holds {rows.dtype}, not row numbers: give the items a column 'item_id' to name them by")
@@ -105,7 +118,9 @@ def item_rows(names, # [n] ids or, where `ids` is None, row numbers
     rows = index.get_indexer(pd.Index(names))
     if (rows < 0).any():
         first = int((rows < 0).argmax())
-        raise ValueError(f"{what} row {first if at is None else at[first]}: {list(names)[first]!r} is no item_id of the items")
+        name = list(names)[first]
+        alike = next((i for i in ids if str(i) == str(name)), None)
+        raise ValueError(f"{what} row {row(first)}: {name!r} is no item_id of the items" + ('' if alike is None else f'; there is {alike!r} ({type(alike).__name__}): give both the same type'))
     return rows
 
 def read_task(items,        # as in `read_side`
@@ -120,7 +135,9 @@ def read_task(items,        # as in `read_side`
         if 'target' not in links: raise ValueError("sequences have no column 'target' with each user's next item, and targets= was not given")
         targets = item_rows(links['target'], about.get('item_id'), "sequences column 'target'")
     if seen is None and 'seen' in links:
-        rows = [[] if s is None or np.isscalar(s) else list(s) for s in links['seen']]
+        rows = [[] if s is None or np.isscalar(s) and pd.isna(s) else s for s in links['seen']]
+        single = next((r for r, s in enumerate(rows) if not isinstance(s, (list, tuple, np.ndarray)) or np.ndim(s) != 1), None)
+        if single is not None: raise ValueError(f"sequences column 'seen' row {single} is {rows[single]!r}: give every user a list of items, [] for none")
         flat = item_rows([i for s in rows for i in s], about.get('item_id'), "sequences column 'seen'", [r for r, s in enumerate(rows) for _ in s])
         seen = (np.concatenate([[0], np.cumsum([len(s) for s in rows])]).astype(np.int64), flat)
     return dict(items=items, sequences=sequences, targets=targets, seen=seen), about.get('title') if titles is None else titles
@@ -149,6 +166,8 @@ def read_vectors(path, # .npz file of `write_vectors`
     names = [*SINGLE, *(f'{side}/{m}' for side in sides for m in {'text': 0} | sides['items'] | sides['sequences'])]
     for n in arrays:
         if not n.startswith(('items/', 'sequences/')): known(n, names, 'array', f' of vectors ({path})')
+    for n, a in arrays.items():
+        if n != 'titles': _numeric(a, f"{path}: the array '{n}'", 1 if n in SINGLE else 2)
     missing = [f'{side}/<modality>' for side, found in sides.items() if not found] + [n for n in ('targets',) if n not in arrays]
     missing += [b for a, b in (SINGLE[1:3], SINGLE[2:0:-1]) if a in arrays and b not in arrays]
     if missing: raise ValueError(f"{path} lacks {', '.join(missing)}; it has {', '.join(arrays) or 'nothing'}")
