@@ -34,9 +34,9 @@ RULES = dict(
     null_sd=3,       # and standard deviations above the same vectors with shuffled items
     collapsed=.25,   # no reference: upper end of lift / best modality's lift
     lost=.5,         # reference: upper end of lift / reference lift
-    worn=.8,         # reference: the same, for under-used
-    kept=.6,         # reference: lower end of the same, for healthy
-    mute=.1,         # reference: upper end of its lift / best lift, for uninformative
+    worn=.85,        # reference: the same, for under-used
+    kept=.7,         # reference: lower end of the same, for healthy
+    mute=.2,         # reference: upper end of its lift / best lift, for uninformative
     unused=.1,       # share of the fused lift (knockout) and of the fused score's variance
 )
 VERDICTS = {'collapsed': 4, 'under-used': 3, 'undecided': 2, 'uninformative': 1, 'healthy': 0}   # the largest is the worst
