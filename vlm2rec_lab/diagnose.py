@@ -8,7 +8,8 @@ __all__ = ['RULES', 'VERDICTS', 'REASONS', 'SCHEMA', 'worst', 'Task', 'fused_gai
            'effective_rank', 'mean_cosine', 'modality_gap', 'linear_cka', 'nearest', 'neighbour_agreement',
            'agreement_test', 'Lift', 'lifts', 'metric_at_k_mean', 'judge', 'explain', 'measure', 'modality_evidence',
            'shared_evidence', 'Report', 'read_inputs', 'read_reference', 'gradient_shares', 'reasons', 'decide',
-           'about_fusion', 'collapse_report', 'as_data', 'SideBySide', 'side_by_side', 'compare', 'pair_html']
+           'about_fusion', 'present', 'where_present', 'collapse_report', 'as_data', 'SideBySide', 'side_by_side',
+           'compare', 'pair_html']
 
 # %% ../nbs/04_diagnose.ipynb #12e9f4a2
 import json
@@ -22,6 +23,7 @@ from itertools import combinations
 import numpy as np
 from tqdm.auto import tqdm
 
+from .data import known
 from .pages import EVIDENCE, figure, fragment, page, pill, report_html, report_markdown, report_text, write_atomic
 from .vectors import read_side, read_task
 from .metrics import (Estimate, bootstrap_means, chance_level, check_task, fuse_vectors, fusion_weights, metric_at_k,
@@ -37,6 +39,7 @@ RULES = dict(
     worn=.85,        # reference: the same, for under-used
     kept=.7,         # reference: lower end of the same, for healthy
     mute=.2,         # reference: upper end of its lift / best lift, for uninformative
+    absent=.05,      # a modality that more of the items lack is judged among those that have it
     unused=.1,       # share of the fused lift (knockout) and of the fused score's variance
 )
 VERDICTS = {'collapsed': 4, 'under-used': 3, 'undecided': 2, 'uninformative': 1, 'healthy': 0}   # the largest is the worst
@@ -146,6 +149,7 @@ def shapley_values(
     task, # Task
     most=8, # modalities at most: the subsets double with each
     bar=None, # a tqdm bar to move on by one per subset
+    given=None, # subset (a tuple of names) -> [users] gains that are there already
 ): # -> modality -> [users], adding up to fused NDCG@k minus chance
     "Exact Shapley value of every modality for every user. Raises ValueError for more than `most` modalities."
     names = list(task.items)
@@ -153,7 +157,7 @@ def shapley_values(
                                            f'{most}; drop or merge modalities')
     value = {}
     for s in (s for r in range(len(names) + 1) for s in combinations(names, r)):
-        value[s] = fused_gain(task, modalities=s)
+        value[s] = given[s] if s in (given or ()) else fused_gain(task, modalities=s)
         if bar is not None: bar.update()
     out = {m: np.zeros(len(task.targets)) for m in names}
     for s, v in value.items():
@@ -341,7 +345,8 @@ def agreement_test(
     value, null = _overlap(near, other), np.array([permuted(rng.permutation(n)) for _ in range(permutations)])
     i, j = rng.integers(0, n, (2, pairs))
     i, j = i[i != j], j[i != j]
-    rho = spearmanr(np.einsum('pd,pd->p', a[i], a[j]), np.einsum('pd,pd->p', b[i], b[j])).statistic
+    like = [np.einsum('pd,pd->p', x[i], x[j]) for x in (a, b)]
+    rho = spearmanr(*like).statistic if all(np.ptp(x) > 0 for x in like) else math.nan
     return dict(value=value, chance=float(null.mean()), corrected=float((value - null.mean()) / (1 - null.mean())), p=float((1 + (null >= value - 1e-12).sum()) / (1 + permutations)), spearman=float(rho), items=n)
 
 # %% ../nbs/04_diagnose.ipynb #0ef4ca5c
@@ -420,7 +425,7 @@ def judge(
 _again = "pass reference={'items': ..., 'sequences': ...} with vectors of the same items and users before fine-tuning, or of a model trained on {m} alone"
 _train = "train with an InfoNCE of its own for every modality (loss='per-modality', weight=3, fuse='concat', adapters apart: the best remedy of our study), or with WPCL (loss='wpcl', alpha 0.5, then 1.0), and compare this report before and after"
 REASONS = { # reason -> verdict, sentence, advice; {..} are filled in
-    'few users': ('undecided', 'Only {users} users: an interval over fewer than {rule_users} says too little.', 'Bring at least {rule_users} users, better 1,000.'),
+    'few users': ('undecided', 'The users are {users}: an interval over fewer than {rule_users} says too little.', 'Bring at least {rule_users} users, better 1,000.'),
     'nothing': ('undecided', 'Neither a modality nor the fusion ranks better than chance, so there is nothing to compare {m} with.',
                 'Check that targets and rows belong together, train longer or bring more users; to tell lost from never there, ' + _again + '.'),
     'no ceiling': ('uninformative', 'In the reference, too, {m} does not rank better than chance: there was nothing to lose.',
@@ -471,8 +476,9 @@ def measure(
     views |= {('reference', m): (t, t.items[m], t.sequences[m]) for m, t in ceilings.items()}
     total = 2 ** len(names) + (len(names) + len(views)) * permutations + len(names) + 1
     with tqdm(total=total, desc='collapse report', delay=2, leave=False, disable=not progress) as bar:
-        shapley = shapley_values(task, bar=bar)
         r = {v: ranks(i, s, t.targets, t.seen, progress=False) for v, (t, i, s) in views.items()}
+        alone = [] if callable(task.fuse) else [m for m in names if isinstance(task.fuse, str) or task.fuse[m] > 0]     # a subset of one is the modality itself
+        shapley = shapley_values(task, bar=bar, given={(m,): metric_at_k(r[m], task.k) for m in alone} | {tuple(names): metric_at_k(r['fused'], task.k)})
         nulls = {v: shuffled_gain(i, s[rows], few, permutations, seed, bar) for v, (t, i, s) in views.items()}
         permuted = {m: knockout_permuted(few, m, permutations, seed, bar) for m in names}
         probes = {}
@@ -685,6 +691,31 @@ def about_fusion(
     return said.strip()
 
 # %% ../nbs/04_diagnose.ipynb #dfc15e4f
+def present(
+    task, # Task
+    modality, # which one
+): # -> Task
+    "The items that have a modality (no zero vector), and the users whose next item has it."
+    has = task.items[modality].any(1)
+    part, place = task.take(np.flatnonzero(has[task.targets])), np.cumsum(has) - 1
+    keep, user = has[part.seen[1]], np.repeat(np.arange(len(part.targets)), np.diff(part.seen[0]))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(user[keep], minlength=len(part.targets)))])
+    return replace(part, items={m: x[has] for m, x in task.items.items()}, targets=place[part.targets], seen=(offsets, place[part.seen[1][keep]]))
+
+def where_present(
+    task, modality, ceilings, # Task, which modality, ceiling tasks
+    permutations=20, bootstrap=1000, seed=0, rules=RULES, progress=True, # as in `collapse_report`
+): # -> verdict, reason, sentence and advice; {} where hardly an item lacks it, or where the reference has it
+    "The verdict on a modality among the items that have it."
+    has, before = task.items[modality].any(1), ceilings.get(modality)
+    there = has if before is None else has | before.items[modality].any(1)
+    if not has.any() or 1 - has.mean() <= rules['absent'] or there.mean() - has.mean() > rules['absent']: return {}
+    part = present(task, modality)
+    own = {} if before is None else {modality: replace(part, items={modality: before.items[modality][has]}, sequences={modality: before.sequences[modality][has[task.targets]]}, fuse='sum')}
+    found = decide(part, measure(part, own, permutations, seed, progress=progress), bootstrap, seed, rules)[0][modality]
+    return {k: found[k] for k in ('verdict', 'reason', 'advice')} | {'sentence': f'Among the {int(has.sum()):,} of {len(has):,} items that have it: {found["sentence"]}'}
+
+# %% ../nbs/04_diagnose.ipynb #d6ad3fc1
 def collapse_report(
     embedder=None, # anything with encode_items(catalogue) and encode_sequences(catalogue, history), or None with arrays
     split=None, # with `.catalogue` and `.test` rows (history, targets, seen_offsets, seen_items)
@@ -706,7 +737,8 @@ def collapse_report(
     progress=True, # a bar, if it lasts more than 2 seconds
 ): # -> Report
     "Which modality is healthy, under-used, collapsed, uninformative or undecided, with evidence. Raises ValueError or TypeError for inputs that do not fit."
-    if odd := set(rules) ^ set(RULES): raise ValueError(f'rules: {sorted(odd)} unknown or missing; change some with dict(RULES, users=200), there are {list(RULES)}')
+    for r in rules: known(r, RULES, 'rule')
+    if missing := [r for r in RULES if r not in rules]: raise ValueError(f'rules lacks {missing}: change some with dict(RULES, users=200)')
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         items, sequences, targets, seen_raw, titles = read_inputs(embedder, split, items, sequences, targets, seen, titles)
@@ -716,6 +748,7 @@ def collapse_report(
     for w in caught: warnings.warn(str(w.message), w.category, stacklevel=2)
     raw = measure(task, ceilings, permutations, seed, progress=progress)
     found, best = decide(task, raw, bootstrap, seed, rules)
+    for m in task.items: found[m] |= where_present(task, m, ceilings, permutations, bootstrap, seed, rules, progress)
     for m, x in gradients.items(): found[m]['evidence']['gradient_share'] = x
     shared, notes = shared_evidence(task, raw, best, bootstrap, seed)
     notes = [str(w.message) for w in caught] + notes

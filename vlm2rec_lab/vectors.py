@@ -70,6 +70,7 @@ def _unused(names, side):
     "Say what is left out."
     if names: warnings.warn(f"{side}: {', '.join(names)} hold no vectors and are not used; links are called {', '.join(LINKS[side])}", stacklevel=4)
 
+# %% ../nbs/01b_vectors.ipynb #b61ea582
 def _read_file(path, side):
     readers = {'.parquet': (pd.read_parquet, _read_frame), '.npz': (_read_npz, _split), '.safetensors': (_read_safetensors, _split)}
     if not path.is_file(): raise FileNotFoundError(f'{side}: there is no file {path}')
