@@ -224,7 +224,10 @@ def calibrate(o, # options: half, users, seeds, settings, jobs, out, seed, comma
     table = run_calibration(o.out, names, sizes, o.seed, o.jobs, varied=VARIED if o.half == 'set' else None, progress=sys.stderr.isatty())
     table.drop(columns='other').to_csv(Path(o.out) / f'{o.half}.csv.gz', index=False)
     print(f'\n{rates(table).T.round(3).to_string()}\n\nnot what is true:\n{errors(table).to_string(index=False)}\n\nall cases: {Path(o.out) / f"{o.half}.csv.gz"}')
-    if o.half == 'set': print(f'\nother thresholds, each varied alone:\n{choose_rules(table).round(4).to_string(index=False)}')
+    if o.half == 'set':
+        other = choose_rules(table).round(4)
+        other.to_csv(Path(o.out) / 'rules.csv', index=False)
+        print(f'\nother thresholds, each varied alone:\n{other.to_string(index=False)}')
 
 # %% ../nbs/12_cli.ipynb #eb4192c2
 def __getattr__(name): # `read_vectors` and `write_vectors` live in `vectors`; found here too, without loading numpy for the help

@@ -100,7 +100,7 @@ class History:
         grads = ', '.join(f'{m} {last[f"grad/{m}"].mean():.3f}' for m in self.modalities)
         valid = [c for c in self.frame if c.startswith('valid/')]
         score = self.frame[valid].dropna().tail(1)
-        tail = '; validation ' + ', '.join(f'{c[6:]} {score[c].iloc[0]:.3f}' for c in valid) if len(score) else ''
+        tail = '; validation ' + ', '.join(f'{c[6:]} {score[c].iloc[0]:.3f}' for c in valid) if len(score) and valid else ''
         return f"History of {len(self.frame)} steps of {self.settings.get('loss')}: loss {last.loss.mean():.3f}; gradient norms {grads}{tail} (last 20 steps)"
 
 # %% ../nbs/03_train.ipynb #62692971
