@@ -212,6 +212,24 @@ def judge_case(
     return rows
 
 # %% ../nbs/04a_calibrate.ipynb #331a2408
+def _spread_out(f, calls, jobs, bar):
+    "Results of many calls, as they come, from processes of one thread each; one job stays in this process."
+    if jobs <= 1 or not calls:
+        for c in calls:
+            yield f(*c)
+            bar.update()
+        return
+    import vlm2rec_lab.calibrate as room # a notebook's own functions are unknown to other processes
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    with ProcessPoolExecutor(jobs, get_context('spawn')) as pool:
+        try:
+            for done in as_completed([pool.submit(getattr(room, f.__name__), *c) for c in calls]):
+                yield done.result()
+                bar.update()
+        except BaseException: # stopped by hand, or a call that failed: those under way are finished and kept
+            pool.shutdown(cancel_futures=True)
+            raise
+
 SIZES = {100: 30, 300: 30, 1000: 30, 10_000: 4} # users -> seeds
 
 def _judge_setting(name, sizes, seed, out, rules, varied):
@@ -240,14 +258,9 @@ def run_calibration(
     rows = [r for n, x in done.items() if x['asked'] == _asked(n, sizes, seed, rules, varied) for r in x['rows']]
     todo = [n for n in names if n not in {r['setting'] for r in rows}]
     models = sorted({(m, s % BASES) for n in todo for m in (SETTINGS[n].base, SETTINGS[n].reference) if isinstance(m, str) for s in range(seed, seed + max(sizes.values()))})
-    os.environ.setdefault('OMP_NUM_THREADS', '1') # of the workers
-    with ProcessPoolExecutor(max(jobs, 1), get_context('spawn')) as pool, tqdm(total=len(models) + len(todo), desc='calibrate', disable=not progress) as bar:
-        def each(futures):
-            for f in as_completed(futures):
-                yield f.result()
-                bar.update()
-        for _ in each([pool.submit(trained_vectors, m, s, out) for m, s in models]): pass
-        rows += [r for found in each([pool.submit(_judge_setting, n, sizes, seed, out, rules, varied) for n in todo]) for r in found]
+    with tqdm(total=len(models) + len(todo), desc='calibrate', disable=not progress) as bar:
+        for _ in _spread_out(trained_vectors, [(m, s, out) for m, s in models], jobs, bar): pass
+        rows += [r for found in _spread_out(_judge_setting, [(n, sizes, seed, out, rules, varied) for n in todo], jobs, bar) for r in found]
     table, order = pd.DataFrame(rows), list(SETTINGS)
     return table.sort_values(['setting', 'users', 'seed', 'modality'], key=lambda c: c.map(order.index) if c.name == 'setting' else c, ignore_index=True)
 
