@@ -15,6 +15,7 @@ import zlib
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -219,7 +220,7 @@ def _spread_out(f, calls, jobs, bar):
             yield f(*c)
             bar.update()
         return
-    import vlm2rec_lab.calibrate as room # a notebook's own functions are unknown to other processes
+    room = import_module('vlm2rec_lab.calibrate') # a notebook's own functions are unknown to other processes
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     with ProcessPoolExecutor(jobs, get_context('spawn')) as pool:
         try:
