@@ -6,10 +6,10 @@
 __all__ = ['RULES', 'VERDICTS', 'REASONS', 'SCHEMA', 'worst', 'Task', 'fused_gain', 'knockout_mean', 'knockout_permuted',
            'shuffled_gain', 'shapley_values', 'score_variance', 'rank_moves', 'probe_gain', 'better_weights',
            'effective_rank', 'mean_cosine', 'modality_gap', 'linear_cka', 'nearest', 'neighbour_agreement',
-           'agreement_test', 'Lift', 'lifts', 'metric_at_k_mean', 'judge', 'explain', 'measure', 'modality_evidence',
-           'shared_evidence', 'Report', 'read_inputs', 'read_reference', 'gradient_shares', 'reasons', 'decide',
-           'about_fusion', 'present', 'where_present', 'collapse_report', 'as_data', 'SideBySide', 'side_by_side',
-           'compare', 'pair_html']
+           'agreement_test', 'Lift', 'lifts', 'metric_at_k_mean', 'judge', 'explain', 'measure', 'estimates',
+           'modality_evidence', 'shared_evidence', 'Report', 'read_inputs', 'read_reference', 'gradient_shares',
+           'reasons', 'decide', 'about_fusion', 'present', 'where_present', 'collapse_report', 'as_data', 'SideBySide',
+           'side_by_side', 'compare', 'pair_html']
 
 # %% ../nbs/04_diagnose.ipynb #12e9f4a2
 import json
@@ -498,11 +498,24 @@ def _spread(x): # values -> Estimate: mean, and mean -+ 1.96 standard deviations
 def _range(x): # values -> Estimate: the first, the least, the most
     return Estimate(*(float(f(x)) for f in (lambda x: x[0], np.min, np.max)))
 
-def _ratio(top, bottom, bootstrap, seed): # [users] each -> Estimate of mean(top) / mean(bottom)
-    d = bootstrap_means(np.stack([top, bottom], 1), bootstrap, seed)
-    if not len(top) or not np.mean(bottom) > 1e-12: return Estimate(math.nan, math.nan, math.nan)
-    return Estimate(float(np.mean(top) / np.mean(bottom)), *(float(x) for x in np.quantile(np.clip(d[:, 0] / np.maximum(d[:, 1], 1e-12), -99, 99), [.025, .975])))
+def estimates(
+    means, # name -> [users]
+    ratios, # name -> ([users], [users]), for the ratio of their means
+    bootstrap=1000, # draws
+    seed=0, # of the draws
+): # -> name -> Estimate with a 95 % interval
+    "Means and ratios of means over the same users, all from one set of draws, which is what takes the time."
+    columns = [*means.values(), *(x for pair in ratios.values() for x in pair)]
+    if not columns: return {}
+    draws, ends = bootstrap_means(np.stack(columns, 1), bootstrap, seed), lambda x: (float(q) for q in np.quantile(x, [.025, .975]))
+    out = {n: Estimate(_mean(x), *ends(draws[:, k])) for k, (n, x) in enumerate(means.items())}
+    for k, (n, (top, bottom)) in enumerate(ratios.items()):
+        a, b = draws[:, len(means) + 2 * k], draws[:, len(means) + 2 * k + 1]
+        there = len(top) and np.mean(bottom) > 1e-12
+        out[n] = Estimate(float(np.mean(top) / np.mean(bottom)), *ends(np.clip(a / np.maximum(b, 1e-12), -99, 99))) if there else Estimate(math.nan, math.nan, math.nan)
+    return out
 
+# %% ../nbs/04_diagnose.ipynb #d33216ab
 def modality_evidence(
     task, # Task
     raw, # of `measure`
@@ -511,20 +524,15 @@ def modality_evidence(
     seed=0, # of the draws
 ): # -> name -> Estimate; context has no interval
     "Figures of one modality with intervals from paired bootstrap draws of the users."
-    m, zero, fused = modality, np.zeros(len(task.targets)), raw['gains']['fused']
-    est = lambda a, b=zero: paired_difference(a, b, bootstrap, seed)
+    m, fused, v, rows = modality, raw['gains']['fused'], raw['variance'], raw['rows']
     plain = lambda x: Estimate(float(x), math.nan, math.nan)
-    v, rows = raw['variance'], raw['rows']
-    out = dict(ndcg=est(raw['gains'][m]), hr=est(raw['hits'][m]), lift=est(raw['gains'][m], task.chance))
-    if ('reference', m) in raw['gains']: out['reference_ndcg'] = est(raw['gains']['reference', m])
-    out['probe_ndcg'] = est(raw['gains']['probe', m])
-    if raw['moves']: out['rank_share'] = _ratio(sum(x for t, x in raw['moves'].items() if t[1] == m), sum(raw['moves'].values()), bootstrap, seed)
-    out |= dict(drop_permuted=paired_difference(fused[rows], raw['permuted'][m][0], bootstrap, seed), drop_mean=est(fused, raw['without'][m]), drop_single=_range(_mean(fused[rows]) - raw['permuted'][m][1]),
-                variance_share=_ratio(sum(x for k, x in v.items() if isinstance(k, tuple) and k[1] == m), v['total'], bootstrap, seed),
-                shapley_share=_ratio(raw['shapley'][m], fused - task.chance, bootstrap, seed), within_share=_ratio(v[m, m], v['total'], bootstrap, seed),
-                shuffled_ndcg=_spread(raw['nulls'][m]), effective_rank_items=plain(effective_rank(task.items[m])),
-                effective_rank_sequences=plain(effective_rank(task.sequences[m])), mean_cosine=plain(mean_cosine(task.items[m])))
-    return out
+    means = dict(ndcg=raw['gains'][m], hr=raw['hits'][m], lift=raw['gains'][m] - task.chance, probe_ndcg=raw['gains']['probe', m], drop_mean=fused - raw['without'][m])
+    if ('reference', m) in raw['gains']: means['reference_ndcg'] = raw['gains']['reference', m]
+    ratios = dict(variance_share=(sum(x for k, x in v.items() if isinstance(k, tuple) and k[1] == m), v['total']), shapley_share=(raw['shapley'][m], fused - task.chance), within_share=(v[m, m], v['total']))
+    moves = {'rank_share': (sum(x for t, x in raw['moves'].items() if t[1] == m), sum(raw['moves'].values()))} if raw['moves'] else {}
+    return (estimates(means, ratios, bootstrap, seed) | estimates({'drop_permuted': fused[rows] - raw['permuted'][m][0]}, moves, bootstrap, seed) |
+            dict(drop_single=_range(_mean(fused[rows]) - raw['permuted'][m][1]), shuffled_ndcg=_spread(raw['nulls'][m]), effective_rank_items=plain(effective_rank(task.items[m])),
+                 effective_rank_sequences=plain(effective_rank(task.sequences[m])), mean_cosine=plain(mean_cosine(task.items[m]))))
 
 # %% ../nbs/04_diagnose.ipynb #46b9256c
 def shared_evidence(
@@ -535,21 +543,19 @@ def shared_evidence(
     seed=0, # of the draws and of the sample of items
 ): # -> name -> Estimate, notes (sentences)
     "Figures that belong to the fusion or to pairs of modalities."
-    fused, names, v, notes = raw['gains']['fused'], list(task.items), raw['variance'], []
-    est = lambda a, b=0: paired_difference(a, np.broadcast_to(b, a.shape), bootstrap, seed)
+    fused, names, v, rows, notes = raw['gains']['fused'], list(task.items), raw['variance'], raw['rows'], []
     plain = lambda x: Estimate(float(x), math.nan, math.nan)
-    out = dict(fused_ndcg=est(fused), fused_hr=est(raw['hits']['fused']), fused_lift=est(fused, task.chance), chance_ndcg=plain(_mean(task.chance)),
-               chance_hr=plain(_mean(chance_level(task.n_items - np.diff(task.seen[0]), task.k, 'HR'))), fused_shuffled=_spread(raw['nulls']['fused']))
+    means, ratios, means_few, ratios_few = dict(fused_ndcg=fused, fused_hr=raw['hits']['fused'], fused_lift=fused - task.chance), {}, {}, {}
     if len(names) > 1:
-        out['fusion_gain'] = est(fused, raw['gains'][best])
-        other = 'concat' if task.fuse == 'sum' else 'sum'
-        if other == 'concat' or len({x.shape[1] for x in task.items.values()}) == 1: out[f'{other}_ndcg'] = est(g := fused_gain(replace(task, fuse=other)))
-        if f'{other}_ndcg' in out: out[f'{other}_gain'] = est(g, fused)
-        g, rows = raw['weights'][1], raw['rows']
-        out |= dict(weights_ndcg=est(g), weights_gain=est(g, fused[rows]))
-        crossed = sum((x for k, x in v.items() if isinstance(k, tuple) and k[0] != k[1]), np.zeros(len(fused)))
-        out |= dict(crossed_share=_ratio(crossed, v['total'], bootstrap, seed), length_share=_ratio(v['length'], v['total'], bootstrap, seed))
-        if task.fuse == 'sum': out['crossed_rank_share'] = _ratio(sum(x for t, x in raw['moves'].items() if t[0] != t[1]), sum(raw['moves'].values()), bootstrap, seed)
+        means['fusion_gain'], other = fused - raw['gains'][best], 'concat' if task.fuse == 'sum' else 'sum'
+        if other == 'concat' or len({x.shape[1] for x in task.items.values()}) == 1:
+            g = fused_gain(replace(task, fuse=other))
+            means |= {f'{other}_ndcg': g, f'{other}_gain': g - fused}
+        means_few = dict(weights_ndcg=raw['weights'][1], weights_gain=raw['weights'][1] - fused[rows])
+        ratios = dict(crossed_share=(sum((x for k, x in v.items() if isinstance(k, tuple) and k[0] != k[1]), np.zeros(len(fused))), v['total']), length_share=(v['length'], v['total']))
+        if task.fuse == 'sum': ratios_few['crossed_rank_share'] = (sum(x for t, x in raw['moves'].items() if t[0] != t[1]), sum(raw['moves'].values()))
+    out = estimates(means, ratios, bootstrap, seed) | estimates(means_few, ratios_few, bootstrap, seed)
+    out |= dict(chance_ndcg=plain(_mean(task.chance)), chance_hr=plain(_mean(chance_level(task.n_items - np.diff(task.seen[0]), task.k, 'HR'))), fused_shuffled=_spread(raw['nulls']['fused']))
     for a, b in combinations(names, 2):
         t = agreement_test(task.items[a], task.items[b], seed=seed)
         out |= {f'gap {a} | {b}': plain(modality_gap(task.items[a], task.items[b])), f'CKA {a} | {b}': plain(linear_cka(task.items[a], task.items[b])), f'neighbours {a} | {b}': plain(t['value']), f'neighbours by chance {a} | {b}': plain(t['chance']),
