@@ -50,9 +50,9 @@ def count(text):
     return int(text)
 
 def fusion(text):
-    "'sum', 'concat', or {modality: weight} from 'text=0.7,image=0.3'; raises argparse.ArgumentTypeError."
-    if text in ('sum', 'concat'): return text
-    if '=' not in text: raise argparse.ArgumentTypeError(unlike(text, ['sum', 'concat'], 'fusion') + ', or weights such as text=0.7,image=0.3')
+    "'sum' ('mean' ranks the same), 'concat', or {modality: weight} from 'text=0.7,image=0.3'; raises argparse.ArgumentTypeError."
+    if text in ('sum', 'mean', 'concat'): return 'sum' if text == 'mean' else text
+    if '=' not in text: raise argparse.ArgumentTypeError(unlike(text, ['sum', 'mean', 'concat'], 'fusion') + ', or weights such as text=0.7,image=0.3')
     try: return {m.strip(): float(w) for m, w in (part.split('=') for part in text.split(','))}
     except ValueError: raise argparse.ArgumentTypeError(f"'{text}': write weights as text=0.7,image=0.3") from None
 
@@ -368,7 +368,7 @@ def _vectors(p, add, k):
     add('vectors', nargs='?', metavar='VECTORS.npz', help='arrays items/<modality>, sequences/<modality>, targets, and perhaps seen_offsets with seen_items, titles')
     add('--items', metavar='FILE', help='in its place: .parquet, .npz or .safetensors with a column of vectors per modality, and item_id and title')
     add('--sequences', metavar='FILE', help='the same for the users, with the item_id of the next item in the column target, and perhaps seen')
-    add('--fuse', type=fusion, default='sum', help='sum, concat, or weights such as text=0.7,image=0.3 (default: sum)')
+    add('--fuse', type=fusion, default='sum', help='sum, mean (ranks the same), concat, or weights such as text=0.7,image=0.3 (default: sum)')
     add('--k', type=count, default=k, metavar='K', help='cut-off of the metrics (default: %(default)s)', **({'nargs': '+'} if isinstance(k, list) else {}))
 
 # %% ../nbs/12_cli.ipynb #1d543559
