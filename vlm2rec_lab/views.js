@@ -428,7 +428,7 @@ function topology(root, src) {
   })
   if (agree) {
     const p = plot(`agreement of ${meta.between[0]} and ${meta.between[1]} for each product. Up and down move, Enter opens its most disputed pair.`, 'bar chart', 'heat')
-    panels.push(Object.assign(p, {k: -1, name: 'agreement', fig: el('figure', {class: 'panel thin'}, el('header', {}, el('h4', {textContent: 'per product'}), el('span', {textContent: '−1 to 1'})), p.box)}))
+    panels.push(Object.assign(p, {k: -1, name: 'agreement', fig: el('figure', {class: 'panel thin'}, el('header', {}, el('h4', {textContent: 'agreement'})), p.box)}))
   }
   const scale = el('span', {class: 'scale'}, 'unlike', el('i', {style: 'background:linear-gradient(90deg,var(--lo),var(--mid),var(--hi))'}), 'alike', el('span', {textContent: '(±3 standard deviations)'}))
   const card = el('div', {class: 'pair'}), table = el('div'), strip = el('div', {class: 'strip'})

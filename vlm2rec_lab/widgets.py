@@ -6,7 +6,7 @@
 __all__ = ['PALETTE', 'colours', 'gradient_figure', 'flat_map', 'spaces_figure', 'Topology', 'topology', 'topology_figure',
            'figures_html', 'cache_folder', 'cached_map', 'maps_elsewhere', 'turned', 'titles_of', 'colour_column',
            'small_picture', 'as_jpeg', 'picture_sheets', 'neighbours_of', 'all_neighbours', 'script', 'Drawing',
-           'spaces_drawing', 'add_map', 'topology_drawing', 'view_class', 'places', 'answer', 'spaces_view',
+           'spaces_drawing', 'add_map', 'topology_drawing', 'places', 'answer', 'view_class', 'spaces_view',
            'topology_view']
 
 # %% ../nbs/05_widgets.ipynb #4cac4822
@@ -389,9 +389,10 @@ class Drawing:
 
     def __repr__(self): return f"Drawing({self.meta['heading']}: {self.meta['note']})"
     def png(self): # -> bytes
-        out = io.BytesIO(); self.drawn(self).save(out, 'PNG', optimize=True)
+        out = io.BytesIO(); self.drawn(self).quantize(96).save(out, 'PNG', optimize=True)
         return out.getvalue()
-    def _repr_html_(self): return f'<img alt="{escape(self.meta["heading"])}" style="max-width:100%" src="data:image/png;base64,{base64.b64encode(self.png()).decode()}">'
+    def _repr_png_(self): return self.png()
+    def img(self): return f'<img alt="{escape(self.meta["heading"])}" style="max-width:100%" src="data:image/png;base64,{base64.b64encode(self.png()).decode()}">'
 
 # %% ../nbs/05_widgets.ipynb #d16e63ac
 def _page_parts(drawing):
@@ -410,7 +411,7 @@ def _fragment(drawing):
     part = lambda name, text: f'<script type="text/plain" data-blob="{name}">{text}</script>'
     data = ''.join(part(name, base64.b64encode(b).decode()) for name, b in blobs.items())
     said = json.dumps(meta).replace('<', '\\u003c')
-    still = '' if len(drawing.rows) > 20_000 else f'<noscript>{drawing._repr_html_()}</noscript>'
+    still = '' if len(drawing.rows) > 20_000 else f'<noscript>{drawing.img()}</noscript>'
     return f'<div>{part("meta", said)}{data}<div data-v2r-view="{meta["kind"]}"></div>{still}<script type="module">{script()}\nmountPage()</script></div>'
 
 def _to_html(drawing, path, title):
@@ -509,14 +510,14 @@ def add_map(drawing, method, maps): # Drawing, 'pca' or 'umap', {space: ([items,
     drawing.positions = {**drawing.positions, method: dict(xy=turned({m: xy for m, (xy, _) in maps.items()}).tobytes(), trust=[round(t, 4) for _, t in maps.values()])}
 
 # %% ../nbs/05_widgets.ipynb #dad99249
-def _blend(v): # [...] in sd -> uint8 [..., 3], blue over white to orange
+def _blend(v): # [...] in sd -> uint8 [..., 3], blue over white to orange, in steps of half a standard deviation
     ends = np.array([[0, 114, 178], [251, 251, 251], [213, 94, 0]], float)
-    t = np.clip(v / 3, -1, 1)[..., None]
+    t = np.round(np.clip(v / 3, -1, 1) * 6)[..., None] / 6
     return np.where(t < 0, ends[1] + (ends[1] - ends[0]) * t, ends[1] + (ends[2] - ends[1]) * t).astype(np.uint8)
 
 def _draw_topology(drawing, t):
     from PIL import Image
-    heads = [(m, '') for m in t.names] + [('consistency', f'r = {t.r:.2f}'), ('per product', '-1 to 1')] * bool(t.between)
+    heads = [(m, '') for m in t.names] + [('consistency', f'r = {t.r:.2f}'), ('agreement', '')] * bool(t.between)
     img, pen, lefts, top = _sheet_of_panels(heads, drawing.meta['note'])
     for x, s in zip(lefts, [*t.standard, *([t.consistency] if t.between else [])]):
         img.paste(Image.fromarray(_blend(np.where(np.eye(len(s)), 0, s))).resize((656, 656), Image.Resampling.NEAREST), (x + 2, top + 2))
@@ -534,10 +535,10 @@ def topology_drawing(items,          # {space: [items, d]}
                     ):               # -> Drawing
     "Who is like whom in each space, as a page or a still picture. Raises as `topology` does."
     t = topology(items, sample, seed, between)
-    note = f'S{t.said[1:]}, blue unlike, orange alike.'
+    note = f'S{t.said[1:]}; blue unlike, orange alike.'
     if t.between:
         a = agreement_test(*(_unit(items[m]) for m in t.between), seed=seed)
-        note += f' Of the 10 nearest products, {100 * a["value"]:.0f} % are the same in {t.between[0]} and {t.between[1]}; chance gives {100 * a["chance"]:.1f} % (p = {a["p"]:.2g}, {a["items"]:,} products).'
+        note += f' Agreement per product runs from -1 to 1. Of the 10 nearest products, {100 * a["value"]:.0f} % are the same in {t.between[0]} and {t.between[1]}; chance gives {100 * a["chance"]:.1f} % (p = {a["p"]:.2g}, {a["items"]:,} products).'
     out = _drawing('topology', 'Who is like whom, in each space', note, t.rows, catalogue, picture, t.total, drawn=lambda d: _draw_topology(d, t))
     off = ~np.eye(len(t.rows), dtype=bool)
     out.meta |= dict(spaces=list(t.names), mean=[float(s[off].mean()) for s in t.cosine], sd=[max(float(s[off].std()), 1e-9) for s in t.cosine], between=list(t.between), r=t.r, disputed=t.disputed().tolist() if t.between else [])
@@ -546,6 +547,20 @@ def topology_drawing(items,          # {space: [items, d]}
     return out
 
 # %% ../nbs/05_widgets.ipynb #6e705afa
+def places(ids, wanted): # all ids, ids to find -> sorted list of their places
+    "Where ids stand in a view. Raises DataError for an id that is not shown."
+    at = {i: k for k, i in enumerate(ids)}
+    wrong = [w for w in wanted if w not in at]
+    if wrong: known(wrong[0], ids[:2000], 'product in this view')
+    return sorted(at[w] for w in wanted)
+
+def answer(view, content): # View, message of the script
+    "Send the pictures or neighbours that the script asks for."
+    d, asked = view.drawing, content.get('what')
+    if asked == 'pictures': view.send(dict(to=content['to']), [as_jpeg(p, 80) if p else b'' for p in (small_picture(d.catalogue, d.picture, d.rows[i], 112) for i in content['items'])])
+    if asked == 'near': view.send(dict(to=content['to'], near=[neighbours_of(z, content['item'], d.meta['k']).tolist() for z in d.vectors.values()]))
+
+# %% ../nbs/05_widgets.ipynb #9975065f
 @cache
 def view_class():
     "The widget class of both views. Raises ImportError that says what to install."
@@ -578,17 +593,6 @@ def view_class():
             if self.thread: self.thread.join(seconds)
             return self
     return View
-
-def places(ids, wanted): # all ids, ids to find -> sorted list of their places
-    "Where ids stand in a view. Raises DataError for an id that is not shown."
-    at = {i: k for k, i in enumerate(ids)}
-    return sorted(at[known(str(w), at, 'product in this view')] for w in wanted)
-
-def answer(view, content): # View, message of the script
-    "Send the pictures or neighbours that the script asks for."
-    d, asked = view.drawing, content.get('what')
-    if asked == 'pictures': view.send(dict(to=content['to']), [as_jpeg(p, 80) if p else b'' for p in (small_picture(d.catalogue, d.picture, d.rows[i], 112) for i in content['items'])])
-    if asked == 'near': view.send(dict(to=content['to'], near=[neighbours_of(z, content['item'], d.meta['k']).tolist() for z in d.vectors.values()]))
 
 # %% ../nbs/05_widgets.ipynb #8c447c53
 def spaces_view(items, catalogue=None, method='umap', seed=0, **kw): # as in `spaces_drawing`
