@@ -43,6 +43,7 @@ function el(tag, props = {}, ...kids) {
     else if (k === 'class' || k.includes('-') || k === 'role') e.setAttribute(k, v)
     else e[k] = v
   }
+  if (tag === 'button' || tag === 'select' || props.tabIndex === 0) e.setAttribute('data-lm-suppress-shortcuts', 'true') // JupyterLab's keys (d d deletes a cell) stay away from what has the focus
   e.append(...kids)
   return e
 }
@@ -125,7 +126,7 @@ class Pictures {
 
 // ---- parts that both views use
 function frame(root, label) {
-  root.classList.add('v2w'); root.setAttribute('data-lm-suppress-shortcuts', 'true'); root.setAttribute('role', 'region'); root.setAttribute('aria-label', label)
+  root.classList.add('v2w'); root.setAttribute('role', 'region'); root.setAttribute('aria-label', label)
   const live = el('div', {class: 'live', 'aria-live': 'polite'}), tip = el('div', {class: 'tip', 'aria-hidden': 'true'})
   root.replaceChildren(el('style', {textContent: CSS}))
   const place = (x, y) => { // beside the pointer, inside the view

@@ -1,0 +1,281 @@
+"""The linked views in a real browser: in JupyterLab on loopback, and as saved pages."""
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ARGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--no-first-run', '--disable-component-update', '--disable-sync']
+PLANTED = '<img src=x onerror=window.planted=1>&lt;b></script>'   # under 60 characters, where titles are cut
+SHOP = f'''
+import numpy as np, pandas as pd, time
+from vlm2rec_lab.data import Catalogue
+def shop(n, planted={PLANTED!r}):
+    "Products of one colour each: (catalogue, vectors)."
+    rng = np.random.default_rng(0)
+    images = np.zeros((n, 24, 24, 3), np.uint8); images[:] = colour(np.arange(n))[:, None, None]
+    table = pd.DataFrame({{'title': [planted if i == 0 else f'product {{i}}' for i in range(n)], 'kind': [planted if i % 5 == 0 else f'kind {{i % 5}}' for i in range(n)]}})
+    cat = Catalogue(ids=tuple(f'id{{i}}' for i in range(n)), content={{'image': images}}, kinds={{'image': 'image'}}, table=table)
+    centre = rng.normal(size=(5, 16))
+    return cat, {{m: 3 * np.roll(centre, k, 1)[np.arange(n) % 5] + rng.normal(size=(n, 16)) for k, m in enumerate(('text', 'image'))}}
+def colour(i): return np.stack([40 + i * 37 % 200, 40 + i * 91 % 200, 40 + i * 53 % 200], -1).astype(np.uint8)
+'''
+exec(SHOP)
+VIEW = "document.querySelectorAll('.v2w')"
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+
+@pytest.fixture(scope='module')
+def browser():
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=os.environ.get('CHROME', '/usr/bin/chromium'), args=ARGS)
+        yield b
+        b.close()
+
+
+@pytest.fixture
+def page(browser):
+    "A page that notes every request to the outside and every error in the console."
+    context = browser.new_context(viewport={'width': 1200, 'height': 1100})
+    p = context.new_page()
+    p.outside, p.errors = [], []
+    p.on('request', lambda r: None if r.url.startswith(('file:', 'data:', 'blob:', 'http://127.0.0.1', 'ws://127.0.0.1')) else p.outside.append(r.url))
+    p.on('console', lambda m: p.errors.append(m.text) if m.type == 'error' else None)
+    p.on('pageerror', lambda e: p.errors.append(str(e)))
+    yield p
+    context.close()
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    "JupyterLab with settings of its own: (address, folder)."
+    home, root = tmp_path_factory.mktemp('home'), tmp_path_factory.mktemp('lab')
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    for name, text in {'@jupyterlab/notebook-extension/tracker': '{"autoStartDefaultKernel": true}', '@jupyterlab/apputils-extension/notification': '{"fetchNews": "false", "checkForUpdates": false}'}.items():
+        f = home / 'settings' / f'{name}.jupyterlab-settings'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        f.write_text(text)
+    env = dict(os.environ, JUPYTER_CONFIG_DIR=f'{home}/config', JUPYTER_DATA_DIR=f'{home}/data', JUPYTER_RUNTIME_DIR=f'{home}/run', JUPYTERLAB_SETTINGS_DIR=f'{home}/settings', JUPYTERLAB_WORKSPACES_DIR=f'{home}/spaces',
+               VLM2REC_CACHE=f'{home}/cache', PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
+    server = subprocess.Popen([sys.executable, '-m', 'jupyter', 'lab', '--no-browser', '--allow-root', '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=t',
+                               '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', '--LabApp.extension_manager=readonly', f'--ServerApp.root_dir={root}'],
+                              env=env, stdout=open(home / 'lab.log', 'w'), stderr=subprocess.STDOUT)
+    url, start = f'http://127.0.0.1:{port}', time.time()
+    while True:
+        try: urllib.request.urlopen(f'{url}/api/status?token=t', timeout=1)
+        except OSError:
+            assert server.poll() is None and time.time() - start < 90, (home / 'lab.log').read_text()
+            time.sleep(.2)
+        else: break
+    yield url, root
+    server.terminate()
+    try: server.wait(20)
+    except subprocess.TimeoutExpired: server.kill()
+
+
+def run_notebook(page, lab, name, *cells):
+    "Open a notebook made of these cells and run them all."
+    url, root = lab
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata={'kernelspec': dict(name='python3', display_name='Python 3', language='python')}), root / name)
+    page.goto(f'{url}/doc/tree/{name}?token=t&reset')
+    page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=60_000)
+    page.locator('#jp-main-statusbar', has_text='| Idle').wait_for(timeout=60_000)
+    if page.locator('.jp-Dialog .jp-mod-accept').count(): page.locator('.jp-Dialog .jp-mod-accept').first.click()
+    page.errors.clear()   # what JupyterLab said while it started
+    page.get_by_role('menuitem', name='Run', exact=True).click()
+    page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
+
+
+def place(page, panel, *item, view=0):
+    "Where an item lies on the screen, brought into view."
+    page.locator('.v2w').nth(view).locator('.plot').nth(panel).scroll_into_view_if_needed()
+    return page.evaluate(f'([p, i]) => {VIEW}[{view}].view.place(p, ...i)', [panel, list(item)])
+
+
+def circle(page, panel, item, r=9):
+    "Draw a lasso around one item."
+    x, y = place(page, panel, item)
+    page.mouse.move(x + r, y)
+    page.mouse.down()
+    for a in np.linspace(0, 2 * np.pi, 12): page.mouse.move(x + r * np.cos(a), y + r * np.sin(a))
+    page.mouse.up()
+
+
+def marked(page, panel, item, view=0):
+    "Is something drawn on the upper canvas where an item lies?"
+    return page.evaluate(f'''([p, i]) => {{ const q = {VIEW}[{view}].view.panels[p], [x, y] = q.to(i), d = q.top.width / q.top.clientWidth
+        return q.top.getContext('2d').getImageData((x - 12) * d, (y - 12) * d, 24 * d, 24 * d).data.some(v => v > 0) }}''', [panel, item])
+
+
+def seen(page, selector):
+    "The middle pixel of a picture, when it is there."
+    page.wait_for_selector(f'{selector}[data-ready=picture]', timeout=10_000)
+    return np.array(page.locator(selector).first.evaluate("c => [...c.getContext('2d').getImageData(c.width / 2, c.height / 2, 1, 1).data].slice(0, 3)"))
+
+
+def look_and_lasso(page, items=(3, 0)):
+    "What both a notebook and a page can do."
+    for item in items:
+        x, y = place(page, 0, item)
+        page.mouse.move(x - 60, y - 60)
+        page.mouse.move(x, y)
+        page.wait_for_function(f'() => {VIEW}[0].view.state.hover >= 0')
+        item = page.evaluate(f'{VIEW}[0].view.state.hover')       # another may lie on top
+        title = PLANTED if item == 0 else f'product {item}'
+        page.locator('.v2w .tip.on', has_text=title).wait_for()
+        assert page.locator('.v2w .tip.on').text_content() == title
+        assert np.abs(seen(page, f'.v2w .tip.on canvas[data-item="{item}"]') - colour(item).astype(int)).max() < 25, 'the wrong picture'
+        page.wait_for_function(f'(i) => {VIEW}[0].view.state.told === i', arg=item)   # its neighbours came
+        page.wait_for_timeout(100)
+        assert marked(page, 1, item) and marked(page, 2, item), 'not marked in the other spaces'
+        assert page.locator('.v2w').first.locator('.near .row').count() == 3 and page.locator('.v2w').first.locator('.near .row button').count() == 18
+    circle(page, 0, 3)
+    page.wait_for_function(f'() => {VIEW}[0].view.state.count > 0')
+    chosen = page.evaluate(f'[...{VIEW}[0].view.state.mask.keys()].filter(i => {VIEW}[0].view.state.mask[i])')
+    assert 3 in chosen and len(chosen) < 60 and f'{len(chosen)} selected' in page.locator('.v2w .strip').first.text_content()
+    return chosen
+
+
+def keyboard(page):
+    "Tab to a panel, walk, pin, select, clear."
+    panel = page.locator('.v2w').first.locator('.plot').first
+    panel.focus()
+    page.keyboard.press('Escape')
+    assert page.evaluate(f'{VIEW}[0].view.state.count') == 0
+    state = lambda: page.evaluate(f'[{VIEW}[0].view.state.hover, {VIEW}[0].view.state.pin]')
+    page.keyboard.press('ArrowRight'); first = state()[0]
+    page.keyboard.press('ArrowRight'); second = state()[0]
+    assert first >= 0 and second >= 0 and first != second
+    page.keyboard.press('Enter')
+    assert state()[1] == second and page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == 'solid', 'the focus cannot be seen'
+    page.wait_for_function("() => /Nearest in text/.test(document.querySelector('.v2w .live').textContent)")
+    page.keyboard.press(' ')
+    assert page.evaluate(f'{VIEW}[0].view.state.count') == 1
+    page.keyboard.press('Escape')
+    assert state() == [-1, -1] and page.evaluate(f'{VIEW}[0].view.state.count') == 0
+    page.keyboard.press('Tab')
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith('image space')
+
+
+def pairs(page, view):
+    "A click on a cell opens the pair with both pictures; the cell is marked in every map."
+    x, y = place(page, 2, 4, 9, view=view)
+    page.mouse.click(x, y)
+    page.wait_for_function(f'() => {VIEW}[{view}].view.state.pin')
+    assert page.evaluate(f'{VIEW}[{view}].view.state.pin') == [4, 9]
+    card = page.locator('.v2w').nth(view).locator('.pair')
+    assert card.locator('canvas[data-ready=picture]').count() == 2 or card.locator('canvas[data-ready=picture]').nth(1).wait_for() is None
+    assert page.locator('.v2w').nth(view).locator('tbody tr').count() == 3
+    page.wait_for_timeout(100)
+    assert all(page.evaluate(f"(p) => {VIEW}[{view}].view.panels[p].top.getContext('2d').getImageData(0, 0, 2000, 2000).data.some(v => v > 0)", p) for p in range(4))
+    page.locator('.v2w').nth(view).locator('.plot').nth(0).focus()
+    page.keyboard.press('ArrowDown'); page.keyboard.press('Enter')
+    assert page.evaluate(f'{VIEW}[{view}].view.state.pin') == [5, 9]
+
+
+def quiet(page):
+    assert not page.evaluate('window.planted') and not page.outside and not page.errors, (page.outside, page.errors)
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    "Both views as pages."
+    from vlm2rec_lab.widgets import spaces_drawing, topology_drawing
+    out = tmp_path_factory.mktemp('pages')
+    cat, vectors = shop(300)
+    return spaces_drawing(vectors, cat, colour='kind').to_html(out / 'spaces.html'), topology_drawing(vectors, cat, sample=40).to_html(out / 'topology.html')
+
+
+def test_page_of_spaces(page, saved):
+    page.goto(saved[0].as_uri())
+    page.wait_for_selector('.v2w .plot')
+    look_and_lasso(page)
+    keyboard(page)
+    page.locator('button[data-tool=box]').click()
+    x, y = place(page, 1, 3)
+    page.mouse.move(x - 15, y - 15); page.mouse.down(); page.mouse.move(x, y); page.mouse.move(x + 15, y + 15); page.mouse.up()
+    assert page.evaluate(f'{VIEW}[0].view.state.mask[3]') == 1
+    page.locator('button[data-tool=lines]').click()
+    page.wait_for_timeout(100)
+    assert page.evaluate("(c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0))(document.querySelector('.wires'))")
+    page.locator('.v2w select').first.select_option(label='nothing')
+    assert page.locator('.legend button').count() == 0
+    quiet(page)
+
+
+def test_page_of_topology(page, saved):
+    page.goto(saved[1].as_uri())
+    page.wait_for_selector('.v2w .plot')
+    pairs(page, 0)
+    page.locator('.strip .duo').first.click()
+    assert page.locator('.pair .name').count() == 2
+    quiet(page)
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_pages_on_a_phone(browser, saved, scheme):
+    "Nothing is wider than the screen, nothing lies on top of something else, and colours follow the system."
+    for path in saved:
+        context = browser.new_context(viewport={'width': 390, 'height': 800}, color_scheme=scheme)
+        page = context.new_page()
+        page.goto(path.as_uri())
+        page.wait_for_selector('.v2w .plot')
+        assert page.evaluate('document.documentElement.scrollWidth') <= 390
+        boxes = page.evaluate("[...document.querySelectorAll('.panel')].map(e => { const b = e.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom] })")
+        assert all(b[2] - b[0] > 120 and b[3] - b[1] > 120 for b in boxes)
+        assert all(a[2] <= b[0] + 1 or b[2] <= a[0] + 1 or a[3] <= b[1] + 1 or b[3] <= a[1] + 1 for k, a in enumerate(boxes) for b in boxes[:k])
+        assert (sum(page.evaluate("getComputedStyle(document.querySelector('.v2w')).backgroundColor.match(/\\d+/g).map(Number)")[:3]) < 200) == (scheme == 'dark')
+        context.close()
+
+
+def test_both_views_on_one_page(page, tmp_path):
+    "Fragments of several views live beside each other."
+    from vlm2rec_lab.widgets import spaces_drawing, topology_drawing
+    cat, vectors = shop(60)
+    (tmp_path / 'both.html').write_text('<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><body>' + spaces_drawing(vectors, cat).fragment() + topology_drawing(vectors, cat).fragment())
+    page.goto((tmp_path / 'both.html').as_uri())
+    page.wait_for_selector('.v2w .panel.thin')
+    look_and_lasso(page, items=(3,))
+    pairs(page, 1)
+    quiet(page)
+
+
+def test_in_jupyterlab(page, lab):
+    run_notebook(page, lab, 'views.ipynb', SHOP, '''
+from ipywidgets import Button, Label
+from vlm2rec_lab.widgets import spaces_view, topology_view
+cat, vectors = shop(1200)                                     # more than travel with the widget: pictures are asked for
+view, heard = spaces_view(vectors, cat, method='pca', colour='kind'), Label('none')
+heard.add_class('t-ids'); view.observe(lambda c: setattr(heard, 'value', ' '.join(c.new) or 'none'), 'selected')
+button = Button(description='choose'); button.add_class('t-choose'); button.on_click(lambda _: setattr(view, 'selected', ('id7', 'id8')))
+display(view, heard, button)''', '''
+t, pair = topology_view(vectors, cat, sample=40), Label('none')
+pair.add_class('t-pair'); t.observe(lambda c: setattr(pair, 'value', ' '.join(c.new)), 'selected')
+display(t, pair)''', '''
+umap = spaces_view(*reversed(shop(80)), method='umap'); umap''')
+    page.wait_for_selector('.v2w .panel.thin', timeout=120_000)
+    chosen = look_and_lasso(page)
+    page.locator('.t-ids', has_text=' '.join(f'id{i}' for i in chosen)).wait_for(timeout=10_000)
+    page.locator('.t-choose').click()
+    page.wait_for_function(f'() => {VIEW}[0].view.state.count === 2 && {VIEW}[0].view.state.mask[7]')
+    keyboard(page)
+    page.locator('.t-ids', has_text='none').wait_for(timeout=10_000)
+    page.locator('.v2w').first.locator('.plot').first.focus()
+    for key in ('0', '0', 'd', 'd'): page.keyboard.press(key)        # JupyterLab's own: restart the kernel, delete the cell
+    page.wait_for_timeout(300)
+    assert page.locator('.jp-Dialog').count() == 0 and page.locator('.t-ids').count() == 1
+    pairs(page, 1)
+    page.wait_for_function("() => document.querySelector('.t-pair').textContent.split(' ').length === 2", timeout=10_000)
+    page.wait_for_function(f"() => [...{VIEW}[2].querySelectorAll('option')].some(o => o.value === 'umap')", timeout=180_000)
+    assert 'being computed' not in page.locator('.v2w').nth(2).text_content() and page.evaluate(f'{VIEW}[2].view.state.method') == 'umap'
+    quiet(page)
