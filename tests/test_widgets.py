@@ -173,7 +173,7 @@ def pairs(page, view):
     page.mouse.click(x, y)
     page.wait_for_function(f'() => {VIEW}[{view}].view.state.pin')
     assert page.evaluate(f'{VIEW}[{view}].view.state.pin') == [4, 9]
-    card = page.locator('.v2w').nth(view).locator('.pair')
+    card = page.locator('.v2w').nth(view).locator('.duet')
     assert card.locator('canvas[data-ready=picture]').count() == 2 or card.locator('canvas[data-ready=picture]').nth(1).wait_for() is None
     assert page.locator('.v2w').nth(view).locator('tbody tr').count() == 3
     page.wait_for_timeout(100)
@@ -218,7 +218,7 @@ def test_page_of_topology(page, saved):
     page.wait_for_selector('.v2w .plot')
     pairs(page, 0)
     page.locator('.strip .duo').first.click()
-    assert page.locator('.pair .name').count() == 2
+    assert page.locator('.duet .name').count() == 2
     quiet(page)
 
 
@@ -278,4 +278,95 @@ umap = spaces_view(*reversed(shop(80)), method='umap'); umap''')
     page.wait_for_function("() => document.querySelector('.t-pair').textContent.split(' ').length === 2", timeout=10_000)
     page.wait_for_function(f"() => [...{VIEW}[2].querySelectorAll('option')].some(o => o.value === 'umap')", timeout=180_000)
     assert 'being computed' not in page.locator('.v2w').nth(2).text_content() and page.evaluate(f'{VIEW}[2].view.state.method') == 'umap'
+    quiet(page)
+
+
+BIG = '''
+import time, tempfile
+from pathlib import Path
+from vlm2rec_lab.studio import make_studio
+from vlm2rec_lab.widgets import spaces_view, spaces_drawing
+def big_shop(n, d=64):
+    "The studio's pictures again and again, as files, under names of their own."
+    few, rng, folder = make_studio('text-easy', seed=0, items=300, users=20).catalogue, np.random.default_rng(0), Path(tempfile.mkdtemp())
+    from PIL import Image
+    for i, a in enumerate(few.content['image']): Image.fromarray(a).save(folder / f'{i}.jpg', quality=90)
+    kind = rng.integers(0, 40, n); centre = 2 * rng.normal(size=(40, d)).astype(np.float32)
+    vectors = {m: np.roll(centre, k, 1)[kind] + rng.normal(size=(n, d)).astype(np.float32) for k, m in enumerate(('text', 'image'))}
+    table = pd.DataFrame({'title': [f'{few.table.title[i % 300]} {i}' for i in range(n)], 'kind': [f'kind {k}' for k in kind], 'price': rng.normal(size=n)})
+    return Catalogue(ids=tuple(f'id{i}' for i in range(n)), content={'image': [str(folder / f'{i % 300}.jpg') for i in range(n)]}, kinds={'image': 'image'}, table=table), vectors
+'''
+
+
+def hover_times(page, n, tries=12):
+    "Milliseconds from the pointer's arrival to the picture beside it, median and largest."
+    out = []
+    for item in np.random.default_rng(1).integers(0, n, tries):
+        x, y = place(page, int(item) % 3, int(item))
+        page.mouse.move(x - 150, y + 220 if y < 300 else y - 220)
+        page.wait_for_timeout(150)
+        page.evaluate('''() => { const state = document.querySelector('.v2w').view.state, before = state.hover; window.took = null
+            addEventListener('pointermove', () => { const start = performance.now(), look = () => { if (state.hover !== before && document.querySelector(`.v2w .tip.on canvas[data-item="${state.hover}"][data-ready=picture]`)) window.took = performance.now() - start; else requestAnimationFrame(look) }; requestAnimationFrame(look) }, {once: true, capture: true}) }''')
+        page.mouse.move(x, y)
+        page.wait_for_timeout(400)
+        took = page.evaluate('window.took')
+        if took: out.append(took)                # none where the pointer was on this product before
+    assert len(out) > tries / 2
+    return f'picture beside the pointer after {np.median(out):.0f} ms (median of {len(out)}; largest {max(out):.0f})'
+
+
+def big_lasso(page):
+    "Around the left half of the first panel."
+    b = page.locator('.v2w .plot').first.bounding_box()
+    path = [(.03, .03), (.5, .03), (.5, .97), (.03, .97)]
+    page.mouse.move(b['x'] + .03 * b['width'], b['y'] + .5 * b['height'])
+    page.mouse.down()
+    for u, v in path: page.mouse.move(b['x'] + u * b['width'], b['y'] + v * b['height'], steps=6)
+    start = time.time()
+    page.mouse.up()
+    return start
+
+
+def test_twenty_thousand_in_a_page(page, tmp_path):
+    names = {}
+    exec(SHOP + BIG, names)
+    cat, vectors = names['big_shop'](20_000)
+    start = time.time()
+    path = names['spaces_drawing'](vectors, cat).to_html(tmp_path / 'big.html')
+    wrote, size = time.time() - start, path.stat().st_size
+    start = time.time()
+    page.goto(path.as_uri())
+    page.wait_for_function(f'() => {VIEW}[0]?.view?.panels[2].w')
+    shown = time.time() - start
+    hover = hover_times(page, 20_000)
+    start = big_lasso(page)
+    page.wait_for_function(f'() => {VIEW}[0].view.state.count > 1000')
+    print(f'20,000 products in a page: {size / 1e6:.1f} MB, written in {wrote:.1f} s, drawn after {shown:.1f} s, {hover}, lasso of {page.evaluate(VIEW + "[0].view.state.count"):,} in all panels after {time.time() - start:.2f} s')
+    assert size < 25e6
+    quiet(page)
+
+
+def test_a_hundred_thousand_in_jupyterlab(page, lab):
+    run_notebook(page, lab, 'big.ipynb', SHOP + BIG + '''
+from ipywidgets import Label
+cat, vectors = big_shop(100_000)
+import anywidget, sklearn.decomposition, sklearn.manifold
+heard = Label('none'); heard.add_class('t-ids')
+display(heard)''', '''
+start = time.time()
+view = spaces_view(vectors, cat, method='pca')
+view.observe(lambda c: setattr(heard, 'value', f'{len(c.new)} ids'), 'selected')
+made = Label(f'{start} {time.time()}'); made.add_class('t-made')
+display(made, view)''')
+    page.wait_for_function(f'() => {VIEW}[0]?.view?.panels[2].w', timeout=180_000, polling=20)
+    seen_at = time.time()
+    began, made = map(float, page.locator('.t-made').text_content().split())
+    page.wait_for_timeout(1000)
+    hover = hover_times(page, 100_000)
+    start = big_lasso(page)
+    page.locator('.t-ids', has_text='ids').wait_for(timeout=30_000)
+    took = time.time() - start
+    if os.environ.get('SHOT'): page.screenshot(path=os.environ['SHOT'])
+    print(f'100,000 products in JupyterLab: made in {made - began:.1f} s, seen {seen_at - began:.1f} s after the cell began, {hover}, lasso of {page.locator(".t-ids").text_content()} in Python after {took:.2f} s')
+    assert page.locator('.t-ids').text_content() == f'{page.evaluate(VIEW + "[0].view.state.count")} ids'
     quiet(page)

@@ -5,8 +5,8 @@ const CSS = `
 .v2w{--bg:#fff;--card:#f6f7f9;--ink:#1a1f2b;--soft:#586174;--line:#d9dee7;--focus:#0b62d6;--lo:#0072B2;--mid:#fbfbfb;--hi:#D55E00;--bar:#0072B2;color-scheme:light;
 background:var(--bg);color:var(--ink);font:14px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;padding:14px;position:relative;container-type:inline-size;text-align:left}
 .v2w.dark{--bg:#12151c;--card:#1a1f29;--ink:#e8ecf3;--soft:#a3aec0;--line:#323a4a;--focus:#7db4ff;--lo:#4FA8E0;--mid:#1d222c;--hi:#F58A3C;--bar:#4FA8E0;color-scheme:dark}
-.v2w.lab{--bg:var(--jp-layout-color0,#fff);--ink:var(--jp-ui-font-color0,#1a1f2b)}
-.v2w *{box-sizing:border-box}.v2w h4{font:inherit;font-weight:650;margin:0}
+.v2w.lab{--bg:var(--jp-layout-color0,#fff);--ink:var(--jp-ui-font-color0,#1a1f2b);--card:color-mix(in srgb,var(--ink) 5%,var(--bg));--line:color-mix(in srgb,var(--ink) 18%,var(--bg))}
+.v2w *{box-sizing:border-box}.v2w h4.h{font:inherit;font-weight:650;margin:0}
 .v2w .bar,.v2w .legend,.v2w .strip,.v2w .tools{display:flex;flex-wrap:wrap;gap:6px 8px;align-items:center}.v2w .bar{gap:8px 16px;margin-bottom:8px}
 .v2w label{display:inline-flex;gap:6px;align-items:center;color:var(--soft);margin:0;font-size:13px}
 .v2w select,.v2w button{font:inherit;font-size:13px;color:var(--ink);background:var(--card);border:1px solid var(--line);border-radius:7px;padding:4px 9px;min-height:30px;margin:0;max-width:100%}
@@ -15,22 +15,22 @@ background:var(--bg);color:var(--ink);font:14px/1.45 system-ui,-apple-system,"Se
 .v2w .tools button{min-width:32px}.v2w .legend{margin:4px 0 8px;gap:4px 6px}.v2w .legend button{background:none;border-color:transparent;padding:2px 7px;min-height:26px;display:inline-flex;gap:6px;align-items:center}
 .v2w .legend button[aria-pressed=true]{border-color:var(--ink);background:var(--card);color:var(--ink)}.v2w .dot{width:11px;height:11px;border-radius:50%;flex:none}.v2w .ramp{width:130px;height:11px;border-radius:6px}
 .v2w .panels{display:flex;flex-wrap:wrap;gap:12px;position:relative}.v2w .panel{flex:1 1 250px;min-width:0;margin:0}.v2w .panel.thin{flex:.42 1 110px;display:flex;flex-direction:column}
-.v2w .panel header{display:flex;flex-wrap:wrap;gap:0 8px;align-items:baseline;margin:0 2px 4px;justify-content:space-between}.v2w .panel header span{color:var(--soft);font-size:12.5px}
+.v2w .panel .head{display:flex;flex-wrap:wrap;gap:0 8px;align-items:baseline;margin:0 2px 4px;justify-content:space-between}.v2w .panel .head span{color:var(--soft);font-size:12.5px}
 .v2w .plot{position:relative;border:1px solid var(--line);border-radius:10px;overflow:hidden;height:clamp(200px,36cqw,430px);cursor:crosshair;touch-action:pan-y;background:var(--bg)}
 .v2w .plot.armed{touch-action:none}.v2w .plot.move{cursor:grab}.v2w .plot canvas,.v2w .wires{position:absolute;inset:0;width:100%;height:100%;display:block}.v2w .wires{pointer-events:none;z-index:2}
-.v2w .heat{height:auto;aspect-ratio:1}.v2w .thin .heat{aspect-ratio:auto;flex:1;min-height:150px}.v2w .panel header{min-height:21px}
+.v2w .heat{height:auto;aspect-ratio:1}.v2w .thin .heat{aspect-ratio:auto;flex:1;min-height:150px}.v2w .panel .head{min-height:21px}
 .v2w .soft{color:var(--soft);font-size:13px}.v2w .note{margin:8px 2px 0}.v2w .foot{display:grid;grid-template-columns:minmax(210px,270px) 1fr;gap:14px 20px;margin-top:12px;padding:12px;background:var(--card);border:1px solid var(--line);border-radius:10px;min-height:190px;align-items:start}
 .v2w .item{min-width:0}.v2w .item .name{font-weight:650;overflow-wrap:anywhere;margin:6px 0 2px}.v2w .item dl{display:grid;grid-template-columns:auto 1fr;gap:0 10px;margin:4px 0 0;font-size:13px}.v2w .item dt{color:var(--soft);font-weight:400}.v2w .item dd{margin:0;overflow-wrap:anywhere}
 .v2w .tile{display:block;border-radius:7px;background:var(--line);flex:none;object-fit:contain}
-.v2w .near{display:grid;gap:8px 16px;min-width:0;grid-template-columns:repeat(auto-fit,minmax(min(380px,100%),1fr))}.v2w .near h4{font-size:13px}.v2w .near h4 small{font-weight:400;color:var(--soft);font-size:12.5px}.v2w .row{display:flex;flex-wrap:wrap;gap:6px;margin-top:3px;min-height:58px}
+.v2w .near{display:grid;gap:8px 16px;min-width:0;grid-template-columns:repeat(auto-fit,minmax(min(380px,100%),1fr))}.v2w .near h4.h{font-size:13px}.v2w .near h4.h small{font-weight:400;color:var(--soft);font-size:12.5px}.v2w .row{display:flex;flex-wrap:wrap;gap:6px;margin-top:3px;min-height:58px}
 .v2w .row button,.v2w .strip button.pic{padding:2px;border-width:2px;border-radius:9px;background:none;position:relative;min-height:0;line-height:0}.v2w .row button.both{border-color:var(--hi)}.v2w .row button.both::after{content:"";position:absolute;right:-3px;top:-3px;width:9px;height:9px;border-radius:50%;background:var(--hi);border:1px solid var(--bg)}
 .v2w .row button.word,.v2w .strip button.word{line-height:1.3;max-width:150px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;padding:4px 8px}
 .v2w .strip{margin-top:10px;min-height:34px}.v2w .tip{position:absolute;z-index:5;pointer-events:none;display:none;gap:9px;align-items:center;max-width:290px;background:var(--bg);border:1px solid var(--soft);border-radius:9px;padding:6px 9px;box-shadow:0 3px 12px #0004;font-size:13px;overflow-wrap:anywhere}
 .v2w .tip.on{display:flex}.v2w .live{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
-.v2w table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums;margin:0;border:0;background:none;color:inherit}.v2w th,.v2w td{padding:3px 12px 3px 0;text-align:right;border:0;background:none;font-weight:400;color:inherit}.v2w th:first-child,.v2w td:first-child,.v2w th:last-child,.v2w td:last-child{text-align:left}.v2w thead th{color:var(--soft)}.v2w tr{background:none}
-.v2w .pair{display:grid;grid-template-columns:1fr 1fr;gap:14px}.v2w .scale{display:inline-flex;align-items:center;gap:8px;color:var(--soft);font-size:12.5px}.v2w .scale i{width:120px;height:11px;border-radius:6px;border:1px solid var(--line)}
+.v2w table.like{width:auto;border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums;margin:0;border:0;background:none;color:inherit}.v2w .like th,.v2w .like td{padding:3px 12px 3px 0;text-align:right;border:0;background:none;font-weight:400;color:inherit}.v2w .like th:first-child,.v2w .like td:first-child,.v2w .like th:last-child,.v2w .like td:last-child{text-align:left}.v2w .like thead th{color:var(--soft)}.v2w .like tr{background:none}
+.v2w .duet{display:grid;grid-template-columns:1fr 1fr;gap:14px}.v2w .scale{display:inline-flex;align-items:center;gap:8px;color:var(--soft);font-size:12.5px}.v2w .scale i{width:120px;height:11px;border-radius:6px;border:1px solid var(--line)}
 .v2w .duo{display:inline-flex;gap:3px;padding:2px;border-radius:9px;line-height:0;min-height:0}
-@container (max-width:560px){.v2w .foot{grid-template-columns:1fr}.v2w .panel{flex-basis:150px}.v2w .panel.thin{flex:1 1 150px}.v2w .panel header{flex-direction:column}.v2w .panel header span:empty{display:none}.v2w .row{gap:4px}.v2w .panels{gap:10px 8px}.v2w .plot{height:210px}.v2w .heat{height:auto}.v2w .item.one{display:grid;grid-template-columns:auto 1fr;gap:0 12px}.v2w .item.one .tile{grid-row:1/span 3}}
+@container (max-width:560px){.v2w .foot{grid-template-columns:1fr}.v2w .panel{flex-basis:150px}.v2w .panel.thin{flex:1 1 150px}.v2w .panel .head{flex-direction:column}.v2w .panel .head span:empty{display:none}.v2w .row{gap:4px}.v2w .panels{gap:10px 8px}.v2w .plot{height:210px}.v2w .heat{height:auto}.v2w .item.one{display:grid;grid-template-columns:auto 1fr;gap:0 12px}.v2w .item.one .tile{grid-row:1/span 3}}
 `
 const LIGHT = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#882255', '#44474d'], DARK = ['#4FA8E0', '#F07B2E', '#1FBF92', '#E59AC6', '#F5B83D', '#A5DBF8', '#C9B3FF', '#F0E442']
 const RAMP = {light: ['#00224e', '#3f5a8c', '#7d7c78', '#b3a05c', '#d9b93a'], dark: ['#4a6fb8', '#7f97b5', '#a5a5a0', '#d3c06b', '#fdea45']}, OTHER = '#8b93a1'
@@ -207,7 +207,7 @@ function spaces(root, src) {
   // panels
   const panels = meta.spaces.map((name, s) => {
     const p = plot(`${name} space, ${word(n)} products. Arrow keys move from product to product, Enter pins, Space selects, Escape clears.`, 'map'), said = el('span')
-    Object.assign(p, {s, name, said, view: {k: 1, x: .5, y: .5}, path: null, fig: el('figure', {class: 'panel'}, el('header', {}, el('h4', {textContent: name}), said), p.box)})
+    Object.assign(p, {s, name, said, view: {k: 1, x: .5, y: .5}, path: null, fig: el('div', {class: 'panel'}, el('div', {class: 'head'}, el('h4', {class: 'h', textContent: name}), said), p.box)})
     p.scale = () => .92 * Math.min(p.w, p.h) * p.view.k
     p.to = i => { const k = p.scale(); return [p.w / 2 + (p.xy[2 * i] - p.view.x) * k, p.h / 2 - (p.xy[2 * i + 1] - p.view.y) * k] }
     p.back = (x, y) => { const k = p.scale(); return [p.view.x + (x - p.w / 2) / k, p.view.y - (y - p.h / 2) / k] }
@@ -251,15 +251,16 @@ function spaces(root, src) {
         const paths = tints.map(() => null)
         for (let i = 0; i < n; i++) if (!dimming || +bright(i) === pass) { const [x, y] = p.to(i), q = paths[code(i)] ||= new Path2D(); q.moveTo(x + r, y); q.arc(x, y, r, 0, 7) }
         g.globalAlpha = pass ? .85 : 1
-        paths.forEach((q, c) => { if (q) { g.fillStyle = `rgb(${pass ? tints[c] : dims[c]})`; g.fill(q) } })
+        paths.reverse().forEach((q, k) => { const c = paths.length - 1 - k; if (q) { g.fillStyle = `rgb(${pass ? tints[c] : dims[c]})`; g.fill(q) } })
       }
       g.globalAlpha = 1
       return
     }
     const image = g.getImageData(0, 0, p.base.width, p.base.height), px = new Uint32Array(image.data.buffer), W = p.base.width, H = p.base.height, pack = t => (255 << 24 | t[2] << 16 | t[1] << 8 | t[0]) >>> 0
     const on = tints.map(pack), off = dims.map(pack), size = Math.max(2, Math.round(p.d * small * grow * (n <= 30000 ? 3 : 2))), k = p.scale() * p.d, cx = W / 2 - p.view.x * k, cy = H / 2 + p.view.y * k
-    for (const pass of dimming ? [0, 1] : [1]) for (let i = 0; i < n; i++) {
-      if (dimming && +bright(i) !== pass) continue
+    const column = meta.columns[st.column], named = column?.kind === 'words' && column.named < column.labels.length ? column.named : 0   // "other" goes below
+    for (const pass of dimming ? [0, 1] : [1]) for (const below of named ? [true, false] : [false]) for (let i = 0; i < n; i++) {
+      if (dimming && +bright(i) !== pass || named && code(i) >= named !== below) continue
       const x = Math.round(cx + p.xy[2 * i] * k - size / 2), y = Math.round(cy - p.xy[2 * i + 1] * k - size / 2), t = (pass ? on : off)[code(i)]
       if (x < 0 || y < 0 || x + size > W || y + size > H) continue
       for (let b = 0, at = y * W + x; b < size; b++, at += W) for (let a = 0; a < size; a++) px[at + a] = t
@@ -295,6 +296,7 @@ function spaces(root, src) {
   function show() {
     const i = focus(), mine = ++turn
     over()
+    card.style.gridColumn = i < 0 ? '1/-1' : ''
     if (i < 0) { card.replaceChildren(el('p', {class: 'soft', textContent: 'Point at a product, or move to a map with Tab and use the arrow keys. A click or Enter keeps it here; dragging selects; Escape clears.'})); near.replaceChildren(); return }
     const facts = el('dl', {}, el('dt', {textContent: 'id'}), el('dd', {textContent: ids[i]}))
     meta.columns.forEach((c, k) => { if (c.kind !== 'number') facts.append(el('dt', {textContent: c.name}), el('dd', {textContent: c.labels[codes[k][i]]})) })
@@ -315,7 +317,7 @@ function spaces(root, src) {
   }
   function neighbours(i) {
     const common = S > 1 ? st.near.reduce((a, b) => a.filter(j => b.includes(j))) : []
-    near.replaceChildren(...panels.map(p => el('div', {}, el('h4', {}, `Nearest in ${p.name} `, el('small', {textContent: p.s || S < 2 ? '' : `${common.length} of ${st.near[0].length} in every space${common.length ? ', dotted' : ''}`})), el('div', {class: 'row'}, ...st.near[p.s].map(j => small(j, common.includes(j)))))))
+    near.replaceChildren(...panels.map(p => el('div', {}, el('h4', {class: 'h'}, `Nearest in ${p.name} `, el('small', {textContent: p.s || S < 2 ? '' : `${common.length} of ${st.near[0].length} in every space${common.length ? ', dotted' : ''}`})), el('div', {class: 'row'}, ...st.near[p.s].map(j => small(j, common.includes(j)))))))
   }
   function hover(i, x, y) {
     if (i !== st.hover) { st.hover = i; if (i >= 0) tip.replaceChildren(...(meta.pictures ? [pictures.tile(i, 72, titles[i])] : []), el('span', {textContent: titles[i]})); show() }
@@ -332,7 +334,7 @@ function spaces(root, src) {
     const chosen = new Uint32Array(st.count)
     for (let i = 0, k = 0; i < n; i++) if (mask[i]) chosen[k++] = i
     if (tell) src.choose(chosen)
-    const first = [...chosen.slice(0, Math.max(6, Math.min(14, Math.floor((root.clientWidth - 330) / 64))))], button = el('button', {type: 'button', textContent: 'Copy ids', onclick: () => copy([...chosen].map(i => ids[i]).join('\n'), button)})
+    const first = [...chosen.slice(0, Math.max(6, Math.min(14, Math.floor((root.clientWidth - 420) / 66))))], button = el('button', {type: 'button', textContent: 'Copy ids', onclick: () => copy([...chosen].map(i => ids[i]).join('\n'), button)})
     strip.replaceChildren(el('strong', {textContent: st.count ? `${word(st.count)} selected` : 'None selected'}), ...(st.count ? [button, el('button', {type: 'button', textContent: 'Clear', onclick: () => select(new Uint8Array(n))}), ...first.map(i => small(i, false))] : []))
     if (st.count > first.length) strip.append(el('span', {class: 'soft', textContent: `and ${word(st.count - first.length)} more`}))
     if (tell) live.textContent = `${word(st.count)} selected`
@@ -425,14 +427,14 @@ function topology(root, src) {
   const names = [...meta.spaces, ...(both ? [`consistency of ${meta.between[0]} and ${meta.between[1]}`] : [])]
   const panels = names.map((name, k) => {
     const p = plot(`${name}: ${m} by ${m} products. ${how}`, 'heat map', 'heat')
-    return Object.assign(p, {k, name, fig: el('figure', {class: 'panel'}, el('header', {}, el('h4', {textContent: k < S ? name : 'consistency'}), el('span', {textContent: k < S ? '' : `r = ${meta.r.toFixed(2)}`})), p.box)})
+    return Object.assign(p, {k, name, fig: el('div', {class: 'panel'}, el('div', {class: 'head'}, el('h4', {class: 'h', textContent: k < S ? name : 'consistency'}), el('span', {textContent: k < S ? '' : `r = ${meta.r.toFixed(2)}`})), p.box)})
   })
   if (agree) {
     const p = plot(`agreement of ${meta.between[0]} and ${meta.between[1]} for each product. Up and down move, Enter opens its most disputed pair.`, 'bar chart', 'heat')
-    panels.push(Object.assign(p, {k: -1, name: 'agreement', fig: el('figure', {class: 'panel thin'}, el('header', {}, el('h4', {textContent: 'agreement'})), p.box)}))
+    panels.push(Object.assign(p, {k: -1, name: 'agreement', fig: el('div', {class: 'panel thin'}, el('div', {class: 'head'}, el('h4', {class: 'h', textContent: 'agreement'})), p.box)}))
   }
   const scale = el('span', {class: 'scale'}, 'unlike', el('i', {style: 'background:linear-gradient(90deg,var(--lo),var(--mid),var(--hi))'}), 'alike', el('span', {textContent: '(±3 standard deviations)'}))
-  const card = el('div', {class: 'pair'}), table = el('div'), strip = el('div', {class: 'strip'})
+  const card = el('div', {class: 'duet'}), table = el('div'), strip = el('div', {class: 'strip'})
   root.append(el('div', {class: 'bar'}, scale), el('div', {class: 'panels'}, ...panels.map(p => p.fig)), el('p', {class: 'soft note', textContent: meta.note}), el('div', {class: 'foot', style: 'grid-template-columns:repeat(auto-fit,minmax(min(290px,100%),1fr));min-height:205px'}, card, table), strip, live, tip)
   if (both) strip.append(el('strong', {textContent: 'Most disputed'}), ...meta.disputed.map(([i, j]) => {
     const b = el('button', {type: 'button', class: 'duo', title: `${titles[i]} and ${titles[j]}`, 'aria-label': `${titles[i]} and ${titles[j]}`, onclick: () => pin([i, j])})
@@ -488,7 +490,7 @@ function topology(root, src) {
     const row = (tag, ...cells) => el('tr', {}, ...cells.map(c => el(tag, {textContent: c}))), num = v => v.toFixed(2).replace('-', '−')
     const rows = i === j ? [] : meta.spaces.map((name, s) => row('td', name, num(like[(s * m + i) * m + j]), num(sd(s, i, j)), alike(sd(s, i, j))))
     table.replaceChildren()
-    if (i !== j) table.append(el('table', {}, el('thead', {}, row('th', 'space', 'cosine', 'in sd', 'these two are')), el('tbody', {}, ...rows, ...(both ? [row('td', 'consistency', '', num(both[i * m + j]), both[i * m + j] < -1 ? 'disputed' : both[i * m + j] > 1 ? 'agreed' : 'undecided')] : []))))
+    if (i !== j) table.append(el('table', {class: 'like'}, el('thead', {}, row('th', 'space', 'cosine', 'in sd', 'these two are')), el('tbody', {}, ...rows, ...(both ? [row('td', 'consistency', '', num(both[i * m + j]), both[i * m + j] < -1 ? 'disputed' : both[i * m + j] > 1 ? 'agreed' : 'undecided')] : []))))
     if (agree) table.append(el('p', {class: 'soft', style: 'margin:8px 0 0', textContent: `Agreement of ${meta.between[0]} and ${meta.between[1]}: ${num(agree[i])} for the first${i === j ? '' : `, ${num(agree[j])} for the second`}.`}))
   }
   function hover(at, x, y) {

@@ -25,8 +25,10 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
+from fastcore.basics import patch
 
 from .data import known, open_image, write_bytes
 from .diagnose import agreement_test, nearest
@@ -89,6 +91,8 @@ def flat_map(z,            # [items, d]
 
 def _unit(z): # [items, d] -> float32, of length 1
     z = np.asarray(z, np.float32)
+    odd = ~np.isfinite(z).all(1)
+    if odd.any(): raise ValueError(f'{odd.sum():,} items have vectors with NaN or infinite numbers, the first is item {odd.argmax()}: leave them out or repair them')
     return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
 
 def _sample(items, most, seed):
@@ -387,7 +391,9 @@ class Drawing:
     drawn: object = None     # function that gives the still picture (PIL)
     pages: dict = field(default_factory=dict, init=False) # what only pages need, once made
 
-    def __repr__(self): return f"Drawing({self.meta['heading']}: {self.meta['note']})"
+    def __repr__(self):
+        trust = [f'trustworthiness of {m.upper()}: ' + ', '.join(f'{s} {t:.2f}' for s, t in zip(self.meta['spaces'], p['trust'])) for m, p in self.positions.items()]
+        return f"Drawing({self.meta['heading']}: {' '.join([self.meta['note'], *trust])})"
     def png(self): # -> bytes
         out = io.BytesIO(); self.drawn(self).quantize(96).save(out, 'PNG', optimize=True)
         return out.getvalue()
@@ -406,23 +412,28 @@ def _page_parts(drawing):
     maps = [dict(name=m, trust=p['trust']) for m, p in drawing.positions.items()]
     return {**drawing.meta, **drawing.pages['meta'], 'maps': maps}, {**drawing.blobs, **drawing.pages['blobs'], **{f'map-{m}': p['xy'] for m, p in drawing.positions.items()}}
 
-def _fragment(drawing):
-    meta, blobs = _page_parts(drawing)
+@patch
+def fragment(self:Drawing): # -> str
+    "The view as HTML for a page of your own; several may stand on one page."
+    meta, blobs = _page_parts(self)
     part = lambda name, text: f'<script type="text/plain" data-blob="{name}">{text}</script>'
     data = ''.join(part(name, base64.b64encode(b).decode()) for name, b in blobs.items())
     said = json.dumps(meta).replace('<', '\\u003c')
-    still = '' if len(drawing.rows) > 20_000 else f'<noscript>{drawing.img()}</noscript>'
+    still = '' if len(self.rows) > 20_000 else f'<noscript>{self.img()}</noscript>'
     return f'<div>{part("meta", said)}{data}<div data-v2r-view="{meta["kind"]}"></div>{still}<script type="module">{script()}\nmountPage()</script></div>'
 
-def _to_html(drawing, path, title):
+@patch
+def to_html(self:Drawing,
+            path,       # a file *.html
+            title=None, # of the page
+           ):           # -> Path
+    "The view as one page that asks for nothing outside itself, written in one go. Raises ValueError for another suffix."
     from vlm2rec_lab.pages import write_atomic
+    title = title or self.meta['heading']
     style = 'body{margin:0;background:#fff}@media(prefers-color-scheme:dark){body{background:#12151c;color:#e8ecf3}}main{max-width:1280px;margin:auto}h1{font:650 21px system-ui,sans-serif;margin:14px 14px 0}'
     whole = lambda: (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,"><title>{escape(title)}</title><style>{style}</style></head>'
-                     f'<body><main><h1>{escape(title)}</h1>{_fragment(drawing)}</main></body></html>\n')
+                     f'<body><main><h1>{escape(title)}</h1>{self.fragment()}</main></body></html>\n')
     return write_atomic(path, {'.html': whole})
-
-Drawing.fragment = lambda self: _fragment(self)
-Drawing.to_html = lambda self, path, title=None: _to_html(self, path, title or self.meta['heading'])
 
 # %% ../nbs/05_widgets.ipynb #479ff2f9
 _FACES = {'bg': '#ffffff', 'ink': '#1a1f2b', 'soft': '#586174', 'line': '#d9dee7'}
@@ -430,7 +441,7 @@ _FACES = {'bg': '#ffffff', 'ink': '#1a1f2b', 'soft': '#586174', 'line': '#d9dee7
 def _sheet_of_panels(heads, note, side=330, gap=18):
     "An empty sheet with headings: (PIL image, ImageDraw, left edges, top), all doubled."
     from PIL import Image, ImageDraw, ImageFont
-    w, h = len(heads) * (side + gap) + gap, side + 78
+    w, h = len(heads) * (side + gap) + gap, side + 94
     img = Image.new('RGB', (2 * w, 2 * h), _FACES['bg'])
     pen, big, little = ImageDraw.Draw(img), ImageFont.load_default(28), ImageFont.load_default(23)
     lefts = [2 * (gap + k * (side + gap)) for k in range(len(heads))]
@@ -439,9 +450,19 @@ def _sheet_of_panels(heads, note, side=330, gap=18):
         pen.text((x, 18), head, _FACES['ink'], big)
         pen.text((x + 2 * side - pen.textlength(more, little), 22), more, _FACES['soft'], little)
         pen.rectangle((x, 60, x + 2 * side, 60 + 2 * side), outline=_FACES['line'], width=2)
-    pen.text((lefts[0], 70 + 2 * side), note[:int(len(heads) * side / 6.2)], _FACES['soft'], little)
+    for k, line in enumerate(wrap(note, int(len(heads) * side / 6.2))[:2]): pen.text((lefts[0], 70 + 2 * side + 28 * k), line, _FACES['soft'], little)
     return img, pen, lefts, 60
 
+def _legend(img, pen, column, tints):
+    "The values of a column and their colours, above the lower edge."
+    from PIL import ImageFont
+    x, y, face = 36, img.height - 34, ImageFont.load_default(23)
+    for text, tint in zip(column['labels'], tints):
+        if x + 40 + pen.textlength(text, face) > img.width - 20: return
+        pen.ellipse((x, y, x + 18, y + 18), fill=tint); pen.text((x + 26, y - 5), text, _FACES['ink'], face)
+        x += 60 + pen.textlength(text, face)
+
+# %% ../nbs/05_widgets.ipynb #67fc57a4
 def _draw_spaces(drawing, most=6000):
     meta, method = drawing.meta, list(drawing.positions)[-1]
     now = drawing.positions[method]
@@ -451,6 +472,7 @@ def _draw_spaces(drawing, most=6000):
     code = np.frombuffer(drawing.blobs[f'column{meta["column"]}'], np.uint8) if column else np.zeros(xy.shape[1], np.uint8)
     tints = [*PALETTE[:7], '#8b93a1'] if column is None or column['kind'] == 'words' else [PALETTE[0]] * 256
     few = np.random.default_rng(0).permutation(xy.shape[1])[:most]
+    if column and column['kind'] == 'words': _legend(img, pen, column, tints)
     for x0, flat in zip(lefts, xy):
         lo, hi = flat.min(0), flat.max(0)
         place = (flat - (lo + hi) / 2) / max((hi - lo).max(), 1e-9) * 600 * [1, -1] + [x0 + 330, top + 330]
@@ -490,6 +512,7 @@ def spaces_drawing(items,          # {space: [items, d]}, for example of `encode
     if len(rows) < 3: raise ValueError(f'a map of {len(rows)} items: it takes at least 3')
     known(method, ('pca', 'umap'), 'method')
     note = f'{len(rows):,} products. PCA keeps large distances, UMAP keeps neighbourhoods; the nearest products listed are those of the vectors, not of the map.' + (' Trustworthiness is that of 2,000 of them.' if len(rows) > 2000 else '')
+    note += ''.join(f' {lack:,} have no {m} vector and lie together.' for m, x in z.items() if (lack := int((~x.any(1)).sum())))
     out = _drawing('spaces', 'The same products in each space', note, rows, catalogue, picture, len(rows), vectors=z, drawn=_draw_spaces)
     columns = _columns(catalogue, colour)
     out.meta |= dict(spaces=list(z), k=min(k, len(rows) - 1), columns=[c for c, _ in columns], column=next((j for j, (c, _) in enumerate(columns) if c['name'] == colour), 0 if columns else -1))
@@ -547,12 +570,12 @@ def topology_drawing(items,          # {space: [items, d]}
     return out
 
 # %% ../nbs/05_widgets.ipynb #6e705afa
-def places(ids, wanted): # all ids, ids to find -> sorted list of their places
+def places(ids, wanted): # all ids, ids to find -> list of their places
     "Where ids stand in a view. Raises DataError for an id that is not shown."
     at = {i: k for k, i in enumerate(ids)}
     wrong = [w for w in wanted if w not in at]
     if wrong: known(wrong[0], ids[:2000], 'product in this view')
-    return sorted(at[w] for w in wanted)
+    return [at[w] for w in wanted]
 
 def answer(view, content): # View, message of the script
     "Send the pictures or neighbours that the script asks for."
@@ -576,6 +599,7 @@ def view_class():
         def __init__(self, drawing):
             self.drawing, self.thread = drawing, None
             super().__init__(meta=drawing.meta, blobs=drawing.blobs, positions=drawing.positions)
+            if drawing.picture: small_picture(drawing.catalogue, drawing.picture, drawing.rows[0])   # decoders load now and not under the pointer
             self.on_msg(lambda _, content, __: answer(self, content))
         @T.validate('selected')
         def _known(self, proposal): return tuple(self.drawing.ids[i] for i in places(self.drawing.ids, proposal['value']))
