@@ -27,7 +27,9 @@ def shop(n, planted={PLANTED!r}):
     return cat, {{m: 3 * np.roll(centre, k, 1)[np.arange(n) % 5] + rng.normal(size=(n, 16)) for k, m in enumerate(('text', 'image'))}}
 def colour(i): return np.stack([40 + i * 37 % 200, 40 + i * 91 % 200, 40 + i * 53 % 200], -1).astype(np.uint8)
 '''
-exec(SHOP)
+NAMES = {}
+exec(SHOP, NAMES)   # a notebook's cell, and used here too
+shop, colour = NAMES['shop'], NAMES['colour']
 VIEW = "document.querySelectorAll('.v2w')"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
@@ -209,7 +211,7 @@ def test_page_of_spaces(page, saved):
     page.wait_for_timeout(100)
     assert page.evaluate("(c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0))(document.querySelector('.wires'))")
     page.locator('.v2w select').first.select_option(label='nothing')
-    assert page.locator('.legend button').count() == 0
+    page.wait_for_function("() => !document.querySelector('.legend button')")
     quiet(page)
 
 
@@ -277,7 +279,8 @@ umap = spaces_view(*reversed(shop(80)), method='umap'); umap''')
     pairs(page, 1)
     page.wait_for_function("() => document.querySelector('.t-pair').textContent.split(' ').length === 2", timeout=10_000)
     page.wait_for_function(f"() => [...{VIEW}[2].querySelectorAll('option')].some(o => o.value === 'umap')", timeout=180_000)
-    assert 'being computed' not in page.locator('.v2w').nth(2).text_content() and page.evaluate(f'{VIEW}[2].view.state.method') == 'umap'
+    page.wait_for_function(f"() => !{VIEW}[2].textContent.includes('being computed')")
+    assert page.evaluate(f'{VIEW}[2].view.state.method') == 'umap'
     quiet(page)
 
 

@@ -626,7 +626,8 @@ def spaces_view(items, catalogue=None, method='umap', seed=0, **kw): # as in `sp
     def work():
         try: add_map(view.drawing, 'umap', maps_elsewhere(view.drawing.vectors, 'umap', seed))
         except Exception as e: view.status = f'UMAP could not be computed, this is PCA: {e}'
-        else: view.positions, view.status = view.drawing.positions, ''
+        else:
+            with view.hold_sync(): view.positions, view.status = view.drawing.positions, ''
     if method == 'umap':
         view.status = 'This is PCA. UMAP is being computed and will take its place; its very first run compiles for about half a minute.'
         view.thread = threading.Thread(target=work, daemon=True); view.thread.start()
