@@ -78,7 +78,8 @@ PARTS = { # part -> functions of `diagnose` whose time it is; `ranks` called on 
 }
 OPEN = ('bootstrap and verdict', 'rest')   # parts in which the time of others is theirs
 
-def peak_memory(): # -> bytes that this process ever held at once
+def peak_memory(): # -> bytes
+    "The most memory that this process ever held at once."
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 # %% ../nbs/04b_bench.ipynb #5e08e862

@@ -231,6 +231,7 @@ def _spread_out(f, calls, jobs, bar):
             pool.shutdown(cancel_futures=True)
             raise
 
+# %% ../nbs/04a_calibrate.ipynb #63813742
 SIZES = {100: 30, 300: 30, 1000: 30, 10_000: 4} # users -> seeds
 
 def _judge_setting(name, sizes, seed, out, rules, varied):

@@ -372,21 +372,8 @@ def _vectors(p, add, k):
     add('--k', type=count, default=k, metavar='K', help='cut-off of the metrics (default: %(default)s)', **({'nargs': '+'} if isinstance(k, list) else {}))
 
 # %% ../nbs/12_cli.ipynb #1d543559
-def make_parser():
-    "The parser of `vlm2rec`."
-    top = Parser(prog='vlm2rec', description='Train, diagnose and show vision-language embedders for multimodal sequential recommendation.')
-    commands = top.add_subparsers(dest='name', metavar='COMMAND', required=True)
-    def command(run, text):
-        p = commands.add_parser(run.__name__, help=text, description=text)
-        p.set_defaults(run=run)
-        p.add_argument('--seed', type=int, default=0, metavar='N', help='everything random follows from it (default: 0)')
-        return p, p.add_argument
-    _, add = command(demo, 'SFT and VLM2Rec from the same start on the embedded studio')
-    add('--condition', default='text-easy', help=f"one of {NAMES['conditions']} (default: text-easy)")
-    add('--steps', type=count, default=120, metavar='N', help='optimiser steps of each loss (default: 120)')
-    add('--users', type=count, metavar='N', help='learn from and report on N customers each (default: 400 and 1,000)')
-    add('--out', default='report.html', help='.html or .json file to write (default: report.html)')
-    _training(*command(train, 'fine-tune on a folder of your own or on the studio, and evaluate'))
+def _studies(command):
+    "Options of the studies."
     p, add = command(study, 'conditions x remedies x seeds: the study of the docs, resumable')
     add('--part', default='main', help='main, missing (items without contents), settings or training (both on development studios) (default: main)')
     add('--seeds', type=count, metavar='N', help='how many (default: 5; missing 3, training 2, settings 1)')
@@ -404,6 +391,24 @@ def make_parser():
     add('--seeds', type=count, metavar='N', help='seeds of each setting and number of users (default: 30, at 10,000 users 4)')
     add('--jobs', type=count, default=2, metavar='N', help='processes of one thread each (default: 2)')
     add('--out', default='runs/calibrate', metavar='DIR', help='where results and trained vectors are kept (default: runs/calibrate)')
+
+# %% ../nbs/12_cli.ipynb #6b283176
+def make_parser():
+    "The parser of `vlm2rec`."
+    top = Parser(prog='vlm2rec', description='Train, diagnose and show vision-language embedders for multimodal sequential recommendation.')
+    commands = top.add_subparsers(dest='name', metavar='COMMAND', required=True)
+    def command(run, text):
+        p = commands.add_parser(run.__name__, help=text, description=text)
+        p.set_defaults(run=run)
+        p.add_argument('--seed', type=int, default=0, metavar='N', help='everything random follows from it (default: 0)')
+        return p, p.add_argument
+    _, add = command(demo, 'SFT and VLM2Rec from the same start on the embedded studio')
+    add('--condition', default='text-easy', help=f"one of {NAMES['conditions']} (default: text-easy)")
+    add('--steps', type=count, default=120, metavar='N', help='optimiser steps of each loss (default: 120)')
+    add('--users', type=count, metavar='N', help='learn from and report on N customers each (default: 400 and 1,000)')
+    add('--out', default='report.html', help='.html or .json file to write (default: report.html)')
+    _training(*command(train, 'fine-tune on a folder of your own or on the studio, and evaluate'))
+    _studies(command)
     _vectors(*command(evaluate, 'ranking metrics of the vectors in a file'), [10, 20])
     p, add = command(report, 'collapse report of the vectors in a file')
     _vectors(p, add, 10)
