@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['batch_rows', 'candidates', 'modality_gradients', 'norm', 'History', 'save_checkpoint', 'load_checkpoint',
-           'encode_split', 'step_gradients', 'train']
+           'encode_split', 'step_gradients', 'read_controls', 'heed_interrupt', 'train']
 
 # %% ../nbs/03_train.ipynb #2c42cdce
 import functools
 import inspect
 import json
+import signal
+import threading
 import warnings
+from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +72,7 @@ def norm(tensors, # list of tensors
 @dataclass(frozen=True)
 class History:
     "A training run in numbers."
-    frame: pd.DataFrame # one row per step: step, loss, grad/<modality>, and valid/<view> where evaluated
+    frame: pd.DataFrame # one row per step: step, loss, grad/<modality>, valid/<view> where evaluated, control/<setting>
     settings: dict      # what it was run with
 
     @property
@@ -89,11 +93,23 @@ class History:
         of, to = of or self.modalities[-1], to or self.modalities[0]
         return (self.frame[f'grad/{of}'] / self.frame[f'grad/{to}']).rolling(smooth, min_periods=1).median()
 
-    def to_dict(self): return dict(settings=self.settings, steps=json.loads(self.frame.to_json(orient='records', double_precision=15)))
+    @property
+    def controls(self):
+        "The controls of every step, a list of {setting: value} that `train(..., controls=)` replays; None for a run without."
+        turned = self.frame.filter(regex='^control/')
+        return [{c.split('/')[1]: v for c, v in row.items() if v == v} for row in turned.to_dict('records')] if turned.shape[1] else None
+
+    def to_dict(self): return dict(settings=self.settings, steps=[{k: None if v != v else v for k, v in row.items()} for row in self.frame.to_dict('records')])
 
     def save(self, path):
-        "Write the run as JSON, atomically."
+        "Write the run as JSON, atomically; every figure to its last bit."
         write_bytes(path, json.dumps(self.to_dict(), indent=1).encode())
+
+    @classmethod
+    def load(cls, path): # -> History
+        "Read what `save` wrote."
+        run = json.loads(Path(path).read_text())
+        return cls(pd.DataFrame(run['steps']), run['settings'])
 
     def __repr__(self):
         last = self.frame.tail(20)
@@ -125,8 +141,8 @@ def load_checkpoint(path, named, optimiser, settings,
     from safetensors import safe_open
     with safe_open(path, 'pt') as f:
         run = json.loads(f.metadata()['run'])
-        other = [k for k in settings if k != 'steps' and run['settings'].get(k) != settings[k]]
-        if other: raise ValueError(f"{path} was trained with " + ', '.join(f'{k}={run["settings"].get(k)!r} (now {settings[k]!r})' for k in other) + ': use these settings, another checkpoint=, or resume=False')
+        other = [k for k in run['settings'] | settings if k != 'steps' and run['settings'].get(k) != settings.get(k)]
+        if other: raise ValueError(f"{path} was trained with " + ', '.join(f'{k}={run["settings"].get(k)!r} (now {settings.get(k)!r})' for k in other) + ': use these settings, another checkpoint=, or resume=False')
         names = {n for k in f.keys() for kind, n in [k.split('/', 1)] if kind == 'parameter'}
         if names != {n for n, _ in named}: raise ValueError(f"{path} holds other adapters than this embedder: load it with the same lora=")
         for n, p in named:
@@ -185,6 +201,33 @@ def step_gradients(embedder, bank, split,
     return modality_gradients(objective, *vectors, positives.to(embedder.device), exclude.to(embedder.device), parameters)
 
 # %% ../nbs/03_train.ipynb #44ff593c
+def read_controls(controls, # {setting: number}, or a list of them, one per step; None: nothing is controlled
+                  step,     # from 0
+                 ):         # -> {setting: float}
+    "The settings that hold in a step. Raises TypeError for what is no number, ValueError for a list that is too short."
+    if controls is None: return {}
+    if not isinstance(controls, Mapping) and step >= len(controls): raise ValueError(f"controls tells of {len(controls)} steps, and step {step} is to be run: ask for steps={len(controls)}, or pass one mapping for all steps")
+    now = dict(controls if isinstance(controls, Mapping) else controls[step])
+    for k, v in now.items():
+        if isinstance(v, (bool, np.bool_)) or not isinstance(v, (int, float, np.number)): raise TypeError(f"controls[{k!r}]={v!r}: only numbers can change during a run; pass {k}= to train instead")
+    return {k: float(v) for k, v in now.items()}
+
+# %% ../nbs/03_train.ipynb #16295dc7
+@contextmanager
+def heed_interrupt():
+    "Within it an interrupt sets the Event that it yields; a second one, or one that was raised by hand, ends the block."
+    asked = threading.Event()
+    def note(*_):
+        if asked.is_set(): raise KeyboardInterrupt
+        asked.set()
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, note) if main else None
+    try: yield asked
+    except KeyboardInterrupt: asked.set()
+    finally:
+        if main: signal.signal(signal.SIGINT, before or signal.default_int_handler)
+
+# %% ../nbs/03_train.ipynb #b585524e
 def train(embedder, split,   # VLMEmbedder with adapters; Split
           loss='sft',        # name in LOSSES, or a function of (sequences, items, positives, exclude)
           *, steps=120,      # optimiser steps
@@ -198,26 +241,29 @@ def train(embedder, split,   # VLMEmbedder with adapters; Split
           save_every=50,     # steps between checkpoints
           resume=False,      # go on from `checkpoint` if it is there
           progress=True,     # show a bar
-          callback=None,     # called with the list of records after each step
+          callback=None,     # called with the list of records after each step; may return 'stop'
+          controls=None,     # {setting of the loss: number} read at every step, or History.controls of an earlier run
           **loss_settings,   # alpha, lam, ... of the loss
          ):                  # -> History
     "Fine-tune the adapters in place. Raises ValueError for nothing to train, FloatingPointError for a loss that is not finite."
     from tqdm.auto import tqdm
-    settings = dict(loss=loss if isinstance(loss, str) else getattr(loss, '__name__', repr(loss)), steps=steps, batch=batch, lr=lr, seed=seed, tau=tau, fuse=fuse, split=split.name, **loss_settings)
-    objective = get_loss(loss, **({'tau': tau} if isinstance(loss, str) else {}), **loss_settings)
+    settings = dict(loss=loss if isinstance(loss, str) else getattr(loss, '__name__', repr(loss)), steps=steps, batch=batch, lr=lr, seed=seed, tau=tau, fuse=fuse, split=split.name, **loss_settings, **({} if controls is None else {'controls': True}))
+    fixed = ({'tau': tau} if isinstance(loss, str) else {}) | loss_settings
+    get_loss(loss, **fixed | read_controls(controls, 0))                                   # a wrong name is told before anything is loaded
     named, parameters, bank = _prepare(embedder, split, progress)
     weights = {m: torch.nn.Parameter(torch.zeros((), device=embedder.device)) for m in bank.views} if fuse == 'learned' else {}
     named, memory = named + [(f'fuse/{m}', w) for m, w in weights.items()], {}
     optimiser = torch.optim.AdamW([p for _, p in named], lr=lr, weight_decay=0.)
     records = load_checkpoint(checkpoint, named, optimiser, settings, memory) if resume and checkpoint and Path(checkpoint).exists() else []
     bar = tqdm(total=steps, initial=len(records), desc=settings['loss'], disable=not progress, mininterval=1)
-    try:
+    with heed_interrupt() as interrupted:
         for step in range(len(records), steps):
-            rows = batch_rows(step, len(split.train), batch, seed)
+            rows, turned = batch_rows(step, len(split.train), batch, seed), read_controls(controls, step)
+            objective = get_loss(loss, **fixed | turned)
             optimiser.zero_grad()
             extras = _extras(objective, loss, {m: w.exp() for m, w in weights.items()} or fuse, memory, seed, step)
             value, parts = step_gradients(embedder, bank, split, split.train.take(rows), functools.partial(objective, **extras), parameters)
-            record = dict(step=step, loss=float(value), **{f'grad/{m}': norm(g) for m, g in parts.items()})
+            record = dict(step=step, loss=float(value), **{f'grad/{m}': norm(g) for m, g in parts.items()}, **{f'control/{k}': v for k, v in turned.items()})
             if not np.isfinite(list(record.values())).all(): raise FloatingPointError(f"step {step}: {record}; the batch's training rows are {rows.tolist()}. Try a lower lr or a higher tau")
             for p, *g in zip(parameters, *parts.values()): p.grad = sum(g)
             optimiser.step()
@@ -226,8 +272,9 @@ def train(embedder, split,   # VLMEmbedder with adapters; Split
             if eval_every and (step + 1) % eval_every == 0 or step == steps - 1 and eval_every is None: record |= _valid_scores(embedder, split, {m: now[f'weight/{m}'] for m in weights} or fuse)
             records.append(record)
             bar.set_postfix({'loss': f'{record["loss"]:.3f}'}, refresh=False); bar.update()
-            if checkpoint and ((step + 1) % save_every == 0 or step == steps - 1): save_checkpoint(checkpoint, named, optimiser, records, settings, memory)
-            if callback and callback(records) == 'stop': break
-    except KeyboardInterrupt: warnings.warn(f'interrupted after {len(records)} of {steps} steps; the adapters keep what they learned')
+            stop = callback is not None and callback(records) == 'stop' or interrupted.is_set()
+            if checkpoint and (stop or (step + 1) % save_every == 0 or step == steps - 1): save_checkpoint(checkpoint, named, optimiser, records, settings, memory)
+            if stop: break
+    if interrupted.is_set() and len(records) < steps: warnings.warn(f'interrupted after {len(records)} of {steps} steps; the adapters keep what they learned')
     bar.close()
     return History(pd.DataFrame(records), settings)
