@@ -40,7 +40,7 @@ def main():
     if not PYTHON.exists():
         print('making .venv ...', flush=True)
         venv.create(ENV, with_pip=True, clear=ENV.exists())
-    what = ['-c', 'constraints.txt', '-e', '.[lab,dev]']
+    what = ['-c', 'constraints.txt', '-e', '.[lab,dev,docs]']
     links = [a for f in find_links() for a in ('--find-links', f)]
     print('installing (a minute with a fast connection; torch is the large part) ...', flush=True)
     done = run(PYTHON, '-m', 'pip', 'install', '-q', 'uv') and run(ENV / 'bin' / 'uv', 'pip', 'install', '-q', '--python', PYTHON, *links, *what)
