@@ -5,10 +5,10 @@ export HF_HUB_OFFLINE ?= 1
 export PLOTLY_RENDERER ?= plotly_mimetype
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab browser export readme notebooks study tiny clean
+.PHONY: help setup demo test lab browser export readme notebooks docs docs-serve quarto study tiny clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: ## make .venv with everything (the other targets do it by themselves)
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or 3.12 found: install one, or pass PYTHON=/path/to/python3.11"; exit 1; }
@@ -36,6 +36,16 @@ notebooks: setup ## run all notebooks with fresh kernels and keep their outputs
 readme: setup ## README.md from nbs/index.ipynb
 	@$(PY) tools/readme.py
 
+docs: setup ## the documentation as a static site in _docs, which asks for nothing outside itself
+	@$(PY) tools/docs.py
+
+docs-serve: setup ## show the built site on this machine only
+	@$(PY) tools/docs.py --serve
+
+quarto: setup ## the notebooks by nbdev_docs, where Quarto is installed
+	@command -v quarto >/dev/null || { echo "Quarto is not installed (https://quarto.org); 'make docs' needs none"; exit 1; }
+	@.venv/bin/nbdev_docs && $(PY) tools/readme.py
+
 study: setup ## the whole study, hours on two cores; stopped, it goes on where it was
 	@mkdir -p data/study
 	@for part in main missing settings training; do $(PY) -m vlm2rec_lab study --part $$part --jobs $$(nproc) && cp runs/study/$$part/table.csv data/study/$$part.csv || exit 1; done
@@ -44,4 +54,4 @@ tiny: setup ## pre-train the three tiny VLMs again (some ten minutes each)
 	@$(PY) -m vlm2rec_lab.tiny data/tiny_vlm
 
 clean: ## remove .venv and everything that was generated
-	@rm -rf .venv build dist *.egg-info out runs report.html .pytest_cache .hypothesis .ruff_cache
+	@rm -rf .venv build _docs _proc dist *.egg-info out runs report.html .pytest_cache .hypothesis .ruff_cache
