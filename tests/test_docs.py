@@ -117,7 +117,7 @@ def test_in_a_browser(site, width, theme):
         page.on('console', lambda m: errors.append(m.text) if m.type == 'error' else None)
         page.on('pageerror', lambda e: errors.append(str(e)))
         page.on('response', lambda r: errors.append(f'{r.status} {r.url}') if r.status >= 400 else None)
-        for name in ('index', 'docs/start', 'docs/alive', 'docs/method', 'docs/own_vectors', 'nbs/05_widgets', 'nbs/11_study', 'api/diagnose'):
+        for name in ('index', 'docs/start', 'docs/alive', 'docs/pictures', 'docs/method', 'docs/own_vectors', 'nbs/05_widgets', 'nbs/11_study', 'api/diagnose'):
             page.goto(f'{base}{name}.html')
             assert page.evaluate('document.documentElement.dataset.theme') == theme
             assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth + 1'), f'{name} is wider than the window'
@@ -293,3 +293,28 @@ def test_docs_dependencies_are_asked_for():
     pinned = Counter(line.split('==')[0] for line in (ROOT / 'constraints.txt').read_text().splitlines() if '==' in line)
     assert all(pinned[n] == 1 for n in names) and max(pinned.values()) == 1
     assert 'docs' in (ROOT / 'tools' / 'setup_env.py').read_text() and sys.version_info >= (3, 11)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_linked_views_on_the_site(site):
+    "Without a kernel: a product under the pointer is marked in the other spaces, and a lasso selects in all of them."
+    from playwright.sync_api import sync_playwright
+    from test_widgets import VIEW, circle, marked, place
+    with docs.server(site) as server, sync_playwright() as p:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser = p.chromium.launch(**BROWSER)
+        page = browser.new_page(viewport={'width': 1200, 'height': 1000})
+        page.goto(f'http://127.0.0.1:{server.server_port}/docs/pictures.html')
+        page.wait_for_function(f'() => {VIEW}.length === 2')
+        x, y = place(page, 0, 7)
+        page.mouse.move(x - 40, y - 40)
+        page.mouse.move(x, y)
+        page.locator('.v2w .tip.on canvas[data-ready=picture]').first.wait_for(timeout=10_000)
+        item = page.evaluate(f'{VIEW}[0].view.state.hover')
+        assert marked(page, 1, item) and marked(page, 2, item)
+        circle(page, 0, 7)
+        page.wait_for_function(f'() => {VIEW}[0].view.state.count > 0')
+        assert 'selected' in page.locator('.v2w .strip').first.text_content()
+        browser.close()
+        server.shutdown()
