@@ -1,5 +1,9 @@
-"""The training notebook as a user steps through it: JupyterLab on loopback, all cells, the widgets by hand."""
+"""The training notebook as a user steps through it: JupyterLab on loopback, all cells, the widgets by hand.
+
+VLM2REC_SHOTS=nbs/images python -m pytest tests/test_lab.py makes the pictures of the docs again."""
+import os
 import shutil
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -12,6 +16,12 @@ EARS = '''
 from ipywidgets import Label
 heard = Label('none'); heard.add_class('t-ids'); spaces.observe(lambda c: setattr(heard, 'value', ' '.join(c.new) or 'none'), 'selected')
 heard'''
+
+
+def shot(what, name):
+    if os.environ.get('VLM2REC_SHOTS'):
+        Path(os.environ['VLM2REC_SHOTS']).mkdir(parents=True, exist_ok=True)
+        what.screenshot(path=Path(os.environ['VLM2REC_SHOTS']) / f'{name}.png')
 
 
 def test_training_notebook(page, lab):
@@ -35,6 +45,7 @@ def test_training_notebook(page, lab):
 
     # the gradients, drawn while it trained; a product in one space and its place in the others; a lasso, heard by Python
     assert page.locator('.v2l').count() >= 2
+    shot(page.locator('.v2l').nth(1), 'gradients')
     page.wait_for_function(f'() => {VIEW}.length >= 2')
     x, y = place(page, 0, 5)
     page.mouse.move(x - 50, y - 50)
@@ -60,9 +71,14 @@ def test_training_notebook(page, lab):
     page.wait_for_function("() => /paused, \\d+ of/.test(document.body.textContent)", timeout=60_000)
     at = page.evaluate("() => +document.body.textContent.match(/paused, (\\d+) of/)[1]")
     button('resume').click()
-    page.wait_for_function("(n) => { const m = document.body.textContent.match(/running, (\\d+) of/); return m && +m[1] > n }", arg=at, timeout=60_000)
+    page.wait_for_function("(n) => { const m = document.body.textContent.match(/running, (\\d+) of/); return m && +m[1] > n }", arg=at + 20, timeout=120_000)
     button('stop').click()
     page.wait_for_function("() => /stopped, \\d+ of/.test(document.body.textContent)", timeout=60_000)
+    shot(page.locator('.v2l').nth(2), 'bench')
+    button('recommend').click()
+    page.locator('.v2l', has_text='would rank').wait_for(timeout=60_000)
+    page.wait_for_timeout(500)
+    shot(page.locator('.v2l', has_text='would rank'), 'recommend')
     ours = [e for e in page.errors if 'favicon' not in e and '404' not in e]
     assert not page.outside and not ours, (page.outside, ours)
     shutil.rmtree(root / 'nbs')
