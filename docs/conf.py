@@ -39,9 +39,9 @@ html_theme_options = dict(logo={'text': project}, use_download_button=False, use
 
 def figures(app, pagename, templatename, context, doctree):
     "Pages with figures get plotly; others are spared its megabytes."
-    if 'lab-figure' in context.get('body', ''):
-        app.add_js_file('plotly.min.js', priority=100)        # before require.js, which would take it in as a module
-        app.add_js_file('figures.js')
+    body = context.get('body', '')
+    if 'class="lab-figure"' in body: app.add_js_file('plotly.min.js', priority=100)        # before require.js, which would take it in as a module
+    if 'class="lab-figure"' in body or 'class="lab-page"' in body: app.add_js_file('figures.js')
 
 
 def setup(app):

@@ -363,13 +363,25 @@ def prose(text):
     return ''.join(p if p.startswith('`') else re.sub(r'([*_$\[\]{}<])', r'\\\1', p) for p in re.split(r'(`[^`]*`)', text or ''))
 
 
-def describe(node, said, prefix=''): # ast node; comments; name of the class around it
+def added(tree):
+    "{class: [(name, function)]} that a module gives its classes after they are made: by `@patch`, or as `Class.name = function`."
+    functions, out = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}, {}
+    for n in tree.body:
+        if isinstance(n, ast.FunctionDef) and any(getattr(getattr(d, 'func', d), 'id', '') == 'patch' for d in n.decorator_list): out.setdefault(getattr(n.args.args[0].annotation, 'id', ''), []).append((n.name, n))
+        if isinstance(n, ast.Assign):
+            for to, what in zip(getattr(n.targets[0], 'elts', n.targets), getattr(n.value, 'elts', [n.value])):
+                what = what.args[0] if isinstance(what, ast.Call) and getattr(what.func, 'id', '') in ('classmethod', 'staticmethod') else what
+                if isinstance(to, ast.Attribute) and isinstance(to.value, ast.Name) and getattr(what, 'id', '') in functions: out.setdefault(to.value.id, []).append((to.attr, functions[what.id]))
+    return out
+
+
+def describe(node, said, prefix='', name=None, more=()): # ast node; comments; name of the class around it; what it is called, if otherwise; further methods
     "A function or class in MyST's Python domain."
-    doc, full = prose(ast.get_docstring(node)), prefix + node.name
+    doc, full = prose(ast.get_docstring(node)), prefix + (name or node.name)
     if isinstance(node, ast.FunctionDef):
         kinds = {d.id if isinstance(d, ast.Name) else getattr(d, 'attr', '') for d in node.decorator_list}
         signature, rows, back = parameters(node, said)
-        signature = re.sub(r'^\((self|cls)(, )?', '(', signature) if prefix else signature
+        signature = re.sub(r'^\((self|cls)(: \w+)?(, )?', '(', signature) if prefix else signature
         kind = 'py:property' if 'property' in kinds or 'cached_property' in kinds else 'py:method' if prefix else 'py:function'
         options = '\n:classmethod:' if 'classmethod' in kinds else '\n:staticmethod:' if 'staticmethod' in kinds else ''
         return f'````{{{kind}}} {full}{"" if kind == "py:property" else signature}{options}\n\n{doc}\n{table(rows)}' + (f'\nReturns {cell_text(back)}.\n' if back else '') + '````\n\n'
@@ -381,7 +393,7 @@ def describe(node, said, prefix=''): # ast node; comments; name of the class aro
     bases = [short(b) for b in node.bases]
     body = doc + (f'\n\nA kind of `{bases[0]}`.' if bases else '') + '\n' + table(fields or rows)
     public = [m for m in methods if not m.name.startswith('_') and not any(isinstance(d, ast.Attribute) and d.attr == 'setter' for d in m.decorator_list)]
-    return f'`````{{py:class}} {full}{re.sub(r"^.(self)(, )?", "(", signature)}\n\n{body}\n' + ''.join(describe(m, said, full + '.') for m in public) + '`````\n\n'
+    return f'`````{{py:class}} {full}{re.sub(r"^.(self)(, )?", "(", signature)}\n\n{body}\n' + ''.join(describe(m, said, full + '.') for m in public) + ''.join(describe(m, said, full + '.', n) for n, m in more if not n.startswith('_')) + '`````\n\n'
 
 
 def exported(source):
@@ -397,10 +409,11 @@ def api_page(path,     # module
     "The API page of a module."
     source = path.read_text()
     (tree, listed), said = exported(source), comments(source)
+    methods = added(tree)
     out = [f'# {path.stem}\n\n```{{py:module}} {PACKAGE}.{path.stem}\n```\n\n{prose(ast.get_docstring(tree))} Made, explained and tested in the notebook [{notebook}](../nbs/{notebook}.ipynb).\n']
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in listed:
-            out.append(f'<div class="lab-made"><a href="../nbs/{notebook}.html#{path.stem}.{node.name}">where it is made</a></div>\n\n{describe(node, said)}')
+            out.append(f'<div class="lab-made"><a href="../nbs/{notebook}.html#{path.stem}.{node.name}">where it is made</a></div>\n\n{describe(node, said, more=methods.get(node.name, ()))}')
         elif isinstance(node, ast.Assign) and (given := [n.id for n in getattr(node.targets[0], 'elts', node.targets) if isinstance(n, ast.Name) and n.id in listed]):
             meaning = said.get(node.lineno, said.get(node.end_lineno, ''))
             shown = ast.get_source_segment(source, node)

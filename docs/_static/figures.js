@@ -36,7 +36,24 @@
       return out;
     }).join('<br>');
   }
+  function pages() {                                            // saved pages inside a page: as high as they are, in its theme
+    for (const frame of document.querySelectorAll('iframe.lab-page')) {
+      const fit = () => {
+        const inside = frame.contentDocument;
+        if (!inside || !inside.body) return;
+        inside.documentElement.dataset.theme = dark() ? 'dark' : 'light';
+        inside.body.style.background = 'transparent';
+        const high = inside.body.scrollHeight + 12;
+        if (Math.abs(high - frame.clientHeight) > 4) frame.style.height = high + 'px';
+      };
+      const watch = () => { fit(); new ResizeObserver(fit).observe(frame.contentDocument.body); };
+      if (frame.contentDocument && frame.contentDocument.readyState === 'complete' && frame.contentDocument.body.childElementCount) watch();
+      frame.addEventListener('load', watch);
+      new MutationObserver(fit).observe(document.documentElement, { attributes: true, attributeFilter: ['data-theme'] });
+    }
+  }
   function start() {
+    pages();
     const places = [...document.querySelectorAll('.lab-figure')];
     for (const p of places) { const s = p.querySelector('script'); p.figure = JSON.parse(s.textContent); s.remove(); }
     const eye = new IntersectionObserver(seen => { for (const e of seen) if (e.isIntersecting) { eye.unobserve(e.target); draw(e.target); } }, { rootMargin: '300px' });
