@@ -100,6 +100,8 @@ def test_every_notebook_figure_and_function_is_there(site, pages):
         assert not [n for n in listed if f'{docs.PACKAGE}.{module}.{n}' not in pages[site / 'api' / f'{module}.html'].ids], module
     said = (site / 'api' / 'diagnose.html').read_text()
     assert 'of each modality across items' in said and 'where it is made' in said
+    for module, method in (('data', 'Interactions.from_frame'), ('embed', 'VLMEmbedder.from_pretrained'), ('widgets', 'Drawing.to_html')):     # added to their classes later
+        assert f'{docs.PACKAGE}.{module}.{method}' in pages[site / 'api' / f'{module}.html'].ids, method
 
 
 @pytest.mark.slow
@@ -117,7 +119,7 @@ def test_in_a_browser(site, width, theme):
         page.on('console', lambda m: errors.append(m.text) if m.type == 'error' else None)
         page.on('pageerror', lambda e: errors.append(str(e)))
         page.on('response', lambda r: errors.append(f'{r.status} {r.url}') if r.status >= 400 else None)
-        for name in ('index', 'docs/start', 'docs/alive', 'docs/pictures', 'docs/method', 'docs/own_vectors', 'nbs/05_widgets', 'nbs/11_study', 'api/diagnose'):
+        for name in ('index', 'docs/start', 'docs/alive', 'docs/pictures', 'docs/watch', 'docs/method', 'docs/own_vectors', 'nbs/05_widgets', 'nbs/11_study', 'api/diagnose'):
             page.goto(f'{base}{name}.html')
             assert page.evaluate('document.documentElement.dataset.theme') == theme
             assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth + 1'), f'{name} is wider than the window'
@@ -125,6 +127,8 @@ def test_in_a_browser(site, width, theme):
                 figure = page.locator('.lab-figure').nth(k)
                 figure.scroll_into_view_if_needed()
                 figure.locator('.main-svg').first.wait_for(timeout=20_000)
+            for frame in page.locator('iframe.lab-page').all(): assert frame.evaluate('f => f.contentDocument.documentElement.dataset.theme') == theme and frame.bounding_box()['height'] > 200
+            if 'watch' in name: assert page.locator('iframe.lab-page').count() == 2
             if 'method' in name: page.locator('mjx-container svg').first.wait_for(timeout=20_000)
             assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth + 1'), f'{name} with its figures is wider than the window'
             assert readable(page), f'{name}: text and ground are too alike'
