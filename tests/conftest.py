@@ -1,6 +1,9 @@
 import os
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,6 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope='session')
 def demo(tmp_path_factory):
     "The demo, run once: (folder of its results, what it printed, seconds)."
-    import time
     out, start = tmp_path_factory.mktemp('demo'), time.time()
     done = subprocess.run([sys.executable, 'tools/demo.py'], cwd=ROOT, env={**os.environ, 'VLM2REC_OUT': str(out)}, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
@@ -38,3 +40,57 @@ def pytest_terminal_summary(terminalreporter):
     for flag, who in (('slow', 'run by the demo'), ('gpu', 'skipped without a GPU')):
         n = sum(bool(re.search(rf'^#\s*\|\s*{flag}\s*$', c, re.M)) for c in cells)
         terminalreporter.write_line(f'notebook cells flagged {flag}: {n}, left out of the inline tests, {who}')
+
+
+ARGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--no-first-run', '--disable-component-update', '--disable-sync']
+
+
+@pytest.fixture(scope='module')
+def browser():
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=os.environ.get('CHROME', '/usr/bin/chromium'), args=ARGS)
+        yield b
+        b.close()
+
+
+@pytest.fixture
+def page(browser):
+    "A page that notes every request to the outside and every error in the console."
+    context = browser.new_context(viewport={'width': 1200, 'height': 1100})
+    p = context.new_page()
+    p.outside, p.errors = [], []
+    p.on('request', lambda r: None if r.url.startswith(('file:', 'data:', 'blob:', 'http://127.0.0.1', 'ws://127.0.0.1')) else p.outside.append(r.url))
+    p.on('console', lambda m: p.errors.append(m.text) if m.type == 'error' else None)
+    p.on('pageerror', lambda e: p.errors.append(str(e)))
+    yield p
+    context.close()
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    "JupyterLab with settings of its own: (address, folder)."
+    home, root = tmp_path_factory.mktemp('home'), tmp_path_factory.mktemp('lab')
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    for name, text in {'@jupyterlab/notebook-extension/tracker': '{"autoStartDefaultKernel": true}', '@jupyterlab/apputils-extension/notification': '{"fetchNews": "false", "checkForUpdates": false}'}.items():
+        f = home / 'settings' / f'{name}.jupyterlab-settings'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        f.write_text(text)
+    env = dict(os.environ, JUPYTER_CONFIG_DIR=f'{home}/config', JUPYTER_DATA_DIR=f'{home}/data', JUPYTER_RUNTIME_DIR=f'{home}/run', JUPYTERLAB_SETTINGS_DIR=f'{home}/settings', JUPYTERLAB_WORKSPACES_DIR=f'{home}/spaces',
+               VLM2REC_CACHE=f'{home}/cache', PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
+    server = subprocess.Popen([sys.executable, '-m', 'jupyter', 'lab', '--no-browser', '--allow-root', '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=t',
+                               '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', '--LabApp.extension_manager=readonly', f'--ServerApp.root_dir={root}'],
+                              env=env, stdout=open(home / 'lab.log', 'w'), stderr=subprocess.STDOUT)
+    url, start = f'http://127.0.0.1:{port}', time.time()
+    while True:
+        try: urllib.request.urlopen(f'{url}/api/status?token=t', timeout=1)
+        except OSError:
+            assert server.poll() is None and time.time() - start < 90, (home / 'lab.log').read_text()
+            time.sleep(.2)
+        else: break
+    yield url, root
+    server.terminate()
+    try: server.wait(20)
+    except subprocess.TimeoutExpired: server.kill()

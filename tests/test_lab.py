@@ -9,7 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from test_widgets import ROOT, VIEW, browser, lab, page, place     # noqa: F401, fixtures
+from test_widgets import ROOT, VIEW, place
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 EARS = '''
