@@ -170,6 +170,7 @@ class Bank:
     items: int             # how many
     modalities: tuple      # of the catalogue
     missing: dict          # view -> bool [items]: nothing to encode
+    text_tokens: dict      # text modality -> int [items]: tokens of each text before any cut
 
     def item_plan(self, items):
         "Plan [n, 3] of item prompts."
@@ -274,19 +275,19 @@ def item_pieces(embedder,
                 modality,
                 grids,     # {item: (rows, columns, first feature row)} of its pictures
                ):
-    "One piece per item for one modality; a missing one becomes the prompt's `missing` words."
+    "(pieces, tokens): one piece per item for one modality, and the tokens of each text before any cut (None for pictures). A missing content becomes the prompt's `missing` words."
     token, words = embedder.tokenizer.convert_tokens_to_ids, lambda t: encode_text(embedder.tokenizer, t)
     marks = [token(t) for t in ('<|vision_start|>', '<|vision_end|>', '<|image_pad|>')]
     none, lead = text_piece(words(embedder.prompts_for(modality).missing)), words(' ')
     content = catalogue.content[modality]
-    if catalogue.kinds[modality] == 'image': return [image_piece(*marks, *grids[i], lead=lead) if i in grids else none for i in range(len(catalogue))]
+    if catalogue.kinds[modality] == 'image': return [image_piece(*marks, *grids[i], lead=lead) if i in grids else none for i in range(len(catalogue))], None
     gone = catalogue.missing()[modality]
     texts = [' ' + t if not g else '' for t, g in zip(content, gone)]
     ids = embedder.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)['input_ids']
     long = [len(i) > embedder.max_text_tokens for i in ids]
     if any(long): warnings.warn(f"{sum(long)} of {len(ids)} items' {modality} is cut to max_text_tokens={embedder.max_text_tokens} tokens "
                                 f"(first: {catalogue.ids[long.index(True)]!r}, {len(ids[long.index(True)])} tokens); raise it in from_pretrained, or choose shorter columns", stacklevel=4)
-    return [none if g else text_piece(i[:embedder.max_text_tokens]) for i, g in zip(ids, gone)]
+    return [none if g else text_piece(i[:embedder.max_text_tokens]) for i, g in zip(ids, gone)], np.array([0 if g else len(i) for i, g in zip(ids, gone)], int)
 
 # %% ../nbs/02_embed.ipynb #80b1aa21
 def make_bank(embedder,
@@ -295,10 +296,12 @@ def make_bank(embedder,
              ):
     "The Bank of a catalogue. Warns, with counts, of items that lack a modality."
     missing = catalogue.missing()
+    if not missing: raise ValueError('the catalogue has neither texts nor pictures, so there is nothing to embed: give it contents, or train a recommender of ids')
+    for m in embedder.prompts if isinstance(embedder.prompts, Mapping) else (): known(m, missing if embedder.fusion == 'external' else ['joint', *missing], 'modality', ' in the catalogue, but prompts for it')
     for m, gone in missing.items():
         if gone.any(): warnings.warn(f"{int(gone.sum())} of {len(catalogue)} items have no {m} (first: {catalogue.ids[int(gone.argmax())]!r}); "
                                      "they are encoded from what they have, and the missing vector is zero", stacklevel=3)
-    features, parts, at = [], {}, 0
+    features, parts, tokens, at = [], {}, {}, 0
     for m in catalogue.modalities:
         grids = {}
         if catalogue.kinds[m] == 'image':
@@ -308,7 +311,8 @@ def make_bank(embedder,
             grids = {int(i): (int(r), int(c), int(f)) for i, (r, c), f in zip(there, grid, first)}
             features.append(table)
             at += len(table)
-        parts[m] = item_pieces(embedder, catalogue, m, grids)
+        parts[m], count = item_pieces(embedder, catalogue, m, grids)
+        if count is not None: tokens[m] = count
     gone = {m: torch.from_numpy(x) for m, x in missing.items()}
     if embedder.fusion == 'internal':
         gone = {'joint': torch.stack(list(gone.values())).all(0)}
@@ -319,7 +323,7 @@ def make_bank(embedder,
         frame = [*p.item.split('{}'), *p.sequence.split('{}'), p.separator]
         views[view] = stack_pieces([*items, *(text_piece(encode_text(embedder.tokenizer, t, special=True)) for t in frame)])
     width = embedder.core.config.text_config.hidden_size
-    return Bank(views, torch.cat([*features, torch.zeros(0, width, device=embedder.device, dtype=embedder.core.dtype)]), len(catalogue), catalogue.modalities, gone)
+    return Bank(views, torch.cat([*features, torch.zeros(0, width, device=embedder.device, dtype=embedder.core.dtype)]), len(catalogue), catalogue.modalities, gone, tokens)
 
 # %% ../nbs/02_embed.ipynb #df2c5e1c
 def forward(embedder,
