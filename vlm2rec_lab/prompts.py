@@ -7,7 +7,7 @@ __all__ = ['read_prompt', 'show_prompts', 'lost_columns', 'cut_texts', 'Budget',
 
 # %% ../nbs/02b_prompts.ipynb #80a2fc91
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
