@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'FUSIONS', 'LORA_TARGETS', 'NOTE', 'Prompts', 'Pieces', 'text_piece', 'image_piece', 'join_pieces',
            'stack_pieces', 'assemble', 'load_checkpoint', 'add_lora', 'encode_text', 'Bank', 'VLMEmbedder',
-           'picture_features', 'item_pieces', 'make_bank', 'forward', 'encode_plan', 'bank', 'item_vectors',
-           'sequence_vectors', 'encode_items', 'encode_sequences', 'fuse_sum']
+           'picture_features', 'item_pieces', 'vision_key', 'stored_features', 'LiveFeatures', 'make_bank', 'forward',
+           'hidden_states', 'encode_plan', 'bank', 'item_vectors', 'sequence_vectors', 'encode_items',
+           'encode_sequences', 'fuse_sum']
 
 # %% ../nbs/02_embed.ipynb #4fa5ad3a
 import json
@@ -17,6 +18,7 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from .data import PAD, known
+from .store import Store, content_key, weights_key
 
 # %% ../nbs/02_embed.ipynb #256ed446
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def encode_text(tokenizer,
 class Bank:
     "A catalogue ready to be put into prompts."
     views: dict            # view -> Pieces: the items, then item prefix and suffix, sequence prefix and suffix, separator
-    features: torch.Tensor # [image tokens, hidden] output of the frozen vision tower
+    features: object       # [image tokens, hidden] output of the frozen vision tower: a tensor in memory or on disk, or LiveFeatures
     items: int             # how many
     modalities: tuple      # of the catalogue
     missing: dict          # view -> bool [items]: nothing to encode
@@ -216,7 +219,7 @@ class VLMEmbedder:
         self._own = [p for n, p in model.named_parameters() if 'lora_' in n] if self.adapters else []   # they all stay trainable, whichever is switched on
         for p in self._own: p.requires_grad_(trainable)
         self._trainable = trainable
-        self._banks = weakref.WeakKeyDictionary()
+        self._banks = weakref.WeakKeyDictionary()          # catalogue -> {vision: Bank}
 
     @property
     def core(self):
@@ -249,7 +252,7 @@ class VLMEmbedder:
 
 # %% ../nbs/02_embed.ipynb #28338dff
 def picture_features(embedder,
-                     pictures,      # list of PIL images
+                     pictures,      # list of PIL images, or of functions that open one
                      batch=64,      # pictures at a time
                      progress=True, # show a bar
                     ):
@@ -261,7 +264,8 @@ def picture_features(embedder,
     core, merge, features, grids = embedder.core, embedder.image_processor.merge_size, [], []
     with torch.inference_mode():
         for lo in tqdm(range(0, len(pictures), batch), desc='pictures', disable=not progress or len(pictures) < 4 * batch):
-            out = embedder.image_processor(images=pictures[lo:lo + batch], size=limit, return_tensors='pt')
+            opened = [p() if callable(p) else p for p in pictures[lo:lo + batch]]
+            out = embedder.image_processor(images=opened, size=limit, return_tensors='pt')
             grid = out['image_grid_thw']
             seen = core.model.visual(out['pixel_values'].to(embedder.device, core.dtype), grid_thw=grid.to(embedder.device))
             features.append(getattr(seen, 'pooler_output', seen))
@@ -289,29 +293,59 @@ def item_pieces(embedder,
                                 f"(first: {catalogue.ids[long.index(True)]!r}, {len(ids[long.index(True)])} tokens); raise it in from_pretrained, or choose shorter columns", stacklevel=4)
     return [none if g else text_piece(i[:embedder.max_text_tokens]) for i, g in zip(ids, gone)], np.array([0 if g else len(i) for i, g in zip(ids, gone)], int)
 
+# %% ../nbs/02_embed.ipynb #0c882bc9
+def vision_key(embedder): # -> str, 64 hex digits
+    "Key of all that a picture's features depend on beside the picture: weights of the tower, sizes, scaling, type."
+    p = embedder.image_processor
+    return weights_key(embedder.core.model.visual.state_dict(), embedder.core.dtype, embedder.max_pixels, dict(p.size), p.patch_size, p.merge_size, p.image_mean, p.image_std, p.resample, p.rescale_factor)
+
+def stored_features(embedder, catalogue, modality,
+                    items,         # numbers of the items that have a picture
+                    folder,        # for stores, one per vision tower
+                    progress=True, # show bars
+                    block=1024,    # pictures between two writes
+                   ):
+    "(features, mapped from disk; grids [items, 2]; first rows [items]): computes and stores the pictures that the store lacks; stopped, it goes on there."
+    from tqdm.auto import tqdm
+    store = Store(Path(folder) / vision_key(embedder)[:16], embedder.core.config.text_config.hidden_size, embedder.core.dtype)
+    content = catalogue.content[modality]
+    keys = [content_key(content[i]) for i in tqdm(items, desc=f'{modality}: keys', disable=not progress, delay=2, leave=False)]
+    new = {k: i for k, i in zip(keys, items) if k not in store}
+    for lo in tqdm(range(0, len(new), block), desc=f'{modality}: {len(new):,} new pictures', disable=not progress, delay=2):
+        part = dict(list(new.items())[lo:lo + block])
+        features, grids = picture_features(embedder, [partial(catalogue.image, modality, int(i)) for i in part.values()], progress=False)
+        store.append(list(part), grids, features)
+    first, grids = store.find(keys)
+    return store.values, grids, first
+
+class LiveFeatures:
+    "Features that are computed whenever they are asked for, picture by picture as they occur."
+    def __init__(self, embedder, pictures, # functions that open one
+                 grids, # [pictures, 2]
+                ): self.embedder, self.pictures, self.first = embedder, pictures, np.cumsum([0, *grids.prod(1)])
+    def __len__(self): return int(self.first[-1])
+    def __getitem__(self, rows): # long [n]: whole pictures, each from its first row on
+        begin = np.isin(np.asarray(rows), self.first[:-1])
+        return picture_features(self.embedder, [self.pictures[k] for k in np.searchsorted(self.first, np.asarray(rows)[begin])], progress=False)[0]
+
 # %% ../nbs/02_embed.ipynb #80b1aa21
 def make_bank(embedder,
               catalogue,
               progress=True, # show a bar while pictures are encoded
+              vision=None,   # where picture features are kept: None in memory, a folder, or 'live' for nowhere
              ):
-    "The Bank of a catalogue. Warns, with counts, of items that lack a modality."
+    "The Bank of a catalogue. Warns, with counts, of items that lack a modality; raises ValueError for a catalogue without contents."
     missing = catalogue.missing()
     if not missing: raise ValueError('the catalogue has neither texts nor pictures, so there is nothing to embed: give it contents, or train a recommender of ids')
     for m in embedder.prompts if isinstance(embedder.prompts, Mapping) else (): known(m, missing if embedder.fusion == 'external' else ['joint', *missing], 'modality', ' in the catalogue, but prompts for it')
     for m, gone in missing.items():
         if gone.any(): warnings.warn(f"{int(gone.sum())} of {len(catalogue)} items have no {m} (first: {catalogue.ids[int(gone.argmax())]!r}); "
                                      "they are encoded from what they have, and the missing vector is zero", stacklevel=3)
-    features, parts, tokens, at = [], {}, {}, 0
+    there = {m: np.flatnonzero(~missing[m]) for m in missing if catalogue.kinds[m] == 'image'}
+    features, places = _picture_places(embedder, catalogue, there, vision, progress)
+    parts, tokens = {}, {}
     for m in catalogue.modalities:
-        grids = {}
-        if catalogue.kinds[m] == 'image':
-            there = np.flatnonzero(~missing[m])
-            table, grid = picture_features(embedder, [catalogue.image(m, int(i)) for i in there], progress=progress)
-            first = at + np.cumsum([0, *grid.prod(1)])
-            grids = {int(i): (int(r), int(c), int(f)) for i, (r, c), f in zip(there, grid, first)}
-            features.append(table)
-            at += len(table)
-        parts[m], count = item_pieces(embedder, catalogue, m, grids)
+        parts[m], count = item_pieces(embedder, catalogue, m, places.get(m, {}))
         if count is not None: tokens[m] = count
     gone = {m: torch.from_numpy(x) for m, x in missing.items()}
     if embedder.fusion == 'internal':
@@ -322,8 +356,22 @@ def make_bank(embedder,
         p = embedder.prompts_for(view)
         frame = [*p.item.split('{}'), *p.sequence.split('{}'), p.separator]
         views[view] = stack_pieces([*items, *(text_piece(encode_text(embedder.tokenizer, t, special=True)) for t in frame)])
-    width = embedder.core.config.text_config.hidden_size
-    return Bank(views, torch.cat([*features, torch.zeros(0, width, device=embedder.device, dtype=embedder.core.dtype)]), len(catalogue), catalogue.modalities, gone, tokens)
+    return Bank(views, features, len(catalogue), catalogue.modalities, gone, tokens)
+
+def _picture_places(embedder, catalogue, there, vision, progress):
+    "(features, {modality: {item: (rows, columns, first row)}}) of the items `there` {modality: [n]} that have a picture."
+    places, found = {}, []
+    for m, items in there.items():
+        if vision not in (None, 'live'): features, grids, first = stored_features(embedder, catalogue, m, items, vision, progress)
+        else:
+            open_all = [partial(catalogue.image, m, int(i)) for i in items]
+            table, grids = picture_features(embedder, open_all, progress=progress)
+            first = sum(len(t) for t, *_ in found) + np.cumsum([0, *grids.prod(1)])
+            found.append((table, grids, open_all))
+        places[m] = {int(i): (int(r), int(c), int(f)) for i, (r, c), f in zip(items, grids, first)}
+    if vision == 'live' and found: return LiveFeatures(embedder, [p for *_, ps in found for p in ps], np.concatenate([g for _, g, _ in found])), places
+    if vision in (None, 'live') or not there: features = torch.cat([*(t for t, *_ in found), torch.zeros(0, embedder.core.config.text_config.hidden_size, device=embedder.device, dtype=embedder.core.dtype)])
+    return features, places
 
 # %% ../nbs/02_embed.ipynb #df2c5e1c
 def forward(embedder,
@@ -332,14 +380,18 @@ def forward(embedder,
             plan,  # long [rows, K] piece numbers
            ):
     "Raw last-token vectors float32 [rows, hidden], with gradient into the adapters."
+    ids, position, feature, last = assemble(bank.views[view], plan)
+    return hidden_states(embedder, bank, view, ids, position, feature)[torch.arange(len(ids)), last].float()
+
+def hidden_states(embedder, bank, view, ids, position, feature, # of `assemble`
+                  mask=None, # bool [rows, 1, L, L]: what each token may read; None: all before it
+                 ): # -> [rows, L, hidden]
+    "The language model's output at every token."
     embedder.switch(view)
-    inputs = assemble(bank.views[view], plan)
-    ids, position, feature, last = (x.to(embedder.device) for x in inputs)
-    lm = embedder.core.model.language_model
-    e = lm.embed_tokens(ids)
-    if len(bank.features): e = torch.where((feature >= 0)[..., None], bank.features[feature.clamp(min=0)], e)
-    hidden = lm(inputs_embeds=e, position_ids=position, attention_mask=None, use_cache=False).last_hidden_state
-    return hidden[torch.arange(len(ids), device=ids.device), last].float()
+    lm, device, seen = embedder.core.model.language_model, embedder.device, feature >= 0
+    e = lm.embed_tokens(ids.to(device))
+    if seen.any(): e[seen.to(device)] = bank.features[feature[seen]].to(device, e.dtype)
+    return lm(inputs_embeds=e, position_ids=position.to(device), attention_mask=None if mask is None else mask.to(device), use_cache=False).last_hidden_state
 
 def encode_plan(embedder, bank,
                 plans,         # {view: long [rows, K]}
@@ -363,10 +415,12 @@ def encode_plan(embedder, bank,
     return out
 
 # %% ../nbs/02_embed.ipynb #4523d7fe
-def bank(self, catalogue, progress=True):
-    "The catalogue's Bank, built on first use."
-    if catalogue not in self._banks: self._banks[catalogue] = make_bank(self, catalogue, progress)
-    return self._banks[catalogue]
+def bank(self, catalogue, progress=True, vision=None):
+    "The catalogue's Bank, built on first use. `vision` says where picture features are kept: in memory (None), in a folder, or 'live'; without it, what is there is used."
+    banks = self._banks.setdefault(catalogue, {})
+    name = str(vision) if vision is not None else next(iter(banks), 'None')
+    if name not in banks: banks[name] = make_bank(self, catalogue, progress, vision)
+    return banks[name]
 
 def item_vectors(self, bank, items):
     "Raw vectors {view: [n, hidden]} of items [n], with gradient."
