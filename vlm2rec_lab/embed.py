@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'FUSIONS', 'LORA_TARGETS', 'NOTE', 'Prompts', 'Pieces', 'text_piece', 'image_piece', 'join_pieces',
-           'stack_pieces', 'assemble', 'load_checkpoint', 'add_lora', 'encode_text', 'Bank', 'VLMEmbedder',
-           'picture_features', 'item_pieces', 'vision_key', 'stored_features', 'LiveFeatures', 'make_bank', 'forward',
-           'hidden_states', 'encode_plan', 'bank', 'item_vectors', 'sequence_vectors', 'encode_items',
-           'encode_sequences', 'fuse_sum']
+           'stack_pieces', 'place_tokens', 'assemble', 'load_checkpoint', 'add_lora', 'encode_text', 'Bank',
+           'VLMEmbedder', 'picture_features', 'item_pieces', 'vision_key', 'stored_features', 'LiveFeatures',
+           'make_bank', 'forward', 'hidden_states', 'encode_plan', 'bank', 'item_vectors', 'sequence_vectors',
+           'encode_items', 'encode_sequences', 'fuse_sum']
 
 # %% ../nbs/02_embed.ipynb #4fa5ad3a
 import json
@@ -93,25 +93,31 @@ def stack_pieces(parts, # list of pieces
     return Pieces(whole(0), whole(1), whole(2), torch.from_numpy(sizes), torch.tensor([p[3] for p in parts]))
 
 # %% ../nbs/02_embed.ipynb #8eb4a2e9
-def assemble(pieces, # Pieces
-             plan,   # long [rows, K] piece numbers, -1 for none
-            ):
-    "Padded ids [rows, L], positions [3, rows, L], features [rows, L] and the last token's place [rows]."
-    there = plan >= 0
-    sizes = (pieces.offsets[1:] - pieces.offsets[:-1])[plan.clamp(min=0)] * there
-    advance = pieces.advance[plan.clamp(min=0)] * there
-    lengths, base = sizes.sum(1), advance.cumsum(1) - advance
-    flat = sizes.flatten()
+def place_tokens(pieces, # Pieces
+                 plan,   # long [rows, K] piece numbers, -1 for none
+                 base,   # long [rows, K] position at which each piece begins
+                ):
+    "Padded ids [rows, L], positions [3, rows, L], features [rows, L] (-1 for text and filler), each token's column of the plan [rows, L], and the place of each piece's last token [rows, K]."
+    sizes = (pieces.offsets[1:] - pieces.offsets[:-1])[plan.clamp(min=0)] * (plan >= 0)
+    lengths, flat = sizes.sum(1), sizes.flatten()
     which = torch.repeat_interleave(torch.arange(len(flat)), flat)               # [tokens] cell of the plan
     within = torch.arange(len(which)) - (flat.cumsum(0) - flat)[which]
     token = pieces.offsets[plan.clamp(min=0).flatten()[which]] + within
     row = which // plan.shape[1]
     column = torch.arange(len(which)) - (lengths.cumsum(0) - lengths)[row]
-    shape = (len(plan), int(lengths.max()))
-    ids, feature, position = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1), torch.zeros(3, *shape, dtype=torch.long)
-    ids[row, column], feature[row, column] = pieces.ids[token], pieces.feature[token]
+    shape = (len(plan), int(lengths.max()) if len(plan) else 0)
+    ids, feature, position, piece = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1), torch.zeros(3, *shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    ids[row, column], feature[row, column], piece[row, column] = pieces.ids[token], pieces.feature[token], which % plan.shape[1]
     position[:, row, column] = pieces.position[:, token] + base.flatten()[which]
-    return ids, position, feature, lengths - 1
+    return ids, position, feature, piece, sizes.cumsum(1) - 1
+
+def assemble(pieces, # Pieces
+             plan,   # long [rows, K] piece numbers, -1 for none
+            ):
+    "Padded ids [rows, L], positions [3, rows, L], features [rows, L] and the last token's place [rows]."
+    advance = pieces.advance[plan.clamp(min=0)] * (plan >= 0)
+    ids, position, feature, _, stop = place_tokens(pieces, plan, advance.cumsum(1) - advance)
+    return ids, position, feature, stop[:, -1]
 
 # %% ../nbs/02_embed.ipynb #ca5dbd20
 FAMILIES = ('qwen2_5_vl',)
