@@ -6,8 +6,8 @@
 __all__ = ['FAMILIES', 'FUSIONS', 'LORA_TARGETS', 'NOTE', 'Prompts', 'Pieces', 'text_piece', 'image_piece', 'join_pieces',
            'stack_pieces', 'place_tokens', 'assemble', 'load_checkpoint', 'add_lora', 'encode_text', 'Bank',
            'VLMEmbedder', 'picture_features', 'item_pieces', 'vision_key', 'stored_features', 'LiveFeatures',
-           'make_bank', 'forward', 'hidden_states', 'encode_plan', 'bank', 'item_vectors', 'sequence_vectors',
-           'encode_items', 'encode_sequences', 'fuse_sum']
+           'make_bank', 'forward', 'hidden_states', 'encode_plan', 'item_keys', 'bank', 'item_vectors',
+           'sequence_vectors', 'encode_items', 'encode_sequences', 'fuse_sum']
 
 # %% ../nbs/02_embed.ipynb #4fa5ad3a
 import json
@@ -396,7 +396,7 @@ def hidden_states(embedder, bank, view, ids, position, feature, # of `assemble`
     embedder.switch(view)
     lm, device, seen = embedder.core.model.language_model, embedder.device, feature >= 0
     e = lm.embed_tokens(ids.to(device))
-    if seen.any(): e[seen.to(device)] = bank.features[feature[seen]].to(device, e.dtype)
+    if seen.any(): e = e.index_put((seen.to(device),), bank.features[feature[seen]].to(device, e.dtype))
     return lm(inputs_embeds=e, position_ids=position.to(device), attention_mask=None if mask is None else mask.to(device), use_cache=False).last_hidden_state
 
 def encode_plan(embedder, bank,
@@ -405,19 +405,50 @@ def encode_plan(embedder, bank,
                 batch=128,     # rows at a time
                 progress=True, # show a bar
                 label='rows',  # what the bar calls them
+                comm=None,     # accelerate.Accelerator: each process encodes its share, all get everything
                ):
     "Normalised vectors {view: float32 [rows, hidden] on CPU}; rows of like length go together, so little is padding."
     from tqdm.auto import tqdm
-    out = {}
+    out, first, every = {}, comm.process_index if comm else 0, comm.num_processes if comm else 1
     for view, pieces in bank.views.items():
         plan = plans[view]
         sizes = ((pieces.offsets[1:] - pieces.offsets[:-1])[plan.clamp(min=0)] * (plan >= 0)).sum(1)
-        order = sizes.argsort(descending=True, stable=True)
+        order = sizes.argsort(descending=True, stable=True)[first::every]
         z = torch.zeros(len(plan), embedder.core.config.text_config.hidden_size)
-        with torch.inference_mode():
-            for rows in tqdm(order.split(batch), desc=f'{label}: {view}', disable=not progress or len(plan) < 8 * batch, leave=False):
+        with torch.inference_mode(), tqdm(total=len(order), desc=f'{label}: {view}', unit=label, disable=not progress or len(plan) < 8 * batch or first > 0, leave=False) as bar:
+            for rows in order.split(batch):
                 z[rows] = F.normalize(forward(embedder, bank, view, plan[rows]), dim=-1).cpu()
+                bar.update(len(rows))
+        if comm: z = comm.reduce(z.to(embedder.device), 'sum').cpu()                       # zero where another process has been at work
         out[view] = z * present[view][:, None]
+    return out
+
+# %% ../nbs/02_embed.ipynb #a7a3a93c
+def item_keys(embedder, bank, catalogue, view): # -> [items] of bytes [32]
+    "What each item's vector in a view depends on: all weights, its prompt's tokens, its pictures."
+    pieces, pictures = bank.views[view], [m for m in catalogue.modalities if catalogue.kinds[m] == 'image' and view in (m, 'joint')]
+    frame = pieces.ids[pieces.offsets[len(catalogue)]:].numpy().tobytes()
+    model = weights_key(embedder.model.state_dict(), view, embedder.fusion, embedder.core.dtype, vision_key(embedder)).encode() + frame
+    def key(i):
+        seen = b''.join(content_key(catalogue.content[m][i]) for m in pictures if catalogue.content[m][i] is not None)
+        return content_key(model + pieces.ids[pieces.offsets[i]:pieces.offsets[i + 1]].numpy().tobytes() + seen)
+    return [key(i) for i in range(len(catalogue))]
+
+def _stored_items(embedder, bank, catalogue, batch, progress, folder, block=1024):
+    "`encode_items` by way of a folder of stores, one per view."
+    from tqdm.auto import tqdm
+    out = {}
+    for view in bank.views:
+        store = Store(Path(folder) / view, embedder.core.config.text_config.hidden_size)
+        keys, present = item_keys(embedder, bank, catalogue, view), bank.present(view, np.arange(len(catalogue)))
+        new = list({k: i for i, k in enumerate(keys) if k not in store}.values())
+        with tqdm(total=len(keys), initial=len(keys) - len(new), desc=f'items: {view}', unit='items', disable=not progress or len(new) < 8 * batch, leave=False) as bar:
+            for lo in range(0, len(new), block):
+                part = new[lo:lo + block]
+                z = encode_plan(embedder, Bank({view: bank.views[view]}, bank.features, bank.items, bank.modalities, bank.missing, {}), {view: bank.item_plan(part)}, {view: present[part]}, batch, False)[view]
+                store.append([keys[i] for i in part], np.ones((len(part), 2), int), z)
+                bar.update(len(part))
+        out[view] = store.values[torch.from_numpy(store.find(keys)[0])].clone()
     return out
 
 # %% ../nbs/02_embed.ipynb #4523d7fe
@@ -436,19 +467,20 @@ def sequence_vectors(self, bank, history):
     "Raw vectors {view: [rows, hidden]} of histories [rows, L] (PAD -1 at the right), with gradient."
     return {v: forward(self, bank, v, bank.sequence_plan(history, v)) * bank.present(v, history).any(1)[:, None].to(self.device) for v in bank.views}
 
-def encode_items(self, catalogue, batch=128, progress=True):
-    "Unit vectors {view: float32 [items, hidden]} of a whole catalogue; zero where an item lacks the modality."
+def encode_items(self, catalogue, batch=128, progress=True, comm=None, store=None):
+    "Unit vectors {view: float32 [items, hidden]} of a whole catalogue; zero where an item lacks the modality. With `store`, a folder, they are kept there as they are computed: stopped, it goes on. `comm`, an Accelerator, shares the work among processes."
     bank, rows = self.bank(catalogue, progress), np.arange(len(catalogue))
-    return encode_plan(self, bank, dict.fromkeys(bank.views, bank.item_plan(rows)), {v: bank.present(v, rows) for v in bank.views}, batch, progress, 'items')
+    if store is not None: return _stored_items(self, bank, catalogue, batch, progress, store)
+    return encode_plan(self, bank, dict.fromkeys(bank.views, bank.item_plan(rows)), {v: bank.present(v, rows) for v in bank.views}, batch, progress, 'items', comm)
 
-def encode_sequences(self, catalogue, history, batch=128, progress=True):
+def encode_sequences(self, catalogue, history, batch=128, progress=True, comm=None):
     "Unit vectors {view: float32 [rows, hidden]} of histories int [rows, L], oldest first, PAD -1 at the right. Raises IndexError for an unknown item."
     history = np.ascontiguousarray(history, np.int64)
     if history.ndim != 2: raise ValueError(f"history has shape {history.shape}, wants [rows, L]")
     bad = np.flatnonzero(((history < PAD) | (history >= len(catalogue))).any(1))
     if len(bad): raise IndexError(f"history row {bad[0]} names an item outside 0..{len(catalogue) - 1} (PAD is {PAD})")
     bank = self.bank(catalogue, progress)
-    return encode_plan(self, bank, {v: bank.sequence_plan(history, v) for v in bank.views}, {v: bank.present(v, history).any(1) for v in bank.views}, batch, progress, 'sequences')
+    return encode_plan(self, bank, {v: bank.sequence_plan(history, v) for v in bank.views}, {v: bank.present(v, history).any(1) for v in bank.views}, batch, progress, 'sequences', comm)
 
 for _f in (bank, item_vectors, sequence_vectors, encode_items, encode_sequences): setattr(VLMEmbedder, _f.__name__, _f)
 

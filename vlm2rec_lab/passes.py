@@ -7,13 +7,11 @@ __all__ = ['length_groups', 'plan_sizes', 'forward_groups', 'prefix_plan', 'asse
            'prefix_vectors', 'prefix_present']
 
 # %% ../nbs/02c_passes.ipynb #e037dea4
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from .data import PAD
-from .embed import assemble, forward, hidden_states, place_tokens
+from .embed import forward, hidden_states, place_tokens
 
 # %% ../nbs/02c_passes.ipynb #c32d699d
 def length_groups(
