@@ -18,7 +18,7 @@ def length_groups(
     sizes, # int [rows] tokens of each row
     waste=.1, # share of filler that a group may have, from 0 to 1
     most=None, # rows of a group; None: any number
-): # -> list of int64 [k], row numbers; every row in one of them
+): # -> list of int64 [k], rising row numbers; every row in one of them
     "Rows by falling length, in groups with little filler. Raises ValueError for a waste outside 0 to 1 or a `most` below 1."
     if not 0 <= waste <= 1: raise ValueError(f'waste={waste}: give a share from 0 to 1')
     if most is not None and most < 1: raise ValueError(f'most={most}: a group needs at least 1 row')
@@ -30,7 +30,7 @@ def length_groups(
         too_much = np.flatnonzero((width * rows - (total[at + 1:] - total[at])) > waste * width * rows)       # falls short from here on: sizes only fall
         stop = at + (int(too_much[0]) if len(too_much) else len(rows))
         stop = min(stop, at + most) if most else stop
-        groups.append(order[at:stop]); at = stop
+        groups.append(np.sort(order[at:stop])); at = stop
     return groups
 
 # %% ../nbs/02c_passes.ipynb #80d72e93
