@@ -86,7 +86,7 @@ def trained_vectors(
     studio = make_studio(m.condition, seed=seed, users=test + 400, **world)
     split = studio.split(train=400, valid=0, test=test)
     embedder = VLMEmbedder.from_pretrained(tiny_vlm(get_condition(m.condition).reader), lora=4, adapters=m.modalities if m.apart else None, seed=seed)
-    if m.loss: train(embedder, split, m.loss, steps=steps, batch=32, lr=2e-3, tau=.07, fuse=m.fuse, seed=seed, eval_every=0, progress=False, **({'weight': 3.} if m.loss == 'per-modality' else {}))
+    if m.loss: train(embedder, split, m.loss, steps=steps, batch=32, lr=2e-3, tau=.07, fuse=m.fuse, seed=seed, waste=1., eval_every=0, progress=False, **({'weight': 3.} if m.loss == 'per-modality' else {}))
     write_vectors(path, encode_split(embedder, split, progress=False))
     return path
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .data import PAD
 from .embed import forward
 from .passes import forward_tree, length_groups, plan_sizes, prefix_pairs, prefix_plan, prefix_present
 
@@ -82,7 +81,7 @@ def step_gradients(
     inside = (lambda: torch.autocast(device.type, autocast)) if autocast else nullcontext
     def run(work):
         with inside(): return work.run()
-    with torch.set_grad_enabled(not cached): states, outs = {}, {m: [(_random_state(device, cached), run(w)) for w in ws] for m, ws in works.items()}
+    with torch.set_grad_enabled(not cached): outs = {m: [(_random_state(device, cached), run(w)) for w in ws] for m, ws in works.items()}
     tables = _tables(works, outs, sizes, comm, device)
     if cached: outs = {m: [(state, None) for state, _ in zs] for m, zs in outs.items()}
     loss = objective(tables['sequences'], tables['items'], positives, exclude)

@@ -116,7 +116,7 @@ def run_cell(condition='text-easy', # a key of CONDITIONS, or a Condition
         for m, share in (missing or {}).items(): tasks = drop_content(tasks, m, share, seed=seed)
         modalities = tasks.catalogue.modalities
         embedder = VLMEmbedder.from_pretrained(model or tiny_vlm(reader), lora=rank, adapters=modalities if r.apart else None, fusion='internal' if r.internal else 'external', seed=seed)
-        history = train(embedder, tasks, r.loss, steps=steps, batch=batch, lr=lr, tau=tau, fuse=r.fuse, seed=seed, eval_every=0, progress=False, **{**r.settings, **(settings or {})}) if r.loss else None
+        history = train(embedder, tasks, r.loss, steps=steps, batch=batch, lr=lr, tau=tau, fuse=r.fuse, seed=seed, waste=1., eval_every=0, progress=False, **{**r.settings, **(settings or {})}) if r.loss else None
         found = measure_cell(_vectors(embedder, tasks, r.internal), modalities, _fusions(history.fuse if history else r.fuse, modalities, r.internal), warm_items(tasks))
     if history is not None and not r.internal: found['gradients'] = {m: float(history.frame[f'grad/{m}'].mean()) for m in modalities}
     if history is not None and r.fuse == 'learned': found['weights'] = history.fuse

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .data import PAD, Rows, is_member, known, write_bytes
+from .data import PAD, is_member, known, write_bytes
 from .embed import forward
 from .losses import get_loss
 from .metrics import evaluate, fuse_vectors
