@@ -1,0 +1,180 @@
+"""Training that is killed, runs out of disk, meets a figure that is none, or runs in several processes."""
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 12
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    "A small random checkpoint of the genuine classes."
+    import torch
+    import transformers
+    from vlm2rec_lab.tiny import build_tiny, build_tokenizer, save_tiny, studio_corpus
+    transformers.utils.logging.disable_progress_bar()
+    path = tmp_path_factory.mktemp('model') / 'tiny-random'
+    save_tiny(path, *build_tiny(tokenizer=build_tokenizer(studio_corpus(300)), hidden=32, layers=1, vision=32, vision_layers=1), dtype=torch.float32)
+    return path
+
+
+def job(path, **kw):
+    "Load, train and return the History."
+    import torch
+    from vlm2rec_lab.embed import VLMEmbedder
+    from vlm2rec_lab.studio import make_studio
+    from vlm2rec_lab.train import train
+    torch.set_num_threads(1)
+    split = make_studio('balanced', seed=0, items=40, users=60, length=6).split(train=30, valid=15, test=15, history=4)
+    embedder = VLMEmbedder.from_pretrained(path, lora=4, device='cpu')
+    return train(embedder, split, 'ogm-ge', noise=.5, steps=STEPS, batch=8, eval_every=0, progress=False, schedule='cosine', warmup=2, **kw)
+
+
+def child(path, file, said):
+    "One life of a run: go on from the checkpoint and write the losses when done."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        history = job(path, checkpoint=file, resume=True, save_every=1, callback=lambda r: time.sleep(.02))
+    Path(said).write_text(json.dumps(history.frame.loss.tolist()))
+
+
+def test_killed_ten_times(checkpoint, tmp_path):
+    "SIGKILL at random moments, resumed each time: the losses of an uninterrupted run, bit for bit."
+    want = job(checkpoint).frame.loss.tolist()
+    fork, rng, kills, lives = multiprocessing.get_context('fork'), random.Random(0), 0, 0
+    file, said = tmp_path / 'run.safetensors', tmp_path / 'losses.json'
+    while not said.exists():
+        assert (lives := lives + 1) < 60, 'the run does not get on'
+        process = fork.Process(target=child, args=(checkpoint, file, said)); process.start()
+        seen = file.stat().st_mtime_ns if file.exists() else 0
+        while kills < 10 and process.is_alive():                # let it write at least one checkpoint, so that ten deaths fit into the run
+            if file.exists() and file.stat().st_mtime_ns != seen:
+                time.sleep(rng.random() * .05); os.kill(process.pid, signal.SIGKILL); kills += 1
+                break
+            time.sleep(.001)
+        process.join(120)
+    assert kills == 10 and json.loads(said.read_text()) == want
+
+
+def test_disk_full(checkpoint, tmp_path):
+    "No room for a checkpoint: a warning, the run goes on, and the last good checkpoint stays."
+    import resource
+    fork, file = multiprocessing.get_context('fork'), tmp_path / 'run.safetensors'
+    def life():
+        def narrow(records):
+            if len(records) == 4: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('always')
+            history = job(checkpoint, checkpoint=file, save_every=2, callback=narrow)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        (tmp_path / 'said.json').write_text(json.dumps([len(history.frame), [str(w.message) for w in said if 'checkpoint' in str(w.message)]]))
+    process = fork.Process(target=life); process.start(); process.join(120)
+    steps, said = json.loads((tmp_path / 'said.json').read_text())
+    assert steps == STEPS and len(said) == 5 and all('the run goes on' in s for s in said)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith('.run.safetensors-')], 'a draft was left behind'
+    with warnings.catch_warnings(record=True):
+        assert job(checkpoint, checkpoint=file, resume=True).frame.loss.tolist() == job(checkpoint).frame.loss.tolist()
+
+
+def test_not_finite(checkpoint, tmp_path):
+    "An infinite gradient stops the run before the adapters move, and batch and weights are saved."
+    import torch
+    from safetensors import safe_open
+    from vlm2rec_lab.embed import VLMEmbedder
+    from vlm2rec_lab.losses import sft
+    from vlm2rec_lab.studio import make_studio
+    from vlm2rec_lab.train import batch_rows, train
+    split = make_studio('balanced', seed=0, items=40, users=60, length=6).split(train=30, valid=15, test=15, history=4)
+    embedder, calls = VLMEmbedder.from_pretrained(checkpoint, lora=4, device='cpu'), []
+    def steep(sequences, items, positives, exclude):             # finite itself; its gradient is not
+        calls.append(1); z = sft(sequences, items, positives, exclude)
+        return z if len(calls) < 3 else z + torch.sqrt((sequences['text'][:1] * 0).sum())
+    with pytest.raises(FloatingPointError, match='step 2') as e:
+        train(embedder, split, steep, steps=5, batch=8, eval_every=0, progress=False, checkpoint=tmp_path / 'run.safetensors', callback=lambda r: before.update({n: p.detach().clone() for n, p in embedder.adapter_parameters()}) if len(r) == 2 else None) if (before := {}) == {} else None
+    with safe_open(tmp_path / 'run.stopped.safetensors', 'pt') as f:
+        rows = f.get_tensor('rows').numpy(); kept = {k.removeprefix('parameter/'): f.get_tensor(k) for k in f.keys() if k.startswith('parameter/')}
+        assert f.get_tensor('history').shape == (8, 4) and 'step' in json.loads(f.metadata()['record'])
+    assert rows.tolist() == batch_rows(2, len(split.train), 8, 0).tolist() == e.value.batch.rows.tolist()
+    for n, p in embedder.adapter_parameters(): assert torch.equal(p, before[n]) and torch.equal(p, kept[n])
+
+
+SCRIPT = '''
+import json, sys, warnings
+import torch
+from accelerate import Accelerator, notebook_launcher
+from vlm2rec_lab.embed import VLMEmbedder
+from vlm2rec_lab.studio import make_studio
+from vlm2rec_lab.train import train
+warnings.simplefilter('ignore')
+
+def main(path, out, batch):
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    split = make_studio('balanced', seed=0, items=40, users=60, length=6).split(train=30, valid=15, test=15, history=4)
+    found = {}
+    for name, kw in (('plain', {}), ('cached, all positions', dict(chunk=3, positions='all')), ('learned', dict(fuse='learned'))):
+        embedder = VLMEmbedder.from_pretrained(path, lora=4, device='cpu')
+        file = f'{out}-{name}.safetensors'
+        train(embedder, split, 'wpcl', gap='smooth', steps=3, batch=batch, eval_every=2, progress=False, checkpoint=file, accelerator=accelerator, **kw)
+        accelerator.wait_for_everyone()
+        embedder = VLMEmbedder.from_pretrained(path, lora=4, device='cpu')
+        history = train(embedder, split, 'wpcl', gap='smooth', steps=6, batch=batch, eval_every=2, progress=False, checkpoint=file, resume=True, accelerator=accelerator, **kw)
+        items = embedder.encode_items(split.catalogue, progress=False, comm=accelerator)
+        found[name] = dict(processes=accelerator.num_processes, loss=history.frame.loss.tolist(), valid=history.frame['valid/fused'].dropna().tolist(), items={m: z.flatten().tolist() for m, z in items.items()})
+    with open(f'{out}.{accelerator.process_index}', 'w') as f: json.dump(found, f)
+
+if __name__ == '__main__':
+    if sys.argv[1] == 'notebook': notebook_launcher(main, (sys.argv[2], sys.argv[3], 8), num_processes=2, use_port=sys.argv[4])
+    else: main(sys.argv[2], sys.argv[3], 8)
+'''
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return str(s.getsockname()[1])
+
+
+@pytest.fixture(scope='module')
+def alone(checkpoint, tmp_path_factory):
+    "The script in one process."
+    folder = tmp_path_factory.mktemp('alone'); (folder / 'script.py').write_text(SCRIPT)
+    run([sys.executable, folder / 'script.py', 'launch', checkpoint, folder / 'out'])
+    return json.loads((folder / 'out.0').read_text())
+
+
+def run(command):
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'PYTHONPATH': str(ROOT), 'GLOO_SOCKET_IFNAME': 'lo'}
+    done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize('way', ['accelerate launch', 'notebook_launcher'])
+def test_two_processes(checkpoint, alone, tmp_path, way):
+    "Two processes with half of each batch give the losses, validation scores and item vectors of one with all of it, in the same order."
+    (tmp_path / 'script.py').write_text(SCRIPT)
+    if way == 'accelerate launch':
+        run([sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', 2, '--num_machines', 1, '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', free_port(),
+             tmp_path / 'script.py', 'launch', checkpoint, tmp_path / 'out'])
+    else: run([sys.executable, tmp_path / 'script.py', 'notebook', checkpoint, tmp_path / 'out', free_port()])
+    found = [json.loads((tmp_path / f'out.{rank}').read_text()) for rank in range(2)]
+    assert found[0] == found[1], 'the processes have drifted apart'
+    for name, one in alone.items():
+        two = found[0][name]
+        assert (one['processes'], two['processes']) == (1, 2) and len(two['loss']) == 6
+        assert np.abs(np.subtract(one['loss'], two['loss'])).max() < 1e-5, name
+        assert np.allclose(one['valid'], two['valid'], atol=1e-6)
+        for m, z in one['items'].items(): assert np.allclose(z, two['items'][m], atol=1e-5)
