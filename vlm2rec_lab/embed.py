@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +128,9 @@ def load_checkpoint(path,          # folder or hub id of a Qwen2.5-VL
                     dtype=None,    # torch dtype; None: float32 on CPU, bfloat16 on a GPU
                     device=None,   # torch device; None: a GPU where there is one
                     revision=None, # of the hub repository
+                    quantise=None, # '4bit' for weights of the language model in four bits, by bitsandbytes
                    ):
-    "(model, tokenizer, image processor). Raises FileNotFoundError for no checkpoint, ValueError for another family."
+    "(model, tokenizer, image processor). Raises FileNotFoundError for no checkpoint, ValueError for another family, ImportError where bitsandbytes is wanted and missing."
     from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
     try: from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil as ImageProcessor
     except ImportError: from transformers import Qwen2VLImageProcessor as ImageProcessor
@@ -138,9 +140,17 @@ def load_checkpoint(path,          # folder or hub id of a Qwen2.5-VL
     safe = dict(trust_remote_code=False, revision=revision)
     config = AutoConfig.from_pretrained(path, **safe)
     if config.model_type not in FAMILIES: raise ValueError(f"{path} is a {config.model_type!r}; the embedder reads {', '.join(FAMILIES)}")
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=dtype, use_safetensors=True, revision=revision)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=dtype, use_safetensors=True, revision=revision, **_quantised(quantise, dtype, device))
     tokenizer, images = AutoTokenizer.from_pretrained(path, **safe), ImageProcessor.from_pretrained(path, revision=revision)
-    return model.to(device).eval().requires_grad_(False), tokenizer, images
+    return (model if quantise else model.to(device)).eval().requires_grad_(False), tokenizer, images
+
+def _quantised(quantise, dtype, device):
+    "Arguments for weights in four bits. The vision tower stays whole: its output is computed once, and is the input of everything."
+    if quantise is None: return {}
+    known(quantise, ('4bit',), 'quantisation')
+    if not find_spec('bitsandbytes'): raise ImportError("quantise='4bit' needs bitsandbytes: pip install bitsandbytes, or leave it out")
+    from transformers import BitsAndBytesConfig
+    return dict(device_map={'': device}, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=['visual', 'lm_head']))
 
 # %% ../nbs/02_embed.ipynb #017eca4e
 LORA_TARGETS = r'.*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)'
@@ -529,8 +539,10 @@ def _from_pretrained(cls, path,            # folder, or hub id such as 'Qwen/Qwe
                      base=None,            # where the base of saved adapters lies now, if it moved
                      revision=None,        # of a hub repository
                      trainable=True,       # may saved adapters be trained on?
+                     quantise=None,        # '4bit': weights of the language model in four bits, where bitsandbytes is installed
+                     recompute=False,      # gradient checkpointing: activations are computed again on the way back, for less memory
                     ):
-    "Load an embedder. Raises FileNotFoundError, ValueError with the remedy."
+    "Load an embedder. Raises FileNotFoundError, ValueError with the remedy, ImportError for a missing bitsandbytes."
     local = Path(path)
     note = json.loads((local / NOTE).read_text()) if (local / NOTE).exists() else {}
     own = tuple(note.get('adapters', ()))
@@ -539,7 +551,7 @@ def _from_pretrained(cls, path,            # folder, or hub id such as 'Qwen/Qwe
     if saved_adapters and lora: raise ValueError(f"{path} has adapters already: leave lora= out to go on with them, or load {note.get('base')!r} for fresh ones")
     source = (base or note.get('base')) if saved_adapters else path
     if saved_adapters and os.path.isabs(str(source)) and not Path(source).exists(): raise FileNotFoundError(f"{path} holds adapters of {source}, which is not there: pass base=")
-    model, tokenizer, images = load_checkpoint(local if local.exists() and not saved_adapters else source, dtype, device, revision)
+    model, tokenizer, images = load_checkpoint(local if local.exists() and not saved_adapters else source, dtype, device, revision, quantise)
     if saved_adapters:
         from peft import PeftModel
         with warnings.catch_warnings():
@@ -549,7 +561,11 @@ def _from_pretrained(cls, path,            # folder, or hub id such as 'Qwen/Qwe
             for name in more: model.load_adapter(local / name, name, is_trainable=trainable)
     elif lora is not None: model, own = add_lora(model, lora, lora_alpha, seed, adapters or ()), tuple(adapters or ())
     saved = _read_prompts(note['prompts']) if 'prompts' in note else None
-    return cls(model.eval(), tokenizer, images, fusion or note.get('fusion', 'external'), prompts or saved, max_pixels or note.get('max_pixels', 50176), source,
+    model.eval()
+    if recompute:
+        model.gradient_checkpointing_enable({'use_reentrant': False})
+        for module in model.modules(): module.training = hasattr(module, 'gradient_checkpointing')   # recomputing is for training mode only; dropout stays off
+    return cls(model, tokenizer, images, fusion or note.get('fusion', 'external'), prompts or saved, max_pixels or note.get('max_pixels', 50176), source,
                max_text_tokens or note.get('max_text_tokens', 64), own, trainable)
 
 VLMEmbedder.save_pretrained, VLMEmbedder.from_pretrained = _save_pretrained, classmethod(_from_pretrained)
