@@ -150,7 +150,7 @@ def _quantised(quantise, dtype, device):
     known(quantise, ('4bit',), 'quantisation')
     if not find_spec('bitsandbytes'): raise ImportError("quantise='4bit' needs bitsandbytes: pip install bitsandbytes, or leave it out")
     from transformers import BitsAndBytesConfig
-    return dict(device_map={'': device}, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=['visual', 'lm_head']))
+    return dict(device_map={'': device}, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=['model.visual', 'visual', 'lm_head']))
 
 # %% ../nbs/02_embed.ipynb #017eca4e
 LORA_TARGETS = r'.*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)'
