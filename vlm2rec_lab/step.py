@@ -22,6 +22,7 @@ class Work:
     side: str # 'sequences' or 'items'
     index: torch.Tensor # long [k] places of its vectors in the batch
     run: object # function of nothing -> float32 [k, hidden] with graph
+    tokens: int = 0 # that go through the language model, padding included
 
 def plan_works(
     embedder, bank, # VLMEmbedder and its Bank
@@ -41,28 +42,30 @@ def plan_works(
         works[view] = [*sequences(embedder, bank, view, history, mine(len(history)), waste, most), *_item_works(embedder, bank, view, items, mine(len(items)), waste, most)]
     return works
 
-def _work(side, index, embedder, f, present):
+def _work(side, index, embedder, f, present, sizes):
     "A Work whose vectors are zero where there is no content."
     present = present[:, None].to(embedder.device)
-    return Work(side, torch.as_tensor(index, dtype=torch.long), lambda: f() * present)
+    return Work(side, torch.as_tensor(index, dtype=torch.long), lambda: f() * present, len(sizes) * int(sizes.max(initial=0)))
 
 def _sequence_works(embedder, bank, view, history, rows, waste, most):
     plan, present = bank.sequence_plan(history[rows], view), bank.present(view, history[rows]).any(1)
-    return [_work('sequences', rows[g], embedder, lambda g=g: forward(embedder, bank, view, plan[g]), present[g]) for g in length_groups(plan_sizes(bank.views[view], plan), waste, most)]
+    sizes = plan_sizes(bank.views[view], plan)
+    return [_work('sequences', rows[g], embedder, lambda g=g: forward(embedder, bank, view, plan[g]), present[g], sizes[g]) for g in length_groups(sizes, waste, most)]
 
 def _tree_works(embedder, bank, view, history, rows, waste, most):
     of = prefix_pairs(history)[0]
     start = np.searchsorted(of, np.arange(len(history)))                                    # pairs come row by row
     count = np.bincount(of, minlength=len(history))
-    works = []
-    for g in length_groups(plan_sizes(bank.views[view], prefix_plan(bank, history[rows], view)[0]), waste, most):
+    works, sizes = [], plan_sizes(bank.views[view], prefix_plan(bank, history[rows], view)[0])
+    for g in length_groups(sizes, waste, most):
         index = np.concatenate([start[r] + np.arange(count[r]) for r in rows[g]])
-        works.append(_work('sequences', index, embedder, lambda h=history[rows[g]]: forward_tree(embedder, bank, view, h), prefix_present(bank, view, history[rows[g]])))
+        works.append(_work('sequences', index, embedder, lambda h=history[rows[g]]: forward_tree(embedder, bank, view, h), prefix_present(bank, view, history[rows[g]]), sizes[g]))
     return works
 
 def _item_works(embedder, bank, view, items, rows, waste, most):
     plan, present = bank.item_plan(items[rows]), bank.present(view, items[rows])
-    return [_work('items', rows[g], embedder, lambda g=g: forward(embedder, bank, view, plan[g]), present[g]) for g in length_groups(plan_sizes(bank.views[view], plan), waste, most)]
+    sizes = plan_sizes(bank.views[view], plan)
+    return [_work('items', rows[g], embedder, lambda g=g: forward(embedder, bank, view, plan[g]), present[g], sizes[g]) for g in length_groups(sizes, waste, most)]
 
 # %% ../nbs/02d_step.ipynb #8c31ee08
 def step_gradients(

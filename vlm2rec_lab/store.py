@@ -87,6 +87,7 @@ class Store:
         "Map the values that have a record."
         n, values = int(self.first[-1]), self.folder / 'values.bin'
         self.values = torch.from_file(str(values), False, n * self.width, dtype=self.dtype).view(n, self.width) if n else torch.zeros(0, self.width, dtype=self.dtype)
+        self.values.mapped = bool(n)                                                        # on disk, and not in memory
 
     @property
     def row_bytes(self): return self.width * self.dtype.itemsize
