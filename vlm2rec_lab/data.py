@@ -17,7 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from html import escape
 from pathlib import Path, PureWindowsPath
@@ -307,6 +307,11 @@ class Interactions:
     def lengths(self): return np.diff(self.offsets) # int64 [users]
     @property
     def sequences(self): return Ragged(self.offsets, self.items)
+    @property
+    def timed(self): # bool
+        "Are there times that mean the same for all users? Not where every user's run 0, 1, 2 or 1, 2, 3: those are positions."
+        if self.times is None or not len(self.times): return False
+        return self.times[0] not in (0, 1) or not np.array_equal(self.times - self.times[0], np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths))
     def __repr__(self):
         span = f', {self.lengths.min()} to {self.lengths.max()} each' if len(self) else ''
         return f"Interactions of {_n(len(self), 'user')}: {len(self.items):,} in order{' of time' if self.times is not None else ''}{span}"
@@ -408,13 +413,18 @@ class Rows:
     targets: np.ndarray # int64 [rows] the next item
     seen_offsets: np.ndarray # int64 [rows + 1]
     seen_items: np.ndarray # int64 [...] items to leave out when ranking
+    places: np.ndarray = None # int64 [rows] where each target stands in the dataset's `interactions.items`, or None where nobody knows
+    negatives: np.ndarray = None # int64 [rows, n] items to rank the target against, PAD where there are fewer, or None for all
 
     def __post_init__(self):
-        for name in ('users', 'history', 'targets', 'seen_offsets', 'seen_items'): object.__setattr__(self, name, np.asarray(getattr(self, name), np.int64))
+        for name, value in vars(self).items(): object.__setattr__(self, name, value if value is None else np.asarray(value, np.int64))
         n = len(self.targets)
         if self.history.ndim != 2 or len(self.history) != n or self.users.shape != (n,) or len(self.seen_offsets) != n + 1:
             raise DataError(f'{n} targets need users [{n}], history [{n}, L] and seen_offsets [{n + 1}], not '
                             f'{self.users.shape}, {self.history.shape} and {self.seen_offsets.shape}')
+        for name, axes in (('places', 1), ('negatives', 2)):
+            value = getattr(self, name)
+            if value is not None and (value.ndim != axes or len(value) != n): raise DataError(f'{n} targets need {name} [{n}{", k" * (axes - 1)}], not {value.shape}')
 
     def __len__(self): return len(self.targets)
     @property
@@ -423,7 +433,8 @@ class Rows:
         "The rows `index`, in that order."
         index = np.asarray(index)
         index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
-        return Rows(self.users[index], self.history[index], self.targets[index], *gather(self.seen_offsets, self.seen_items, index))
+        return Rows(self.users[index], self.history[index], self.targets[index], *gather(self.seen_offsets, self.seen_items, index),
+                    *(None if v is None else v[index] for v in (self.places, self.negatives)))
     def __repr__(self):
         return f'{_n(len(self), "row")} of {_n(len(np.unique(self.users)), "user")}, history of up to {self.history.shape[1]}'
 
@@ -447,7 +458,7 @@ def rows_at(
     targets = interactions.items[positions]
     offsets, items = np.zeros(len(positions) + 1, np.int64), np.zeros(0, np.int64)
     if seen: offsets, items = _distinct(*_spans(interactions.items, positions - before, before), targets)
-    return Rows(users, window, targets, offsets, items)
+    return Rows(users, window, targets, offsets, items, positions)
 
 def _spans(values, start, length):
     "Ragged lists `values[start:start + length]`."
@@ -474,6 +485,7 @@ class Split:
     name: str # data, scheme and history
     user_ids: tuple = () # str [users] what the numbers in `users` stand for
     notes: tuple = () # what was warned while splitting and reading
+    about: dict = field(default_factory=dict) # the scheme's name and arguments: what JSON can hold
 
     def __repr__(self):
         return '\n'.join([self.name, f'  {self.catalogue!r}'] + [f'  {part:5}: {getattr(self, part)!r}' for part in ('train', 'valid', 'test')]
@@ -481,6 +493,13 @@ class Split:
     def _repr_html_(self): return f'<pre>{escape(repr(self))}</pre>'
 
 # %% ../nbs/00_data.ipynb #7188dd8d
+def _leak(inter, last, trained, tests):
+    "A note, where times allow: for how many test targets does training hold anything later?"
+    if not inter.timed or not trained.any(): return ()
+    share = (inter.times[tests] < inter.times[last[trained]].max()).mean()
+    return (f'leave-one-out knows the future: for {share:.1%} of {_n(len(tests), "test row")} training holds interactions later than the target; a split by time holds none',)
+
+# %% ../nbs/00_data.ipynb #07711118
 def leave_one_out(
     dataset, # Dataset
     history=10, # items of the window
@@ -506,7 +525,8 @@ def leave_one_out(
     tested = chosen & whole
     return Split(dataset.catalogue, _prefixes(inter, stop, history, train_seen), rows_at(inter, (start + length - 2)[tested], history),
                  rows_at(inter, (start + length - 1)[tested], history), _distinct(*_spans(inter.items, start, stop)),
-                 f'{dataset.name}, leave one out, {name}, history {history}', inter.user_ids, tuple(notes))
+                 f'{dataset.name}, leave one out, {name}, history {history}', inter.user_ids, (*notes, *_leak(inter, start + stop - 1, stop >= 2, (start + length - 1)[tested])),
+                 dict(scheme='leave_one_out', data=dataset.name, history=history, min_length=min_length, users=users, seed=seed, train_seen=train_seen))
 
 def _prefixes(inter, stop, history, seen=False):
     "A row for every item but the first among each user's first `stop` items."
@@ -547,7 +567,7 @@ def hold_out_users(
     return Split(dataset.catalogue, _prefixes(inter, stop, history, train_seen), rows_at(inter, last[valids], history), rows_at(inter, last[tests], history),
                  _distinct(*_spans(inter.items, inter.offsets[:-1], stop)),
                  f'{dataset.name}, held-out users ({train:,} train, {valid:,} valid, {test:,} test of {len(inter):,}, seed {seed}), history {history}',
-                 inter.user_ids, tuple(notes))
+                 inter.user_ids, tuple(notes), dict(scheme='hold_out_users', data=dataset.name, train=train, valid=valid, test=test, history=history, seed=seed, train_seen=train_seen))
 
 # %% ../nbs/00_data.ipynb #6243551d
 def check_split(
