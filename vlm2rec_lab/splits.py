@@ -492,7 +492,7 @@ def describe_split(
     if dataset is not None:
         place = _places(split, dataset, 'test')[0]
         out |= dict(repeats=share(repeated(dataset.interactions)[place]), tied=None if dataset.interactions.times is None else share(tied(dataset.interactions)[place]))
-        if dataset.interactions.timed: leak = time_leak(split, dataset); out |= dict(leak=leak.rows, later=leak.later)
+        if dataset.interactions.timed and len(split.train) and len(split.test): leak = time_leak(split, dataset); out |= dict(leak=leak.rows, later=leak.later)
     return out | dict(ranked='all items' if split.test.negatives is None else f'{split.test.negatives.shape[1]} negatives', fingerprint=split.fingerprint[:12])
 
 def compare_splits(
