@@ -94,13 +94,13 @@ def sequences_before(data, early, kw): return [[x for x in mine if x[2] < early]
 
 
 @many
-@given(events, st.floats(.05, .6), st.floats(.05, .6))
-def test_shares_keep_equal_times_together(rows, valid, test):
+@given(events, st.floats(.05, .6), st.floats(.05, .6), st.sampled_from(REPEATS))
+def test_shares_keep_equal_times_together(rows, valid, test, repeats):
     data = dataset(rows)
     assume(data.interactions.timed)
-    try: split = temporal_split(data, valid, test, ask='every')
+    try: split = temporal_split(data, valid, test, ask='every', repeats=repeats)
     except DataError: return
-    times = np.sort(data.interactions.times)
+    times = np.sort(data.interactions.times[~repeated(data.interactions)] if repeats == 'first_only' else data.interactions.times)
     early, late = split.about['moments']
     assert late == times[len(times) - round(test * len(times))] and {early, late} <= {*times}
     before = times[times < late]
