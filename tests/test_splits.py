@@ -289,7 +289,7 @@ def test_no_interactions():
 
 def test_a_loss_is_said_aloud():
     data = dataset([(0, 0, 0), (0, 1, 1), (0, 2, 8), (1, 3, 8), (1, 4, 9)])
-    with pytest.warns(DataWarning, match="1 interactions after the cut are their user's first") as said: split = temporal_split(data, None, 105)
+    with pytest.warns(DataWarning, match="no row asks for 1 of the interactions after the cut, for they are their user's first") as said: split = temporal_split(data, None, 105)
     assert said[0].filename == __file__ and any('their user' in n for n in split.notes)
 
 

@@ -139,7 +139,7 @@ def _hash(ids, seed=0): # str [n], whole number -> uint64 [n], the same on every
 def tied(
     interactions, # Interactions
 ): # -> bool [n]
-    "Which interactions share their time with another one of the same user? None where there are no times."
+    "Which interactions share their time with another one of the same user? Without times none do."
     same, out = np.zeros(len(interactions.items), bool), np.zeros(len(interactions.items), bool)
     if interactions.times is None or not len(same): return out
     same[1:] = (np.diff(interactions.times) == 0) & (np.diff(_owner(interactions)) == 0)
@@ -255,7 +255,7 @@ def _by_time(dataset, early, late, said, about, history, ask, new_users, new_ite
            'of new users not asked': (size[who] == 0) & (new_users == 'drop'), 'of new items not asked for': ~warm[inter.items] & (new_items == 'drop')}
     (valid, a), (test, b) = (_pick(inter, (t >= low) & (t < high) & ~removed, ask, bad) for low, high in ((early, late), (late, np.inf)))
     left = {'repeats removed': int(removed.sum())} | {r: a[r] + b[r] for r in a}
-    if left[bare := 'with nothing before them to look back on']: _warn(notes, f"{dataset.name}: {left[bare]:,} interactions after the cut are their user's first: no row asks for them")
+    if left[bare := 'with nothing before them to look back on']: _warn(notes, f"{dataset.name}: no row asks for {left[bare]:,} of the interactions after the cut, for they are their user's first")
     if early < late and not valid.any(): _warn(notes, f'{dataset.name}: no validation row, {said}')
     for part, m in (('validation', valid), ('test', test)):
         if m.any(): notes.append(f'{part}: {int(m.sum()):,} rows, {int((size[who[m]] == 0).sum()):,} of new users, {int((~warm[inter.items[m]]).sum()):,} for new items, {int(again[m].sum()):,} for what the user had before')
@@ -441,7 +441,7 @@ def save(self:Split,
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}-'); os.close(handle)
     try:
-        save_file({n: small(a) for n, a in _arrays(self, places=True).items()}, temporary, {'vlm2rec_lab.split': json.dumps(said)})
+        save_file({n: small(a) for n, a in _arrays(self, places=True).items()}, temporary, {'vlm2rec_lab.split': json.dumps(said, default=_plain)})
         os.chmod(temporary, 0o644); os.replace(temporary, path)
     except BaseException:
         if os.path.exists(temporary): os.unlink(temporary)
@@ -463,7 +463,7 @@ def read_split(
     if form != FORMAT: raise DataError(f'{path.name} has format {form!r}, this version reads {FORMAT}: make the split again, or read it with the version that wrote it')
     dataset = within if isinstance(within, Dataset) else None
     catalogue = within if dataset is None else dataset.catalogue
-    for what, x, y in (('item', items, catalogue.ids), ('user', users, users if dataset is None else dataset.interactions.user_ids)):
+    for what, x, y in (('item', items, catalogue.ids), ('user', users, dataset.interactions.user_ids if dataset is not None and users else users)):
         if x != tuple(y): raise DataError(f"{path.name} is about another {'catalogue' if what == 'item' else 'dataset'}: {_other_ids(x, y, what, 'the file', 'yours')}; read it with the data that it was made from")
     split = _unpack(arrays, said, catalogue, users, path.name)
     if dataset is not None and all(getattr(split, p).places is not None for p in PARTS): _places(split, dataset, *PARTS)
