@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAD', 'TEXT_COLUMNS', 'MAX_PIXELS', 'DataError', 'DataWarning', 'known', 'write_bytes', 'gather', 'Ragged',
-           'open_image', 'to_rgb', 'image_trouble', 'Catalogue', 'thumbnail', 'Interactions', 'as_ids', 'as_times',
-           'Dataset', 'Rows', 'rows_at', 'Split', 'leave_one_out', 'hold_out_users', 'check_split', 'is_member',
-           'keep_modalities', 'drop_content', 'warm_items', 'read_table', 'compose_text', 'modality_columns', 'inside',
-           'read_images', 'load_folder']
+           'LazyImage', 'open_image', 'to_rgb', 'image_trouble', 'Catalogue', 'thumbnail', 'Interactions', 'as_ids',
+           'as_times', 'Dataset', 'Rows', 'rows_at', 'Split', 'leave_one_out', 'hold_out_users', 'check_split',
+           'is_member', 'keep_modalities', 'drop_content', 'warm_items', 'read_table', 'compose_text',
+           'modality_columns', 'inside', 'read_images', 'load_folder']
 
 # %% ../nbs/00_data.ipynb #63001e1a
 import base64
@@ -132,25 +132,36 @@ class Ragged(Sequence):
     def __repr__(self): return f'Ragged({len(self):,} lists, {len(self.items):,} items)'
 
 # %% ../nbs/00_data.ipynb #861bb851
+@dataclass(frozen=True)
+class LazyImage:
+    "A picture that is read each time it is asked for, so that a catalogue of archive members or table rows takes no memory."
+    name: str # where it lies, for messages
+    read: object # function of no arguments -> encoded bytes, or anything else that `open_image` takes
+
+    def __repr__(self): return f'LazyImage({self.name})'
+
+# %% ../nbs/00_data.ipynb #3831f129
 def open_image(
-    source, # path, PIL image, or uint8 array [height, width, 3]
+    source, # path, encoded bytes, LazyImage, PIL image, or uint8 array [height, width, 3]
     max_pixels=MAX_PIXELS, # refuse anything larger, before decoding it
-    size=None, # (width, height) about which is enough: JPEG files are then decoded at a reduced scale of at least this size
+    size=None, # (width, height) about which is enough, or a function that makes it of the stored one: JPEG files are then decoded at a reduced scale of at least this size
 ): # -> PIL image, RGB
     "An upright RGB image, transparency on white. Raises OSError or ValueError for a file that cannot be decoded, TypeError for another kind of source."
+    if isinstance(source, LazyImage): return open_image(source.read(), max_pixels, size)
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
             raise ValueError(f'an image array must be uint8 [height, width, 3], this one is {source.dtype} {source.shape}')
         return Image.fromarray(source)
     if isinstance(source, Image.Image): return to_rgb(source)
-    if not isinstance(source, (str, Path)): raise TypeError(f'an image is a path, a PIL image or a uint8 array, not {type(source).__name__}')
+    if isinstance(source, bytes): source = io.BytesIO(source)
+    elif not isinstance(source, (str, Path)): raise TypeError(f'an image is a path, encoded bytes, a LazyImage, a PIL image or a uint8 array, not {type(source).__name__}')
     Image.init()
     formats = [f for f in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF') if f in Image.OPEN]
     try: img = Image.open(source, formats=formats)
     except Image.DecompressionBombError as e: raise ValueError(str(e)) from None
     with img:
         if img.width * img.height > max_pixels: raise ValueError(f'{img.width} x {img.height} pixels, more than {max_pixels:,}')
-        if size and img.format == 'JPEG': img.draft('RGB', size)
+        if size and img.format == 'JPEG': img.draft('RGB', size(img.size) if callable(size) else size)
         return to_rgb(img)
 
 # %% ../nbs/00_data.ipynb #b8db8b70
@@ -187,7 +198,7 @@ def image_trouble(
 class Catalogue:
     "Items and their content per modality. Raises `DataError` for duplicate ids, columns of another length, a wrong kind or an empty text."
     ids: tuple # str [items], each once
-    content: dict # modality -> [items] of str | image (path, PIL image or uint8 array) | None where missing
+    content: dict # modality -> [items] of str | image (path, encoded bytes, LazyImage, PIL image or uint8 array) | None where missing
     kinds: dict # modality -> 'text' | 'image'
     table: pd.DataFrame = None # [items] further columns: titles, attributes
 
@@ -204,10 +215,10 @@ class Catalogue:
             known(self.kinds[m], ('text', 'image'), 'kind of modality')
             if m == 'fused': raise DataError("'fused' is the name of the fusion: call the modality something else")
             if len(values) != len(self): raise DataError(f"modality '{m}' has {len(values)} entries for {len(self)} items")
-            right = str if self.kinds[m] == 'text' else (str, Path, Image.Image, np.ndarray)
+            right = str if self.kinds[m] == 'text' else (str, Path, bytes, LazyImage, Image.Image, np.ndarray)
             for i, v in enumerate(values):
                 if not (v is None or isinstance(v, right) and (not isinstance(v, str) or v.strip())):
-                    raise DataError(f"item {i} ('{self.ids[i]}') has the {self.kinds[m]} {v!r} as '{m}': use None where it is missing")
+                    raise DataError(f"item {i} ('{self.ids[i]}') has the {self.kinds[m]} {v!r:.80} as '{m}': use None where it is missing")
 
     def __len__(self): return len(self.ids)
     @property
