@@ -23,7 +23,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
@@ -212,9 +212,19 @@ def _in_table(path, item, image, max_bytes, notes):
     if twice: _warn(notes, f'{path.name}: {_n(len(twice), "row")} without a name of its own left out, the first of each counts: row {_few(twice)}')
     return files, item not in kinds
 
+def _joined(parts, notes):
+    "Several sources as one."
+    if not parts or len({p.paths for p in parts}) > 1: raise DataError('a list of sources must have at least one, all by path or all by id')
+    files, reasons = {}, {}
+    for p in reversed(parts): files |= p.files; reasons |= p.reasons
+    twice = sum(map(len, parts)) - len(files)
+    where = parts[0].where if len(parts) == 1 else f'{parts[0].where} and {len(parts) - 1} more'
+    if twice: _warn(notes, f'{where}: {_n(twice, "name")} in more than one source, the first counts')
+    return ImageSource(where, files, parts[0].paths, reasons)
+
 # %% ../nbs/00c_images.ipynb #1d992441
 def find_images(
-    source, # folder | .zip | .parquet | Manifest of `fetch_images` | {id: anything that `open_image` takes}
+    source, # folder | .zip | .parquet | Manifest of `fetch_images` | {id: anything that `open_image` takes} | a list of such, where the first of a name counts
     item='item_id', # column of ids in a Parquet file
     image=None, # column of pictures in a Parquet file; None for the only one
     max_bytes=MAX_BYTES, # larger ones are not read
@@ -223,6 +233,7 @@ def find_images(
     "Every file of a source by name, without opening any. Raises `DataError` for a source that is not there or of another kind."
     notes = [] if notes is None else notes
     if isinstance(source, ImageSource): return source
+    if isinstance(source, (list, tuple)): return _joined([find_images(s, item, image, max_bytes, notes) for s in source], notes)
     if isinstance(source, Manifest):
         root, ok = source.folder.resolve(), source.rows[source.rows.status == 'ok']
         files = {u: inside(root, f) for u, f in zip(ok.source, ok.get('file', ())) if isinstance(f, str)}
@@ -316,8 +327,8 @@ def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffin
 
 def _called(source): return source.name if isinstance(source, (LazyImage, Path)) else Path(source).name if isinstance(source, str) else type(source).__name__
 
-def _parallel(work, things, workers, ordered=True):
-    "Results of `work` on each thing, in their order or as they come, with few under way at a time."
+def _parallel(work, things, workers, ordered=True, stop=None):
+    "Results of `work` on each thing, in their order or as they come, with few under way at a time; sets the event `stop` in the end."
     with ThreadPoolExecutor(workers) as pool:
         flying = deque()
         try:
@@ -328,6 +339,7 @@ def _parallel(work, things, workers, ordered=True):
                 yield flying.popleft().result()
             while flying: yield flying.popleft().result()
         finally:
+            if stop is not None: stop.set()
             for f in flying: f.cancel()
 
 def read_encoded(
@@ -386,12 +398,20 @@ def sole_writer(
     mine.write_text(me)
     try:
         for _ in range(20):
-            try: os.link(mine, path); break
+            try: _claim(mine, path); break
             except FileExistsError: _take_over(path, mine.with_name(mine.name + '-old'))
         else: raise DataError(f"'{folder.name}' changes its writer all the time: try again")
     finally: mine.unlink()
     try: yield
     finally: path.unlink(missing_ok=True)
+
+# %% ../nbs/00c_images.ipynb #a2a87d2f
+def _claim(mine, path):
+    "Put the lock where it belongs, whole. Raises FileExistsError if there is one."
+    try: os.link(mine, path)
+    except FileExistsError: raise
+    except OSError:                                      # a file system without hard links
+        with open(path, 'x') as f: f.write(mine.read_text())
 
 def _take_over(path, aside):
     "Remove the lock of a process that is gone. Raises `DataError` if it lives, or if another machine would have to be asked."
@@ -433,6 +453,7 @@ class PixelCache:
         if key in self.rows: return
         if self._file is None:
             self._writer = sole_writer(self.folder); self._writer.__enter__()
+            for left in self.folder.glob('.index.npy-*'): left.unlink()                  # of a killed writer
             self._load(); self._file = open(self.folder / 'pixels.bin', 'ab'); self._file.truncate(self.end)
             if key in self.rows: return
         self._file.write(np.ascontiguousarray(picture).data)
@@ -501,7 +522,7 @@ def decode_images(
     images = [m for m in c.content if c.kinds[m] == 'image']
     wanted = images if modality is None else [known(modality, images, 'image modality')]
     settings = dict(format=1, max_pixels=int(max_pixels), min_pixels=int(min_pixels), multiple=int(multiple), exact=bool(exact))
-    place = Path(cache) / f"{max_pixels}-{min_pixels}-{multiple}-{'exact' if exact else 'draft'}"
+    place = Path(cache) / f"{int(max_pixels)}-{int(min_pixels)}-{int(multiple)}-{'exact' if exact else 'draft'}"
     if not (place / 'settings.json').is_file(): write_bytes(place / 'settings.json', json.dumps(settings).encode())
     store, content, rows = PixelCache(place, checkpoint), dict(c.content), []
     try: keys = {m: _decode_all(c, m, store, _decoder(store, settings, limit, max_bytes), workers or _cores(), progress, rows) for m in wanted}
@@ -514,9 +535,8 @@ def decode_images(
 def _decode_all(c, modality, store, work, workers, progress, rows):
     "Keys [items] of one modality's pictures, None where there is none; adds a row of the manifest for each picture."
     keys, at = [None] * len(c), [i for i, v in enumerate(c.content[modality]) if v is not None]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), closing(_parallel(work, (c.content[modality][i] for i in at), workers)) as results:
         warnings.simplefilter('ignore')                  # the decoder's own remarks; what fails is counted
-        results = _parallel(work, (c.content[modality][i] for i in at), workers)
         for i, got in zip(at, tqdm(results, total=len(at), desc=f'decode {modality}', disable=not progress, delay=1, leave=False)):
             row = dict(source=_called(c.content[modality][i]), item=str(c.ids[i]), modality=modality)
             if isinstance(got, ImageFault): rows.append(row | dict(status='failed', reason=got.reason, detail=got.detail)); continue
@@ -625,7 +645,10 @@ class _Reader(io.RawIOBase):
     "Reads from a line until its deadline."
     def __init__(self, line): self.line = line; line.readers += 1
     def readable(self): return True
-    def readinto(self, room): self.line.wind(); return self.line.sock.recv_into(room)
+    def readinto(self, room):
+        self.line.wind()
+        try: return self.line.sock.recv_into(room)
+        except TimeoutError: self.line.wind(); raise
     def close(self):
         if not self.closed: super().close(); self.line.readers -= 1; self.line.leave()
 
@@ -689,6 +712,9 @@ def _body(response, max_bytes):
     if announced is not None and total < announced: raise ImageFault('cut short', f'{total:,} of {announced:,} bytes', again=True)
     return b''.join(parts)
 
+def _hang_up(held):
+    while held: held.popitem()[1].close()
+
 def _attempt(url, ways, held):
     "Bytes behind a link. Raises ImageFault, OSError, HTTPException."
     seen = []
@@ -702,7 +728,9 @@ def _attempt(url, ways, held):
             if response.status in (301, 302, 303, 307, 308) and response.getheader('Location'): url = urljoin(url, response.getheader('Location')); continue
             if response.status != 200: raise ImageFault(f'HTTP {response.status}', str(response.reason)[:60], response.status in LATER, _retry_after(response.getheader('Retry-After')))
             data = _body(response, ways.max_bytes)
-            if not response.will_close: held.clear() if len(held) > 8 else None; held[parts[:3]] = connection; connection = None
+            if not response.will_close:
+                if len(held) > 8: _hang_up(held)
+                held[parts[:3]], connection = connection, None
             return data
         finally:
             if connection is not None: response.close(); connection.close()
@@ -790,38 +818,45 @@ def fetch_images(
     progress=True, # show a bar where it takes long
 ): # -> Manifest
     "Fetch pictures into a folder; call it again to go on. What fails is in the manifest, with a counted warning. Raises `DataError` where no host is named, or while another process fetches into the folder."
-    links = [first_link(v) for v in (_apart(urls)[0].table[known(column, list(_apart(urls)[0].table.columns), 'column', ' in the table of items')] if hasattr(urls, 'catalogue') or isinstance(urls, Catalogue) else [urls] if isinstance(urls, str) else urls)]
-    links = list(dict.fromkeys(u for u in links if u))
-    if not hosts: raise DataError(f"name the hosts that may be asked; the links have {_few(dict.fromkeys(h for h, _ in Counter(u.split('/')[2] for u in links if u.count('/') > 1).most_common()), 8) or 'none'}: hosts=['...', '*.example.com']")
-    ways, folder, lock, kept, stop, local = _Ways(host_rules(hosts), host_rules(private, wild=False), resolve, timeout, patience, max_bytes, redirects), Path(folder).resolve(), threading.Lock(), [0], threading.Event(), threading.local()
+    links = _links(urls, column)
+    if not hosts: raise DataError(f"name the hosts that may be asked; the links have {_few(Counter(_shown(u).split('/')[2] for u in links if u.count('/') > 1), 8) or 'none'}: hosts=['...', '*.example.com']")
+    ways, folder, lock, kept, stop, local, lines = _Ways(host_rules(hosts), host_rules(private, wild=False), resolve, timeout, patience, max_bytes, redirects), Path(folder).resolve(), threading.Lock(), [0], threading.Event(), threading.local(), []
     def room(n):
         with lock:
             fits = max_total is None or kept[0] + n <= max_total and (n or kept[0] < max_total)
             if fits: kept[0] += n
         return fits
     def get(url):
-        if not hasattr(local, 'held'): local.held = {}
+        if not hasattr(local, 'held'): local.held = {}; lines.append(local.held)
         return _persist(url, ways, local.held, retries, backoff, longest, stop)
     with sole_writer(folder):
-        rows = _fetch_all(links, folder, lambda old: _fetcher(folder, old, get, max_pixels, room, again), workers, stop, progress)
+        for left in folder.glob('files/*/.*'): left.unlink()                             # of a killed run
+        try: rows = _fetch_all(links, folder, lambda old: _fetcher(folder, old, get, max_pixels, room, again), workers, stop, progress)
+        finally:
+            for held in lines: _hang_up(held)
     out = Manifest(pd.DataFrame(rows, columns=['source', 'status', 'reason', 'detail', 'file', 'bytes', 'sha256']).astype({'bytes': 'Int64'}), folder, folder.name)
     bad = out.failed
     if len(bad): _warn([], f"{_n(len(bad), 'picture')} of {len(out):,} not fetched ({', '.join(f'{n:,} {k}' for k, n in bad.reason.value_counts().items())}): {_few(bad.source)}; the manifest says why")
     return out
 
 # %% ../nbs/00c_images.ipynb #a09478fc
+def _links(urls, column):
+    "Each link once, of a list or of a table's column."
+    if hasattr(urls, 'catalogue') or isinstance(urls, Catalogue):
+        table = _apart(urls)[0].table
+        urls = table[known(column, list(table.columns), 'column', ' in the table of items')]
+    return [u for u in dict.fromkeys(first_link(v) for v in ([urls] if isinstance(urls, str) else urls)) if u]
+
 def _fetch_all(links, folder, fetcher, workers, stop, progress):
     "Rows for the links, in their order; each is appended to the manifest as it comes, and in the end there is one line per link."
     path = folder / MANIFEST
     before, whole = _read_lines(path)
     old = {r['source']: r for r in before}
-    with open(path, 'ab') as f, warnings.catch_warnings():
+    with open(path, 'ab') as f, warnings.catch_warnings(), closing(_parallel(fetcher(old), links, workers, False, stop)) as rows:
         warnings.simplefilter('ignore')                  # the decoder's own remarks; what fails is counted
         f.truncate(whole)                                # half a line of a killed run
-        try:
-            for row in tqdm(_parallel(fetcher(old), links, workers, ordered=False), total=len(links), desc='fetch', disable=not progress, delay=1, leave=False):
-                if old.get(row['source']) is not row: f.write(_line(row)); f.flush()
-                old[row['source']] = row
-        finally: stop.set()
+        for row in tqdm(rows, total=len(links), desc='fetch', disable=not progress, delay=1, leave=False):
+            if old.get(row['source']) is not row: f.write(_line(row)); f.flush()
+            old[row['source']] = row
     write_bytes(path, b''.join(map(_line, old.values())))
     return [old[_shown(u)] for u in links]
