@@ -215,6 +215,7 @@ def test_members_of_an_archive(tmp_path):
     with only_ours() as heard: out = decode_images(found, tmp_path / 'cache', progress=False)
     rows = read_manifest(tmp_path / 'cache').rows.set_index('item')
     assert rows.reason.to_dict() == {'fine': '', 'below': '', 'hurt': 'broken', 'locked': 'encrypted', 'bomb': 'too large', 'liar': rows.reason['liar'], 'odd': 'broken'} and rows.reason['liar'] in ('broken', 'not an image')
+    assert rows.detail['bomb'].startswith('30,000,000 bytes')                           # as announced: it was not read
     assert rows.source['hurt'] == 'shop.zip/hurt.png' and np.array_equal(out.content['image'][0], out.content['image'][1])
     assert sorted(p.name for p in tmp_path.iterdir()) == ['cache', 'shop.zip']
 
@@ -388,6 +389,14 @@ def test_only_one_thread_writes(tmp_path):
     for t in threads: t.start()
     for t in threads: t.join()
     assert max(most) == 1 and won and len(won) + len(lost) == 80 and not list(tmp_path.iterdir())
+
+
+def test_what_is_in_the_cache_is_not_decoded(tmp_path, monkeypatch):
+    files = many(tmp_path / 'shop', 5, (90, 70))
+    want, _, _ = decode(files, tmp_path / 'cache')
+    monkeypatch.setattr(images, 'open_image', lambda *a: 1 / 0)
+    got, _, heard = decode(files, tmp_path / 'cache')
+    assert not heard and all(np.array_equal(got[k], want[k]) for k in want)
 
 
 def test_a_changed_picture_is_decoded_anew_and_twins_are_stored_once(tmp_path):
@@ -630,6 +639,10 @@ def test_a_run_is_resumed(tmp_path, web):
     assert sorted(p for p, _, _ in web.asked[n:]) == ['/gone', '/modest', '/page']
     rows = [json.loads(x) for x in (tmp_path / MANIFEST).read_text().splitlines()]
     assert len(rows) == 7
+    with open(tmp_path / MANIFEST, 'ab') as f: f.write(b'{"source": "http://half a li')
+    def fail_at(n): return lambda old: lambda u: dict(source=u, status='failed', reason='test', detail='') if u != n else 1 / 0
+    with pytest.raises(ZeroDivisionError): images._fetch_all(['http://1', 'http://2'], tmp_path, fail_at('http://2'), 1, threading.Event(), False)
+    with only_ours() as heard: assert len(read_manifest(tmp_path)) == 8 and not heard     # stopped twice, and no line is spoilt
     evil = [dict(rows[0], file='../../../etc/passwd'), dict(rows[0], source='http://x/', file='/etc/passwd'), dict(rows[0], source='http://y/', file=7)]       # a manifest from elsewhere leads nowhere
     (tmp_path / MANIFEST).write_text(''.join(json.dumps(r) + '\n' for r in evil))
     assert not find_images(read_manifest(tmp_path)).files

@@ -115,8 +115,8 @@ def read_manifest(
     "What the last run there wrote. Raises `DataError` if there is none."
     path = Path(folder) / MANIFEST
     if not path.is_file(): raise DataError(f"the folder '{Path(folder).name}' has no {MANIFEST}: it is written by fetch_images and decode_images")
-    rows = pd.DataFrame(_read_lines(path)[0], columns=None) if path.stat().st_size else pd.DataFrame()
-    if not len(rows): rows = pd.DataFrame(columns=['source', 'status', 'reason', 'detail'])
+    found = _read_lines(path)[0]
+    rows = pd.DataFrame(found) if found else pd.DataFrame(columns=['source', 'status', 'reason', 'detail'])
     if 'item' not in rows: rows = rows.drop_duplicates('source', keep='last')
     return Manifest(rows.reset_index(drop=True), Path(folder), Path(folder).resolve().name)
 
