@@ -453,7 +453,7 @@ class Web(BaseHTTPRequestHandler):
     def gone(self, times): self.send(b'no such thing', 404)
     def flaky(self, n, times): self.send(b'', 500) if times <= int(n) else self.send()
     def busy(self, seconds, times): self.send(b'', 429, Retry_After=seconds) if times < 2 else self.send()
-    def asleep(self, times): time.sleep(2.8); self.send()
+    def asleep(self, times): time.sleep(4); self.send()
     def page(self, times): self.send(b'<html>sold out</html>')
     def empty(self, times): self.send(b'')
     def packed(self, times): self.send(GOOD, Content_Encoding='gzip')
@@ -508,7 +508,7 @@ def web():
 
 def fetch(web, paths, folder, **how):
     "(rows by path, warnings)"
-    how = dict(hosts=[web.here], private=[web.here], retries=1, backoff=.01, timeout=2, patience=10, progress=False, max_bytes=200_000) | how
+    how = dict(hosts=[web.here], private=[web.here], retries=1, backoff=.01, timeout=3, patience=15, progress=False, max_bytes=200_000) | how
     with only_ours() as heard: m = fetch_images([p if '://' in p else f'http://{web.here}/{p}' for p in paths], folder, **how)
     return {p: r for p, r in zip(paths, m.rows.to_dict('records'))}, [str(w.message) for w in heard]
 
@@ -521,12 +521,13 @@ WAYS = {   # path: (reason, words of the detail, how often it is asked for)
 }
 
 def test_what_servers_do(tmp_path, web):
-    rows, heard = fetch(web, list(WAYS), tmp_path, workers=len(WAYS), patience=3)
+    rows, heard = fetch(web, list(WAYS), tmp_path, workers=len(WAYS), patience=4.5)
     for path, (reason, words, times) in WAYS.items():
         row = rows[path]
         assert row['reason'] == reason and row['status'] == ('failed' if reason else 'ok') and words in row['detail'], (path, row)
         asked = [p for p, _, _ in web.asked if p == '/' + path.replace(' ', '%20')]
-        assert len(asked) == times + (path in ('ok/5.jpg', 'hops/4')), (path, len(asked))      # the hops lead there
+        more = {1} if path in ('ok/5.jpg', 'hops/4') else {0, 1} if path in ('hang-up', 'noise') else {0}     # the hops lead there; a kept connection that closes is not held against the server
+        assert len(asked) - times in more, (path, len(asked))
         if not reason: assert open_image(tmp_path / row['file']).size == (96, 72) and (tmp_path / row['file']).stat().st_size == row['bytes']
     assert web.poured < 60_000_000 and f'{sum(bool(w[0]) for w in WAYS.values())} pictures of {len(WAYS)} not fetched' in heard[0]
     assert {h for _, h, _ in web.asked} == {web.here} and not list(tmp_path.glob('**/.*')) and sorted(p.name for p in tmp_path.iterdir()) == ['files', MANIFEST]
@@ -673,6 +674,22 @@ def test_a_killed_fetch_is_resumed(tmp_path, web):
     assert not heard and all(r['status'] == 'ok' for r in rows.values())
     assert sorted(p for p, _, _ in web.asked[n:]) == sorted(f'/ok/{i}.jpg' for i in range(80) if f'http://{web.here}/ok/{i}.jpg' not in there)
     assert (tmp_path / MANIFEST).read_bytes().count(b'\n') == 80 and sorted(p.name for p in tmp_path.iterdir()) == ['files', MANIFEST]
+
+
+@pytest.mark.processes
+def test_an_interrupted_fetch_ends_soon(tmp_path, web):
+    "Ctrl-C: what is there stays listed, the lock goes, and nobody waits for the other seventy."
+    class Calm(Web):
+        def ok(self, n='5', times=0): time.sleep(.3); super().ok(n, times)
+    web.RequestHandlerClass = Calm
+    child = start(FETCHER, web.here, tmp_path)
+    try:
+        until = time.time() + 60
+        while time.time() < until and child.poll() is None and not ((tmp_path / MANIFEST).exists() and b'\n' in (tmp_path / MANIFEST).read_bytes()): time.sleep(.01)
+        child.send_signal(signal.SIGINT)
+        said = child.communicate(timeout=30)[1]
+    finally: child.kill(); child.communicate()
+    assert b'KeyboardInterrupt' in said and not (tmp_path / LOCK).exists() and 1 <= read_manifest(tmp_path).counts()['ok'] < 40
 
 
 def test_two_fetches_do_not_mix(tmp_path, web):
