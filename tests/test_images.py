@@ -376,7 +376,8 @@ def test_one_writer_many_readers(tmp_path):
     assert decode(files | {'new': encode(photo(99))}, tmp_path / 'cache')[0]['new'] is not None                            # and from a killed one it is taken over
 
 
-def test_only_one_thread_writes(tmp_path):
+@pytest.mark.parametrize('turn', range(8))
+def test_only_one_thread_writes(tmp_path, turn):
     "Of many who want to write, one at a time does, also where a killed writer left its file."
     (tmp_path / LOCK).write_text(f'{socket.gethostname()} 999999999 1')
     inside, most, won, lost = [], [], [], []

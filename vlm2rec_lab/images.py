@@ -399,7 +399,7 @@ def sole_writer(
     try:
         for _ in range(20):
             try: _claim(mine, path); break
-            except FileExistsError: _take_over(path, mine.with_name(mine.name + '-old'))
+            except FileExistsError: _take_over(path)
         else: raise DataError(f"'{folder.name}' changes its writer all the time: try again")
     finally: mine.unlink()
     try: yield
@@ -411,19 +411,30 @@ def _claim(mine, path):
     try: os.link(mine, path)
     except FileExistsError: raise
     except OSError:                                      # a file system without hard links
-        with open(path, 'x') as f: f.write(mine.read_text())
+        with _turn(path.parent), open(path, 'x') as f: f.write(mine.read_text())
 
-def _take_over(path, aside):
+@contextmanager
+def _turn(folder):
+    "One at a time, by a lock of the system on the folder, which a killed process gives back."
+    place = None
+    try:
+        try:
+            import fcntl
+            place = os.open(folder, os.O_RDONLY); fcntl.flock(place, fcntl.LOCK_EX)
+        except (ImportError, OSError): pass              # not everywhere
+        yield
+    finally:
+        if place is not None: os.close(place)
+
+def _take_over(path):
     "Remove the lock of a process that is gone. Raises `DataError` if it lives, or if another machine would have to be asked."
-    try: text = path.read_text()
-    except FileNotFoundError: return
-    host, pid, start = (text.split() + ['', '', ''])[:3]
-    if host and host != socket.gethostname(): raise DataError(f"'{path.parent.name}' is written from the machine '{host}' (process {pid}): wait for it, or delete {LOCK} there if it is gone")
-    if pid.isdigit() and _process(int(pid)) in (start, 'alive') and start: raise DataError(f"'{path.parent.name}' is being written by process {pid}: wait until it is done")
-    try: os.rename(path, aside)                          # only one of several who come to this point can
-    except FileNotFoundError: return
-    if aside.read_text() != text and not path.exists(): os.link(aside, path)             # somebody else had taken over in between
-    aside.unlink()
+    with _turn(path.parent):                             # between looking and removing nobody else may do the same
+        try: text = path.read_text()
+        except FileNotFoundError: return
+        host, pid, start = (text.split() + ['', '', ''])[:3]
+        if host and host != socket.gethostname(): raise DataError(f"'{path.parent.name}' is written from the machine '{host}' (process {pid}): wait for it, or delete {LOCK} there if it is gone")
+        if pid.isdigit() and start and _process(int(pid)) in (start, 'alive'): raise DataError(f"'{path.parent.name}' is being written by process {pid}: wait until it is done")
+        path.unlink(missing_ok=True)
 
 # %% ../nbs/00c_images.ipynb #e383c447
 RECORD = np.dtype([('key', 'u8', 4), ('offset', '<i8'), ('height', '<i4'), ('width', '<i4')])   # key: sha256
