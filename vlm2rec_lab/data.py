@@ -11,6 +11,7 @@ __all__ = ['PAD', 'TEXT_COLUMNS', 'MAX_PIXELS', 'DataError', 'DataWarning', 'kno
 
 # %% ../nbs/00_data.ipynb #63001e1a
 import base64
+import importlib
 import io
 import os
 import sys
@@ -414,6 +415,12 @@ class Dataset:
     def __repr__(self):
         notes = ''.join(f'\n  note: {n}' for n in self.notes)
         return f'{self.name}\n  {self.catalogue!r}\n  {self.interactions!r}{notes}'
+
+# %% ../nbs/00_data.ipynb #085b1ec0
+@patch
+def profile(self:Dataset, split=None, tokenizer=None, **options): # as of `vlm2rec_lab.profile.profile` -> Profile
+    "What is in the data set and what will spoil an experiment; see `vlm2rec_lab.profile.profile` for arguments and errors."
+    return importlib.import_module('vlm2rec_lab.profile').profile(self, split, tokenizer, **options)
 
 # %% ../nbs/00_data.ipynb #deef1bf9
 @dataclass(frozen=True, eq=False, repr=False)
