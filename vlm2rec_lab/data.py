@@ -252,8 +252,8 @@ def title(self:Catalogue,
 ): # -> str
     "What to call item `i`: its title or name in the table, else the beginning of its first text, else its id."
     found = [self.table[c].iat[i] for c in ('title', 'name') if c in self.table]
-    found += [self.content[m][i] for m in self.content if self.kinds[m] == 'text'] + [self.ids[i]]
-    text = next(str(t) for t in found if t is not None and t == t and str(t).strip())
+    found += [self.content[m][i] for m in self.content if self.kinds[m] == 'text']
+    text = next((str(t) for t in found if t is not None and t == t and str(t).strip()), str(self.ids[i]))
     return text if len(text) <= length else text[:length - 1].rstrip() + '…'
 
 # %% ../nbs/00_data.ipynb #6cebab10
