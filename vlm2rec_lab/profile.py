@@ -41,6 +41,8 @@ def spread(
         edges = np.unique(np.round(edges)) if log or high - low >= bins else np.arange(low, high + 1)
         edges = np.append(edges[:-1] if len(edges) > 1 and (log or high - low >= bins) else edges, high + 1)
     elif high <= low: edges = np.array([low, low + 1])
+    edges = np.unique(edges)
+    if len(edges) < 2: edges = np.array([low, np.nextafter(high, np.inf)])   # numbers too large to add one to
     counts = np.histogram(v, edges)[0]
     return dict(n=len(v), mean=float(v.mean()), **dict(zip(('min', 'q5', 'q25', 'median', 'q75', 'q95', 'max'), map(float, q))),
                 histogram=dict(edges=edges.tolist(), counts=counts.tolist(), log=log, whole=whole))
@@ -241,7 +243,7 @@ def look(
 # %% ../nbs/00e_profile.ipynb #f8baf774
 def fingerprints(
     tiny, # uint8 [n, 8, 9, 3]
-    least=2, # a step in brightness of more than this counts; smaller ones are noise
+    least=4, # a step in brightness of more than this counts; smaller ones are noise
 ): # -> uint64 [n]
     "64 bits per picture: where brightness rises from left to right. Neighbouring bits go to different bands of 16."
     grey = np.asarray(tiny, np.float32) @ np.float32([.299, .587, .114])
@@ -250,8 +252,8 @@ def fingerprints(
 
 def near_groups(
     tiny, # uint8 [n, 8, 9, 3]
-    bits=3, # of the fingerprint may differ; at most 3 are found for certain
-    colour=8, # mean difference of the tiny pixels, 0 to 255
+    bits=7, # of the fingerprint may differ; up to 3 are found for certain
+    colour=5, # mean difference of the tiny pixels, 0 to 255
     reach=32, # pictures to compare with in each sorted order
 ): # -> list of int arrays, largest first
     "Groups of pictures that are nearly the same."
