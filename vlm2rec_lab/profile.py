@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SEVERITY', 'LIMITS', 'STYLE', 'spread', 'groups_of', 'log_figures', 'time_unit', 'time_figures', 'id_ranks',
            'rank_correlation', 'order_figures', 'count_tokens', 'text_figures', 'Look', 'look', 'fingerprints',
-           'near_groups', 'image_figures', 'content_figures', 'time_leak', 'split_figures', 'Finding', 'time_findings',
-           'log_findings', 'content_findings', 'split_findings', 'find', 'thumbnails', 'sample_users', 'profile_lines',
-           'verdict', 'profile_text', 'profile_markdown', 'bars_svg', 'curve_svg', 'strip_html', 'findings_html',
-           'charts_html', 'profile_html', 'page_html', 'Profile', 'profile']
+           'near_groups', 'image_figures', 'content_figures', 'twins', 'time_leak', 'split_figures', 'Finding',
+           'time_findings', 'log_findings', 'content_findings', 'split_findings', 'find', 'thumbnails', 'sample_users',
+           'profile_lines', 'verdict', 'profile_text', 'profile_markdown', 'bars_svg', 'curve_svg', 'strip_html',
+           'findings_html', 'charts_html', 'profile_html', 'page_html', 'Profile', 'profile']
 
 # %% ../nbs/00e_profile.ipynb #fe3d2638
 import hashlib
@@ -57,6 +57,7 @@ def _num(x): # number or None -> '1,234' or '12.5'
 
 def _range(s): # from `spread` -> 'median 9 (5 to 20), at most 40'
     "A distribution in words: the median, where nine tenths lie, and the maximum."
+    if s['n'] and s['min'] == s['max']: return f'{_num(s["max"])} each'
     return f'median {_num(s["median"])}, nine tenths {_num(s["q5"])} to {_num(s["q95"])}, at most {_num(s["max"])}' if s['n'] else 'none'
 
 # %% ../nbs/00e_profile.ipynb #9b0703d9
@@ -183,6 +184,7 @@ def count_tokens(
     texts, # list of str
     tokenizer=None, # called as a Hugging Face tokenizer is; a folder that holds one; None counts words
     batch=1000, # texts at a time
+    progress=False, # show a bar where it takes long
 ): # -> (int [n], 'tokens' or 'words')
     "How long texts are. Raises `DataError` for a tokenizer that does not answer with 'input_ids', or a folder without one."
     if tokenizer is None: return np.fromiter((len(t.split()) for t in texts), np.int64, len(texts)), 'words'
@@ -191,7 +193,7 @@ def count_tokens(
         from transformers import AutoTokenizer
         tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False, local_files_only=True)
     out = []
-    for k in range(0, len(texts), batch):
+    for k in tqdm(range(0, len(texts), batch), desc='tokens', disable=not progress, delay=1, leave=False):
         try: out += [len(x) for x in tokenizer(texts[k:k + batch], add_special_tokens=False)['input_ids']]
         except (TypeError, KeyError) as e: raise DataError(f"the tokenizer {type(tokenizer).__name__} does not work as one of Hugging Face: tokenizer(texts, add_special_tokens=False)['input_ids'] ({e})") from e
     if len(out) != len(texts): raise DataError(f'the tokenizer gave {len(out)} lists for {len(texts)} texts')
@@ -204,13 +206,14 @@ def text_figures(
     budget=64, # tokens that the model reads; 64 is `max_text_tokens` of `VLMEmbedder`
     max_texts=100_000, # of more, a random sample is counted in tokens
     seed=0, # of that sample
+    progress=True, # show a bar where it takes long
 ): # -> {'kind', 'present', 'missing', 'same', 'unit', 'length', 'over', 'counted'}
     "Missing, shared and long texts."
     values, ids = catalogue.content[modality], catalogue.ids
     there = np.flatnonzero([v is not None for v in values])
     groups = groups_of(None if v is None else ' '.join(v.split()) for v in values)
     some = there if len(there) <= max_texts else np.sort(np.random.default_rng(seed).permutation(there)[:max_texts])
-    length, unit = count_tokens([values[i] for i in some], tokenizer)
+    length, unit = count_tokens([values[i] for i in some], tokenizer, progress=progress)
     over = some[length > budget]
     return dict(kind='text', present=len(there), missing=len(values) - len(there), same=dict(_sharing(groups, ids, len(there)), said=[' '.join(values[g[0]].split())[:120] for g in groups[:4]]), unit=unit, budget=int(budget),
                 length=spread(length), over=len(over) / len(some) if len(some) else None, over_ids=[str(ids[i]) for i in over[:10]], counted=len(some))
@@ -290,7 +293,7 @@ def image_figures(
     ratio=4, # long side over short side above which it is stretched
     seed=0, # of the sample
     progress=True, # show a bar where it takes long
-): # -> ({'kind', 'present', 'missing', 'looked', 'unreadable', 'same', 'near', 'width', ...}, groups of item numbers to be shown)
+): # -> ({'kind', 'present', 'missing', 'looked', 'unreadable', 'same', 'near', 'width', ...}, groups of item numbers to be shown, int [items] equal where pictures are, -1 where missing)
     "Missing, unreadable, shared, nearly equal, small and stretched pictures."
     values, ids = catalogue.content[modality], catalogue.ids
     there = np.flatnonzero([v is not None for v in values])
@@ -306,10 +309,12 @@ def image_figures(
     long = size.max(1) / np.maximum(size.min(1), 1) if len(size) else np.zeros(0)
     same = [number[g] for g in groups_of(x.digest for _, x in seen)]
     near = [number[g] for g in near_groups(np.stack([x.tiny for _, x in seen]))] if seen else []
+    code = -2 - np.arange(len(values)); code[[v is None for v in values]] = -1        # what was not seen is like nothing else
+    code[number] = pd.factorize(pd.Series([x.digest for _, x in seen], dtype=object))[0]
     small, stretched = number[(size < patch).any(1)], number[long > ratio]
     return dict(kind='image', present=len(there), missing=len(values) - len(there), looked=len(some), readable=len(seen), unreadable=reasons, unreadable_ids=[str(ids[i]) for i in bad[:10]],
         same=_sharing(same, ids, len(seen)), near=_sharing(near, ids, len(seen)), width=spread(size[:, 0]), height=spread(size[:, 1]), ratio=spread(long), patch=patch, most_ratio=ratio,
-        small=len(small), small_ids=[str(ids[i]) for i in small[:10]], stretched=len(stretched), stretched_ids=[str(ids[i]) for i in stretched[:10]]), [g[:8] for g in near[:4]]
+        small=len(small), small_ids=[str(ids[i]) for i in small[:10]], stretched=len(stretched), stretched_ids=[str(ids[i]) for i in stretched[:10]]), [g[:8] for g in near[:4]], code
 
 # %% ../nbs/00e_profile.ipynb #97f6a19c
 def content_figures(
@@ -325,6 +330,17 @@ def content_figures(
     return dict(empty=int(empty.sum()), empty_ids=[str(catalogue.ids[i]) for i in np.flatnonzero(empty)[:10]], empty_interactions=share(empty), modalities=len(gone),
                 missing={str(m): dict(items=int(x.sum()), interactions=share(x), ids=[str(catalogue.ids[i]) for i in np.flatnonzero(x)[:10]]) for m, x in gone.items()},
                 titles=dict(_sharing(titles, catalogue.ids, n), said=[catalogue.title(g[0]) for g in titles[:4]]))
+
+# %% ../nbs/00e_profile.ipynb #5e3f92f9
+def twins(
+    codes, # [modalities] of int [items], equal where contents are, -1 where missing
+    ids, # [items] item ids
+): # -> figures of groups
+    "Items that equal another one in every modality, of two or more."
+    if len(codes) < 2 or not len(ids): return _sharing([], ids, len(ids))
+    table = pd.DataFrame(dict(enumerate(codes)))
+    key = table.groupby(list(table), sort=False).ngroup().to_numpy()
+    return _sharing(groups_of(None if bare else k for k, bare in zip(key, (table == -1).all(axis=1))), ids, len(ids))
 
 # %% ../nbs/00e_profile.ipynb #ae8e582e
 def time_leak(
@@ -372,7 +388,7 @@ LIMITS = { # name -> (limit, what it limits)
     'short': (.2, 'share of users too short to be tested'), 'testable': (200, 'users that can be tested'), 'repeats': (.1, 'share of interactions that repeat an item'),
     'empty': (0, 'items without any content'), 'missing': (.02, 'share of items that lack a modality'), 'unreadable': (0, 'pictures that cannot be decoded'), 'placeholder': (50, 'items with one picture'),
     'near': (.02, 'share of pictures that are nearly the same as another'), 'one_text': (20, 'items with one text'), 'same_text': (.1, 'share of items with the same text as another'), 'cut': (.1, 'share of texts longer than the budget'),
-    'small': (.01, 'share of pictures smaller than a patch'), 'stretched': (.02, 'share of stretched pictures'), 'titles': (.05, 'share of items with one and the same title, of at least 5'),
+    'twins': (.005, 'share of items equal to another in every modality, of two or more'), 'small': (.01, 'share of pictures smaller than a patch'), 'stretched': (.02, 'share of stretched pictures'), 'titles': (.05, 'share of items with one and the same title, of at least 5'),
     'cold': (.2, 'share of test targets in no training row'), 'leak': (.05, 'mean share of training interactions after a test target'), 'not_tested': (.2, 'share of users without a test row, where the split tests all it can'),
 }
 
@@ -444,10 +460,10 @@ def log_findings(
         say('repeats', 'note', f'{_pct(f["repeats"]["share"])} of the interactions repeat an item that the user had before ({f["repeats"]["at_once"]:,} at once).', 'A ranking that leaves out seen items cannot predict them: decide whether repeats are to be predicted, and say so.', dict(f['repeats']))
     for side, word in (('items', 'item'), ('users', 'user')):
         o = f['order'][side]
-        strong = [(abs(r), r, of, fact) for of in ('ids', 'rows') for fact, r in o[of].items() if r is not None and abs(r) >= L['order']]
+        strong = [(abs(r), r, of, fact) for of in (('ids', 'rows') if side == 'items' else ('ids',)) for fact, r in o[of].items() if r is not None and abs(r) >= L['order']]
         if o['n'] >= 50 and strong:
             said = '; '.join(f'{of} with {fact} {r:+.2f}' for _, r, of, fact in strong)
-            say(f'order_{side}', 'caution' if side == 'items' else 'note', f'The order of {word} ids or rows tells {"when they appeared or how much they have" if side == "users" else "when they appeared or how often they are chosen"} (rank correlation: {said}).',
+            say(f'order_{side}', 'caution' if side == 'items' else 'note', f'The order of {word} ids{" or rows" if side == "items" else ""} tells {"when they appeared or how much they have" if side == "users" else "when they appeared or how often they are chosen"} (rank correlation: {said}).',
                 'Shuffle the rows, do not feed ids as numbers, draw negatives at random, and break ties in a ranking at random or at their mean.', {f'{of} ~ {fact}': r for _, r, of, fact in strong})
     return out
 
@@ -468,6 +484,9 @@ def content_findings(
                 dict(items=x['items'], interactions=x['interactions']), tuple(x['ids']), m)
     if c['titles']['largest'] >= max(5, L['titles'] * n):
         say('titles', 'note', f"{c['titles']['largest']:,} items are called '{c['titles']['said'][0]}'; {c['titles']['items']:,} share their title with another.", 'Tables and pictures of results show titles: add a brand or a number to tell items apart.', dict(largest=c['titles']['largest'], items=c['titles']['items']), tuple(c['titles']['examples'][0]))
+    t = f.get('twins') or dict(items=0)
+    if t['items'] and t['items'] >= L['twins'] * n:
+        say('twins', 'caution', f'{t["items"]:,} of {n:,} items ({_pct(t["items"] / n)}) equal another one in every modality, in {_n(t["groups"], "group")}: one product under several ids.', 'Join their ids before splitting: a model cannot tell them apart, and is blamed for it.', dict(items=t['items'], groups=t['groups']), tuple(t['examples'][0]))
     for m, x in f['modalities'].items(): out += (_text_findings if x['kind'] == 'text' else _image_findings)(m, x, L)
     return out
 
@@ -566,9 +585,9 @@ def profile_lines(
            ('interactions', _num(s['interactions']), f'density {_pct(s["density"])} of all pairs of user and item'), ('length of a user', _num(l.get('median')), _range(l)),
            ('repeats', _pct(f['repeats']['share']), 'of the interactions are with an item that the user had before'),
            ('popularity', 'n/a' if p['gini'] is None else f'Gini {p["gini"]:.2f}', ', '.join(f'top {k} %: {_pct(v)}' for k, v in p['top'].items()))]
-    out.append(('time', 'not known', 'only the order of each user is') if not t['known'] else ('time', f'{_num(t["span_days"])} days' if t['span_days'] is not None else 'positions', f'{t["first_date"]} to {t["last_date"]}'
+    out.append(('time', 'unknown', 'only the order of each user is known') if not t['known'] else ('time', f'{_num(t["span_days"])} days' if t['span_days'] is not None else 'positions', f'{t["first_date"]} to {t["last_date"]}'
                + ('' if t['unit'] == 'number' else ' UTC') + f'; {_pct(t["ties"])} of neighbours in a sequence are ties, {t["tied_targets"]:,} of {t["users_with_target"]:,} last items'))
-    out.append(('items without content', _num(c['empty']), f'{_num(c["titles"]["items"])} share their title'))
+    out.append(('items without content', _num(c['empty']), f'{_num(c["titles"]["items"])} share their title, {_num(f["twins"]["items"])} equal another item in everything'))
     for m, x in f['modalities'].items():
         gone = f'{x["missing"]:,} missing, {x["same"]["items"]:,} the same as another'
         if x['kind'] == 'text': out.append((f'{m} (text)', _num(x['present']), f'{gone}; {x["unit"]}: {_range(x["length"])}; {_pct(x["over"])} over {x["budget"]}'))
@@ -726,7 +745,7 @@ def _plain(x):
 class Profile:
     "What is in a data set and what will spoil an experiment. Shows itself as text and HTML."
     name: str # of the data set
-    figures: dict # {'size', 'lengths', 'repeats', 'popularity', 'time', 'order', 'content', 'modalities', 'split'}, plain types
+    figures: dict # {'size', 'lengths', 'repeats', 'popularity', 'time', 'order', 'content', 'modalities', 'twins', 'split'}, plain types
     findings: tuple # of Finding, the serious first
     users: list # sampled users, see `sample_users`
     groups: dict # {modality: [[{'id', 'title'}]]} largest groups of near-duplicates
@@ -771,12 +790,14 @@ def profile(
     "Look at a data set before anything is trained on it. Raises `DataError` for an unknown limit, a tokenizer that is none, or a split of other data."
     c, inter = dataset.catalogue, dataset.interactions
     for k in limits or {}: known(k, LIMITS, 'limit')
-    now = float(pd.Timestamp.now('UTC').timestamp() if now is None else now)
+    now, codes = float(pd.Timestamp.now('UTC').timestamp() if now is None else now), []
     f, shown = dict(log_figures(inter, c.ids), time=time_figures(inter, now), order=order_figures(inter, c.ids), content=content_figures(c, inter), modalities={}, split=None if split is None else split_figures(split, dataset)), {}
     for m in c.content:
-        if c.kinds[m] == 'text': f['modalities'][m] = text_figures(c, m, tokenizer, budget, max_texts, seed)
-        else: f['modalities'][m], shown[m] = image_figures(c, m, max_images, seed=seed, progress=progress)
-    f = _plain(f)
+        if c.kinds[m] == 'text':
+            f['modalities'][m] = text_figures(c, m, tokenizer, budget, max_texts, seed, progress)
+            codes.append(pd.factorize(pd.Series([None if v is None else ' '.join(v.split()) for v in c.content[m]], dtype=object))[0])
+        else: f['modalities'][m], shown[m], code = image_figures(c, m, max_images, seed=seed, progress=progress); codes.append(code)
+    f = _plain(dict(f, twins=twins(codes, c.ids)))
     people, lists = sample_users(dataset, users, last, seed)
     groups = {str(m): [[dict(id=str(c.ids[i]), title=c.title(i)) for i in g] for g in gs] for m, gs in shown.items()}
     looked = [f'{x["looked"]:,} of {x["present"]:,} pictures of {m}' if x['kind'] == 'image' else f'{m} in {x["unit"]}' + (f' (a sample of {x["counted"]:,})' if x['counted'] < x['present'] else '') for m, x in f['modalities'].items()]
