@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,6 +155,25 @@ def test_broken_pictures_are_counted_and_nothing_else_is_lost(tmp_path):
     f = p.figures['modalities']['image']
     assert (f['readable'], sum(f['unreadable'].values()), f['unreadable_ids']) == (2, 6, list('234567')), f['unreadable']
     assert f['unreadable']['not an image'] == 2 and f['unreadable']['no such file'] == 1 and p.finding('unreadable').severity == 'serious' and p._repr_html_().count('no picture') == 6
+
+
+@pytest.mark.slow
+def test_two_million_interactions_take_seconds():
+    "Nothing loops over users or interactions: 200,000 users, 100,000 items."
+    rng, n, users, items = np.random.default_rng(0), 2_000_000, 200_000, 100_000
+    who, when = np.sort(rng.integers(0, users, n)), 1.4e9 + rng.integers(0, 10**8, n).astype(float)
+    inter = Interactions(tuple(f'u{k}' for k in range(users)), np.concatenate([[0], np.cumsum(np.bincount(who, minlength=users))]), np.minimum(rng.zipf(1.3, n) - 1, items - 1), when[np.lexsort((when, who))])
+    ds = Dataset(Catalogue(tuple(f'i{k}' for k in range(items)), {'text': [f'item number {k}' for k in range(items)]}, {'text': 'text'}), inter, 'generated')
+    start = time.time()
+    p = profile(ds, progress=False)
+    alone, start = time.time() - start, time.time()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        split = leave_one_out(ds)
+    with_split, start = time.time() - start, time.time()
+    profile(ds, split, progress=False)
+    print(f'profile of 2,000,000 interactions in {alone:.1f} s, leave_one_out in {with_split:.1f} s, profile with the split in {time.time() - start:.1f} s')
+    assert alone < 60 and p.figures['size']['interactions'] == n
 
 
 # --- the value ------------------------------------------------------------------------------------------------------------------------------
