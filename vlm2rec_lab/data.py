@@ -209,8 +209,7 @@ class Catalogue:
         put('table', (pd.DataFrame(index=range(len(self.ids))) if self.table is None else self.table.reset_index(drop=True)))
         twice = pd.Index(self.ids)[pd.Index(self.ids).duplicated()] if self.ids else ()
         if len(twice): raise DataError(f'{_n(len(twice), "item id")} more than once: {_few(twice)}; keep one of each')
-        if set(self.content) != set(self.kinds) or not self.content:
-            raise DataError(f'content has the modalities {list(self.content)} and kinds {list(self.kinds)}: name the same ones, at least one')
+        if set(self.content) != set(self.kinds): raise DataError(f'content has the modalities {list(self.content)} and kinds {list(self.kinds)}: name the same ones')
         if len(self.table) != len(self): raise DataError(f'the table has {len(self.table)} rows for {len(self)} items')
         for m, values in self.content.items():
             known(self.kinds[m], ('text', 'image'), 'kind of modality')
@@ -271,7 +270,7 @@ def thumbnail(
 def __repr__(self:Catalogue):
     gaps = {m: int(x.sum()) for m, x in self.missing().items()}
     parts = [f"{m} ({self.kinds[m]}" + (f', {gaps[m]:,} missing)' if gaps[m] else ')') for m in self.content]
-    return f"Catalogue of {_n(len(self), 'item')}: {', '.join(parts)}"
+    return f"Catalogue of {_n(len(self), 'item')}: {', '.join(parts) or 'ids alone, no content'}"
 
 def _cell(cat, modality, i):
     "One cell of the HTML table."
