@@ -467,11 +467,10 @@ def rows_at(
     positions = np.asarray(positions, np.int64)
     users = np.searchsorted(interactions.offsets, positions, side='right') - 1
     before = positions - interactions.offsets[users]        # items of the user that came earlier
-    length = np.minimum(before, history)
-    place, column = (positions - length)[:, None] + np.arange(history), np.arange(history)
-    inside = column < length[:, None]
-    window = np.full((len(positions), history), PAD)
-    window[inside] = interactions.items[place[inside]]
+    window, column = np.empty((len(positions), history), np.int64), np.arange(history)
+    for a in range(0, len(positions), 1 << 18):              # a block at a time: what is needed on the way stays small beside the result
+        at, have = positions[a:a + (1 << 18)], np.minimum(before[a:a + (1 << 18)], history)[:, None]
+        window[a:a + (1 << 18)] = np.where(column < have, interactions.items[np.minimum(at[:, None] - have + column, len(interactions.items) - 1)], PAD)
     targets = interactions.items[positions]
     offsets, items = np.zeros(len(positions) + 1, np.int64), np.zeros(0, np.int64)
     if seen: offsets, items = _distinct(*_spans(interactions.items, positions - before, before), targets)
