@@ -362,7 +362,7 @@ def as_times(
         else: dates = pd.to_datetime(column, errors='coerce', utc=True, format='ISO8601')
     if dates is not None:
         dates = dates.dt.tz_localize('UTC') if dates.dt.tz is None else dates.dt.tz_convert('UTC')
-        out = (dates - pd.Timestamp(0, tz='UTC')) / pd.Timedelta(seconds=1)
+        out = (dates - pd.Timestamp(0, unit='s', tz='UTC').as_unit('s')).dt.total_seconds()    # in seconds, for years beyond 2262 too
     bad = np.flatnonzero(~np.isfinite(out.to_numpy(float)))
     if len(bad):
         raise DataError(f"{where or 'the table'}: {_n(len(bad), 'row')} of column '{column.name}' without a readable time: " +
