@@ -273,6 +273,7 @@ def _id(v):
     if isinstance(v, bool) or not isinstance(v, (str, int, float)) or not str(v).strip(): raise ValueError(f'{v!r:.40} is no id')
     try: str(v).encode()
     except UnicodeEncodeError: raise ValueError('an id that is no text') from None
+    if re.search('[\r\n]', str(v).strip()): raise ValueError(f'{v!r:.40} has a line break inside')
     return str(v).strip()
 
 def _number(v):
@@ -298,15 +299,17 @@ def _slow_block(first, block, fields, bad):
 
 def _fast_block(first, block, fields):
     "The same by Arrow; None where the block needs a closer look."
+    import pyarrow.compute as pc
     from pyarrow import json as pj
     n = block.count(b'\n') + (not block.endswith(b'\n'))
-    if b'\n\n' in block or b'[' * 99 in block or b'"' + next(iter(fields.values())).encode() + b'"' not in block: return None
+    if not block.startswith(b'{') or block.count(b'\n{') != n - 1: return None     # a line `null` takes Arrow's parser, and Python with it, down
     schema = pa.schema({f: pa.string() if role in ('user', 'item') else pa.float64() for role, f in fields.items()})
     try:
         block.decode('utf-8')
         t = pj.read_json(io.BytesIO(block), pj.ReadOptions(use_threads=False, block_size=len(block) + 1), pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior='ignore')).select(list(fields.values()))
     except (pa.ArrowException, UnicodeDecodeError, OSError): return None
     t = t.rename_columns(list(fields))
+    if any(any(not v.strip() or '\n' in v or '\r' in v for v in pc.unique(t[role]).to_pylist() if v is not None) for role in fields if role in ('user', 'item')): return None
     whole = t.num_rows == n and not any(t[role].null_count for role in fields if role != 'rating') and ('time' not in fields or np.isfinite(t['time'].to_numpy()).all())
     return (t, np.arange(first, first + n), n) if whole else None
 
@@ -339,9 +342,9 @@ def _keys(path, n=50):
 def _header(path, sep=',', encoding='utf-8-sig'):
     "The cells of the first line, and of the second."
     where = Path(path).name
-    try: head = b''.join(b for _, b in zip(range(1), (b for _, b in _blocks(path, 1 << 16)))).decode(encoding, 'replace')
-    except DataError: raise
-    found = [row for _, row in zip(range(2), csv.reader(io.StringIO(head[:1 << 16]), delimiter=sep))]
+    head = next((block for _, block in _blocks(path, 1 << 16)), b'').decode(encoding, 'replace')[:1 << 16]
+    try: found = [row for _, row in zip(range(2), csv.reader(io.StringIO(head, newline=None), delimiter=sep))]
+    except csv.Error as e: raise DataError(f'{where} cannot be read: {e}') from None
     if not found: raise DataError(f'{where} is empty: it needs a header and rows')
     return [c.strip() for c in found[0]], found[1] if len(found) == 2 else []
 
