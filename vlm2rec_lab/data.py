@@ -339,7 +339,7 @@ def as_ids(
 ): # -> pd.Series of str
     "Ids as text without blanks at the ends (7.0 becomes '7'). Raises `DataError` naming the rows where one is empty."
     if pd.api.types.is_float_dtype(column):
-        whole = column.dropna() % 1 == 0
+        whole = (column.dropna() % 1 == 0) & (column.dropna().abs() < 2**63)
         text = column.astype('Int64' if whole.all() else 'string').astype('string')
     else: text = column.astype('string')
     text = text.str.strip()

@@ -359,7 +359,7 @@ def _csv_columns(path, columns, sep, names, quote):
     kinds = {c: short(role, second[names.index(c)]) for role, c in columns.items()}
     try:
         with _open(path) as f:
-            t = pc.read_csv(f, pc.ReadOptions(column_names=names, skip_rows=skip, block_size=1 << 23), pc.ParseOptions(delimiter=sep, quote_char=quote, newlines_in_values=bool(quote), ignore_empty_lines=False),
+            t = pc.read_csv(f if isinstance(f, gzip.GzipFile) else pa.OSFile(str(path)), pc.ReadOptions(column_names=names, skip_rows=skip, block_size=1 << 23), pc.ParseOptions(delimiter=sep, quote_char=quote, newlines_in_values=bool(quote), ignore_empty_lines=False),
                             pc.ConvertOptions(column_types=kinds, include_columns=list(kinds), null_values=[''], strings_can_be_null=True))
     except (pa.ArrowException, UnicodeDecodeError, OSError, EOFError, zlib.error): return None
     t = t.rename_columns(list(columns))
