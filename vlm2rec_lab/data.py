@@ -661,6 +661,36 @@ def warm_items(
     return warm
 
 # %% ../nbs/00_data.ipynb #90316ca1
+def _csv(path, text):
+    "A CSV file as a table; a row longer than the header is an error, not an index."
+    df = pd.read_csv(path, dtype={c: str for c in text}, keep_default_na=False, na_values=[''], encoding='utf-8-sig', skip_blank_lines=False, low_memory=False)
+    if not isinstance(df.index, pd.RangeIndex): raise DataError(f'{path.name}: row 2 has more cells than the header; name every column, or put quotation marks around cells with commas')
+    return df
+
+def _unclosed(why):
+    "The parser counts rows from 0; people from 1."
+    at = re.search(r'EOF inside string starting at row (\d+)', why)
+    return f'row {int(at[1]) + 1} opens a quotation mark that is never closed' if at else why
+
+def _json_lines(path, text):
+    "JSON lines as a table; a blank line is a row without anything."
+    rows, text = [], set(text)
+    with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as f:
+        for k, line in enumerate(f, 1):
+            try: row = json.loads(line) if line.strip() else {}
+            except (ValueError, RecursionError) as e: raise DataError(f'{path.name}: line {k} is not JSON ({e}); write one object per line, in UTF-8') from None
+            if not isinstance(row, dict): raise DataError(f'{path.name}: line {k} is a {type(row).__name__}, not an object: write one {{...}} per line')
+            rows.append({c: _cell_text(v) if c in text or isinstance(v, (list, dict)) else v for c, v in row.items()})
+    if not rows: raise pd.errors.EmptyDataError
+    return pd.DataFrame(rows, dtype=object).infer_objects()
+
+def _cell_text(value):
+    "A value of JSON as the text of a cell: lists joined by commas."
+    if value is None or isinstance(value, str): return value or None
+    if isinstance(value, list): return ', '.join(str(_cell_text(v)) for v in value if v is not None) or None
+    return json.dumps(value, ensure_ascii=False)
+
+# %% ../nbs/00_data.ipynb #914109d1
 SUFFIXES = ('.csv', '.csv.gz', '.parquet', '.jsonl', '.jsonl.gz')   # of tables
 
 def read_table(
@@ -694,35 +724,6 @@ def _without_blanks(df, where, notes):
     inner = df.index[:np.flatnonzero(~blank)[-1]][blank[:np.flatnonzero(~blank)[-1]]]
     if len(inner): _warn(notes, f'{where}: {_n(len(inner), "row")} without anything skipped: row {_few(inner)}')
     return df[~blank]
-
-def _csv(path, text):
-    "A CSV file as a table; a row longer than the header is an error, not an index."
-    df = pd.read_csv(path, dtype={c: str for c in text}, keep_default_na=False, na_values=[''], encoding='utf-8-sig', skip_blank_lines=False, low_memory=False)
-    if not isinstance(df.index, pd.RangeIndex): raise DataError(f'{path.name}: row 2 has more cells than the header; name every column, or put quotation marks around cells with commas')
-    return df
-
-def _unclosed(why):
-    "The parser counts rows from 0; people from 1."
-    at = re.search(r'EOF inside string starting at row (\d+)', why)
-    return f'row {int(at[1]) + 1} opens a quotation mark that is never closed' if at else why
-
-def _json_lines(path, text):
-    "JSON lines as a table; a blank line is a row without anything."
-    rows, text = [], set(text)
-    with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as f:
-        for k, line in enumerate(f, 1):
-            try: row = json.loads(line) if line.strip() else {}
-            except (ValueError, RecursionError) as e: raise DataError(f'{path.name}: line {k} is not JSON ({e}); write one object per line, in UTF-8') from None
-            if not isinstance(row, dict): raise DataError(f'{path.name}: line {k} is a {type(row).__name__}, not an object: write one {{...}} per line')
-            rows.append({c: _cell_text(v) if c in text or isinstance(v, (list, dict)) else v for c, v in row.items()})
-    if not rows: raise pd.errors.EmptyDataError
-    return pd.DataFrame(rows, dtype=object).infer_objects()
-
-def _cell_text(value):
-    "A value of JSON as the text of a cell: lists joined by commas."
-    if value is None or isinstance(value, str): return value or None
-    if isinstance(value, list): return ', '.join(str(_cell_text(v)) for v in value if v is not None) or None
-    return json.dumps(value, ensure_ascii=False)
 
 # %% ../nbs/00_data.ipynb #da8c96ad
 def compose_text(

@@ -297,6 +297,7 @@ def _slow_block(first, block, fields, bad):
         for role, v in values.items(): out[role].append(v)
     return pa.table({role: pa.array(v, pa.string() if role in ('user', 'item') else pa.float64()) for role, v in out.items()}), np.asarray(lines, np.int64), total
 
+# %% ../nbs/00b_readers.ipynb #45bf0e56
 def _fast_block(first, block, fields):
     "The same by Arrow; None where the block needs a closer look."
     import pyarrow.compute as pc
@@ -365,6 +366,7 @@ def _csv_columns(path, columns, sep, names, quote):
     t = t.rename_columns(list(columns))
     return None if any(t[role].null_count for role in columns if role != 'rating') else t
 
+# %% ../nbs/00b_readers.ipynb #3ee4395f
 def _csv_log(path, columns, sep=',', names=None, quote='"', slow=False):
     "(table, row numbers) of the columns {role: column} of a CSV file; the header is row 1. DataError naming the row that cannot be read."
     where, head = Path(path).name, names or _header(path, sep)[0]
@@ -461,6 +463,7 @@ def _pictures(found, ids, where, name, check, progress, notes):
     if none: _warn(notes, f"{where}: {_n(len(none), 'item')} of {len(ids):,} without '{name}': {_few(none)}")
     return out
 
+# %% ../nbs/00b_readers.ipynb #e4c5ad1e
 def join(log, items, name, notes, unseen=False, check=True, progress=True):
     "The Dataset of a Log and Items (or None). Raises `DataError` where the two have no id in common."
     ids = list(log.item_ids)
@@ -524,6 +527,7 @@ def _paths(column, ids, folder, where):
         out[i] = path
     return out
 
+# %% ../nbs/00b_readers.ipynb #48081048
 def log_file(
     path, # file of interactions: csv, tsv, parquet or jsonl, packed or not
     items=None, # file or DataFrame of items; None for ids alone
@@ -702,6 +706,23 @@ def _extra(source, columns, what):
     return dict(zip(as_ids(df[columns[0]], 'item id', where), df[columns[1]])), where
 
 # %% ../nbs/00b_readers.ipynb #68cba60e
+def _movielens(folder, rated, tags, notes):
+    "(Log, table of films) by the layout that the folder has."
+    names, at = ['user', 'item', 'rating', 'time'], lambda *f: all((folder/x).is_file() for x in f)
+    roles = {r: r for r in names if r != 'rating' or rated}
+    if at('u.data', 'u.item'): (table, rows), movies, file = _csv_log(folder/'u.data', roles, '\t', names, False), _movies_100k(folder), 'u.data'
+    elif at('ratings.dat', 'movies.dat'):
+        with tempfile.TemporaryDirectory() as d, _open(folder/'ratings.dat') as f:
+            (Path(d)/'ratings.dat').write_bytes(f.read().replace(b'::', b'\t'))
+            table, rows = _csv_log(Path(d)/'ratings.dat', roles, '\t', names, False)
+        movies, file = _movies_1m(folder), 'ratings.dat'
+    elif at('ratings.csv', 'movies.csv'):
+        columns = dict(user='userId', item='movieId', time='timestamp', rating='rating')
+        (table, rows), movies, file = _csv_log(folder/'ratings.csv', {r: columns[r] for r in roles}), _movies_csv(folder, tags, notes), 'ratings.csv'
+    else: raise DataError(f"'{folder.name}' has none of the layouts u.data + u.item, ratings.dat + movies.dat, ratings.csv + movies.csv; it has: {_few(sorted(p.name for p in folder.iterdir()), 8) or 'nothing'}")
+    return as_log(table, file, rows, notes), movies
+
+# %% ../nbs/00b_readers.ipynb #c4743980
 def movielens(
     folder, # the unpacked archive, of any size from 100K to 32M
     posters=None, # folder of <movieId>.jpg, or a table (file, DataFrame) with `poster_columns`
@@ -729,22 +750,6 @@ def movielens(
         images['image'] = _paths(pd.Series(values, dtype=object, name=poster_columns[1]), list(values), base, at)
     return join(log, Items(table, {'text': [known(c, list(table.columns), 'column', f' in {where}') for c in text]}, images, where), where, notes, unseen and not core, check, progress)
 
-def _movielens(folder, rated, tags, notes):
-    "(Log, table of films) by the layout that the folder has."
-    names, at = ['user', 'item', 'rating', 'time'], lambda *f: all((folder/x).is_file() for x in f)
-    roles = {r: r for r in names if r != 'rating' or rated}
-    if at('u.data', 'u.item'): (table, rows), movies, file = _csv_log(folder/'u.data', roles, '\t', names, False), _movies_100k(folder), 'u.data'
-    elif at('ratings.dat', 'movies.dat'):
-        with tempfile.TemporaryDirectory() as d, _open(folder/'ratings.dat') as f:
-            (Path(d)/'ratings.dat').write_bytes(f.read().replace(b'::', b'\t'))
-            table, rows = _csv_log(Path(d)/'ratings.dat', roles, '\t', names, False)
-        movies, file = _movies_1m(folder), 'ratings.dat'
-    elif at('ratings.csv', 'movies.csv'):
-        columns = dict(user='userId', item='movieId', time='timestamp', rating='rating')
-        (table, rows), movies, file = _csv_log(folder/'ratings.csv', {r: columns[r] for r in roles}), _movies_csv(folder, tags, notes), 'ratings.csv'
-    else: raise DataError(f"'{folder.name}' has none of the layouts u.data + u.item, ratings.dat + movies.dat, ratings.csv + movies.csv; it has: {_few(sorted(p.name for p in folder.iterdir()), 8) or 'nothing'}")
-    return as_log(table, file, rows, notes), movies
-
 # %% ../nbs/00b_readers.ipynb #5a53167d
 def _one_of(folder, patterns, what, needed=True):
     "The one file or folder that fits the first pattern that fits any."
@@ -765,6 +770,7 @@ def _titles(path):
         out[row[0]] = ', '.join(row[1:]) or None
     return out
 
+# %% ../nbs/00b_readers.ipynb #eccf18bf
 def microlens(
     folder, # the unpacked release
     text=('title',), # columns of the text
@@ -828,6 +834,7 @@ def _sequences_log(path, form, notes):
     order = _order(users, None)
     return Log(users[order], items[order], None, None, user_ids, item_ids, where).take(np.ones(len(items), bool))
 
+# %% ../nbs/00b_readers.ipynb #1b2bbadd
 def sequence_file(
     path, # text file, packed or not
     items=None, # file or DataFrame of items; None for ids alone
@@ -904,10 +911,11 @@ def _arrow_path(path, split):
         named = [f for f in files if re.match(rf'{re.escape(split)}(-|\.|$)', f.name)]
         if not files: raise DataError(f"'{path}' is neither a folder of save_to_disk nor a file or folder of Parquet" if path.exists() else f"there is no '{path}'")
         return pa.concat_tables([pq.read_table(f) for f in named or files], promote_options='default'), path.resolve() if path.is_dir() else path.resolve().parent
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as e:
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         if isinstance(e, DataError): raise
         raise DataError(f"'{path.name}' cannot be read: {str(e) or type(e).__name__}") from None
 
+# %% ../nbs/00b_readers.ipynb #77a449b4
 def hugging_face(
     interactions, # as in `arrow_table`: one row per interaction
     items=None, # as in `arrow_table`: one row per item; None for ids alone
