@@ -60,7 +60,7 @@ def coded(
     whole = lambda: pd.Series((column.cast(kind) if pa.types.is_dictionary(column.type) else column).to_pandas().array, index=rows)
     try:
         if pa.types.is_binary(kind) or pa.types.is_large_binary(kind): column = column.cast(pa.string())
-        d = (column if pa.types.is_dictionary(column.type) else column.dictionary_encode()).unify_dictionaries()
+        d = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()     # the latter makes one dictionary for all chunks
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as e: raise DataError(f'{where or "the table"}: {what}s cannot be read: {e}') from None
     if not len(d): return np.zeros(0, np.int32), np.zeros(0, object)
     codes = np.concatenate([c.indices.fill_null(-1).to_numpy().astype(np.int32, copy=False) for c in d.chunks])
@@ -310,8 +310,8 @@ def _fast_block(first, block, fields):
         t = pj.read_json(io.BytesIO(block), pj.ReadOptions(use_threads=False, block_size=len(block) + 1), pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior='ignore')).select(list(fields.values()))
     except (pa.ArrowException, UnicodeDecodeError, OSError): return None
     t = t.rename_columns(list(fields))
-    if any(any(not v.strip() or '\n' in v or '\r' in v for v in pc.unique(t[role]).to_pylist() if v is not None) for role in fields if role in ('user', 'item')): return None
-    whole = t.num_rows == n and not any(t[role].null_count for role in fields if role != 'rating') and ('time' not in fields or np.isfinite(t['time'].to_numpy()).all())
+    odd = [pc.any(pc.or_(pc.utf8_is_space(t[role]), pc.match_substring_regex(t[role], r'^$|[\r\n]'))).as_py() for role in fields if role in ('user', 'item')]   # a blank id, or one with a line break
+    whole = t.num_rows == n and not any(odd) and not any(t[role].null_count for role in fields if role != 'rating') and ('time' not in fields or np.isfinite(t['time'].to_numpy()).all())
     return (t, np.arange(first, first + n), n) if whole else None
 
 # %% ../nbs/00b_readers.ipynb #82a8117e
@@ -356,7 +356,7 @@ def _csv_columns(path, columns, sep, names, quote):
     second = head if names else second
     names, skip = (names, 0) if names else (head, 1)
     if len(second) != len(names): return None
-    short = lambda role, cell: pa.dictionary(pa.int32(), pa.string()) if role in ('user', 'item') else pa.timestamp('s') if re.match(r'\d{4}-\d', cell) else pa.float64()
+    short = lambda role, cell: pa.string() if role in ('user', 'item') else pa.timestamp('s') if re.match(r'\d{4}-\d', cell) else pa.float64()
     kinds = {c: short(role, second[names.index(c)]) for role, c in columns.items()}
     try:
         with _open(path) as f:
@@ -430,7 +430,7 @@ def _parquet_log(path, columns):
     try:
         schema = pq.read_schema(path)
         for c in columns.values(): known(c, schema.names, 'column', f' in {path.name}')
-        t = pq.read_table(path, columns=list(columns.values()), read_dictionary=[columns[r] for r in ('user', 'item') if pa.types.is_string(schema.field(columns[r]).type)])
+        t = pq.read_table(path, columns=list(dict.fromkeys(columns.values())))
     except (pa.ArrowException, OSError) as e: raise DataError(f'{path.name} cannot be read: {e}') from None
     if not t.num_rows: raise DataError(f'{path.name} has no rows')
     return t.select(list(columns.values())).rename_columns(list(columns)), np.arange(1, t.num_rows + 1)
@@ -472,7 +472,8 @@ def join(log, items, name, notes, unseen=False, check=True, progress=True):
         there = items.table.index.get_indexer(pd.Index(ids, dtype=object)) >= 0
         if ids and not there.any(): raise DataError(f"no item of {log.where} is in {items.where}: '{ids[0]}' there, '{next(iter(items.table.index), 'nothing')}' here; are these the same ids?")
         if not there.all(): _warn(notes, f"{log.where}: {_n(int((~there).sum()), 'item')} of {len(ids):,} not in {items.where}: {_few(i for i, t in zip(ids, there) if not t)}; kept, without content")
-        rest = [i for i in items.table.index if i not in set(ids)] if unseen else []
+        chosen = set(ids)
+        rest = [i for i in items.table.index if i not in chosen] if unseen else []
         if rest: _warn(notes, f'{items.where}: {_n(len(rest), "item")} without interactions ({_few(rest)}): kept as candidates that nobody has chosen yet')
         left = len(items.table) - int(there.sum()) - len(rest)
         if left: notes.append(f'{items.where}: {_n(left, "item")} without interactions left out; unseen=True keeps them')
