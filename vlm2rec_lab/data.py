@@ -513,6 +513,9 @@ class Split:
         return '\n'.join([self.name, f'  {self.catalogue!r}'] + [f'  {part:5}: {getattr(self, part)!r}' for part in ('train', 'valid', 'test')]
                          + [f'  note : {n}' for n in self.notes])
     def _repr_html_(self): return f'<pre>{escape(repr(self))}</pre>'
+    def __getattr__(self, name): # of what is asked for and not there
+        if name not in ('save', 'fingerprint') or not importlib.import_module('vlm2rec_lab.splits'): raise AttributeError(f"Split has no attribute '{name}'")
+        return getattr(self, name)
 
 # %% ../nbs/00_data.ipynb #7188dd8d
 def _leak(inter, last, trained, tests):
