@@ -246,7 +246,7 @@ def encode_split(embedder,
 # %% ../nbs/03_train.ipynb #63d55a04
 def _valid_scores(embedder, split, fuse, comm):
     "{'valid/<view>': NDCG@10} on the validation rows."
-    scores = evaluate(**encode_split(embedder, split, 'valid', progress=False, comm=comm), fuse=fuse, bootstrap=0)
+    scores = evaluate(**encode_split(embedder, split, 'valid', progress=False, comm=comm), fuse=fuse, bootstrap=0, negatives=split.valid.negatives)
     return {f'valid/{view}': float(scores[view]['NDCG@10']) for view in scores}
 
 def _prepare(embedder, split, progress, vision):
