@@ -14,8 +14,13 @@ os.environ.setdefault('PLOTLY_RENDERER', 'plotly_mimetype')
 sys.path.insert(0, str(ROOT / 'tools'))
 
 
+os.environ.setdefault('OMP_NUM_THREADS', '1')    # several tests at a time: threads that wait for each other by spinning are no help
+
+
 def pytest_collection_modifyitems(items):
-    "GPU tests are skipped, and counted, where there is none."
+    "Where several processes test, the tests of a file stay together and share what they set up; those of notebooks and rooms are given out one by one. GPU tests are skipped, and counted, where there is none."
+    for i in items:
+        if i.path.stem not in ('test_notebooks', 'test_house'): i.add_marker(pytest.mark.xdist_group(i.path.stem))
     wanted = [i for i in items if i.get_closest_marker('gpu')]
     if not wanted: return
     import torch
