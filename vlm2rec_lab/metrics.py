@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['FUSIONS', 'GAINS', 'as_matrix', 'normalise', 'check_task', 'seen_items', 'sample_negatives', 'popular_negatives',
-           'with_negatives', 'given_negatives', 'fuse_vectors', 'fusion_weights', 'Ranks', 'ranks', 'scores',
+           'with_negatives', 'given_negatives', 'fuse_vectors', 'fusion_weights', 'Ranks', 'tally', 'ranks', 'scores',
            'metric_at_k', 'chance_level', 'bootstrap_means', 'bootstrap_interval', 'Estimate', 'paired_difference',
            'Metrics', 'evaluate', 'fusion_name', 'score_terms']
 
 # %% ../nbs/01_metrics.ipynb #e55ceca8
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from html import escape
@@ -344,42 +346,57 @@ class Ranks:
     def __len__(self): return len(self.greater)
 
 # %% ../nbs/01_metrics.ipynb #59e76e13
-def _count(mask): return np.bitwise_count(np.packbits(mask, axis=1)).sum(1, dtype=np.int64)  # True per row, three times as fast as a sum
+def tally(
+    scores, # [rows, items]
+    at, # [rows, 1] score of each row's target
+    tol=0, # how far apart two scores are still the same: a number or [rows, 1]
+    run=map, # `map`, or that of a pool of threads
+    block=1_000_000, # scores compared at a time
+): # -> int64 [2, rows]: scores above `at + tol`, scores of at least `at - tol` (the target's own among them)
+    "How many scores of each row lie above its target, and how many reach it."
+    above, least, step = at + tol, at - tol, max(1, block // scores.shape[1])
+    count = lambda mask: np.bitwise_count(np.packbits(mask, axis=1)).sum(1, dtype=np.int64)
+    both = lambda a: (count(scores[a:a + step] > above[a:a + step]), count(scores[a:a + step] >= least[a:a + step]))
+    return np.concatenate(list(run(both, range(0, len(scores), step))), 1)
 
+def _threads(): # as many as the matrix product uses: OMP_NUM_THREADS, at most the cores that this process may use
+    cores, asked = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1, os.environ.get('OMP_NUM_THREADS', '').split(',')[0]
+    return min(int(asked), cores) if asked.isdecimal() and int(asked) else cores
+
+# %% ../nbs/01_metrics.ipynb #8156d339
 def ranks(
     items, # [items, D] fused or single-modality vectors
     sequences, # [users, D]
     targets, # [users] index of the next item
     seen=None, # ragged (offsets, items) of `seen_items`
     negatives=None, # [users, n] of `sample_negatives`, padded with -1; None ranks all items
-    chunk=None, # users at a time (default: about 4 million scores)
+    chunk=None, # users at a time (default: about 20 million scores)
     progress=True, # a bar, if it lasts more than 2 seconds
+    threads=None, # that count (default: as many as the matrix product uses)
 ): # -> Ranks
     "Ranks of the targets by inner product, by counting, without holding users x items."
     n, n_items = len(targets), len(items)
-    width = n_items if negatives is None else (negatives.shape[1] + 1) * items.shape[1]
-    chunk = chunk or max(1, 4_000_000 // width)
-    tol = 8 * np.finfo(items.dtype).eps
-    g, e = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    chunk = chunk or max(1, 20_000_000 // n_items if negatives is None else 4_000_000 // ((negatives.shape[1] + 1) * items.shape[1]))
+    tol, found = 8 * np.finfo(items.dtype).eps, np.zeros((2, n), np.int64)
     c = (negatives >= 0).sum(1) + 1 if negatives is not None else np.full(n, n_items) - (0 if seen is None else np.diff(seen[0]))
-    for a in tqdm(range(0, n, chunk), desc='ranking', delay=2, leave=False, disable=not progress):
-        rows = slice(a, a + chunk)
-        t = targets[rows]
-        if negatives is None: s = scores(items, sequences[rows], None if seen is None else (seen[0][a:a + chunk + 1], seen[1]))
-        else: s = _sampled_scores(items, sequences[rows], t, negatives[rows])
-        at = s[np.arange(len(t)), t if negatives is None else 0][:, None]
-        g[rows] = _count(s > at + tol)
-        e[rows] = _count(s >= at - tol) - g[rows] - 1
-    return Ranks(g, e, c)
+    room = np.empty((min(chunk, n), n_items), np.result_type(items, sequences)) if negatives is None else None
+    with ThreadPoolExecutor(threads or _threads()) as pool:
+        for a in tqdm(range(0, n, chunk), desc='ranking', delay=2, leave=False, disable=not progress):
+            rows, t = slice(a, a + chunk), targets[a:a + chunk]
+            if negatives is None: s = scores(items, sequences[rows], None if seen is None else (seen[0][a:a + chunk + 1], seen[1]), room[:len(t)])
+            else: s = _sampled_scores(items, sequences[rows], t, negatives[rows])
+            found[:, rows] = tally(s, s[np.arange(len(t)), t if negatives is None else 0][:, None], tol, pool.map)
+    return Ranks(found[0], found[1] - found[0] - 1, c)
 
-# %% ../nbs/01_metrics.ipynb #19386771
+# %% ../nbs/01_metrics.ipynb #c29593ca
 def scores(
     items, # [items, D]
     sequences, # [users, D]
     seen=None, # ragged (offsets [users+1], items); offsets may point into a longer list
+    out=None, # [users, items] to write into
 ): # -> [users, items]
     "Inner products with seen items at minus infinity; call it on a chunk of users."
-    s = sequences @ items.T
+    s = np.matmul(sequences, items.T, out=out)
     if seen is not None:
         offsets, flat = seen
         s[np.repeat(np.arange(len(s)), np.diff(offsets)), flat[offsets[0]:offsets[-1]]] = -np.inf
