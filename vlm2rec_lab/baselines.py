@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .data import PAD, DataError, DataWarning, known, open_image
-from .metrics import GAINS, Metrics, Ranks, chance_level, metric_at_k, sample_negatives, seen_items
+from .metrics import GAINS, Metrics, Ranks, chance_level, metric_at_k, sample_negatives, seen_items, tally
 
 # %% ../nbs/01d_baselines.ipynb #79687fd2
 COUNTED = {'past': 'training, and for the test validation too', 'train': 'training alone'}
@@ -80,12 +80,11 @@ def _place(s, t, seen, negatives): # scores [B, items], targets [B], ragged seen
     tol = (1e-12 if s.dtype == np.float64 else 8 * np.finfo(s.dtype).eps) * np.maximum(1, np.abs(at))
     if negatives is not None:
         s = np.where(negatives >= 0, np.take_along_axis(s, np.maximum(negatives, 0), 1), -np.inf)
-        more, level = (s > at + tol).sum(1), (s >= at - tol).sum(1)
+        more, level = tally(s, at, tol)
         return more, level - more, (negatives >= 0).sum(1) + 1
     row, out = np.repeat(np.arange(len(t)), np.diff(seen[0])), seen[1][seen[0][0]:seen[0][-1]]
     gone = lambda mask: np.bincount(row[mask], minlength=len(t))
-    more = np.count_nonzero(s > at + tol, 1) - gone(s[row, out] > (at + tol)[row, 0])
-    level = np.count_nonzero(s >= at - tol, 1) - gone(s[row, out] >= (at - tol)[row, 0])
+    more, level = tally(s, at, tol) - [gone(s[row, out] > (at + tol)[row, 0]), gone(s[row, out] >= (at - tol)[row, 0])]
     return more, level - more - 1, s.shape[1] - np.diff(seen[0])
 
 # %% ../nbs/01d_baselines.ipynb #472c52ef
