@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from .data import PAD, DataError, DataWarning, known, open_image
 from .metrics import GAINS, Metrics, Ranks, chance_level, metric_at_k, sample_negatives, seen_items, tally
+from .splits import UNITS, time_unit
 
 # %% ../nbs/01d_baselines.ipynb #79687fd2
 COUNTED = {'past': 'training, and for the test validation too', 'train': 'training alone'}
@@ -242,7 +243,7 @@ def baselines(
     catalogue, names, n = split.catalogue, baseline_names(split.catalogue), len(split.catalogue)
     asked = names if which is None else [known(w, names, 'baseline') for w in ([which] if isinstance(which, str) else which)]
     users, items = past_choices(split, part, counted)
-    rows, notes, found = getattr(split, part), [], {}
+    rows, notes, found, moments = getattr(split, part), [], {}, getattr(getattr(dataset, 'interactions', dataset), 'times', None)
     out = seen_items((rows.seen_offsets, rows.seen_items), rows.targets, n)
     drawn = negatives if negatives is None or np.ndim(negatives) else sample_negatives(out, rows.targets, n, negatives, seed)
     ordered = lambda values: ranks_of_order(values, rows.targets, out, drawn)
@@ -257,7 +258,7 @@ def baselines(
             score = co_occurrence(*past_choices(split, part, 'train'), n, rows, over) if name == 'co-occurrence' else neighbours(_content(catalogue, name.removeprefix(NEIGHBOURS), rows, notes, progress), rows)
             found[name] = ranks_of_scores(score, rows.targets, n, out, drawn, chunk, progress, name)
     if not found: raise DataError('which=[]: name at least one baseline of ' + ', '.join(names))
-    return _metrics(found, k, _protocol(found, rows, n, drawn, None if np.ndim(negatives) else seed, half_life, counted, over, bootstrap, seed), bootstrap, seed, notes)
+    return _metrics(found, k, _protocol(found, rows, n, drawn, None if np.ndim(negatives) else seed, _span(half_life, moments), counted, over, bootstrap, seed), bootstrap, seed, notes)
 
 # %% ../nbs/01d_baselines.ipynb #614085bd
 def _metrics(found, k, protocol, bootstrap, seed, notes):
@@ -267,11 +268,17 @@ def _metrics(found, k, protocol, bootstrap, seed, notes):
     chance = {n: float(chance_level(candidates, *a).mean()) if len(candidates) else math.nan for n, a in names.items()}
     return Baselines({v: {n: metric_at_k(r, *a) for n, a in names.items()} for v, r in found.items()}, found, chance, protocol, bootstrap, seed, notes=tuple(notes))
 
+def _span(half_life, times):
+    "A half-life in words: in days where the times are moments since 1970, else the number."
+    if not half_life or times is None or not len(times): return half_life and f'{half_life:,.4g}'
+    ticks, seconds = UNITS[time_unit(times)]
+    return f'{half_life * seconds / ticks / 86400:,.3g} days' if np.median(times) * seconds / ticks >= 1e8 else f'{half_life:,.4g}'
+
 def _protocol(found, rows, n, drawn, drawn_seed, half_life, counted, over, bootstrap, seed):
     "How the figures came about, in one sentence."
     among = f'all {n:,} items' if drawn is None else f'{drawn.shape[1]} ' + ('given items' if drawn_seed is None else f'sampled unseen items (seed {drawn_seed})')
     rules = {'random': 'random: the expected value of a random order', 'popularity': f'popularity: users who chose the item in {COUNTED[counted]}',
-             'popularity by recency': f'by recency: the same with a half-life of {half_life:,.4g}' if half_life else 'by recency: the same',
+             'popularity by recency': f'by recency: the same with a half-life of {half_life}' if half_life else 'by recency: the same',
              'co-occurrence': 'co-occurrence: cosine of the users in training' + (', summed over the history' if over == 'history' else ' with the last item')}
     said = [r for name, r in rules.items() if name in found] + ['neighbours of the last item: cosine of TF-IDF words or of centred thumbnails'] * any(v.startswith(NEIGHBOURS) for v in found)
     return (f'{len(rows):,} users, the next item ranked among {among}; ' + ('seen items excluded' if len(rows.seen_items) else 'nothing excluded') + f'; {"; ".join(said)}; ties at their expected value; '
