@@ -62,11 +62,13 @@ READERS = {'amazon': 'amazon', 'movielens': 'movielens', 'microlens': 'microlens
 
 def open_dataset(data, # folder, or READER:FILE or READER:FILE,ITEMS
                  core=None, # keep users and items of so many interactions; for a reader
+                 images=None, # where the pictures are: a folder, .zip or .parquet, or the folder of `fetch`
                  **how, # further arguments of the reader
                 ): # -> Dataset
     "The data of a folder or of a reader. Raises DataError or ValueError for data that cannot be used."
     from vlm2rec_lab import readers
     from vlm2rec_lab.data import load_folder
+    if images: return _pictured(open_dataset(data, core, **how), images)
     kind, colon, rest = str(data).partition(':')
     if not colon or Path(data).is_dir():
         if core: raise ValueError('--core is for data with a reader, such as log:interactions.csv,items.csv')
@@ -77,6 +79,14 @@ def open_dataset(data, # folder, or READER:FILE or READER:FILE,ITEMS
     if missing: raise FileNotFoundError(f'--data {data}: there is no {missing[0]}')
     if len(paths) > 1 and kind not in ('amazon', 'sequences', 'log', 'hugging-face') or len(paths) > 2: raise ValueError(f'--data {data}: too many files for {kind}')
     return getattr(readers, READERS[kind])(*paths, core=core, **how)
+
+def _pictured(dataset, source):
+    "The dataset with pictures by item id, or by link where `fetch` has got them."
+    from vlm2rec_lab.images import MANIFEST, first_link, read_manifest, with_images
+    if not (Path(source) / MANIFEST).is_file(): return with_images(dataset, source, progress=sys.stderr.isatty())
+    fetched, table = read_manifest(source), dataset.catalogue.table
+    column = next((c for c in table.columns if table[c].map(first_link).isin(set(fetched.rows.source)).any()), None)
+    return with_images(dataset, fetched, column=column, progress=sys.stderr.isatty())
 
 # %% ../nbs/12_cli.ipynb #04c2d7ec
 SCHEMES = {'leave-one-out': 'leave_one_out', 'temporal': 'temporal_split', 'last-day': 'last_day', 'cold-items': 'cold_items'}
@@ -101,14 +111,15 @@ def open_data(data,        # folder, READER:FILE, or 'studio:<condition>'
               seed=0,      # of the subset, and of the studio
               scheme=None, # of SCHEMES, or a file; None: leave-one-out
               core=None,   # as in `open_dataset`
+              images=None, # likewise
               **world,     # further settings of `make_studio`
              ):            # -> Split, Dataset that it was cut from
     "The tasks and the data of a folder, a reader or the studio. Raises DataError or ValueError for data that cannot be used."
     from vlm2rec_lab.studio import get_condition, make_studio
     kind, _, condition = str(data).partition(':')
-    if kind != 'studio': return cut(whole := open_dataset(data, core), scheme or 'leave-one-out', history or 10, users, seed), whole
+    if kind != 'studio': return cut(whole := open_dataset(data, core, images), scheme or 'leave-one-out', history or 10, users, seed), whole
     get_condition(condition)
-    if core or scheme: raise ValueError('the studio has a split of its own: leave --split and --core out')
+    if core or scheme or images: raise ValueError('the studio has a split and pictures of its own: leave --split, --core and --images out')
     n = {} if users is None else dict(train=users, valid=max(users // 2, 1), test=users)
     need = sum(n.values()) or 1600
     return (studio := make_studio(condition, seed=seed, users=need, **world)).split(**n, history=history or 6), studio
@@ -289,8 +300,8 @@ def train(o, # options of `_training`, seed, command
     name = str(o.data).replace(':', '-') if kind == 'studio' else Path(str(o.data).split(',')[0].split(':')[-1]).resolve().name.split('.')[0]
     out = Path(o.out or Path('runs') / name)
     note = dict(data=str(o.data), model=str(o.model or 'tiny_vlm'), lora=o.lora, users=o.users, history=o.history, seed=o.seed, fuse=o.fuse, apart=o.apart)
-    note |= {k: getattr(o, k) for k, usual in dict(split=None, core=None, negatives=None, prompts=None, quantise=None, **SPEED).items() if getattr(o, k) != usual and k not in ('chunk', 'vision')}
-    split, whole = open_data(o.data, o.users, o.history, o.seed, o.split, o.core)
+    note |= {k: getattr(o, k) for k, usual in dict(split=None, core=None, images=None, negatives=None, prompts=None, quantise=None, **SPEED).items() if getattr(o, k) != usual and k not in ('chunk', 'vision')}
+    split, whole = open_data(o.data, o.users, o.history, o.seed, o.split, o.core, o.images)
     if o.negatives: split = _with_negatives(split, o.negatives, o.seed)
     comm = _processes()
     if comm is None or comm.is_main_process:
@@ -381,12 +392,12 @@ def demo(o, # options: condition, seed, steps, users, out, command
     print(f'\nreport: {reports.save(o.out, extra, title=f"SFT and VLM2Rec on {split.name}")}')
 
 # %% ../nbs/12_cli.ipynb #67a335ec
-def profile(o, # options: data, history, split, core, model, out, seed, command
+def profile(o, # options: data, history, split, core, images, model, out, seed, command
            ):
     "`vlm2rec profile`: what is in the data, as text and as one page."
     from vlm2rec_lab.tiny import tiny_vlm
     if Path(o.out).suffix not in ('.html', '.json', '.md'): raise ValueError(f'--out {o.out}: name a file that ends in .html, .json or .md')
-    split, whole = open_data(o.data, None, o.history, o.seed, o.split, o.core)
+    split, whole = open_data(o.data, None, o.history, o.seed, o.split, o.core, o.images)
     found = whole.profile(split, tokenizer=_model(o.model, o.data) if o.model else tiny_vlm(), progress=sys.stderr.isatty())
     print(found, f'page: {found.save(o.out)}' if Path(o.out).suffix == '.html' else f'written: {found.save(o.out)}', o.command, sep='\n')
 
@@ -396,7 +407,7 @@ def fetch(o, # options: data, core, column, hosts, out, workers, max_total, comm
     from vlm2rec_lab.images import fetch_images
     manifest = fetch_images(open_dataset(o.data, o.core), o.out, hosts=o.hosts, column=o.column, workers=o.workers, max_total=o.max_total and int(o.max_total * 2**30), progress=sys.stderr.isatty())
     print(manifest, f'pictures and manifest: {o.out}', o.command, sep='\n')
-    return 3 if manifest.failed else 0
+    return 3 if len(manifest.failed) else 0
 
 # %% ../nbs/12_cli.ipynb #e3d7805c
 def given_vectors(whole,    # .npz file of both sides, or None
@@ -454,6 +465,7 @@ def _data(add, more=''):
     "Options that say what the data are."
     add('--data', required=True, metavar='DATA', help=f"folder with items.csv and interactions.csv, or READER:FILE or READER:FILE,ITEMS with one of {NAMES['readers']}{', ' + more if more else ''}")
     add('--core', type=count, metavar='K', help='keep users and items of at least K interactions (with a reader)')
+    if more: add('--images', metavar='FROM', help='pictures from elsewhere: a folder, .zip or .parquet with a file per item id, or the folder that `vlm2rec fetch` filled')
     add('--split', metavar='HOW', help=f"{NAMES['splits']}, or a split.safetensors of an earlier run (default: leave-one-out)")
     add('--history', type=count, metavar='N', help='purchases that the model may see (default: 10, in the studio 6)')
 
