@@ -72,7 +72,7 @@ def known(
 ): # -> `name`
     "`name` if it is among `names`; raises `DataError` with the nearest right name and the list otherwise."
     if name in names: return name
-    near = get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=.5)
+    near = [n for n in map(str, names) if n.lower() == str(name).lower()] or get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=.5)
     hint = f"; did you mean '{near[0]}'?" if near else '.'
     raise DataError(f"there is no {what} '{name}'{where}{hint} There is: {', '.join(map(str, names)) or 'nothing'}")
 
