@@ -48,8 +48,8 @@ def spread(
                 histogram=dict(edges=edges.tolist(), counts=counts.tolist(), log=log, whole=whole))
 
 def _pct(x): # share or None -> '12 %'
-    "A share for people: two figures below a tenth."
-    return 'n/a' if x is None else f'{100 * x:.0f} %' if x >= .0995 or x == 0 else f'{100 * x:.2g} %'
+    "A share for people: two figures below a tenth, and 100 % for all alone."
+    return 'n/a' if x is None else f'{min(100 * x, 99.9):.1f} %' if .995 <= x < 1 else f'{100 * x:.0f} %' if x >= .0995 or x == 0 else f'{100 * x:.2g} %'
 
 def _num(x): # number or None -> '1,234' or '12.5'
     "A number for people."
