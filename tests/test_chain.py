@@ -160,3 +160,19 @@ def test_the_second_column_of_a_name_is_not_lost(tmp_path):
     with pytest.raises(DataError, match='two columns of the same name: title'): load_folder(tmp_path, progress=False)
     (tmp_path / 'items.csv').write_text('item_id;title\n0;a\n')
     with pytest.raises(DataError, match="between ';'"): load_folder(tmp_path, progress=False)
+
+
+def test_a_sequence_file_with_commas_says_what_to_do(tmp_path):
+    (tmp_path / 's.txt').write_text('1,5,6\n2,5\n')
+    with pytest.raises(DataError, match='s.txt has no interactions: write spaces'): readers.sequence_file(tmp_path / 's.txt')
+
+
+def test_a_folder_of_ones_own_with_a_core(tmp_path):
+    "As the docs say it: the two tables of a folder through `log_file`, pictures included."
+    small(tmp_path)
+    (tmp_path / 'p').mkdir(); (tmp_path / 'p' / '1.jpg').write_bytes(picture(1))
+    items = pd.read_csv(tmp_path / 'items.csv').assign(image=[f'p/{k}.jpg' if k == 1 else None for k in range(6)]); items.to_csv(tmp_path / 'items.csv', index=False)
+    with open(tmp_path / 'interactions.csv', 'a') as f: f.write('once,0,1700000000\n')
+    whole, cored = load_folder(tmp_path, progress=False), readers.log_file(tmp_path / 'interactions.csv', tmp_path / 'items.csv', core=5, progress=False)
+    assert set(whole.interactions.user_ids) - set(cored.interactions.user_ids) == {'once'} and any('1 of 13 users' in n for n in cored.notes)
+    assert cored.catalogue.missing()['image'].sum() == 5 and cored.catalogue.image('image', cored.catalogue.ids.index('1')).size == (41, 40)

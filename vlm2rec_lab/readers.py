@@ -831,7 +831,7 @@ def _sequences_log(path, form, notes):
         if (sizes == 1).any(): _warn(notes, f'{where}: {_n(int((sizes == 1).sum()), "line")} with a user and no item left out: line {_few(rows[sizes == 1])}')
     items, item_ids = coded(words.filter(pa.array(~first)), 'item id', where, np.repeat(rows, sizes - 1))
     users = np.repeat(users, sizes - 1)
-    if not len(items): raise DataError(f'{where} has no interactions')
+    if not len(items): raise DataError(f'{where} has no interactions' + (': write spaces or tabs between the ids, not commas; a table with a header is read by log_file' if ',' in str(words[0]) else ''))
     order = _order(users, None)
     return Log(users[order], items[order], None, None, user_ids, item_ids, where).take(np.ones(len(items), bool))
 
