@@ -224,11 +224,16 @@ def result_table(found, # of `fit`
 
 def table_html(table, # of `result_table`
                base,  # the Baselines in it
+               split, # the Split that it is about
               ):
     "The table with what is to be known about it, for a page."
     from html import escape
-    said = ''.join(f'<p><small>{escape(t)}</small></p>' for t in (base.protocol, *base.notes))
+    said = ''.join(f'<p><small>{escape(t)}</small></p>' for t in (base.protocol, *base.notes, *_about(split)))
     return f'<div style="overflow-x:auto">{table.to_html(na_rep="", float_format="{:.4f}".format, border=0)}</div>{said}'
+
+def _about(split):
+    "Which split it was, and where the report's candidates differ from the table's."
+    return (f'split {split.fingerprint[:12]}: {split.name}', *(('this table ranks among the negatives of the split, the collapse report among all items',) if split.test.negatives is not None else ()))
 
 def make_reports(found, split, fuse='sum', seed=0, reference=None):
     "Collapse reports of the trained losses, side by side, against a reference if there is one."
@@ -361,8 +366,8 @@ def _run(o, model, split, whole, losses, out, comm=None):
     ceiling = _ceiling(o, model, split, out, {**rest, 'fuse': 'concat'}, kw) if o.ceiling else None
     if comm is not None and not comm.is_main_process: return None
     reports, table = make_reports(found, split, o.fuse, o.seed, ceiling), result_table(found, base)
-    print(f"\ntest of {split.name}: {found['before']['metrics'].protocol}\n{table.round(4).to_string(na_rep='')}\n" + '\n'.join(['baselines: ' + base.protocol, *(f'note: {n}' for n in base.notes)]) + f'\n\n{reports}')
-    return reports, {'Beside what needs no model': table_html(table, base)}
+    print(f"\ntest of {split.name}: {found['before']['metrics'].protocol}\n{table.round(4).to_string(na_rep='')}\n" + '\n'.join(['baselines: ' + base.protocol, *(f'note: {n}' for n in (*base.notes, *_about(split)))]) + f'\n\n{reports}')
+    return reports, {'Beside what needs no model': table_html(table, base, split)}
 
 def _expected(o, embedder, split):
     "What the run will take, of `estimate`, or why nobody knows."
