@@ -108,6 +108,7 @@ def test_links_in_a_table_are_not_taken_for_paths(tmp_path):
         (tmp_path / 'items.csv').write_text(f'item_id,title,{column}\n1,a,http://e.example/1.jpg\n2,b,http://e.example/2.jpg\n')
         notes = ' '.join(load_folder(tmp_path, progress=False).notes)
         assert said in notes and "pass image='image_url'" not in notes and 'add the files' not in notes
+    assert any("2 links in column 'image' not followed: row 2, 3" in n for n in readers.log_file(tmp_path / 'interactions.csv', tmp_path / 'items.csv', progress=False).notes)
 
 
 def small(tmp_path, users=12, items=6):

@@ -513,6 +513,9 @@ def own_items(
     twice = ids[ids.duplicated(keep=False)]
     if len(twice): raise DataError(f'{where}: {_n(twice.nunique(), "item id")} more than once: row {_few(twice.index)}; keep one row of each')
     wanted = modality_columns([c for c in df.columns if c != item], text, image, where, notes)
+    for c in (cols[0] for kind, cols in wanted.values() if kind == 'image'):
+        links = df.index[df[c].map(lambda v: isinstance(v, str) and v.strip().startswith(('http://', 'https://')))]
+        if len(links): _warn(notes, f"{where}: {_n(len(links), 'link')} in column '{c}' not followed: row {_few(links)}; fetch_images gets the pictures, with_images puts them to the items")
     images = {m: _paths(df[cols[0]], ids, folder, where) for m, (kind, cols) in wanted.items() if kind == 'image'}
     return Items(df.drop(columns=item).set_index(pd.Index(ids, dtype=object)), {m: cols for m, (kind, cols) in wanted.items() if kind == 'text'}, images, where)
 
