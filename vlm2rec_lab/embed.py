@@ -6,7 +6,7 @@
 __all__ = ['FAMILIES', 'FUSIONS', 'LORA_TARGETS', 'NOTE', 'Prompts', 'Pieces', 'text_piece', 'image_piece', 'join_pieces',
            'stack_pieces', 'place_tokens', 'assemble', 'load_checkpoint', 'add_lora', 'encode_text', 'Bank',
            'VLMEmbedder', 'picture_features', 'item_pieces', 'vision_key', 'stored_features', 'LiveFeatures',
-           'make_bank', 'forward', 'hidden_states', 'encode_plan', 'item_keys', 'bank', 'item_vectors',
+           'make_bank', 'length_groups', 'forward', 'hidden_states', 'encode_plan', 'item_keys', 'bank', 'item_vectors',
            'sequence_vectors', 'encode_items', 'encode_sequences', 'fuse_sum']
 
 # %% ../nbs/02_embed.ipynb #4fa5ad3a
@@ -17,6 +17,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -27,7 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from .data import PAD, known
-from .store import Store, content_key, weights_key
+from .store import Store, content_key, weights_key, writing
 
 # %% ../nbs/02_embed.ipynb #256ed446
 @dataclass(frozen=True)
@@ -321,16 +322,18 @@ def stored_features(embedder, catalogue, modality,
                     progress=True, # show bars
                     block=1024,    # pictures between two writes
                    ):
-    "(features, mapped from disk; grids [items, 2]; first rows [items]): computes and stores the pictures that the store lacks; stopped, it goes on there."
+    "(features, mapped from disk; grids [items, 2]; first rows [items]): computes and stores the pictures that the store lacks; stopped, it goes on there. Of several processes one computes, the others wait and read."
     from tqdm.auto import tqdm
     store = Store(Path(folder) / vision_key(embedder)[:16], embedder.core.config.text_config.hidden_size, embedder.core.dtype)
     content = catalogue.content[modality]
     keys = [content_key(content[i]) for i in tqdm(items, desc=f'{modality}: keys', disable=not progress, delay=2, leave=False)]
-    new = {k: i for k, i in zip(keys, items) if k not in store}
-    for lo in tqdm(range(0, len(new), block), desc=f'{modality}: {len(new):,} new pictures', disable=not progress, delay=2):
-        part = dict(list(new.items())[lo:lo + block])
-        features, grids = picture_features(embedder, [partial(catalogue.image, modality, int(i)) for i in part.values()], progress=False)
-        store.append(list(part), grids, features)
+    with nullcontext() if all(k in store for k in keys) else writing(store.folder, 'turn', wait=True):
+        store.read()                                                                    # another process may have had its turn
+        new = {k: i for k, i in zip(keys, items) if k not in store}
+        for lo in tqdm(range(0, len(new), block), desc=f'{modality}: {len(new):,} new pictures', disable=not progress, delay=2):
+            part = dict(list(new.items())[lo:lo + block])
+            features, grids = picture_features(embedder, [partial(catalogue.image, modality, int(i)) for i in part.values()], progress=False)
+            store.append(list(part), grids, features)
     first, grids = store.find(keys)
     return store.values, grids, first
 
@@ -389,6 +392,25 @@ def _picture_places(embedder, catalogue, there, vision, progress):
     if vision in (None, 'live') or not there: features = torch.cat([*(t for t, *_ in found), torch.zeros(0, embedder.core.config.text_config.hidden_size, device=embedder.device, dtype=embedder.core.dtype)])
     return features, places
 
+# %% ../nbs/02_embed.ipynb #28ae60c7
+def length_groups(
+    sizes, # int [rows] tokens of each row
+    waste=.1, # share of filler that a group may have, from 0 to 1
+    most=None, # rows of a group; None: any number
+): # -> list of int64 [k], rising row numbers; every row in one of them
+    "Rows by falling length, in groups with little filler. Raises ValueError for a waste outside 0 to 1 or a `most` below 1."
+    if not 0 <= waste <= 1: raise ValueError(f'waste={waste}: give a share from 0 to 1')
+    if most is not None and most < 1: raise ValueError(f'most={most}: a group needs at least 1 row')
+    sizes = np.asarray(sizes, np.int64)
+    order, groups, at = np.argsort(-sizes, kind='stable'), [], 0
+    total = np.concatenate([[0], np.cumsum(sizes[order])])
+    while at < len(order):
+        width, rows = int(sizes[order[at]]), np.arange(1, min(len(order) - at, most or len(order)) + 1)
+        too_much = np.flatnonzero((width * rows - (total[at + 1:at + 1 + len(rows)] - total[at])) > waste * width * rows)       # falls short from here on: sizes only fall
+        stop = at + (int(too_much[0]) if len(too_much) else len(rows))
+        groups.append(np.sort(order[at:stop])); at = stop
+    return groups
+
 # %% ../nbs/02_embed.ipynb #df2c5e1c
 def forward(embedder,
             bank,  # Bank
@@ -426,7 +448,7 @@ def encode_plan(embedder, bank,
         order = sizes.argsort(descending=True, stable=True)[first::every]
         z = torch.zeros(len(plan), embedder.core.config.text_config.hidden_size)
         with torch.inference_mode(), tqdm(total=len(order), desc=f'{label}: {view}', unit=label, disable=not progress or len(plan) < 8 * batch or first > 0, leave=False) as bar:
-            for rows in order.split(batch):
+            for rows in (order[g] for g in length_groups(sizes[order], most=batch)):
                 z[rows] = F.normalize(forward(embedder, bank, view, plan[rows]), dim=-1).cpu()
                 bar.update(len(rows))
         if comm: z = comm.reduce(z.to(embedder.device), 'sum').cpu()                       # zero where another process has been at work
@@ -444,8 +466,8 @@ def item_keys(embedder, bank, catalogue, view): # -> [items] of bytes [32]
         return content_key(model + pieces.ids[pieces.offsets[i]:pieces.offsets[i + 1]].numpy().tobytes() + seen)
     return [key(i) for i in range(len(catalogue))]
 
-def _stored_items(embedder, bank, catalogue, batch, progress, folder, block=1024):
-    "`encode_items` by way of a folder of stores, one per view."
+def _stored_items(embedder, bank, catalogue, batch, progress, folder, comm=None, block=1024):
+    "`encode_items` by way of a folder of stores, one per view. Of several processes each encodes its share, and the first one writes."
     from tqdm.auto import tqdm
     out = {}
     for view in bank.views:
@@ -455,9 +477,10 @@ def _stored_items(embedder, bank, catalogue, batch, progress, folder, block=1024
         with tqdm(total=len(keys), initial=len(keys) - len(new), desc=f'items: {view}', unit='items', disable=not progress or len(new) < 8 * batch, leave=False) as bar:
             for lo in range(0, len(new), block):
                 part = new[lo:lo + block]
-                z = encode_plan(embedder, Bank({view: bank.views[view]}, bank.features, bank.items, bank.modalities, bank.missing, {}), {view: bank.item_plan(part)}, {view: present[part]}, batch, False)[view]
-                store.append([keys[i] for i in part], np.ones((len(part), 2), int), z)
+                z = encode_plan(embedder, Bank({view: bank.views[view]}, bank.features, bank.items, bank.modalities, bank.missing, {}), {view: bank.item_plan(part)}, {view: present[part]}, batch, False, comm=comm)[view]
+                if comm is None or comm.is_main_process: store.append([keys[i] for i in part], np.ones((len(part), 2), int), z)
                 bar.update(len(part))
+        if comm is not None: comm.wait_for_everyone(); store.read()
         out[view] = store.values[torch.from_numpy(store.find(keys)[0])].clone()
     return out
 
@@ -480,7 +503,7 @@ def sequence_vectors(self, bank, history):
 def encode_items(self, catalogue, batch=128, progress=True, comm=None, store=None):
     "Unit vectors {view: float32 [items, hidden]} of a whole catalogue; zero where an item lacks the modality. With `store`, a folder, they are kept there as they are computed: stopped, it goes on. `comm`, an Accelerator, shares the work among processes."
     bank, rows = self.bank(catalogue, progress), np.arange(len(catalogue))
-    if store is not None: return _stored_items(self, bank, catalogue, batch, progress, store)
+    if store is not None: return _stored_items(self, bank, catalogue, batch, progress, store, comm)
     return encode_plan(self, bank, dict.fromkeys(bank.views, bank.item_plan(rows)), {v: bank.present(v, rows) for v in bank.views}, batch, progress, 'items', comm)
 
 def encode_sequences(self, catalogue, history, batch=128, progress=True, comm=None):

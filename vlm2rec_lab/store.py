@@ -28,7 +28,8 @@ def content_key(
     if hasattr(source, 'read'): return hashlib.sha256(source.read()).digest()
     if not (isinstance(source, np.ndarray) or hasattr(source, 'convert')): raise TypeError(f'a picture is a path, bytes, a PIL image or an array, not {type(source).__name__}')
     pixels = np.ascontiguousarray(source)
-    return hashlib.sha256(f'{pixels.dtype.str} {pixels.shape} {getattr(source, "mode", "")}'.encode() + pixels.tobytes()).digest()
+    look = (source.mode, source.getpalette(), source.info.get('transparency'), source.getexif().get(274)) if hasattr(source, 'convert') else ''   # 274: which side is up
+    return hashlib.sha256(f'{pixels.dtype.str} {pixels.shape} {look}'.encode() + pixels.tobytes()).digest()
 
 def weights_key(
     tensors, # {name: tensor}, such as `model.state_dict()`
@@ -46,13 +47,16 @@ def weights_key(
 @contextmanager
 def writing(
     folder, # of the store
+    name='lock', # of the file that is locked
+    wait=False, # wait until it is free
 ):
-    "Hold the lock of a folder; raises DataError where another process is writing there. Where the system has no such locks, nothing is locked."
+    "Hold the lock of a folder; raises DataError where another process holds it and `wait` is off. Where the system has no such locks, nothing is locked."
     try: import fcntl
     except ImportError: yield; return
-    with open(Path(folder) / 'lock', 'ab') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise DataError(f"another process is writing to '{Path(folder).name}': wait for it, or give this one another folder") from None
+    with open(Path(folder) / name, 'ab') as f:
+        try: fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError: raise DataError(f"another process is writing to '{Path(folder).name}': wait for it, or give this one another folder") from None
+        except OSError: pass                                                            # a file system without locks
         yield
 
 # %% ../nbs/01e_store.ipynb #faa88045
@@ -67,7 +71,8 @@ class Store:
         self.folder, self.width, self.dtype = Path(folder), int(width), dtype
         note, file = dict(format=1, width=self.width, dtype=str(dtype).removeprefix('torch.')), self.folder / 'store.json'
         if file.exists():
-            there = json.loads(file.read_text())
+            try: there = json.loads(file.read_text())
+            except ValueError as e: raise DataError(f"'{self.folder.name}/store.json' is damaged ({e}): give another folder") from None
             if there != note: raise DataError(f"'{self.folder.name}' holds {there}, not {note}: give another folder")
         else: write_bytes(file, json.dumps(note).encode())
         self.read()
