@@ -486,10 +486,10 @@ def _stored_items(embedder, bank, catalogue, batch, progress, folder, comm=None,
 
 # %% ../nbs/02_embed.ipynb #4523d7fe
 def bank(self, catalogue, progress=True, vision=None):
-    "The catalogue's Bank, built on first use. `vision` says where picture features are kept: in memory (None), in a folder, or 'live'; without it, what is there is used."
+    "The catalogue's Bank, built on first use. `vision` says where picture features are kept: 'memory', a folder, or 'live'; without it, what is there is used."
     banks = self._banks.setdefault(catalogue, {})
-    name = str(vision) if vision is not None else next(iter(banks), 'None')
-    if name not in banks: banks[name] = make_bank(self, catalogue, progress, vision)
+    name = str(vision) if vision is not None else min(banks, key='live'.__eq__, default='memory')                # the first, 'live' last
+    if name not in banks: banks[name] = make_bank(self, catalogue, progress, None if name == 'memory' else vision)
     return banks[name]
 
 def item_vectors(self, bank, items):

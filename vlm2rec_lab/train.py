@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 
 from .data import PAD, is_member, known, write_bytes
-from .embed import forward
+from .embed import LiveFeatures, forward
 from .losses import get_loss
 from .metrics import evaluate, fuse_vectors
 from .passes import prefix_pairs
@@ -188,36 +188,44 @@ def save_checkpoint(path,      # file to write
     for n, p in named:
         state |= {f'{k}/{n}': torch.as_tensor(v) for k, v in optimiser.state.get(p, {}).items()}
     state = {k: v.cpu().contiguous() for k, v in state.items()}
-    spare = path.with_name(f'.{path.name}.previous')
-    if path.exists():
+    spare, run = path.with_name(f'.{path.name}.previous'), dict(records=records, settings=settings, memory=memory or {})
+    if path.exists() and _whole(path):                                                      # a damaged one does not take the place of a good one
         spare.unlink(missing_ok=True)
         try: os.link(path, spare)
         except OSError: spare.write_bytes(path.read_bytes())                              # a file system without links
-    write_bytes(path, save(state, {'run': json.dumps(dict(records=records, settings=settings, memory=memory or {}, digest=weights_key(state)))}))
+    write_bytes(path, save(state, {'run': json.dumps(run | dict(digest=weights_key(state, json.dumps(run))))}))
     if spare.exists(): os.replace(spare, previous(path))
 
 def read_checkpoint(path): # -> {name: tensor}, dict(records, settings, memory)
-    "A checkpoint's content. Raises OSError or ValueError for one that is not there, broken off or changed."
+    "A checkpoint's content. Raises ValueError for one that is not there, broken off or changed."
     from safetensors import SafetensorError, safe_open
     try:
         with safe_open(path, 'pt') as f: run, state = json.loads(f.metadata()['run']), {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, KeyError, TypeError) as e: raise ValueError(f'{Path(path).name} is damaged ({e})') from None
-    if weights_key(state) != run['digest']: raise ValueError(f'{Path(path).name} is damaged (its values are not those that were written)')
+    except OSError as e: raise ValueError(f'{Path(path).name} cannot be read ({e})') from None
+    digest = run.pop('digest', None)
+    if weights_key(state, json.dumps(run)) != digest: raise ValueError(f'{Path(path).name} is damaged (its values are not those that were written)')
     return state, run
+
+def _whole(path):
+    "Whether a checkpoint can be read."
+    try: return bool(read_checkpoint(path))
+    except ValueError: return False
 
 def load_checkpoint(path, named, optimiser, settings,
                     memory=None, # dict to put the loss's memory into
                    ):
     "Put a saved state back and return its records; falls back to the one before, with a warning, where the last is damaged. Raises ValueError where it belongs to another run or nothing can be read."
     try: state, run = read_checkpoint(path)
-    except (OSError, ValueError) as e:
+    except ValueError as e:
         if not previous(path).exists(): raise ValueError(f'{path}: {e}; there is none before it: start anew with resume=False') from None
         state, run = read_checkpoint(previous(path))
         warnings.warn(f"{e}: going on from the checkpoint before it, after {len(run['records'])} steps")
-    other = [k for k in run['settings'] | settings if k != 'steps' and run['settings'].get(k) != settings.get(k)]
+    free = ('steps',) if settings.get('schedule', 'constant') == 'constant' else ()          # the others fall to 0 at the last step
+    other = [k for k in run['settings'] | settings if k not in free and run['settings'].get(k) != settings.get(k)]
     if other: raise ValueError(f"{path} was trained with " + ', '.join(f'{k}={run["settings"].get(k)!r} (now {settings.get(k)!r})' for k in other) + ': use these settings, another checkpoint=, or resume=False')
     names = {n for k in state for kind, n in [k.split('/', 1)] if kind == 'parameter'}
-    if names != {n for n, _ in named}: raise ValueError(f"{path} holds other adapters than this embedder: load it with the same lora=")
+    if names != {n for n, _ in named} or any(state[f'parameter/{n}'].shape != p.shape for n, p in named): raise ValueError(f"{path} holds other adapters than this embedder: load it with the same lora=")
     for n, p in named:
         with torch.no_grad(): p.copy_(state[f'parameter/{n}'])
         if f'step/{n}' in state: optimiser.state[p] = {k: state[f'{k}/{n}'].to(p.device if k != 'step' else 'cpu') for k in ('step', 'exp_avg', 'exp_avg_sq')}
@@ -254,7 +262,9 @@ def _prepare(embedder, split, progress, vision):
     named = embedder.adapter_parameters()
     if not named: raise ValueError("the embedder has no adapters to train: load it with VLMEmbedder.from_pretrained(..., lora=8)")
     if not len(split.train): raise ValueError(f"{split.name}: no training rows; users need at least two purchases in the training part")
-    return named, [p for _, p in named], embedder.bank(split.catalogue, progress, vision)
+    bank = embedder.bank(split.catalogue, progress, vision)
+    if vision is None and isinstance(bank.features, LiveFeatures): bank = embedder.bank(split.catalogue, progress, 'memory')   # what a plain run has left
+    return named, [p for _, p in named], bank
 
 def _extras(objective, loss, fuse, memory, seed, step):
     "What a loss by name is given beside the batch: the fusion, a memory and a generator that follows from seed and step."
@@ -341,6 +351,14 @@ def _keep(checkpoint, *state):
     try: save_checkpoint(checkpoint, *state)
     except OSError as e: warnings.warn(f'{checkpoint} cannot be written ({e}): the checkpoint before it stays, the run goes on')
 
+def _same_in_all(records, comm, device):
+    "The records; ValueError where processes go on from different steps, as they do when each has a disk of its own."
+    if comm is None: return records
+    mine = torch.tensor([len(records), len(records) ** 2], dtype=torch.double, device=device)
+    steps, squares = comm.reduce(mine, 'sum').tolist()
+    if steps ** 2 != squares * comm.num_processes: raise ValueError(f'this process would go on after {len(records)} steps and another after more or fewer: checkpoint= must be a file that all of them see')
+    return records
+
 def _agree(stop, comm, device):
     "Whether any process wants to stop."
     return bool(stop) if comm is None else bool(comm.reduce(torch.tensor(float(bool(stop)), device=device), 'sum') > 0)
@@ -376,7 +394,7 @@ def train(embedder, split,   # VLMEmbedder with adapters; Split
     from tqdm.auto import tqdm
     options = dict(positions=(positions, 'last'), autocast=(autocast, None), schedule=(schedule, 'constant'), warmup=(warmup, 0), controls=(controls is not None, False))
     settings = dict(loss=loss if isinstance(loss, str) else getattr(loss, '__name__', repr(loss)), steps=steps, batch=batch, lr=lr, seed=seed, tau=tau, fuse=fuse, split=split.name, **loss_settings) | {k: v for k, (v, usual) in options.items() if v != usual}
-    if plain and (chunk or positions != 'last'): raise ValueError("plain=True is the path without chunk= and positions='all': leave them out")
+    if plain and (chunk or positions != 'last' or vision): raise ValueError("plain=True is the path without chunk=, vision= and positions='all': leave them out")
     fixed = ({'tau': tau} if isinstance(loss, str) else {}) | loss_settings
     get_loss(loss, **fixed | read_controls(controls, 0)); lr_at(0, steps, lr, schedule)         # a wrong name is told before anything is loaded
     dtype, main, drawn = autocast and getattr(torch, known(autocast, ('bfloat16', 'float16'), 'autocast type')), not accelerator or accelerator.is_main_process, training_rows(split, positions)
@@ -385,7 +403,7 @@ def train(embedder, split,   # VLMEmbedder with adapters; Split
     named, memory = named + [(f'fuse/{m}', w) for m, w in weights.items()], {}
     optimiser = torch.optim.AdamW([p for _, p in named], lr=lr, weight_decay=0.)
     there = resume and checkpoint and (Path(checkpoint).exists() or previous(checkpoint).exists())
-    records = load_checkpoint(checkpoint, named, optimiser, settings, memory) if there else []
+    records = _same_in_all(load_checkpoint(checkpoint, named, optimiser, settings, memory) if there else [], accelerator, embedder.device)
     bar = tqdm(total=steps, initial=len(records), desc=settings['loss'], disable=not (progress and main), mininterval=1)
     with heed_interrupt() as interrupted:
         for step in range(len(records), steps):
