@@ -132,8 +132,8 @@ def main(path, out, batch):
         accelerator.wait_for_everyone()
         embedder = VLMEmbedder.from_pretrained(path, lora=4, device='cpu')
         history = train(embedder, split, 'wpcl', gap='smooth', steps=6, batch=batch, eval_every=2, progress=False, checkpoint=file, resume=True, accelerator=accelerator, **kw)
-        items = embedder.encode_items(split.catalogue, progress=False, comm=accelerator)
-        found[name] = dict(processes=accelerator.num_processes, loss=history.frame.loss.tolist(), valid=history.frame['valid/fused'].dropna().tolist(), items={m: z.flatten().tolist() for m, z in items.items()})
+        items = embedder.encode_items(split.catalogue, progress=False, comm=accelerator, store=f'{out}-items' if name == 'plain' else None)
+        found[name] = dict(processes=accelerator.num_processes, loss=history.frame.loss.tolist(), grads=history.frame.filter(like='grad/').to_dict('list'), valid=history.frame['valid/fused'].dropna().tolist(), items={m: z.flatten().tolist() for m, z in items.items()})
     with open(f'{out}.{accelerator.process_index}', 'w') as f: json.dump(found, f)
 
 if __name__ == '__main__':
@@ -160,6 +160,7 @@ def run(command):
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'PYTHONPATH': str(ROOT), 'GLOO_SOCKET_IFNAME': 'lo'}
     done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.mark.parametrize('way', ['accelerate launch', 'notebook_launcher'])
@@ -176,5 +177,68 @@ def test_two_processes(checkpoint, alone, tmp_path, way):
         two = found[0][name]
         assert (one['processes'], two['processes']) == (1, 2) and len(two['loss']) == 6
         assert np.abs(np.subtract(one['loss'], two['loss'])).max() < 1e-5, name
+        for m, g in one['grads'].items(): assert np.allclose(g, two['grads'][m], rtol=1e-4, atol=1e-6), (name, m)      # Adam hides a factor, the norms do not
         assert np.allclose(one['valid'], two['valid'], atol=1e-6)
         for m, z in one['items'].items(): assert np.allclose(z, two['items'][m], atol=1e-5)
+
+
+def pair(rank, port, *command):
+    "One of two processes, started as a launcher does."
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'PYTHONPATH': str(ROOT), 'GLOO_SOCKET_IFNAME': 'lo', 'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    return subprocess.Popen([sys.executable, '-W', 'ignore', *map(str, command)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_command_in_two_processes(checkpoint, tmp_path):
+    "`accelerate launch -m vlm2rec_lab train`: the first process prints and writes, pictures are computed once, and the figures are those of one process; so is a run that goes on."
+    ask = ['-m', 'vlm2rec_lab', 'train', '--data', 'studio:balanced', '--model', checkpoint, '--users', 40, '--batch', 8, '--losses', 'sft', '--lora', 4]
+    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', 2, '--num_machines', 1, '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port']
+    run([sys.executable, *ask, '--steps', 4, '--out', tmp_path / 'one'])
+    said = run([*launch, free_port(), *ask, '--steps', 2, '--out', tmp_path / 'two', '--vision', tmp_path / 'pictures'])
+    assert said.count('report.html') == 1 and said.count('test of studio') == 1
+    run([*launch, free_port(), *ask, '--steps', 4, '--out', tmp_path / 'two', '--vision', tmp_path / 'pictures', '--resume'])
+    one, two = (json.loads((tmp_path / out / 'sft' / 'history.json').read_text())['steps'] for out in ('one', 'two'))
+    assert len(one) == len(two) == 4
+    for a, b in zip(one, two): assert all(abs(a[k] - b[k]) < 1e-4 * max(abs(a[k]), 1) for k in ('loss', 'grad/text', 'grad/image'))
+    from vlm2rec_lab.store import RECORD
+    keys = np.fromfile(next((tmp_path / 'pictures').glob('*/index.bin')), RECORD)['key']
+    assert len(keys) == len(set(k.tobytes() for k in keys)), 'both processes have computed the pictures'
+
+
+LIFE = '''
+import json, signal, sys, warnings
+import torch
+from accelerate import Accelerator
+from vlm2rec_lab.embed import VLMEmbedder
+from vlm2rec_lab.losses import sft
+from vlm2rec_lab.studio import make_studio
+from vlm2rec_lab.train import train
+torch.set_num_threads(1); comm, (path, file) = Accelerator(cpu=True), sys.argv[1:]
+split = make_studio('balanced', seed=0, items=40, users=60, length=6).split(train=30, valid=15, test=15, history=4)
+kw, said = dict(steps=5, batch=1, eval_every=0, progress=False, accelerator=comm), {}                  # fewer prompts than processes
+load = lambda: VLMEmbedder.from_pretrained(path, lora=4, device='cpu')
+with warnings.catch_warnings(record=True):
+    history = train(load(), split, checkpoint=file, save_every=1, callback=lambda r: signal.raise_signal(signal.SIGINT) if len(r) == 3 and not comm.is_main_process else None, **kw)
+said['interrupted'] = len(history.frame); comm.wait_for_everyone()
+if comm.is_main_process: open(file, 'ab').truncate(100)                                                # the last one is lost; the one before it belongs to step 2
+comm.wait_for_everyone()
+with warnings.catch_warnings(record=True) as w:
+    warnings.simplefilter('always'); history = train(load(), split, checkpoint=file, resume=True, **kw); said['back'] = [str(x.message).split(': ')[-1] for x in w if 'before it' in str(x.message)]
+said['losses'] = history.frame.loss.tolist(); said['alone'] = train(load(), split, **{**kw, 'accelerator': None}).frame.loss.tolist()
+def ill(u, v, *rest): return sft(u, v, *rest) * (float('nan') if not comm.is_main_process else 1)       # in one process alone
+try: train(load(), split, ill, **kw)
+except FloatingPointError as e: said['ill'] = str(e)[:6]
+try: train(load(), split, checkpoint=file if comm.is_main_process else file + '.elsewhere', resume=True, **kw)
+except ValueError as e: said['elsewhere'] = 'all of them see' in str(e)
+print(json.dumps(said))
+'''
+
+
+def test_one_process_in_trouble(checkpoint, tmp_path):
+    "What happens to one process happens to all: an interrupt, a checkpoint that is damaged, a figure that is none, a disk that the others do not see."
+    (tmp_path / 'life.py').write_text(LIFE); port = free_port()
+    processes = [pair(rank, port, tmp_path / 'life.py', checkpoint, tmp_path / 'run.safetensors') for rank in range(2)]
+    out = [p.communicate(timeout=300) for p in processes]
+    assert all(p.returncode == 0 for p in processes), out[0][1][-2000:] + out[1][1][-2000:]
+    first, second = (json.loads(o[0]) for o in out)
+    assert first['interrupted'] == second['interrupted'] == 3 and first['ill'] == second['ill'] == 'step 0' and first['elsewhere'] and second['elsewhere']
+    assert first['losses'] == second['losses'] and np.allclose(first['losses'], first['alone'], atol=1e-5)

@@ -332,9 +332,9 @@ def lr_at(step, steps,         # from 0; of the run
     done = (step - warmup) / max(steps - warmup, 1)
     return lr * {'constant': 1., 'linear': 1 - done, 'cosine': (1 + np.cos(np.pi * done)) / 2}[schedule]
 
-def _check_finite(record, batch, named, checkpoint):
-    "Raises FloatingPointError where a figure of the record is not finite; the batch and the weights are saved beside the checkpoint first."
-    if np.isfinite(list(record.values())).all(): return
+def _check_finite(record, batch, named, checkpoint, comm, device):
+    "Raises FloatingPointError, in all processes, where a figure of the record is not finite in any; the batch and the weights are saved beside the checkpoint first."
+    if not _agree(not np.isfinite(list(record.values())).all(), comm, device): return
     from safetensors.torch import save
     where = 'pass checkpoint= to have batch and weights saved'
     if checkpoint:
@@ -350,6 +350,11 @@ def _keep(checkpoint, *state):
     "Save a checkpoint; where there is no room for it, warn and go on."
     try: save_checkpoint(checkpoint, *state)
     except OSError as e: warnings.warn(f'{checkpoint} cannot be written ({e}): the checkpoint before it stays, the run goes on')
+
+def _check_processes(comm):
+    "Raises ValueError for processes that split a model, which this loop does not."
+    kind = str(getattr(getattr(comm, 'distributed_type', ''), 'value', ''))
+    if kind in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'TP'): raise ValueError(f"Accelerate is configured for {kind}; here every process holds the whole model and takes passes of its own: use distributed_type MULTI_GPU, and quantise='4bit' or recompute=True where memory is short")
 
 def _same_in_all(records, comm, device):
     "The records; ValueError where processes go on from different steps, as they do when each has a disk of its own."
@@ -395,6 +400,7 @@ def train(embedder, split,   # VLMEmbedder with adapters; Split
     options = dict(positions=(positions, 'last'), autocast=(autocast, None), schedule=(schedule, 'constant'), warmup=(warmup, 0), controls=(controls is not None, False))
     settings = dict(loss=loss if isinstance(loss, str) else getattr(loss, '__name__', repr(loss)), steps=steps, batch=batch, lr=lr, seed=seed, tau=tau, fuse=fuse, split=split.name, **loss_settings) | {k: v for k, (v, usual) in options.items() if v != usual}
     if plain and (chunk or positions != 'last' or vision): raise ValueError("plain=True is the path without chunk=, vision= and positions='all': leave them out")
+    _check_processes(accelerator)
     fixed = ({'tau': tau} if isinstance(loss, str) else {}) | loss_settings
     get_loss(loss, **fixed | read_controls(controls, 0)); lr_at(0, steps, lr, schedule)         # a wrong name is told before anything is loaded
     dtype, main, drawn = autocast and getattr(torch, known(autocast, ('bfloat16', 'float16'), 'autocast type')), not accelerator or accelerator.is_main_process, training_rows(split, positions)
@@ -415,7 +421,7 @@ def train(embedder, split,   # VLMEmbedder with adapters; Split
             value, parts = step_gradients(functools.partial(objective, **extras), works, {'sequences': len(this.targets), 'items': len(this.items)}, this.positives.to(embedder.device), this.exclude.to(embedder.device),
                                           parameters, cached=chunk is not None, switch=embedder.switch, autocast=dtype, comm=accelerator)
             record = dict(step=step, loss=float(value), **{f'grad/{m}': norm(g) for m, g in parts.items()}, **{f'control/{k}': v for k, v in turned.items()})
-            _check_finite(record, this, named, checkpoint if main else None)
+            _check_finite(record, this, named, checkpoint if main else None, accelerator, embedder.device)
             for p, *g in zip(parameters, *parts.values()): p.grad = sum(g)
             for group in optimiser.param_groups: group['lr'] = lr_at(step, steps, lr, schedule, warmup)
             optimiser.step()
