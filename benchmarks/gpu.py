@@ -135,6 +135,7 @@ def model_flops(embedder, lengths): # of token_counts
 def stepper(embedder, split, recipe, rows, autocast=None, seed=0): # -> function of a step number -> dict
     "A training step, optimiser included, of a recipe."
     bank, parameters = embedder.bank(split.catalogue, False, None if recipe.cached else 'live'), [p for _, p in embedder.adapter_parameters()]
+    assert torch.is_tensor(bank.features) == recipe.cached, 'the first bank of a catalogue is used where none is named: ask for the stored one first'
     drawn, optimiser, objective = training_rows(split, 'all' if recipe.every else 'last'), torch.optim.AdamW(parameters, lr=1e-4), get_loss('sft', tau=.07)
     if not recipe.every: drawn = drawn[(split.train.history >= 0).sum(1) == split.train.history.shape[1]]    # whole histories
     def step(k):

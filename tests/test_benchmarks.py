@@ -1,0 +1,167 @@
+"""Every benchmark runs, in a toy setting, and writes what the pages read; its plain and its fast recipe are those of `train`. No figure of these runs means anything."""
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCH = ROOT / 'benchmarks'
+
+
+def run(script, *args, **env): # -> (result, what it printed)
+    "Run a script as a user does; its JSON."
+    out = Path(args[-1])
+    done = subprocess.run([sys.executable, str(BENCH / script), *args[:-1], '--out', str(out)], cwd=out.parent, capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])), **env})
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return json.loads(out.read_text()), done.stdout
+
+
+@pytest.fixture(scope='module')
+def scripts():
+    "The scripts as modules, under names of their own."
+    sys.path.insert(0, str(BENCH))
+    import common, gpu, scale, train # noqa: E401
+    yield dict(common=common, gpu=gpu, scale=scale, train=train)
+    sys.path.remove(str(BENCH))
+
+
+@pytest.mark.slow
+def test_train(tmp_path):
+    found, printed = run('train.py', '--small', '--cells', str(tmp_path / 'cells'), tmp_path / 'train.json')
+    assert {'machine', 'rates', 'quality', 'encoding', 'loss', 'data', 'clock'} <= set(found) and {'cpu', 'cores', 'threads', 'torch', 'load'} <= set(found['machine'])
+    rows = {r['recipe']: r for r in found['rates'][0]['rows']}
+    assert len(rows) == 8 and rows['(a) plain']['ratio'] == [1, 1, 1] and rows['(c) all']['pairs_per_step'] > 5 * rows['(a) plain']['pairs_per_step']
+    assert all(r['pairs_per_second'] > 0 and len(r['seconds_per_step']) == 3 for part in found['rates'] for r in part['rows']) and '(c) all' in printed
+    q = found['quality']
+    assert {'goal', 'chosen', 'tried', 'runs', 'summary'} <= set(q) and {r['recipe'] for r in q['runs']} == {'(a) plain', '(c) all'}
+    assert q['development_seed'] not in {r['seed'] for r in q['runs']}, 'nothing is chosen on the shops that are reported'
+    assert all(0 <= r['test']['fused'] <= 1 and r['valid'][-1][0] == r['steps'] for r in q['runs'])
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path / 'cells').glob('*.json')}
+    again, _ = run('train.py', '--small', '--cells', str(tmp_path / 'cells'), tmp_path / 'again.json')
+    assert again['rates'] == found['rates'] and again['quality'] == found['quality'] and files == {p: p.stat().st_mtime_ns for p in files}, 'finished parts are not run again'
+
+
+def test_recipes_are_those_of_train(scripts):
+    "Plain and all-on are the paths of `train`; every recipe of whole histories has the same loss and gradient, so do those of all positions."
+    import torch
+    from vlm2rec_lab.embed import make_bank
+    from vlm2rec_lab.train import batch_rows, make_batch, training_rows, works_of
+    t = scripts['train']
+    split = t.shop(1, 5, 6, True)
+    embedder, live = t.fresh(0, split, t.PLAIN)
+    stored, found = make_bank(embedder, split.catalogue, False), {}
+    twice = {}
+    with torch.no_grad():
+        for _, p in embedder.adapter_parameters(): p += .02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    for name, recipe in t.RECIPES.items():
+        drawn = training_rows(split, 'all' if recipe.every else 'last')
+        batch = make_batch(split, drawn[batch_rows(0, len(drawn), 10, 0)], 'all' if recipe.every else 'last')
+        twice[recipe.every] = len(set(batch.targets)) < len(batch.targets)
+        loss, parts = t.gradients(embedder, stored if recipe.cached else live, batch, recipe)
+        found.setdefault(recipe.every, {})[name] = loss, [sum(g) for g in zip(*parts.values())]
+        if recipe in (t.PLAIN, t.ALL):
+            sizes = lambda works: {v: sorted((w.side, len(w.index)) for w in ws) for v, ws in works.items()}
+            assert sizes(t.works(embedder, live, batch, recipe)) == sizes(works_of(embedder, live, batch, 'all' if recipe.every else 'last', plain=recipe == t.PLAIN))
+    assert all(twice.values()), 'no target comes twice: the batch tests nothing'
+    for group in found.values():
+        first, *others = group.values()
+        for loss, g in others:
+            assert torch.allclose(loss, first[0], atol=1e-5) and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(g, first[1]))
+
+
+def test_interleaving_turns_and_counts(scripts):
+    order = []
+    out = scripts['common'].interleave({n: lambda r, n=n: order.append((r, n)) for n in 'ab'}, 3, warm=1)
+    assert [len(v) for v in out.values()] == [3, 3] and sorted(order) == [(r, n) for r in range(4) for n in 'ab'] and {n for r, n in order[::2]} == {'a', 'b'}
+
+
+def test_cells_are_kept_by_their_settings(scripts, tmp_path):
+    c = scripts['common'].cell
+    assert [c(tmp_path, dict(cell='x', lr=lr), lambda: dict(v=k)) for k, lr in enumerate((1, 1, 2))] == [dict(v=0), dict(v=0), dict(v=2)]
+
+
+@pytest.mark.slow
+def test_gpu_on_the_cpu(tmp_path):
+    found, printed = run('gpu.py', '--toy', tmp_path / 'gpu.json')
+    assert found['toy'] and not found['left_out'] and found['done'] == ['matrix_peak_tflops', 'parameters', 'encoding', 'rates', 'largest_without', 'caching', 'utilisation', 'largest_recomputing', 'largest_with']
+    for part in ('rates', 'caching', 'utilisation'):
+        for r in found[part]: assert r['fits'] and r['pairs_per_second'] > 0 and 0 < r['utilisation'] < 1 and r['ratio'][1] <= r['ratio'][0] <= r['ratio'][2]
+    assert found['rates'][1]['pairs_per_step'] == 4 * found['rates'][0]['pairs_per_step'] and found['largest_with']['largest'] == 8 and 'encoding' in printed
+
+
+def test_gpu_shape_is_that_of_3b(scripts):
+    "Counted without memory: 3.09 billion weights of the language model, 0.67 of the vision tower; pictures of 64 tokens; arithmetic of a step."
+    import torch
+    from transformers import Qwen2_5_VLForConditionalGeneration
+    from vlm2rec_lab.tiny import build_tokenizer, studio_corpus
+    g = scripts['gpu']
+    with torch.device('meta'): model = Qwen2_5_VLForConditionalGeneration(g.shape_3b(build_tokenizer(studio_corpus(50))))
+    count = lambda m: sum(p.numel() for p in m.parameters())
+    assert count(model.model.language_model) == 3_085_938_688 and count(model.model.visual) == 668_684_288 and model.lm_head.weight.shape == (151936, 2048)
+    toy = g.random_embedder(True, 'cpu', words=8)
+    c, lm = toy.core.config.text_config, toy.core.model.language_model
+    linear = [m for m in lm.layers.modules() if isinstance(m, torch.nn.Linear)]
+    frozen, trained = (sum(m.weight.numel() for m in linear if m.weight.requires_grad == t) for t in (False, True))
+    assert g.model_flops(toy, dict(text=np.array([10]))) == (4 * frozen + 6 * trained) * 10 + 6 * 100 * c.hidden_size * c.num_hidden_layers
+    grid = g.build_image_processor(224)(images=[np.zeros((224, 224, 3), np.uint8)], return_tensors='pt')['image_grid_thw'][0]
+    assert int(grid.prod()) // 4 == 64
+    assert toy.adapter_parameters() and all('language_model' in n for n, _ in toy.adapter_parameters())
+
+
+def test_gpu_finds_what_fits(scripts, monkeypatch):
+    "Out of memory ends the search and is said; so does the end of the time."
+    import torch
+    g = scripts['gpu']
+    def stepper(embedder, split, recipe, rows, autocast=None):
+        def step(k):
+            if rows > 5: raise torch.OutOfMemoryError('full')
+        return step
+    monkeypatch.setattr(g, 'stepper', stepper)
+    monkeypatch.setattr(g, 'recomputing', lambda e, on: e)
+    found = g.largest(None, None, None, False, (2, 4, 8, 16), 'cpu', lambda: 1e9)
+    assert found['largest'] == 4 and found['bounded'] and [t['fits'] for t in found['tries']] == [True, True, False]
+    short = g.largest(None, None, None, False, (2, 4), 'cpu', lambda: -1.)
+    assert short['largest'] == 2 and not short['bounded'] and short['tries'][-1]['fits'] is None
+
+
+@pytest.mark.gpu
+def test_gpu_script(tmp_path):
+    "The real one, on a GPU."
+    found, _ = run('gpu.py', '--seconds', '280', tmp_path / 'gpu.json')
+    assert found['rates'] and found['machine']['gpu'] and found['matrix_peak_tflops'] > 10
+
+
+@pytest.mark.slow
+def test_sentence_trainer(tmp_path):
+    if importlib.util.find_spec('sentence_transformers') is None:
+        done = subprocess.run([sys.executable, str(BENCH / 'sentence_trainer.py'), '--small'], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+        assert done.returncode == 3 and 'pip install' in done.stderr
+        pytest.skip('sentence-transformers is not here; the script says how to get it')
+    found, printed = run('sentence_trainer.py', '--small', tmp_path / 'st.json')
+    assert found['largest_difference_at_start'] < 1e-4 and found['version'] in printed and found['steps'] == 4
+    assert [r['side'] for r in found['rows']][0] == 'sentence-transformers' and len(found['rows']) == 4 and all(r['pairs_per_second'] > 0 for r in found['rows'])
+
+
+def test_scale(tmp_path, scripts):
+    s = scripts['scale']
+    found, printed = run('scale.py', '--results', str(tmp_path), tmp_path / 'scale.out')
+    assert {r['state'] for r in found['results']} == {'not measured'} and all(v == 'not measured' for rows in found['times'].values() for r in rows for k, v in r.items() if k != 'what')
+    assert found['storage']['1000000']['picture features, bf16'] == 1_000_000 * (64 * 2048 * 2 + 40) and '262 GB' in printed
+    toy = dict(gpu=dict(toy=True, encoding=dict(pictures_per_second=5., items_per_second=5.), rates=[dict(recipe='(c) all', fits=True, pairs_per_second=9.)]))
+    assert not any(s.rates(toy)['gpu'].values()), 'a toy setting is not a figure'
+    real = dict(gpu=toy['gpu'] | dict(toy=False))
+    rows = {r['what']: r for r in s.times_table(real, 1_000_000)}
+    assert rows['vision tower over all pictures, once']['3B, 8 cards'] == s.duration(1e6 / 5 / 8) and rows['the same, plain recipe']['3B, 1 card'] == 'not measured'
+    assert s.rates(real)['gpu']['pairs'] == 9. and s.duration(7200) == '2.0 h' and s.size(819.2e9) == '819 GB'
+
+
+@pytest.mark.parametrize('path', sorted((BENCH / 'results').glob('*.json')), ids=lambda p: p.stem)
+def test_kept_results(path):
+    "What the pages show was measured at full size, and names its machine."
+    found = json.loads(path.read_text())
+    assert not found.get('small') and not found.get('toy') and found['machine']
