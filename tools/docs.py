@@ -300,7 +300,7 @@ def as_console(cell):
 
 def fingerprint(path):
     "Of everything that a page's outputs follow from."
-    files = [path, Path(__file__), ROOT / 'constraints.txt', *sorted((ROOT / PACKAGE).glob('*.py')), *sorted((ROOT / 'data').rglob('*.csv'))]
+    files = [path, Path(__file__), ROOT / 'constraints.txt', *sorted((ROOT / PACKAGE).glob('*.py')), *sorted((ROOT / 'data').rglob('*.csv')), *sorted((ROOT / 'benchmarks').rglob('*.json')), ROOT / 'benchmarks' / 'scale.py', ROOT / 'benchmarks' / 'common.py']
     return hashlib.sha256(b'\0'.join(f.read_bytes() for f in files) + sys.version.encode()).hexdigest()[:16]
 
 
