@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE ?= 1
 export PLOTLY_RENDERER ?= plotly_mimetype
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab browser export readme notebooks docs docs-serve quarto study tiny clean
+.PHONY: help setup demo test lab browser export readme notebooks docs docs-serve quarto study bench tiny clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ quarto: setup ## the notebooks by nbdev_docs, where Quarto is installed
 study: setup ## the whole study, hours on two cores; stopped, it goes on where it was
 	@mkdir -p data/study
 	@for part in main missing settings training; do $(PY) -m vlm2rec_lab study --part $$part --jobs $$(nproc) && cp runs/study/$$part/table.csv data/study/$$part.csv || exit 1; done
+
+bench: setup ## the benchmarks of the docs again, half an hour on a quiet machine; benchmarks/gpu.py is for a machine with a GPU
+	@for b in train ranking interactions images; do $(PY) benchmarks/$$b.py --out benchmarks/results/$$b.json || exit 1; done
 
 tiny: setup ## pre-train the three tiny VLMs again (some ten minutes each)
 	@$(PY) -m vlm2rec_lab.tiny data/tiny_vlm
