@@ -74,5 +74,7 @@ def main(
     print(f'{images:,} JPEG files of {size}, {bytes_each / 1e3:.0f} kB each; {workers} threads on {workers} cores; Pillow {pillow}, Python {platform.python_version()}')
     print(f"{'':82}{'pictures/s':>12}{'times plain':>13}")
     for name, text in WAYS.items(): print(f"{text:82}{rate[name]:>12,.0f}{rate[name] / rate['plain']:>13.2f}")
-    if out: write_bytes(out, json.dumps(dict(images=images, size=size, rounds=rounds, workers=workers, bytes_each=bytes_each, pillow=pillow, python=platform.python_version(), seconds=seconds, pictures_per_second=rate,
+    if out:
+        from common import machine
+        write_bytes(out, json.dumps(dict(machine=machine(), images=images, size=size, rounds=rounds, workers=workers, bytes_each=bytes_each, pillow=pillow, python=platform.python_version(), seconds=seconds, pictures_per_second=rate,
                                              times_plain={n: r / rate['plain'] for n, r in rate.items()}), indent=1).encode())

@@ -124,7 +124,9 @@ def main():
         f, q = ([x for x in found if x['file'] == file and x['way'] == way and x['generated'] == a.plain][0] for way in ('fast', 'plain'))
         assert all(f[k] == q[k] for k in ('users', 'items', 'interactions', 'rows', 'checksum')), 'the two ways disagree'
         print(f"{file}: the same split from both; pandas takes {q['seconds']['total'] / f['seconds']['total']:.1f} times as long and {q['peak_gb'] / f['peak_gb']:.1f} times the memory at {a.plain:,} interactions")
-    if a.out: a.out.write_text(json.dumps(dict(threads=2, seed=a.seed, runs=found), indent=1))
+    if a.out:
+        from common import machine
+        a.out.write_text(json.dumps(dict(machine=machine(), threads=2, seed=a.seed, runs=found), indent=1))
 
 
 def line(x):

@@ -297,6 +297,7 @@ def _model(path, # folder or hub id; None: the shipped tiny VLM
 
 SPEED = dict(positions='last', chunk=None, vision=None, autocast=None, schedule='constant', warmup=0) # options of `train` with what is usual
 
+# %% ../nbs/12_cli.ipynb #41f0b435
 def train(o, # options of `_training`, seed, command
          ):
     "`vlm2rec train`: fine-tune with each loss, evaluate by full ranking, write adapters, vectors and a report."
@@ -369,6 +370,7 @@ def _run(o, model, split, whole, losses, out, comm=None):
     print(f"\ntest of {split.name}: {found['before']['metrics'].protocol}\n{table.round(4).to_string(na_rep='')}\n" + '\n'.join(['baselines: ' + base.protocol, *(f'note: {n}' for n in (*base.notes, *_about(split)))]) + f'\n\n{reports}')
     return reports, {'Beside what needs no model': table_html(table, base, split)}
 
+# %% ../nbs/12_cli.ipynb #7675fc78
 def _expected(o, embedder, split):
     "What the run will take, of `estimate`, or why nobody knows."
     import torch
@@ -500,6 +502,7 @@ def _training(p, add):
     add('--out', metavar='DIR', help='where checkpoints and results go (default: runs/NAME)')
     add('--resume', action='store_true', help='go on from the checkpoints in DIR')
 
+# %% ../nbs/12_cli.ipynb #22118367
 def _vectors(p, add, k):
     "Options that `evaluate` and `report` share."
     add('vectors', nargs='?', metavar='VECTORS.npz', help='arrays items/<modality>, sequences/<modality>, targets, and perhaps seen_offsets with seen_items, titles')

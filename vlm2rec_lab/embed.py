@@ -377,6 +377,7 @@ def make_bank(embedder,
         views[view] = stack_pieces([*items, *(text_piece(encode_text(embedder.tokenizer, t, special=True)) for t in frame)])
     return Bank(views, features, len(catalogue), catalogue.modalities, gone, tokens)
 
+# %% ../nbs/02_embed.ipynb #3faf54d5
 def _picture_places(embedder, catalogue, there, vision, progress):
     "(features, {modality: {item: (rows, columns, first row)}}) of the items `there` {modality: [n]} that have a picture."
     places, found = {}, []

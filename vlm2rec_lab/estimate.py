@@ -100,6 +100,7 @@ class Estimate:
         return (f'expected on {self.device}: {gb(self.memory)} of memory (weights {gb(self.weights)}, adapters in training {gb(self.adapters)}, picture features {gb(self.features)}, graph {gb(self.graph)}) beside the libraries\' own, '
                 f'and {span} ({self.steps:,} steps of {self.seconds:.3g} s, {self.pairs:,.0f} pairs and {self.tokens:,.0f} tokens each' + (f'; validation {self.valid_seconds:.0f} s' if self.valid_seconds else '') + ')')
 
+# %% ../nbs/03b_estimate.ipynb #c6b3b77d
 def estimate(
     embedder, split, # VLMEmbedder with adapters; Split
     steps=120, # of the run

@@ -42,6 +42,7 @@ def plan_works(
         works[view] = [*sequences(embedder, bank, view, history, mine(len(history)), waste, most), *_item_works(embedder, bank, view, items, mine(len(items)), waste, most)]
     return works
 
+# %% ../nbs/02d_step.ipynb #43edbbda
 def _work(side, index, embedder, f, present, sizes):
     "A Work whose vectors are zero where there is no content."
     present = present[:, None].to(embedder.device)

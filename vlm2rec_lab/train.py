@@ -196,6 +196,7 @@ def save_checkpoint(path,      # file to write
     write_bytes(path, save(state, {'run': json.dumps(run | dict(digest=weights_key(state, json.dumps(run))))}))
     if spare.exists(): os.replace(spare, previous(path))
 
+# %% ../nbs/03_train.ipynb #54757cde
 def read_checkpoint(path): # -> {name: tensor}, dict(records, settings, memory)
     "A checkpoint's content. Raises ValueError for one that is not there, broken off or changed."
     from safetensors import SafetensorError, safe_open
@@ -332,6 +333,7 @@ def lr_at(step, steps,         # from 0; of the run
     done = (step - warmup) / max(steps - warmup, 1)
     return lr * {'constant': 1., 'linear': 1 - done, 'cosine': (1 + np.cos(np.pi * done)) / 2}[schedule]
 
+# %% ../nbs/03_train.ipynb #35ab3112
 def _check_finite(record, batch, named, checkpoint, comm, device):
     "Raises FloatingPointError, in all processes, where a figure of the record is not finite in any; the batch and the weights are saved beside the checkpoint first."
     if not _agree(not np.isfinite(list(record.values())).all(), comm, device): return
