@@ -12,6 +12,7 @@ project, author, release, copyright = _s['title'], _s['author'], _s['version'], 
 extensions = ['myst_nb']
 exclude_patterns = ['CONTRIBUTING.md']
 nb_execution_mode = 'off'                     # tools/docs.py executes; notebooks keep the outputs that they hold
+nb_render_markdown_format = 'myst'      # tables in outputs are tables
 nb_merge_streams = True
 nb_ipywidgets_js = {'require.js': {}, 'widgets.js': {}, 'embed-amd.js': {'data-jupyter-widgets-cdn': '_static/'}}    # files of this site, fetched where a page shows widgets
 myst_enable_extensions = ['dollarmath', 'amsmath', 'html_image', 'attrs_inline']
