@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = ['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
 TITLE = '<script>window.planted = 1</script>'
 START = '''
 import tempfile, torch, transformers
@@ -74,18 +73,9 @@ def lab(tmp_path_factory):
     except subprocess.TimeoutExpired: server.kill()
 
 
-@pytest.fixture(scope='module')
-def chrome():
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=os.environ.get('CHROME', '/usr/bin/chromium'), args=FLAGS)
-        yield browser
-        browser.close()
-
-
-def watched(chrome, width=1200, height=1000, dark=False):
+def watched(browser, width=1200, height=1000, dark=False):
     "A page that notes errors and requests to anywhere but itself."
-    page = chrome.new_context(viewport={'width': width, 'height': height}, color_scheme='dark' if dark else 'light').new_page()
+    page = browser.new_context(viewport={'width': width, 'height': height}, color_scheme='dark' if dark else 'light').new_page()
     page.errors, page.outside = [], []
     page.on('request', lambda r: None if r.url.startswith(('file:', 'data:', 'blob:', 'http://127.0.0.1', 'ws://127.0.0.1')) else page.outside.append(r.url))
     page.on('console', lambda m: page.errors.append(m.text) if m.type == 'error' else None)
@@ -110,9 +100,9 @@ def menu(page, *names):
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_bench_in_jupyterlab(lab, chrome):
+def test_bench_in_jupyterlab(lab, browser):
     url, root = lab
-    page = watched(chrome, height=1500)
+    page = watched(browser, height=1500)
     page.goto(f'{url}/doc/tree/bench.ipynb?token=t&reset')
     page.locator('#jp-main-statusbar', has_text='| Idle').wait_for(timeout=60000)
     menu(page, 'Run', 'Run All Cells')
@@ -181,8 +171,8 @@ recommend(fresh(), toy).to_html({str(out / 'shelf.html')!r}, customers=5)
 @pytest.mark.browser
 @pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
 @pytest.mark.parametrize('width', [1200, 390])
-def test_saved_pages(saved, chrome, dark, width):
-    page = watched(chrome, width, 1000, dark)
+def test_saved_pages(saved, browser, dark, width):
+    page = watched(browser, width, 1000, dark)
     fits = 'document.documentElement.scrollWidth <= window.innerWidth'
     background = lambda: [int(x) for x in re.findall(r'\d+', page.evaluate('getComputedStyle(document.querySelector(".v2l")).backgroundColor'))][:3]
 

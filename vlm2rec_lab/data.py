@@ -48,10 +48,10 @@ class DataWarning(UserWarning):
 
 # %% ../nbs/00_data.ipynb #7e8e6e93
 def _warn(notes, message):
-    "Warn at the line that called into this module, and keep what was said."
+    "Warn at the line that called into the lab, and keep what was said; the rooms that read data share it."
     notes.append(message)
-    level, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_globals.get('__name__') == __name__: level, frame = level + 1, frame.f_back
+    level, frame, lab = 1, sys._getframe(), __name__.split('.')[0]
+    while frame.f_back and str(frame.f_globals.get('__name__')).split('.')[0] == lab: level, frame = level + 1, frame.f_back
     warnings.warn(message, DataWarning, stacklevel=level)
 
 def _few(values, n=3):

@@ -16,7 +16,6 @@ import json
 import math
 import os
 import socket
-import sys
 import threading
 import time
 import warnings
@@ -37,7 +36,7 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .data import MAX_PIXELS, Catalogue, DataError, DataWarning, LazyImage, _few, _n, as_ids, inside, known, open_image, write_bytes
+from .data import MAX_PIXELS, Catalogue, DataError, LazyImage, _few, _n, _warn, as_ids, inside, known, open_image, write_bytes
 
 # %% ../nbs/00c_images.ipynb #7915bcb5
 MAX_BYTES = 50_000_000                      # larger encoded pictures are not read
@@ -89,13 +88,6 @@ class Manifest:
 MANIFEST = 'manifest.jsonl'
 
 def _line(row): return (json.dumps(row, ensure_ascii=True) + '\n').encode() # dict -> bytes
-
-def _warn(notes, message):
-    "Warn at the line that called into this module, and keep what was said."
-    notes.append(message)
-    level, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_globals.get('__name__') == __name__: level, frame = level + 1, frame.f_back
-    warnings.warn(message, DataWarning, stacklevel=level)
 
 def _read_lines(path):
     "Rows of a manifest's file, and how many bytes of it are whole lines."

@@ -15,7 +15,6 @@ import html
 import io
 import json
 import re
-import sys
 import tempfile
 import warnings
 import zlib
@@ -28,23 +27,8 @@ import pandas as pd
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from .data import (SUFFIXES, TEXT_COLUMNS, Catalogue, DataError, DataWarning, Dataset, Interactions, as_ids, as_times, compose_text, image_trouble, inside, known,
+from .data import (SUFFIXES, TEXT_COLUMNS, Catalogue, DataError, Dataset, Interactions, _few, _n, _warn, as_ids, as_times, compose_text, image_trouble, inside, known,
                               modality_columns, open_image, read_table)
-
-# %% ../nbs/00b_readers.ipynb #141fabf6
-def _warn(notes, message):
-    "Warn at the line that called into the readers, and keep what was said."
-    notes.append(message)
-    level, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_globals.get('__name__') == __name__: level, frame = level + 1, frame.f_back
-    warnings.warn(message, DataWarning, stacklevel=level)
-
-def _few(values, n=3):
-    "The first few values in words."
-    values = list(values)
-    return ', '.join(map(str, values[:n])) + (f' and {len(values) - n:,} more' if len(values) > n else '')
-
-def _n(count, noun): return f'{count:,} {noun}' + ('' if count == 1 else 's')
 
 # %% ../nbs/00b_readers.ipynb #c21264d1
 def coded(

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import tempfile
-import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .data import DataError, DataWarning, Dataset, Interactions, Rows, Split, check_split, known, rows_at, warm_items
+from .data import DataError, Dataset, Interactions, Rows, Split, _warn, check_split, known, rows_at, warm_items
 
 # %% ../nbs/00d_splits.ipynb #57ac425e
 def _owner(inter): return np.repeat(np.arange(len(inter)), inter.lengths)                # int [n] whose interaction it is
@@ -38,9 +37,6 @@ def _rows(inter, there, targets, history, seen): # there: bool [n] interactions 
     return replace(rows, places=places[rows.places])
 
 def _pairs(inter, width): return _owner(inter) * width + inter.items                     # int [n] one key per user and item
-
-def _warn(notes, message): # as in data: kept, and said
-    notes.append(message); warnings.warn(message, DataWarning, stacklevel=4)
 
 # %% ../nbs/00d_splits.ipynb #f0a60700
 def split_at(
