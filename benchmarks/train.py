@@ -15,7 +15,7 @@ from common import Clock, cell, interleave, machine, quantiles, quiet, say, tabl
 import numpy as np
 import torch
 
-from vlm2rec_lab.embed import VLMEmbedder
+from vlm2rec_lab.embed import Prompts, VLMEmbedder
 from vlm2rec_lab.losses import get_loss
 from vlm2rec_lab.metrics import evaluate
 from vlm2rec_lab.step import Work, plan_works, step_gradients
@@ -36,10 +36,13 @@ class Recipe:
     groups: bool = False   # prompts of like length together, at most 10 % filler; else one padded pass
     every: bool = False    # every position of a sequence is a pair; else the last
     chunk: int = None      # gradient caching: prompts at a time
+    lean: bool = False     # prompts that close with the separator, so that a prefix costs no token of its own; else the default ones
 
+LEAN = Prompts(item='<|im_start|>{};', sequence='<|im_start|>The customer bought:{};')
 PLAIN, ALL = Recipe(), Recipe(True, True, True, True)
 RECIPES = {'(a) plain': PLAIN, '(b) vision features stored': Recipe(cached=True), '(b) distinct items': Recipe(distinct=True), '(b) length groups': Recipe(groups=True),
-           '(b) every position': Recipe(every=True), 'gradient caching, chunks of 16': Recipe(chunk=16), '(c) all': ALL, '(c) all + caching, chunks of 16': Recipe(True, True, True, True, 16)}
+           '(b) every position': Recipe(every=True), 'gradient caching, chunks of 16': Recipe(chunk=16), '(c) all': ALL,
+           '(c) all + caching, chunks of 16': Recipe(True, True, True, True, 16), '(a) plain, lean prompts': Recipe(lean=True), '(c) all, lean prompts': Recipe(True, True, True, True, lean=True)}
 
 
 def works(embedder, bank, batch, recipe): # -> {view: list of Work}
@@ -69,7 +72,7 @@ def shop(seed, history, purchases, small, **sizes):
 
 def fresh(seed, split, recipe): # -> (VLMEmbedder, Bank)
     "The shipped checkpoint with new adapters, and the catalogue's bank."
-    embedder = VLMEmbedder.from_pretrained(tiny_vlm(), lora=RANK, seed=seed, device='cpu')
+    embedder = VLMEmbedder.from_pretrained(tiny_vlm(), lora=RANK, seed=seed, device='cpu', prompts=LEAN if recipe.lean else Prompts())
     return embedder, embedder.bank(split.catalogue, False, None if recipe.cached else 'live')
 
 

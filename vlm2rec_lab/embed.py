@@ -185,7 +185,7 @@ def encode_text(tokenizer,
 @dataclass(frozen=True, eq=False)
 class Bank:
     "A catalogue ready to be put into prompts."
-    views: dict            # view -> Pieces: the items, then item prefix and suffix, sequence prefix and suffix, separator
+    views: dict            # view -> Pieces: the items, then item prefix and suffix, sequence prefix and suffix, separator, what of the sequence suffix is left after a separator
     features: object       # [image tokens, hidden] output of the frozen vision tower: a tensor in memory or on disk, or LiveFeatures
     items: int             # how many
     modalities: tuple      # of the catalogue
@@ -373,8 +373,10 @@ def make_bank(embedder,
     views = {}
     for view, items in parts.items():
         p = embedder.prompts_for(view)
-        frame = [*p.item.split('{}'), *p.sequence.split('{}'), p.separator]
-        views[view] = stack_pieces([*items, *(text_piece(encode_text(embedder.tokenizer, t, special=True)) for t in frame)])
+        frame = [encode_text(embedder.tokenizer, t, special=True) for t in (*p.item.split('{}'), *p.sequence.split('{}'), p.separator)]
+        suffix, separator = frame[3:]
+        rest = suffix[len(separator):] if separator and suffix[:len(separator)] == separator else suffix
+        views[view] = stack_pieces([*items, *map(text_piece, [*frame, rest])])
     return Bank(views, features, len(catalogue), catalogue.modalities, gone, tokens)
 
 # %% ../nbs/02_embed.ipynb #3faf54d5

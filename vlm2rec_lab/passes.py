@@ -35,13 +35,14 @@ def prefix_plan(
     bank, # Bank
     history, # int [rows, L] with PAD at the right
     view, # its name: items that lack it are left out
-): # -> long [rows, 1 + 3 L], bool [1 + 3 L]: pieces, and which of them are branches
-    "The tree of each history: prefix, then separator, item and closing words for every item. A history of PAD alone is the prefix."
-    plan, n = bank.sequence_plan(history, view), bank.items
-    real = torch.as_tensor(history, dtype=torch.long) != PAD
-    ends = torch.where(real, n + 3, -1)
-    inner = torch.stack([plan[:, 1:-1:2], plan[:, 2:-1:2], ends], 2).flatten(1)
-    return torch.cat([plan[:, :1], inner], 1), torch.tensor([False] + [False, False, True] * real.shape[1])
+): # -> long [rows, 1 + 4 L], bool [1 + 4 L]: pieces, and which of them are branches
+    "The tree of each history: prefix, then separator, item, separator if it begins the closing words, and closing words for every item. A history of PAD alone is the prefix."
+    plan, n, size = bank.sequence_plan(history, view), bank.items, bank.views[view].offsets.diff()
+    real, none = torch.as_tensor(history, dtype=torch.long) != PAD, torch.full(plan[:, 1:-1:2].shape, -1)
+    before, items = plan[:, 1:-1:2], plan[:, 2:-1:2]
+    if shared := bool(size[n + 5] < size[n + 3]): before, after = none, torch.where(items >= 0, n + 4, -1)
+    inner = torch.stack([before, items, after if shared else none, torch.where(real, n + 5, -1)], 2).flatten(1)
+    return torch.cat([plan[:, :1], inner], 1), torch.tensor([False] + [False, False, False, True] * real.shape[1])
 
 # %% ../nbs/02c_passes.ipynb #bfbb1e70
 def assemble_tree(
@@ -49,14 +50,15 @@ def assemble_tree(
     plan, # long [rows, K] piece numbers, -1 for none
     branch, # bool [K]: which columns are branches
 ): # -> ids [rows, T], positions [3, rows, T], features [rows, T], mask bool [rows, 1, T, T], ends long [rows, branches]: each branch's last token, -1 for none
-    "Padded inputs of trees. With no branches it is `assemble` and a causal mask."
+    "Padded inputs of trees. Where no branch holds a token it is `assemble`, and the mask is None: all before."
     there = plan >= 0
     advance = pieces.advance[plan.clamp(min=0)] * there * ~branch
     ids, position, feature, piece, stop = place_tokens(pieces, plan, advance.cumsum(1) - advance)
-    twig = torch.where(branch[piece], piece, -1)                                              # [rows, T] the branch of each token, -1 for the trunk and for filler
+    twig, ends = torch.where(branch[piece], piece, -1), torch.where(there, stop, -1)[:, branch]         # [rows, T] the branch of each token, -1 for the trunk and for filler
+    if (twig < 0).all(): return ids, position, feature, None, ends
     causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
     mask = causal & ((twig[:, None, :] == -1) | (twig[:, None, :] == twig[:, :, None]))
-    return ids, position, feature, mask[:, None], torch.where(there, stop, -1)[:, branch]
+    return ids, position, feature, mask[:, None], ends
 
 # %% ../nbs/02c_passes.ipynb #ff4fba03
 def prefix_pairs(
