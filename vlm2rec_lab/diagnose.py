@@ -8,8 +8,8 @@ __all__ = ['RULES', 'VERDICTS', 'REASONS', 'SCHEMA', 'worst', 'Task', 'fused_gai
            'effective_rank', 'mean_cosine', 'modality_gap', 'linear_cka', 'nearest', 'neighbour_agreement',
            'agreement_test', 'Lift', 'lifts', 'metric_at_k_mean', 'judge', 'explain', 'measure', 'estimates',
            'modality_evidence', 'shared_evidence', 'Report', 'read_inputs', 'read_reference', 'gradient_shares',
-           'reasons', 'decide', 'about_fusion', 'present', 'where_present', 'collapse_report', 'as_data', 'SideBySide',
-           'side_by_side', 'compare', 'pair_html']
+           'read_downstream', 'reasons', 'decide', 'about_fusion', 'present', 'where_present', 'collapse_report',
+           'as_data', 'SideBySide', 'side_by_side', 'compare', 'pair_html']
 
 # %% ../nbs/04_diagnose.ipynb #12e9f4a2
 import json
@@ -644,6 +644,22 @@ def gradient_shares(
     g = g[g.sum(axis=1) > 0]
     return {m: Estimate(*(float(q) for q in g[c].div(g.sum(axis=1)).quantile([.5, .1, .9]))) for m, c in zip(modalities, columns)} if len(g) else {}
 
+# %% ../nbs/04_diagnose.ipynb #cf2623a7
+def read_downstream(
+    frame, # DataFrame: a row per table of items, columns of numbers, 'x spread' beside 'x'; {row: {column: number}}; or None
+): # -> {'downstream': {row: {column: int | float | None}}}, {} without
+    "A table of downstream figures as plain JSON types. Raises TypeError for what is no table or holds what is no number, ValueError for rows with other columns."
+    if frame is None: return {}
+    rows = frame.to_dict('index') if hasattr(frame, 'to_dict') else frame
+    if not isinstance(rows, Mapping) or not all(isinstance(r, Mapping) for r in rows.values()): raise TypeError(f'downstream is {type(frame).__name__}: pass a table with a row for each kind of items, as seqrec.worth gives')
+    out = {}
+    for name, row in rows.items():
+        bad = [c for c, v in row.items() if isinstance(v, (bool, np.bool_)) or not isinstance(v, (int, float, np.number, type(None)))]
+        if bad: raise TypeError(f'downstream: {name!r} has {row[bad[0]]!r} as {bad[0]!r}, which is no number')
+        if set(row) != set(next(iter(rows.values()))): raise ValueError(f'downstream: {name!r} has the columns {list(row)}, and the first row {list(next(iter(rows.values())))}')
+        out[str(name)] = {str(c): None if v is None or not math.isfinite(v) else int(v) if isinstance(v, (int, np.integer)) else float(v) for c, v in row.items()}
+    return {'downstream': out} if out else {}
+
 # %% ../nbs/04_diagnose.ipynb #7c3a221c
 def reasons(
     found, # of `lifts`
@@ -732,6 +748,7 @@ def collapse_report(
     seen=None, # items to leave out: list of index arrays | [users, L] padded with -1 | (offsets, items)
     reference=None, # {'items': ..., 'sequences': ...}, arrays, files or tables, of the same items and users before fine-tuning, or of single-modality models
     history=None, # object with `.frame` holding columns grad/<modality>
+    downstream=None, # table of what recommenders made of the vectors, as of `seqrec.worth`; shown, and no verdict looks at it
     fuse='sum', # 'sum' | 'mean' | 'concat' | {modality: weight} | function {modality: [rows, dims]} -> [rows, D]
     k=10, # cut-off of NDCG and hit rate
     permutations=20, # of each modality across items
@@ -756,10 +773,9 @@ def collapse_report(
     found, best = decide(task, raw, bootstrap, seed, rules)
     for m in task.items: found[m] |= where_present(task, m, ceilings, permutations, bootstrap, seed, rules, progress)
     for m, x in gradients.items(): found[m]['evidence']['gradient_share'] = x
-    shared, notes = shared_evidence(task, raw, best, bootstrap, seed)
-    notes = [str(w.message) for w in caught] + notes
-    if len(raw['rows']) < len(task.targets): notes.append(f'Permutations looked at {len(raw["rows"]):,} of {len(task.targets):,} users (seed {seed}).')
-    data = as_data(task, raw, found, shared, best, notes, ceilings, titles, name, permutations, bootstrap, seed, seen_raw is not None, rules)
+    (shared, more), few = shared_evidence(task, raw, best, bootstrap, seed), len(raw['rows']) < len(task.targets)
+    notes = [*(str(w.message) for w in caught), *more] + [f'Permutations looked at {len(raw["rows"]):,} of {len(task.targets):,} users (seed {seed}).'] * few
+    data = as_data(task, raw, found, shared, best, notes, ceilings, titles, name, permutations, bootstrap, seed, seen_raw is not None, rules) | read_downstream(downstream)
     return Report(data, {v: g for v, g in raw['gains'].items() if not isinstance(v, tuple)}, task.targets)
 
 # %% ../nbs/04_diagnose.ipynb #b95ea52f
