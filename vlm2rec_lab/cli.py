@@ -6,7 +6,7 @@
 __all__ = ['READERS', 'SCHEMES', 'SPEED', 'NAMES', 'Parser', 'unlike', 'count', 'fusion', 'open_dataset', 'cut', 'open_data',
            'load_split', 'loss_settings', 'open_run', 'fit', 'save_result', 'item_titles', 'result_table', 'table_html',
            'make_reports', 'study', 'calibrate', 'train', 'read_prompts', 'demo', 'profile', 'fetch', 'given_vectors',
-           'evaluate', 'report', 'bench', 'make_parser', 'main']
+           'evaluate', 'report', 'downstream', 'bench', 'make_parser', 'main']
 
 # %% ../nbs/12_cli.ipynb #51a4efb2
 import argparse
@@ -452,6 +452,20 @@ def report(o, # options: vectors, items, sequences, reference, reference_items, 
         print(f'verdict {found.verdict}: fails on {o.fail_on} or worse', file=sys.stderr)
         return 3
 
+# %% ../nbs/12_cli.ipynb #994c0ad2
+def downstream(o, # options: data, sources, seeds, how, epochs, patience, steps, model, out, command
+              ):
+    "`vlm2rec downstream`: SASRec begun with random ids and with item vectors of several sources."
+    from vlm2rec_lab.downstream import Tuning, downstream_runs, write_downstream
+    drawn = o.data.startswith('studio:')                       # anew for every seed; other data are read once
+    whole = None if drawn else open_dataset(o.data, o.core, o.images)
+    def tasks(seed, history):
+        length = min(history, o.history or history)
+        return open_data(o.data, None, length, seed, o.split, o.core, o.images)[0] if drawn else cut(whole, o.split or 'leave-one-out', length, None, seed)
+    runs = downstream_runs(tasks, o.sources, o.seeds, o.how, tuning=Tuning(steps=o.steps), model=o.model, folder=o.out, epochs=o.epochs, patience=o.patience, progress=sys.stderr.isatty())
+    name = tasks(o.seeds[0], 50).name
+    print(name, write_downstream(runs, o.out, name, o.command).round(4).to_string(index=False), f'runs.csv, table.csv and downstream.html: {o.out}', o.command, sep='\n')
+
 # %% ../nbs/12_cli.ipynb #2fb04ec6
 def bench(o, # options: items, users, modalities, dims, seed, out, command
          ):
@@ -567,6 +581,15 @@ def make_parser():
     for side in ('items', 'sequences'): add(f'--reference-{side}', metavar='FILE', help=f'the same as a file of the {side}')
     add('--out', default='report.html', help='.html, .json or .md file to write (default: report.html)')
     add('--fail-on', metavar='VERDICT', help=f"exit with status 3 for this overall verdict or a worse one: {NAMES['verdicts']}")
+    _, add = command(downstream, 'what the vectors are worth: SASRec begun with random ids and with item vectors of several sources; resumable')
+    _data(add, 'or studio:CONDITION')
+    add('--model', metavar='PATH', help='Qwen2.5-VL folder or hub id (default: the shipped tiny VLM)')
+    add('--sources', nargs='+', default=['raw', 'sft', 'vlm2rec'], metavar='NAME', help=f"raw, the checkpoint as it is, or one of {NAMES['losses']} (default: raw sft vlm2rec)")
+    add('--how', nargs='+', default=['init'], metavar='HOW', help='init: training begins at the vectors; frozen: they stay, behind an adapter (default: init)')
+    add('--seeds', type=int, nargs='+', default=[0, 1, 2], metavar='N', help='of adapters, batches and recommender, in the studio of the world too (default: 0 1 2)')
+    for name, n, text in (('steps', 120, 'optimiser steps of the embedder'), ('epochs', 200, 'of the recommender, at most'), ('patience', 10, 'epochs without a better validation before it ends')):
+        add(f'--{name}', type=count, default=n, metavar='N', help=f'{text} (default: %(default)s)')
+    add('--out', default='runs/downstream', metavar='DIR', help='where everything is kept (default: runs/downstream)')
     _, add = command(bench, 'what a collapse report costs, part by part, on synthetic vectors')
     for name, n, text in (('items', 20_000, 'items'), ('users', 50_000, 'users'), ('modalities', 2, 'modalities, 8 at most'), ('dims', 128, 'dimensions of the vectors')):
         add(f'--{name}', type=count, default=n, metavar='N', help=f'{text} (default: %(default)s)')

@@ -501,13 +501,14 @@ def worth_runs(split, vectors,       # Split; {modality: [n, D]}
                part='test',          # rows that the figures are of; choosing is on validation
                k=(10, 20),           # cut-offs
                network=None,         # {setting of the model: value}
+               ids=True,             # random ids too
                folder=None,          # keeps every run, finished or not
                progress=True,        # bars
                **training            # of `fit`
               ):                     # -> DataFrame: items, seed, group ('all', 'warm', 'cold'), rows, figures, best epoch
     "A run for every table of items and every seed. Raises DataError for unknown names and vectors that do not fit."
     if how == 'ids': raise DataError("how='ids' looks at no vectors: 'init' or 'frozen'")
-    tables, out = {'random ids': None, **dict.fromkeys(vectors)} | ({'fused': None} if len(vectors) > 1 else {}), []
+    tables, out = [*['random ids'] * ids, *vectors, *['fused'] * (len(vectors) > 1)], []
     for name in tables:
         for seed in seeds:
             given = dict(how=how, vectors=vectors, which=name) if name != 'random ids' else {}
