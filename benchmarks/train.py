@@ -8,7 +8,7 @@ neighbours on the machine disturb little; timings are interleaved. What is finis
 import argparse
 import functools
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from common import Clock, cell, interleave, machine, quantiles, quiet, say, table, write
 
@@ -170,6 +170,10 @@ def main():
         grid_a, grid_c = ((1e-3,), ((4, 1e-3), (8, 1e-3))) if o.small else (GRID_A, GRID_C)
         goal, a, c, tried = develop(cells, o.small, 100, grid_a, grid_c, plan, quick)
         quality = result['quality'] = dict(goal=goal, goal_is=f'{plan["share"]:.0%} of the last validation NDCG@10 of (a) on the development shop', development_seed=100, tried=tried, chosen=dict(a=dict(rows=a['rows'], lr=a['lr']), c=dict(rows=c['rows'], lr=c['lr'])), runs=[])
+        lean = replace(ALL, lean=True)                                        # the same on the development shop with prompts that cost less: what they lose
+        run = cell(cells, dict(cell='dev-lean', small=o.small, seed=100, rows=c['rows'], lr=c['lr'], steps=c['steps'], every=quick['every'] * 32 // c['rows']),
+                   lambda: course(shop(100, 10, 11, o.small), lean, 100, c['rows'], c['lr'], c['steps'], quick['every'] * 32 // c['rows'], test=False))
+        quality['lean'] = dict(**run, to_goal=(reached(run, goal) or [None])[0], to_goal_default=(reached(c, goal) or [None])[0], last_default=c['valid'][-1][3])
         for seed in (101,) if o.small else (101, 102, 103):
             for name, recipe, pick, every in (('(a) plain', PLAIN, a, plan['every']), ('(c) all', ALL, c, quick['every'] * 32 // c['rows'])):
                 def work(recipe=recipe, pick=pick, every=every): return course(shop(seed, 10, 11, o.small), recipe, seed, pick['rows'], pick['lr'], pick['steps'], every)

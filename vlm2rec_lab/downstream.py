@@ -112,7 +112,6 @@ def downstream_figure(table,  # of `downstream_table`
                       title='', # of the figure
                      ):       # -> plotly Figure
     "A panel for all items and one for new ones: mean and spread of every table, beside random ids."
-    import plotly.graph_objects as go
     from plotly.subplots import make_subplots
     from vlm2rec_lab.widgets import PALETTE
     columns = [c for c in table if '@' in c and not c.endswith('spread') and not c.endswith('warm')]
