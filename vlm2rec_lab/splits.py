@@ -184,10 +184,10 @@ def time_unit(
     times, # float [n]
     unit=None, # None to tell from their size | 's' | 'ms' | 'us' | 'ns' | 'min' | 'h' | 'D'
 ): # -> a key of UNITS
-    "The unit of times since 1970: above 1e11 milliseconds, above 1e14 microseconds, above 1e17 nanoseconds. Raises `DataError` for an unknown unit."
+    "The unit of times since 1970, told by their median: above 1e11 milliseconds, above 1e14 microseconds, above 1e17 nanoseconds. Raises `DataError` for an unknown unit."
     if unit is not None: return known(unit, UNITS, 'unit of time')
-    top = np.abs(times).max(initial=0)
-    return 'ns' if top > 1e17 else 'us' if top > 1e14 else 'ms' if top > 1e11 else 's'
+    middle = np.median(np.abs(times)) if len(times) else 0
+    return 'ns' if middle > 1e17 else 'us' if middle > 1e14 else 'ms' if middle > 1e11 else 's'
 
 def _date(t, unit): # float, key of UNITS -> str: a date where it can be one, else the number
     ticks, seconds = UNITS[unit]
