@@ -84,13 +84,14 @@ def write_bytes(
     "Write a file in one go: it is there whole, or as it was before. Raises OSError where it cannot be written."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}-', delete=False) as f:
-        try: f.write(data)
-        except BaseException:
-            os.unlink(f.name)
-            raise
-    os.chmod(f.name, 0o644)
-    os.replace(f.name, path)
+    f = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}-', delete=False)
+    try:
+        with f: f.write(data)                                       # a full disk may show only when it is closed
+        os.chmod(f.name, 0o644)
+        os.replace(f.name, path)
+    except BaseException:
+        os.unlink(f.name)
+        raise
 
 # %% ../nbs/00_data.ipynb #6f1fa353
 def gather(
