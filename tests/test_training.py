@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -66,6 +67,42 @@ def test_killed_ten_times(checkpoint, tmp_path):
             time.sleep(.001)
         process.join(120)
     assert kills == 10 and json.loads(said.read_text()) == want
+
+
+def die_at(event, folder):
+    "From now on this process dies at the `event`-th call of the file system that would change something in a folder."
+    left, changes = [event], ('os.link', 'os.rename', 'os.remove', 'os.chmod', 'os.truncate')
+    def hook(name, args):
+        if name == 'open': touches = isinstance(args[0], (str, os.PathLike)) and str(folder) in str(args[0]) and bool((args[2] or 0) & (os.O_WRONLY | os.O_RDWR) or set(args[1] or '') & set('wax+'))
+        else: touches = name in changes and str(folder) in str(args[0])
+        if touches:
+            left[0] -= 1
+            if left[0] == 0: os._exit(137)
+    sys.addaudithook(hook)
+
+
+@pytest.mark.parametrize('links', [True, False], ids=['links', 'no links'])
+def test_death_at_every_step_of_a_checkpoint(checkpoint, tmp_path, monkeypatch, links):
+    "Whichever call the writer of a checkpoint dies at, with whatever it was writing cut in half: the run goes on to the same losses, and nothing of the dead is left."
+    if not links: monkeypatch.setattr(os, 'link', lambda *a, **k: (_ for _ in ()).throw(PermissionError('no links here')))
+    want, base, fork = job(checkpoint).frame.loss.tolist(), tmp_path / 'base', multiprocessing.get_context('fork')
+    kw = dict(save_every=1, resume=True)
+    base.mkdir(); job(checkpoint, checkpoint=base / 'run.safetensors', callback=lambda r: 'stop' if len(r) == STEPS - 3 else None, **kw)
+    names = sorted(p.name for p in base.iterdir()); assert names == ['run.safetensors', 'run.safetensors.previous']
+    deaths = 0
+    while True:
+        folder = tmp_path / f'death-{deaths + 1}'; shutil.copytree(base, folder)
+        def life(): job(checkpoint, checkpoint=folder / 'run.safetensors', callback=lambda r: die_at(deaths + 1, folder) or 'stop', **kw)
+        process = fork.Process(target=life); process.start(); process.join(60)
+        if process.exitcode == 0: break
+        assert process.exitcode == 137; deaths += 1
+        for draft in folder.iterdir():                                          # as if it had died in the middle of writing it
+            if draft.name not in names and draft.stat().st_nlink == 1: draft.write_bytes(draft.read_bytes()[:draft.stat().st_size // 2])
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')                                      # the last checkpoint is whole at all times: nothing to say
+            assert job(checkpoint, checkpoint=folder / 'run.safetensors', **kw).frame.loss.tolist() == want, deaths
+        assert sorted(p.name for p in folder.iterdir()) == names, deaths
+    assert deaths >= 5
 
 
 def test_disk_full(checkpoint, tmp_path):

@@ -9,6 +9,7 @@ __all__ = ['POSITIONS', 'SCHEDULES', 'batch_rows', 'candidates', 'training_rows'
 
 # %% ../nbs/03_train.ipynb #2c42cdce
 import functools
+import glob
 import inspect
 import json
 import os
@@ -189,8 +190,8 @@ def save_checkpoint(path,      # file to write
         state |= {f'{k}/{n}': torch.as_tensor(v) for k, v in optimiser.state.get(p, {}).items()}
     state = {k: v.cpu().contiguous() for k, v in state.items()}
     spare, run = path.with_name(f'.{path.name}.previous'), dict(records=records, settings=settings, memory=memory or {})
+    for left in (spare, *path.parent.glob(f'.{glob.escape(path.name)}-????????')): left.unlink(missing_ok=True)   # by a writer that was killed
     if path.exists() and _whole(path):                                                      # a damaged one does not take the place of a good one
-        spare.unlink(missing_ok=True)
         try: os.link(path, spare)
         except OSError: spare.write_bytes(path.read_bytes())                              # a file system without links
     write_bytes(path, save(state, {'run': json.dumps(run | dict(digest=weights_key(state, json.dumps(run))))}))
@@ -220,7 +221,8 @@ def load_checkpoint(path, named, optimiser, settings,
     try: state, run = read_checkpoint(path)
     except ValueError as e:
         if not previous(path).exists(): raise ValueError(f'{path}: {e}; there is none before it: start anew with resume=False') from None
-        state, run = read_checkpoint(previous(path))
+        try: state, run = read_checkpoint(previous(path))
+        except ValueError as e2: raise ValueError(f'{path}: {e}, and {e2}: start anew with resume=False') from None
         warnings.warn(f"{e}: going on from the checkpoint before it, after {len(run['records'])} steps")
     free = ('steps',) if settings.get('schedule', 'constant') == 'constant' else ()          # the others fall to 0 at the last step
     other = [k for k in run['settings'] | settings if k not in free and run['settings'].get(k) != settings.get(k)]
@@ -229,7 +231,7 @@ def load_checkpoint(path, named, optimiser, settings,
     if names != {n for n, _ in named} or any(state[f'parameter/{n}'].shape != p.shape for n, p in named): raise ValueError(f"{path} holds other adapters than this embedder: load it with the same lora=")
     for n, p in named:
         with torch.no_grad(): p.copy_(state[f'parameter/{n}'])
-        if f'step/{n}' in state: optimiser.state[p] = {k: state[f'{k}/{n}'].to(p.device if k != 'step' else 'cpu') for k in ('step', 'exp_avg', 'exp_avg_sq')}
+        if f'step/{n}' in state: optimiser.state[p] = {k: state[f'{k}/{n}'].to(p.device if k != 'step' else 'cpu', copy=True) for k in ('step', 'exp_avg', 'exp_avg_sq')}   # not the mapped file
     if memory is not None: memory.update(run.get('memory', {}))
     return run['records']
 
