@@ -126,6 +126,35 @@ def test_disk_full(checkpoint, tmp_path):
         assert job(checkpoint, checkpoint=file, resume=True).frame.loss.tolist() == job(checkpoint).frame.loss.tolist()
 
 
+def test_disk_full_in_a_store(tmp_path):
+    "No room in the middle of the values, or of the index: the store says so, keeps what it has, gives back the room of what it could not finish, and takes it once there is room."
+    import resource
+    fork, folder, said = multiprocessing.get_context('fork'), tmp_path / 'pictures', tmp_path / 'said.json'
+    def life(limit):
+        import torch
+        from vlm2rec_lab.store import Store
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        rows, key = lambda i: torch.full((1, 8), float(i)), lambda i: bytes([i]) * 32
+        store, told = Store(folder, 8), []
+        store.append([key(i) for i in range(60)], [[1, 1]] * 60, torch.cat([rows(i) for i in range(60)]))      # 1,920 bytes of values, 2,400 of index
+        small = lambda: {p.name: p.stat().st_size for p in folder.iterdir()}
+        before = small()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        for n in (2, 60):                                                                                      # a small write fails late, a large one half way
+            try: store.append([key(100 + i) for i in range(n)], [[1, 1]] * n, torch.cat([rows(100 + i) for i in range(n)]))
+            except OSError as e: told.append(str(e))
+            told.append([small() == before, len(store), len(Store(folder, 8)), bool((store.values == Store(folder, 8).values).all())])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        store.append([key(100), key(101)], [[1, 1]] * 2, torch.cat([rows(100), rows(101)]))
+        again = Store(folder, 8); first, _ = again.find([key(i) for i in (0, 59, 100, 101)])
+        said.write_text(json.dumps([told, len(again), again.values[torch.from_numpy(first)][:, 0].tolist(), again.values.shape[0]]))
+    for limit in (1930, 2410):                                                                                 # values do not fit, or only their records do not
+        process = fork.Process(target=life, args=(limit,)); process.start(); process.join(60); shutil.rmtree(folder)
+        (first, kept, second, kept2), keys, values, rows = json.loads(said.read_text())
+        assert all("'pictures' keeps the 60 keys that it has" in s and 'make room' in s for s in (first, second)) and kept == kept2 == [True, 60, 60, True]
+        assert (keys, values, rows) == (62, [0., 59., 100., 101.], 62)
+
+
 def test_not_finite(checkpoint, tmp_path):
     "An infinite gradient stops the run before the adapters move, and batch and weights are saved."
     import torch

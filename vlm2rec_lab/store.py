@@ -116,10 +116,15 @@ def append(self,
         length = lambda name: (self.folder / name).stat().st_size if (self.folder / name).exists() else 0
         ends = lambda: {'values.bin': int(self.first[-1]) * self.row_bytes, 'index.bin': len(self) * RECORD.itemsize}
         if any(length(name) != end for name, end in ends().items()): self.read()             # somebody else wrote, or was killed
-        for (name, end), data in zip(ends().items(), (values.flatten().view(torch.uint8).numpy().tobytes(), records.tobytes())):
-            with open(self.folder / name, 'ab') as f:
-                f.truncate(end)
-                f.write(data); f.flush(); os.fsync(f.fileno())
+        try:
+            for (name, end), data in zip(ends().items(), (values.flatten().view(torch.uint8).numpy().tobytes(), records.tobytes())):
+                with open(self.folder / name, 'ab') as f:
+                    f.truncate(end)
+                    f.write(data); f.flush(); os.fsync(f.fileno())
+        except OSError as e:
+            for name, end in ends().items():                                                # what was written of it gives its room back
+                if length(name) > end: os.truncate(self.folder / name, end)
+            raise OSError(e.errno, f"{e.strerror}: '{self.folder.name}' keeps the {len(self):,} keys that it has, and {len(keys):,} could not be added; make room and call again") from e
     self.places |= {k: len(self) + i for i, k in enumerate(keys)}
     self.records, self.first = np.concatenate([self.records, records]), np.concatenate([self.first, self.first[-1] + np.cumsum(grids.prod(1, dtype=np.int64))])
     self.map()
