@@ -177,6 +177,36 @@ def test_not_finite(checkpoint, tmp_path):
     for n, p in embedder.adapter_parameters(): assert torch.equal(p, before[n]) and torch.equal(p, kept[n])
 
 
+@pytest.mark.parametrize('apart', [False, True], ids=['one set', 'adapters apart'])
+@pytest.mark.parametrize('positions', ['last', 'all'])
+def test_recompute(checkpoint, apart, positions):
+    "Recomputing, alone and with gradient caching, gives the plain path's loss and the gradient of every parameter, also where each modality has adapters of its own; and it does recompute."
+    import torch
+    from vlm2rec_lab.embed import VLMEmbedder
+    from vlm2rec_lab.losses import get_loss
+    from vlm2rec_lab.step import step_gradients
+    from vlm2rec_lab.studio import make_studio
+    from vlm2rec_lab.train import make_batch, training_rows, works_of
+    split, start = make_studio('balanced', seed=0, items=40, users=60, length=6).split(train=30, valid=15, test=15, history=4), {}
+    this = make_batch(split, training_rows(split, positions)[:8], positions)
+    def run(chunk, **kw):
+        embedder, kept = VLMEmbedder.from_pretrained(checkpoint, lora=4, device='cpu', adapters=split.catalogue.modalities if apart else None, **kw), []
+        for n, p in embedder.adapter_parameters():                                          # B of A B is 0 at first, and would hide half of the gradients
+            with torch.no_grad(): p.copy_(start.setdefault(n, torch.randn(p.shape, generator=torch.Generator().manual_seed(len(start))) * .05))
+        parameters, bank = [p for _, p in embedder.adapter_parameters()], embedder.bank(split.catalogue, False)
+        works = works_of(embedder, bank, this, positions, chunk=chunk, plain=not kw and positions == 'last')
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+            loss, parts = step_gradients(get_loss('wpcl', tau=.07), works, {'sequences': len(this.targets), 'items': len(this.items)}, this.positives, this.exclude, parameters, cached=chunk is not None, switch=embedder.switch)
+        return float(loss), parts, sum(kept)
+    loss, parts, most = run(None)
+    for chunk in (None, 1, 3):
+        again, others, kept = run(chunk, recompute=True)
+        assert abs(again - loss) < 1e-5 and kept < most / 2
+        for m in parts:
+            assert max(g.abs().max() for g in parts[m]) > .01
+            for g, h in zip(parts[m], others[m]): assert torch.allclose(g, h, rtol=0, atol=1e-5), (chunk, m)
+
+
 SCRIPT = '''
 import json, sys, warnings
 import torch
