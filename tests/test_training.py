@@ -196,7 +196,7 @@ def test_recompute(checkpoint, apart, positions):
         parameters, bank = [p for _, p in embedder.adapter_parameters()], embedder.bank(split.catalogue, False)
         works = works_of(embedder, bank, this, positions, chunk=chunk, plain=not kw and positions == 'last')
         with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
-            loss, parts = step_gradients(get_loss('wpcl', tau=.07), works, {'sequences': len(this.targets), 'items': len(this.items)}, this.positives, this.exclude, parameters, cached=chunk is not None, switch=embedder.switch)
+            loss, parts = step_gradients(get_loss('wpcl', tau=.07), works, *this.asks('cpu'), parameters, cached=chunk is not None, switch=embedder.switch)
         return float(loss), parts, sum(kept)
     loss, parts, most = run(None)
     for chunk in (None, 1, 3):

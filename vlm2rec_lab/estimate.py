@@ -49,8 +49,7 @@ def token_cost(
     parameters = [p for _, p in embedder.adapter_parameters()]
     def trial():
         works = works_of(embedder, bank, b, **how)
-        step_gradients(sft, works, {'sequences': len(b.targets), 'items': len(b.items)}, b.positives.to(embedder.device), b.exclude.to(embedder.device), parameters,
-                       cached=how.get('chunk') is not None, switch=embedder.switch, autocast=autocast)
+        step_gradients(sft, works, *b.asks(embedder.device), parameters, cached=how.get('chunk') is not None, switch=embedder.switch, autocast=autocast)
         if embedder.device.type == 'cuda': torch.cuda.synchronize(embedder.device)
         return sum(w.tokens for ws in works.values() for w in ws), max(w.tokens for ws in works.values() for w in ws)
     kept = _Kept()

@@ -86,6 +86,10 @@ class Batch:
     positives: torch.Tensor # long [B] column of each pair's target
     exclude: torch.Tensor   # bool [B, J] the user's other items
 
+    def asks(self, device): # -> {'sequences': B, 'items': J}, positives, exclude
+        "What is asked of the batch's vectors, as `step_gradients` takes it."
+        return {'sequences': len(self.targets), 'items': len(self.items)}, self.positives.to(device), self.exclude.to(device)
+
 def make_batch(split, rows,      # Split; int [n] training rows, of `training_rows`
                positions='last', # as in `training_rows`
               ): # -> Batch
@@ -269,14 +273,15 @@ def _prepare(embedder, split, progress, vision):
     if vision is None and isinstance(bank.features, LiveFeatures): bank = embedder.bank(split.catalogue, progress, 'memory')   # what a plain run has left
     return named, [p for _, p in named], bank
 
-def _extras(objective, loss, fuse, memory, seed, step):
-    "What a loss by name is given beside the batch: the fusion, a memory and a generator that follows from seed and step."
+def _objective(loss, settings, fuse, memory, seed, step):
+    "A loss with its settings and what it takes beside the batch: the fusion, a memory and a generator that follows from seed and step."
+    objective = get_loss(loss, **settings)
     takes = inspect.signature(objective).parameters
     extras = {'memory': memory} if 'memory' in takes else {}
     if 'generator' in takes: extras['generator'] = torch.Generator().manual_seed(seed * 1_000_003 + step)
     if isinstance(loss, str): extras['fuse'] = fuse
     elif not isinstance(fuse, str): raise ValueError(f"fuse={fuse!r} is for losses by name; a loss of your own takes its fusion as functools.partial(loss, fuse=...)")
-    return extras
+    return functools.partial(objective, **extras)
 
 def works_of(embedder, bank, batch, # VLMEmbedder, its Bank, a Batch
              positions='last', # as in `training_rows`
@@ -418,12 +423,10 @@ def train(embedder, split,   # VLMEmbedder with adapters; Split
     with heed_interrupt() as interrupted:
         for step in range(len(records), steps):
             this, turned = make_batch(split, drawn[batch_rows(step, len(drawn), batch, seed)], positions), read_controls(controls, step)
-            objective = get_loss(loss, **fixed | turned)
-            extras = _extras(objective, loss, {m: w.exp() for m, w in weights.items()} or fuse, memory, seed, step)
+            objective = _objective(loss, fixed | turned, {m: w.exp() for m, w in weights.items()} or fuse, memory, seed, step)
             optimiser.zero_grad()
             works = works_of(embedder, bank, this, positions, waste, chunk, plain, accelerator)
-            value, parts = step_gradients(functools.partial(objective, **extras), works, {'sequences': len(this.targets), 'items': len(this.items)}, this.positives.to(embedder.device), this.exclude.to(embedder.device),
-                                          parameters, cached=chunk is not None, switch=embedder.switch, autocast=dtype, comm=accelerator)
+            value, parts = step_gradients(objective, works, *this.asks(embedder.device), parameters, cached=chunk is not None, switch=embedder.switch, autocast=dtype, comm=accelerator)
             record = dict(step=step, loss=float(value), **{f'grad/{m}': norm(g) for m, g in parts.items()}, **{f'control/{k}': v for k, v in turned.items()})
             _check_finite(record, this, named, checkpoint if main else None, accelerator, embedder.device)
             for p, *g in zip(parameters, *parts.values()): p.grad = sum(g)
