@@ -42,7 +42,8 @@ def batch_rows(step, # from 0
                size, # rows per batch
                seed, # of the run
               ):
-    "Indices [size] of the training rows in batch `step`; every row comes once per epoch, a last short batch is filled from the next epoch."
+    "Indices [size] of the training rows in batch `step`; every row comes once per epoch, a last short batch is filled from the next epoch. Raises ValueError for no rows."
+    if size < 1 or size % 1: raise ValueError(f'batch={size}: give a whole number of rows, 1 or more')
     at = np.arange(step * size, (step + 1) * size)
     return np.concatenate([_shuffled(n, seed, int(e))[at[at // n == e] % n] for e in np.unique(at // n)])
 
@@ -169,6 +170,7 @@ class History:
 
     def __repr__(self):
         last = self.frame.tail(20)
+        if not len(last): return f"History of 0 steps of {self.settings.get('loss')}"
         grads = ', '.join(f'{m} {last[f"grad/{m}"].mean():.3f}' for m in self.modalities)
         valid = [c for c in self.frame if c.startswith('valid/')]
         score = self.frame[valid].dropna().tail(1)
@@ -272,6 +274,15 @@ def _prepare(embedder, split, progress, vision):
     bank = embedder.bank(split.catalogue, progress, vision)
     if vision is None and isinstance(bank.features, LiveFeatures): bank = embedder.bank(split.catalogue, progress, 'memory')   # what a plain run has left
     return named, [p for _, p in named], bank
+
+def _called(value):
+    "A function or a thing in words that are the same in every process."
+    if isinstance(value, functools.partial): return f"{_called(value.func)}({', '.join([repr(v) for v in value.args] + [f'{k}={v!r}' for k, v in value.keywords.items()])})"
+    return getattr(value, '__name__', type(value).__name__)
+
+def _plain_settings(settings):
+    "Settings as a checkpoint holds them, so that a run that goes on knows its own again: numpy's numbers as numbers, functions by name."
+    return json.loads(json.dumps(settings, default=lambda v: v.item() if hasattr(v, 'item') and np.size(v) == 1 else _called(v)))
 
 def _objective(loss, settings, fuse, memory, seed, step):
     "A loss with its settings and what it takes beside the batch: the fusion, a memory and a generator that follows from seed and step."
@@ -396,7 +407,7 @@ def train(embedder, split,   # VLMEmbedder with adapters; Split
           warmup=0,          # steps of rising learning rate
           eval_every=None,   # validate every so many steps; None: at the end only; 0: never
           checkpoint=None,   # file to keep the state in
-          save_every=50,     # steps between checkpoints
+          save_every=50,     # steps between checkpoints; 0: at the end only
           resume=False,      # go on from `checkpoint` if it is there
           progress=True,     # show a bar
           callback=None,     # called with the list of records after each step; may return 'stop'
@@ -407,7 +418,7 @@ def train(embedder, split,   # VLMEmbedder with adapters; Split
     "Fine-tune the adapters in place. Raises ValueError for nothing to train, FloatingPointError for a loss that is not finite."
     from tqdm.auto import tqdm
     options = dict(positions=(positions, 'last'), autocast=(autocast, None), schedule=(schedule, 'constant'), warmup=(warmup, 0), controls=(controls is not None, False))
-    settings = dict(loss=loss if isinstance(loss, str) else getattr(loss, '__name__', repr(loss)), steps=steps, batch=batch, lr=lr, seed=seed, tau=tau, fuse=fuse, split=split.name, **loss_settings) | {k: v for k, (v, usual) in options.items() if v != usual}
+    settings = _plain_settings(dict(loss=loss, steps=steps, batch=batch, lr=lr, seed=seed, tau=tau, fuse=fuse, split=split.name, **loss_settings) | {k: v for k, (v, usual) in options.items() if v != usual})
     if plain and (chunk or positions != 'last' or vision): raise ValueError("plain=True is the path without chunk=, vision= and positions='all': leave them out")
     _check_processes(accelerator)
     fixed = ({'tau': tau} if isinstance(loss, str) else {}) | loss_settings
@@ -437,7 +448,7 @@ def train(embedder, split,   # VLMEmbedder with adapters; Split
             records.append(record)
             bar.set_postfix({'loss': f'{record["loss"]:.3f}'}, refresh=False); bar.update()
             stop = _agree(callback is not None and callback(records) == 'stop' or interrupted.is_set(), accelerator, embedder.device)
-            if main and checkpoint and (stop or (step + 1) % save_every == 0 or step == steps - 1): _keep(checkpoint, named, optimiser, records, settings, memory)
+            if main and checkpoint and (stop or save_every and (step + 1) % save_every == 0 or step == steps - 1): _keep(checkpoint, named, optimiser, records, settings, memory)
             if stop: break
     if interrupted.is_set() and len(records) < steps: warnings.warn(f'interrupted after {len(records)} of {steps} steps; the adapters keep what they learned')
     bar.close()
