@@ -207,6 +207,29 @@ def test_recompute(checkpoint, apart, positions):
             for g, h in zip(parts[m], others[m]): assert torch.allclose(g, h, rtol=0, atol=1e-5), (chunk, m)
 
 
+@pytest.mark.parametrize('every', [False, True], ids=['whole', 'prefixes'])
+def test_passes_are_as_narrow_as_asked(checkpoint, every):
+    "No pass holds more filler than `waste` allows or more prompts than `most`, on either side, and together the passes are the batch, once."
+    from vlm2rec_lab.embed import VLMEmbedder
+    from vlm2rec_lab.passes import plan_sizes, prefix_pairs, prefix_plan
+    from vlm2rec_lab.step import plan_works
+    from vlm2rec_lab.studio import make_studio
+    split = make_studio('balanced', seed=0, items=40, users=60, length=6).split(train=30, valid=15, test=15, history=4)
+    embedder, history, items = VLMEmbedder.from_pretrained(checkpoint, lora=4, device='cpu'), split.train.history[:24], np.arange(30)
+    bank = embedder.bank(split.catalogue, False)
+    plans = {v: {'sequences': prefix_plan(bank, history, v)[0] if every else bank.sequence_plan(history, v), 'items': bank.item_plan(items)} for v in bank.views}
+    real = {v: {side: plan_sizes(bank.views[v], plan) for side, plan in sides.items()} for v, sides in plans.items()}
+    n = {'sequences': len(prefix_pairs(history)[0]) if every else len(history), 'items': len(items)}
+    for waste, most in ((1., None), (.1, None), (0., None), (1., 5), (.1, 5)):
+        for view, works in plan_works(embedder, bank, history, items, every=every, waste=waste, most=most).items():
+            for side, sizes in real[view].items():
+                own = [w for w in works if w.side == side]
+                assert sorted(np.concatenate([w.index.numpy() for w in own]).tolist()) == list(range(n[side]))
+                assert sizes.sum() <= sum(w.tokens for w in own) <= sizes.sum() / max(1 - waste, 1e-9)
+                assert most is not None or waste < 1 or len(own) == 1
+                assert most is None or max(w.tokens for w in own) <= most * sizes.max() and len(own) >= -(-len(sizes) // most)
+
+
 SCRIPT = '''
 import json, sys, warnings
 import torch
