@@ -38,7 +38,7 @@ def weights_key(
     "SHA-256 of names, shapes, types and values of weights, and of some words."
     h = hashlib.sha256(json.dumps([str(w) for w in words]).encode())
     for name in sorted(tensors):
-        t = tensors[name].detach().cpu().contiguous()
+        t = getattr(tensors[name], 'full_tensor', lambda: tensors[name])().detach().cpu().contiguous()    # of parts, the whole: all processes must ask
         h.update(f'{name} {t.dtype} {tuple(t.shape)}'.encode())
         h.update(t.flatten().view(torch.uint8).numpy() if t.numel() else b'')
     return h.hexdigest()
