@@ -98,7 +98,7 @@ def step_gradients(
             if cached:
                 with _same_random(state, device): z = run(w)
             at = tables[w.side][m].grad
-            if at is None or not len(w.index): continue
+            if at is None: continue
             for t, g in zip(total, torch.autograd.grad(z, parameters, at[w.index.to(device)].to(z.dtype), allow_unused=True)):
                 if g is not None: t += g
         parts[m] = total if comm is None else _reduce_all(total, comm)
