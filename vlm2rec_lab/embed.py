@@ -236,6 +236,7 @@ class VLMEmbedder:
         self._own = [p for n, p in model.named_parameters() if 'lora_' in n] if self.adapters else []   # they all stay trainable, whichever is switched on
         for p in self._own: p.requires_grad_(trainable)
         self._trainable = trainable
+        self.sharded = False                               # are the frozen weights in parts, one per process? `shard` says so
         self._banks = weakref.WeakKeyDictionary()          # catalogue -> {vision: Bank}
 
     @property
@@ -448,12 +449,15 @@ def encode_plan(embedder, bank,
     for view, pieces in bank.views.items():
         plan = plans[view]
         sizes = ((pieces.offsets[1:] - pieces.offsets[:-1])[plan.clamp(min=0)] * (plan >= 0)).sum(1)
-        order = sizes.argsort(descending=True, stable=True)[first::every]
+        order, cut = sizes.argsort(descending=True, stable=True), lambda k: length_groups(sizes[order[k::every]], most=batch)
+        mine, groups = order[first::every], cut(first)
+        idle = max(len(cut(k)) for k in range(every)) - len(groups) if embedder.sharded else 0   # weights in parts: all processes must run equally many passes
         z = torch.zeros(len(plan), embedder.core.config.text_config.hidden_size)
-        with torch.inference_mode(), tqdm(total=len(order), desc=f'{label}: {view}', unit=label, disable=not progress or len(plan) < 8 * batch or first > 0, leave=False) as bar:
-            for rows in (order[g] for g in length_groups(sizes[order], most=batch)):
+        with torch.inference_mode(), tqdm(total=len(mine), desc=f'{label}: {view}', unit=label, disable=not progress or len(plan) < 8 * batch or first > 0, leave=False) as bar:
+            for rows in (mine[g] for g in groups):
                 z[rows] = F.normalize(forward(embedder, bank, view, plan[rows]), dim=-1).cpu()
                 bar.update(len(rows))
+            for _ in range(idle): forward(embedder, bank, view, plan[:1])
         if comm: z = comm.reduce(z.to(embedder.device), 'sum').cpu()                       # zero where another process has been at work
         out[view] = z * present[view][:, None]
     return out
