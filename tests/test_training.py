@@ -252,7 +252,11 @@ def main(path, out, batch):
         embedder = VLMEmbedder.from_pretrained(path, lora=4, device='cpu')
         history = train(embedder, split, 'wpcl', gap='smooth', steps=6, batch=batch, eval_every=2, progress=False, checkpoint=file, resume=True, accelerator=accelerator, **kw)
         items = embedder.encode_items(split.catalogue, progress=False, comm=accelerator, store=f'{out}-items' if name == 'plain' else None)
-        found[name] = dict(processes=accelerator.num_processes, loss=history.frame.loss.tolist(), grads=history.frame.filter(like='grad/').to_dict('list'), valid=history.frame['valid/fused'].dropna().tolist(), items={m: z.flatten().tolist() for m, z in items.items()})
+        if accelerator.is_main_process: embedder.save_pretrained(f'{out}-{name}')                   # adapters, by one process alone
+        accelerator.wait_for_everyone(); again = VLMEmbedder.from_pretrained(f'{out}-{name}', device='cpu').encode_items(split.catalogue, progress=False)
+        assert all(torch.allclose(again[m], z, atol=1e-5) for m, z in items.items())
+        frozen = [p for n, p in embedder.core.model.language_model.named_parameters() if 'lora_' not in n]
+        found[name] = dict(held=[sum(getattr(p, 'to_local', lambda: p)().numel() for p in frozen), sum(p.numel() for p in frozen)], processes=accelerator.num_processes, loss=history.frame.loss.tolist(), grads=history.frame.filter(like='grad/').to_dict('list'), valid=history.frame['valid/fused'].dropna().tolist(), items={m: z.flatten().tolist() for m, z in items.items()})
     with open(f'{out}.{accelerator.process_index}', 'w') as f: json.dump(found, f)
 
 if __name__ == '__main__':
@@ -282,15 +286,19 @@ def run(command):
     return done.stdout
 
 
-@pytest.mark.parametrize('way', ['accelerate launch', 'notebook_launcher'])
+@pytest.mark.parametrize('way', ['accelerate launch', 'notebook_launcher', 'docs/fsdp.yaml'])
 def test_two_processes(checkpoint, alone, tmp_path, way):
-    "Two processes with half of each batch give the losses, validation scores and item vectors of one with all of it, in the same order."
+    "Two processes with half of each batch give the losses, validation scores and item vectors of one with all of it, in the same order; so they do with half of the frozen weights each."
     (tmp_path / 'script.py').write_text(SCRIPT)
     if way == 'accelerate launch':
         run([sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', 2, '--num_machines', 1, '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', free_port(),
              tmp_path / 'script.py', 'launch', checkpoint, tmp_path / 'out'])
+    elif way == 'docs/fsdp.yaml': run([sys.executable, '-m', 'accelerate.commands.launch', '--config_file', ROOT / way, '--num_processes', 2, '--main_process_port', free_port(), tmp_path / 'script.py', 'launch', checkpoint, tmp_path / 'out'])
     else: run([sys.executable, tmp_path / 'script.py', 'notebook', checkpoint, tmp_path / 'out', free_port()])
     found = [json.loads((tmp_path / f'out.{rank}').read_text()) for rank in range(2)]
+    for name, one in alone.items():
+        (a, whole), (b, _) = (f[name].pop('held') for f in found)
+        assert whole == one['held'][0] == one['held'][1] and (a == b == whole if way != 'docs/fsdp.yaml' else a + b == whole and max(a, b) < .52 * whole)
     assert found[0] == found[1], 'the processes have drifted apart'
     for name, one in alone.items():
         two = found[0][name]
@@ -301,20 +309,25 @@ def test_two_processes(checkpoint, alone, tmp_path, way):
         for m, z in one['items'].items(): assert np.allclose(z, two['items'][m], atol=1e-5)
 
 
-def pair(rank, port, *command):
+FSDP = {'ACCELERATE_USE_FSDP': 'true', 'FSDP_VERSION': '2', 'FSDP_AUTO_WRAP_POLICY': 'TRANSFORMER_BASED_WRAP', 'FSDP_TRANSFORMER_CLS_TO_WRAP': 'Qwen2_5_VLDecoderLayer'}
+
+
+def pair(rank, port, *command, **more):
     "One of two processes, started as a launcher does."
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'PYTHONPATH': str(ROOT), 'GLOO_SOCKET_IFNAME': 'lo', 'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    env = {**os.environ, **more, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'PYTHONPATH': str(ROOT), 'GLOO_SOCKET_IFNAME': 'lo', 'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
     return subprocess.Popen([sys.executable, '-W', 'ignore', *map(str, command)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_command_in_two_processes(checkpoint, tmp_path):
-    "`accelerate launch -m vlm2rec_lab train`: the first process prints and writes, pictures are computed once, and the figures are those of one process; so is a run that goes on."
+    "`accelerate launch -m vlm2rec_lab train`: the first process prints and writes, pictures are computed once, and the figures are those of one process; so are those of a run that goes on with weights in parts."
     ask = ['-m', 'vlm2rec_lab', 'train', '--data', 'studio:balanced', '--model', checkpoint, '--users', 40, '--batch', 8, '--losses', 'sft', '--lora', 4]
     launch = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', 2, '--num_machines', 1, '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port']
     run([sys.executable, *ask, '--steps', 4, '--out', tmp_path / 'one'])
     said = run([*launch, free_port(), *ask, '--steps', 2, '--out', tmp_path / 'two', '--vision', tmp_path / 'pictures'])
     assert said.count('report.html') == 1 and said.count('test of studio') == 1
-    run([*launch, free_port(), *ask, '--steps', 4, '--out', tmp_path / 'two', '--vision', tmp_path / 'pictures', '--resume'])
+    parts = [sys.executable, '-m', 'accelerate.commands.launch', '--config_file', ROOT / 'docs' / 'fsdp.yaml', '--num_processes', 2, '--main_process_port']
+    said = run([*parts, free_port(), *ask, '--steps', 4, '--out', tmp_path / 'two', '--vision', tmp_path / 'pictures', '--resume'])
+    assert said.count('report.html') == 1 and said.count('test of studio') == 1
     one, two = (json.loads((tmp_path / out / 'sft' / 'history.json').read_text())['steps'] for out in ('one', 'two'))
     assert len(one) == len(two) == 4
     for a, b in zip(one, two): assert all(abs(a[k] - b[k]) < 1e-4 * max(abs(a[k]), 1) for k in ('loss', 'grad/text', 'grad/image'))
@@ -352,10 +365,11 @@ print(json.dumps(said))
 '''
 
 
-def test_one_process_in_trouble(checkpoint, tmp_path):
+@pytest.mark.parametrize('weights', [{}, FSDP], ids=['whole', 'in parts'])
+def test_one_process_in_trouble(checkpoint, tmp_path, weights):
     "What happens to one process happens to all: an interrupt, a checkpoint that is damaged, a figure that is none, a disk that the others do not see."
     (tmp_path / 'life.py').write_text(LIFE); port = free_port()
-    processes = [pair(rank, port, tmp_path / 'life.py', checkpoint, tmp_path / 'run.safetensors') for rank in range(2)]
+    processes = [pair(rank, port, tmp_path / 'life.py', checkpoint, tmp_path / 'run.safetensors', **weights) for rank in range(2)]
     out = [p.communicate(timeout=300) for p in processes]
     assert all(p.returncode == 0 for p in processes), out[0][1][-2000:] + out[1][1][-2000:]
     first, second = (json.loads(o[0]) for o in out)

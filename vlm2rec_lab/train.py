@@ -30,6 +30,7 @@ from .embed import LiveFeatures, forward
 from .losses import get_loss
 from .metrics import evaluate, fuse_vectors
 from .passes import prefix_pairs
+from .shard import even_works, shard
 from .step import Work, plan_works, step_gradients
 from .store import weights_key
 
@@ -302,7 +303,7 @@ def works_of(embedder, bank, batch, # VLMEmbedder, its Bank, a Batch
              comm=None,        # accelerate.Accelerator, or None
             ): # -> {view: list of Work}
     "The passes of a batch, as `step.plan_works` cuts them."
-    if not plain: return plan_works(embedder, bank, batch.history, batch.items, every=positions == 'all', waste=waste, most=chunk, share=(comm.process_index, comm.num_processes) if comm else (0, 1))
+    if not plain: return even_works(embedder, bank, plan_works(embedder, bank, batch.history, batch.items, every=positions == 'all', waste=waste, most=chunk, share=(comm.process_index, comm.num_processes) if comm else (0, 1)), comm)
     first = torch.from_numpy(np.unique(batch.targets, return_index=True)[1])
     def both(view):
         there = bank.present(view, batch.history).any(1)[:, None].to(embedder.device), bank.present(view, batch.items)[:, None].to(embedder.device)
@@ -371,11 +372,6 @@ def _keep(checkpoint, *state):
     try: save_checkpoint(checkpoint, *state)
     except OSError as e: warnings.warn(f'{checkpoint} cannot be written ({e}): the checkpoint before it stays, the run goes on')
 
-def _check_processes(comm):
-    "Raises ValueError for processes that split a model, which this loop does not."
-    kind = str(getattr(getattr(comm, 'distributed_type', ''), 'value', ''))
-    if kind in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'TP'): raise ValueError(f"Accelerate is configured for {kind}; here every process holds the whole model and takes passes of its own: use distributed_type MULTI_GPU, and quantise='4bit' or recompute=True where memory is short")
-
 def _same_in_all(records, comm, device):
     "The records; ValueError where processes go on from different steps, as they do when each has a disk of its own."
     if comm is None: return records
@@ -420,10 +416,10 @@ def train(embedder, split,   # VLMEmbedder with adapters; Split
     options = dict(positions=(positions, 'last'), autocast=(autocast, None), schedule=(schedule, 'constant'), warmup=(warmup, 0), controls=(controls is not None, False))
     settings = _plain_settings(dict(loss=loss, steps=steps, batch=batch, lr=lr, seed=seed, tau=tau, fuse=fuse, split=split.name, **loss_settings) | {k: v for k, (v, usual) in options.items() if v != usual})
     if plain and (chunk or positions != 'last' or vision): raise ValueError("plain=True is the path without chunk=, vision= and positions='all': leave them out")
-    _check_processes(accelerator)
     fixed = ({'tau': tau} if isinstance(loss, str) else {}) | loss_settings
     get_loss(loss, **fixed | read_controls(controls, 0)); lr_at(0, steps, lr, schedule)         # a wrong name is told before anything is loaded
     dtype, main, drawn = autocast and getattr(torch, known(autocast, ('bfloat16', 'float16'), 'autocast type')), not accelerator or accelerator.is_main_process, training_rows(split, positions)
+    shard(embedder, accelerator)                                                               # only where Accelerate is configured for FSDP
     named, parameters, bank = _prepare(embedder, split, progress and main, 'live' if plain else vision)
     weights = {m: torch.nn.Parameter(torch.zeros((), device=embedder.device)) for m in bank.views} if fuse == 'learned' else {}
     named, memory = named + [(f'fuse/{m}', w) for m, w in weights.items()], {}
