@@ -113,7 +113,7 @@ def estimate(
     named = embedder.adapter_parameters()
     if not named or not len(split.train): raise ValueError(f'{split.name}: nothing to train; load the embedder with lora=8, and give the split training rows')
     bank, cost, step = embedder.bank(split.catalogue), token_cost(embedder, split, min(batch, 8), seed, autocast, **how), step_tokens(embedder, split, batch, seed, **how)
-    size = lambda ts: sum(t.numel() * t.element_size() for t in ts)
+    size = lambda ts: sum(t.numel() * t.element_size() for t in (getattr(t, 'to_local', lambda: t)() for t in ts))      # of weights in parts, the part that lies here
     own = size(p for _, p in named)
     table = bank.features if isinstance(bank.features, torch.Tensor) and not getattr(bank.features, 'mapped', False) else torch.zeros(0)
     rows = len(split.valid) + len(split.catalogue)
