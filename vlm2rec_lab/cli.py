@@ -351,11 +351,12 @@ def _run(o, model, split, whole, losses, out, comm=None):
     from vlm2rec_lab.baselines import baselines
     from vlm2rec_lab.embed import VLMEmbedder
     from vlm2rec_lab.prompts import token_budget
+    from vlm2rec_lab.shard import load_settings, shard
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     print(split)
-    kw = dict(lora=o.lora, seed=o.seed, prompts=read_prompts(o.prompts), quantise=o.quantise, recompute=o.recompute, device=comm and comm.device)
-    embedder = VLMEmbedder.from_pretrained(model, adapters=split.catalogue.modalities if o.apart else None, **kw)
+    kw = dict(lora=o.lora, seed=o.seed, prompts=read_prompts(o.prompts), quantise=o.quantise, recompute=o.recompute, **load_settings(comm))
+    embedder = shard(VLMEmbedder.from_pretrained(model, adapters=split.catalogue.modalities if o.apart else None, **kw), comm)
     how = {k: getattr(o, k) for k, usual in SPEED.items() if getattr(o, k) != usual}
     print(f'{embedder}\nseed {o.seed}; {o.steps} steps of {o.batch}, lr {o.lr:g}, tau {o.tau:g}, fusion {o.fuse}{"".join(f", {k} {v}" for k, v in how.items())}; {o.command}', flush=True)
     bars = sys.stderr.isatty() and (comm is None or comm.is_main_process)
@@ -381,7 +382,8 @@ def _expected(o, embedder, split):
 def _ceiling(o, model, split, out, rest, kw):
     "Vectors of experts, one modality each, to hold the others against; for `reference=`."
     from vlm2rec_lab.embed import VLMEmbedder
-    experts = VLMEmbedder.from_pretrained(model, adapters=split.catalogue.modalities, **kw)
+    from vlm2rec_lab.shard import shard
+    experts = shard(VLMEmbedder.from_pretrained(model, adapters=split.catalogue.modalities, **kw), rest['comm'])
     found = fit(experts, split, {'experts': {}}, out=out and out / 'ceiling', **rest)['experts']
     alone = ', '.join(f'{m} {found["metrics"][m]["NDCG@10"]:.4f}' for m in split.catalogue.modalities)
     print(f'\nceiling: experts of one modality each, NDCG@10 alone: {alone}', flush=True)
