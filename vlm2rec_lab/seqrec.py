@@ -211,20 +211,23 @@ MODELS = {'SASRec': SASRec, 'BERT4Rec': BERT4Rec, 'GRU4Rec': GRU4Rec}
 # %% ../nbs/06_seqrec.ipynb #8850452b
 class _FullLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, table, targets, chunk):
-        P, total = len(hidden), hidden.new_zeros((), dtype=torch.float64)
-        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+    def forward(ctx, hidden, table, targets, chunk, kind):
+        P, total, wanted = len(hidden), hidden.new_zeros((), dtype=torch.float64), any(ctx.needs_input_grad[:2])
         room, d_hidden, d_table = hidden.new_empty(min(chunk, P), len(table)), torch.empty_like(hidden), torch.zeros_like(table)
+        left, right = hidden.to(kind), table.to(kind)                        # the same tensors, where the kind is theirs
         for a in range(0, P, chunk):
-            h, at = hidden[a:a + chunk], targets[a:a + chunk, None]
-            s = torch.mm(h, table.T, out=room[:len(h)])
+            h, at = left[a:a + chunk], targets[a:a + chunk, None]
+            s = room[:len(h)]
+            if kind == hidden.dtype: torch.mm(h, right.T, out=s)
+            else: s.copy_(h @ right.T)
             wins, top = s.gather(1, at), s.amax(1, keepdim=True)
             mass = s.sub_(top).exp_().sum(1, keepdim=True)
             total += (mass.log() + top - wins).sum(dtype=torch.float64)
             if not wanted: continue
-            s.mul_(1 / (mass * P)).scatter_add_(1, at, torch.full_like(wins, -1 / P))
-            torch.mm(s, table, out=d_hidden[a:a + chunk])
-            d_table.addmm_(s.T, h)
+            s = s.mul_(1 / (mass * P)).scatter_add_(1, at, torch.full_like(wins, -1 / P)).to(kind)
+            d_hidden[a:a + chunk] = s @ right
+            if kind == table.dtype: d_table.addmm_(s.T, h)
+            else: d_table += s.T @ h
         if wanted: ctx.save_for_backward(d_hidden, d_table)
         return (total / P).to(hidden.dtype)
 
@@ -232,16 +235,18 @@ class _FullLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, scale):
         d_hidden, d_table = ctx.saved_tensors
-        return d_hidden * scale, d_table * scale, None, None
+        return d_hidden * scale, d_table * scale, None, None, None
 
-def ce(hidden,    # [P, d]
-       table,     # [n, d]
-       targets,   # long [P]
-       chunk=256, # places at a time
-      ):          # -> scalar
-    "Full cross-entropy, the mean over places. Raises DataError where there are none."
+def ce(hidden,       # [P, d]
+       table,        # [n, d]
+       targets,      # long [P]
+       chunk=256,    # places at a time
+       autocast=None,# 'bfloat16': the matrix products in that type, everything else as it is
+      ):             # -> scalar
+    "Full cross-entropy, the mean over places. Raises DataError where there are none, or for another type."
     if not len(hidden): raise DataError('no places to learn from')
-    return _FullLoss.apply(hidden.contiguous(), table, targets, chunk)
+    kind = hidden.dtype if autocast is None else getattr(torch, known(autocast, ('bfloat16',), 'autocast type'))
+    return _FullLoss.apply(hidden.contiguous(), table, targets, chunk, kind)
 
 # %% ../nbs/06_seqrec.ipynb #10cd495f
 def _both(hidden, table, targets, negatives): # -> scores of the next items [P], of the negatives [P, k]
@@ -379,13 +384,13 @@ class Fit:
                 f"loss {t.loss.iloc[-1]:.3f}; {t.seconds.sum():.1f} s")
 
 # %% ../nbs/06_seqrec.ipynb #6b461d68
-def _objective(loss, k, n, owned):
+def _objective(loss, k, n, owned, autocast=None):
     "The loss of a batch: a function of (model, inputs, asked, users, epoch, generator)."
     if callable(loss): return lambda model, inputs, asked, users, epoch, generator: loss(model, inputs, asked, epoch)
     task = LOSSES[known(loss, LOSSES, 'loss')]
     def objective(model, inputs, asked, users, epoch, generator):
         there, table = asked != PAD, model.items()
-        targets, extra = asked[there], {}
+        targets, extra = asked[there], {'autocast': autocast} if loss == 'ce' else {}
         if loss == 'sampled': extra = {'negatives': torch.randint(0, n, (k,), generator=generator).to(table.device)}
         elif loss != 'ce': extra = {'negatives': draw_negatives(users[:, None].expand_as(asked)[there.cpu()], targets.cpu(), k, n, owned, generator).to(table.device)}
         return task(model(inputs, table)[there], table, targets, **extra)
@@ -449,6 +454,7 @@ def fit(model, split,        # of MODELS, or what has their methods; Split
         even='places',       # what batches have in equal number, see `pooled_batches`
         decay=0.,            # weight decay
         clip=None,           # largest norm of a gradient; None: any
+        autocast=None,       # 'bfloat16' for the matrix products of 'ce'
         folder=None,         # keeps the state after every epoch, and goes on from there
         progress=True,       # show a bar
         callback=None,       # called with the list of records after each epoch; may return 'stop'
@@ -457,9 +463,9 @@ def fit(model, split,        # of MODELS, or what has their methods; Split
     from tqdm.auto import tqdm
     (name, cut, data), (offsets, have), n = _checked(model, split, metric), split.user_items, len(split.catalogue)
     owned = torch.from_numpy(np.unique(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)) * n + have))
-    objective = _objective(loss, negatives, n, owned)
+    objective = _objective(loss, negatives, n, owned, autocast)
     settings = dict(model=type(model).__name__, loss=loss if isinstance(loss, str) else getattr(loss, '__name__', repr(loss)), negatives=None if loss == 'ce' else negatives, batch=batch, lr=lr, metric=metric, every=every,
-                    seed=seed, pool=pool, even=even, decay=decay, clip=clip, split=split.fingerprint, start=weights_key(model.state_dict())[:16])
+                    seed=seed, pool=pool, even=even, decay=decay, clip=clip, autocast=autocast, split=split.fingerprint, start=weights_key(model.state_dict())[:16])
     parameters = [(a, p) for a, p in model.named_parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW([p for _, p in parameters], lr=lr, weight_decay=decay, fused=parameters[0][1].device.type in ('cpu', 'cuda'))
     best = {a: p.detach().clone() for a, p in parameters}
