@@ -117,12 +117,12 @@ def readable(sequences,    # long [B, L]
 # %% ../nbs/06_seqrec.ipynb #43955f65
 class Block(nn.Module):
     "Self-attention, then two linear layers; each on normalised inputs, and added to them."
-    def __init__(self, dim, heads=2, dropout=.5):
+    def __init__(self, dim, heads=2, dropout=.5, wide=4): # wide: inner width of the two layers, in dims
         super().__init__()
         if dim % heads: raise DataError(f'dim={dim} cannot be cut into heads={heads}')
         self.heads, self.dropout, self.drop = heads, dropout, nn.Dropout(dropout)
         self.before, self.qkv, self.out = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.between, self.feed = nn.LayerNorm(dim), nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
+        self.between, self.feed = nn.LayerNorm(dim), nn.Sequential(nn.Linear(dim, wide * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(wide * dim, dim))
 
     def forward(self, x, mask): # [B, L, d]; bool [B or 1, 1, L, L] what each place reads
         B, L, d = x.shape
@@ -133,9 +133,9 @@ class Block(nn.Module):
 
 class Encoder(nn.Module):
     "A list of blocks and a last normalisation; any number of places, any mask."
-    def __init__(self, dim, layers=2, heads=2, dropout=.5):
+    def __init__(self, dim, layers=2, heads=2, dropout=.5, wide=4):
         super().__init__()
-        self.blocks, self.norm = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers)), nn.LayerNorm(dim)
+        self.blocks, self.norm = nn.ModuleList(Block(dim, heads, dropout, wide) for _ in range(layers)), nn.LayerNorm(dim)
 
     def forward(self, x, mask): # -> [B, L, d]
         for block in self.blocks: x = block(x, mask)
@@ -149,12 +149,13 @@ class SASRec(nn.Module):
                  layers=2, heads=2, dropout=.5,
                  length=50,     # longest sequence
                  seed=0,        # of the weights
+                 wide=4,        # inner width of the two linear layers, in dims
                 ):
         super().__init__()
         self.items, self.length = items, length
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.embedding, self.encoder = Embedding(items.dim, length, dropout), Encoder(items.dim, layers, heads, dropout)
+            self.embedding, self.encoder = Embedding(items.dim, length, dropout), Encoder(items.dim, layers, heads, dropout, wide)
 
     def forward(self, sequences, # long [B, L], PAD at the left
                 table=None):     # [n, d] of `self.items()`, where it is at hand
@@ -188,9 +189,9 @@ class GRU4Rec(nn.Module):
 class BERT4Rec(SASRec):
     "Self-attention in both directions, asked for what is hidden (Sun et al., 2019, arXiv 1904.06690)."
     causal = False
-    def __init__(self, items, layers=2, heads=2, dropout=.5, length=50, seed=0,
+    def __init__(self, items, layers=2, heads=2, dropout=.5, length=50, seed=0, wide=4,
                  share=.3):     # of the items hidden in a lesson, the last one always
-        super().__init__(items, layers, heads, dropout, length + 1, seed)
+        super().__init__(items, layers, heads, dropout, length + 1, seed, wide)
         self.length, self.share = length, share
         self.hidden = nn.Parameter(torch.randn(1, items.dim, generator=torch.Generator().manual_seed(seed)) * .02)
 
