@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
+from tqdm.auto import tqdm
 
 from .data import PAD, DataError, known
 from .metrics import GAINS, given_negatives, metric_at_k, ranks, seen_items
@@ -397,6 +398,7 @@ def _objective(loss, k, n, owned, autocast=None):
         return task(model(inputs, table)[there], table, targets, **extra)
     return objective
 
+# %% ../nbs/06_seqrec.ipynb #058510b6
 def _epoch(model, optimiser, objective, data, batches, epoch, seed, clip):
     "One pass over the batches; the mean loss over places."
     (users, x, y, lengths), device = data, next(model.parameters()).device
@@ -430,21 +432,44 @@ def _same_run(path, settings):
     other = [a for a in run['settings'] | settings if run['settings'].get(a) != settings.get(a)]
     if other: raise DataError("folder= holds a run with " + ', '.join(f'{a}={run["settings"].get(a)!r} (now {settings.get(a)!r})' for a in other) + ': give it another folder, or the same settings')
 
-# %% ../nbs/06_seqrec.ipynb #058510b6
+# %% ../nbs/06_seqrec.ipynb #10de83a7
 def _checked(model, split, metric):
-    "Name and cut-off of the metric, and the training sequences; raises DataError for what does not fit the model."
+    "Name and cut-off of the metric, the training sequences, and what users have; raises DataError for what does not fit the model."
     name, _, cut = metric.partition('@')
     known(name, GAINS, 'metric')
     if not cut.isdecimal(): raise DataError(f"metric='{metric}': say the cut-off, '{name}@10'")
-    users, x, y = (torch.from_numpy(a) for a in lessons(split))
-    if model.items.n != len(split.catalogue): raise DataError(f'the table has {model.items.n} items and the catalogue {len(split.catalogue)}')
+    (users, x, y), n = (torch.from_numpy(a) for a in lessons(split)), len(split.catalogue)
+    if model.items.n != n: raise DataError(f'the table has {model.items.n} items and the catalogue {n}')
     if x.shape[1] > model.length: raise DataError(f'{split.name}: windows of {x.shape[1]} items, and the model reads {model.length}: make it with length={x.shape[1]}')
-    return name, int(cut), (users, x, y, (x != PAD).sum(1))
+    offsets, have = split.user_items
+    return name, int(cut), (users, x, y, (x != PAD).sum(1)), torch.from_numpy(np.unique(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)) * n + have))
 
+def _waited(records, metric):
+    "Looks since the best one."
+    values = [r[metric] for r in records if r[metric] is not None]
+    return len(values) - 1 - int(np.argmax(values)) if values else 0
+
+def _mixed(seed, epoch): return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1) # a seed of its own for every epoch
+
+def _rounds(records, teach, look, keep, epochs, patience, metric, every, bar, callback): # -> whether it came to its end
+    "Teach an epoch, look at validation, keep the state; until it has waited long enough."
+    ended = lambda: len(records) >= epochs or patience is not None and _waited(records, metric) >= patience
+    with heed_interrupt() as interrupted:
+        while not ended():
+            e, wall, cpu = len(records) + 1, time.perf_counter(), time.process_time()
+            value, before = teach(e), [r[metric] for r in records if r[metric] is not None]
+            found = look() if e % every == 0 or e == epochs else None
+            records.append({'epoch': e, 'loss': value, metric: found, 'seconds': time.perf_counter() - wall, 'cpu': time.process_time() - cpu})
+            keep(better=not before or found is not None and found > max(before))
+            bar.set_postfix({'loss': f'{value:.3f}'} | ({} if found is None else {metric: f'{found:.4f}'}), refresh=False); bar.update()
+            if interrupted.is_set() or callback is not None and callback(records) == 'stop': break
+    return ended()
+
+# %% ../nbs/06_seqrec.ipynb #16a154fa
 def fit(model, split,        # of MODELS, or what has their methods; Split
         loss='ce',           # of LOSSES, or a function of (model, inputs [B, L], asked [B, L], epoch from 1) -> scalar
         *, negatives=1,      # per place; for 'sampled' shared by the batch
-        batch=256,           # sequences per step
+        batch=64,            # sequences per step
         lr=1e-3,             # of Adam
         epochs=200,          # at most
         patience=10,         # looks at validation without a rise before it ends; None: all epochs
@@ -461,43 +486,28 @@ def fit(model, split,        # of MODELS, or what has their methods; Split
         callback=None,       # called with the list of records after each epoch; may return 'stop'
        ):                    # -> Fit; the model has its best state
     "Train in place, choosing on validation alone. Raises DataError for unknown names or another run's folder, FloatingPointError for a loss that is not finite."
-    from tqdm.auto import tqdm
-    (name, cut, data), (offsets, have), n = _checked(model, split, metric), split.user_items, len(split.catalogue)
-    owned = torch.from_numpy(np.unique(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)) * n + have))
-    objective = _objective(loss, negatives, n, owned, autocast)
-    settings = dict(model=type(model).__name__, loss=loss if isinstance(loss, str) else getattr(loss, '__name__', repr(loss)), negatives=None if loss == 'ce' else negatives, batch=batch, lr=lr, metric=metric, every=every,
-                    seed=seed, pool=pool, even=even, decay=decay, clip=clip, autocast=autocast, split=split.fingerprint, start=weights_key(model.state_dict())[:16])
+    (name, cut, data, owned), how = _checked(model, split, metric), loss if isinstance(loss, str) else getattr(loss, '__name__', repr(loss))
+    objective = _objective(loss, negatives, len(split.catalogue), owned, autocast)
+    settings = dict(model=type(model).__name__, loss=how, negatives=None if loss == 'ce' else negatives, batch=batch, lr=lr, metric=metric, every=every, seed=seed, pool=pool, even=even, decay=decay, clip=clip, autocast=autocast,
+                    split=split.fingerprint, start=weights_key(model.state_dict())[:16])
     parameters = [(a, p) for a, p in model.named_parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW([p for _, p in parameters], lr=lr, weight_decay=decay, fused=parameters[0][1].device.type in ('cpu', 'cuda'))
     best = {a: p.detach().clone() for a, p in parameters}
     kept, path = parameters + [(f'best/{a}', v) for a, v in best.items()], folder and Path(folder)/'fit.safetensors'
     records = _kept(path, kept, optimiser, settings)
-    ended = lambda: patience is not None and _waited(records, metric) >= patience
-    bar = tqdm(total=epochs, initial=len(records), desc=f"{settings['model']} {settings['loss']}", disable=not progress, mininterval=1)
-    with heed_interrupt() as interrupted:
-        while len(records) < epochs and not ended():
-            e, wall, cpu = len(records) + 1, time.perf_counter(), time.process_time()
-            value = _epoch(model, optimiser, objective, data, pooled_batches(data[3].numpy(), batch, pool, [seed, e], even), e, _mixed(seed, e), clip)
-            looked, before = len(split.valid) and (e % every == 0 or e == epochs), [r[metric] for r in records if r[metric] is not None]
-            found = float(metric_at_k(rank_rows(model, split, 'valid'), cut, name).mean()) if looked else None
-            records.append({'epoch': e, 'loss': value, metric: found, 'seconds': time.perf_counter() - wall, 'cpu': time.process_time() - cpu})
-            if not before or found is not None and found > max(before):
-                for a, p in parameters: best[a].copy_(p.detach())
-            if path: save_checkpoint(path, kept, optimiser, records, settings)
-            bar.set_postfix({'loss': f'{value:.3f}'} | ({metric: f'{found:.4f}'} if looked else {}), refresh=False); bar.update()
-            if interrupted.is_set() or callback is not None and callback(records) == 'stop': break
-    bar.close()
-    with torch.no_grad():
-        for a, p in parameters: p.copy_(best[a])
-    frame = pd.DataFrame(records, columns=['epoch', 'loss', metric, 'seconds', 'cpu']).astype({metric: float})
-    return Fit(frame, metric, settings, len(records) >= epochs or ended())
+    teach = lambda e: _epoch(model, optimiser, objective, data, pooled_batches(data[3].numpy(), batch, pool, [seed, e], even), e, _mixed(seed, e), clip)
+    look = lambda: float(metric_at_k(rank_rows(model, split, 'valid'), cut, name).mean()) if len(split.valid) else None
+    def keep(better):
+        if better: _copy(parameters, best)
+        if path: save_checkpoint(path, kept, optimiser, records, settings)
+    with tqdm(total=epochs, initial=len(records), desc=f"{settings['model']} {how}", disable=not progress, mininterval=1) as bar:
+        finished = _rounds(records, teach, look, keep, epochs, patience, metric, every, bar, callback)
+    _copy(best.items(), dict(parameters))
+    return Fit(pd.DataFrame(records, columns=['epoch', 'loss', metric, 'seconds', 'cpu']).astype({metric: float}), metric, settings, finished)
 
-def _waited(records, metric):
-    "Looks since the best one."
-    values = [r[metric] for r in records if r[metric] is not None]
-    return len(values) - 1 - int(np.argmax(values)) if values else 0
-
-def _mixed(seed, epoch): return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1) # a seed of its own for every epoch
+@torch.no_grad()
+def _copy(named, into): # [(name, tensor)], {name: tensor}
+    for a, p in named: into[a].copy_(p)
 
 # %% ../nbs/06_seqrec.ipynb #6e6e2e6a
 def worth_runs(split, vectors,       # Split; {modality: [n, D]}

@@ -1,0 +1,252 @@
+"""Sequential recommenders on cases of any shape: ranking against ir-measures and plain loops, losses in value and gradient, batches, cropping, runs cut off anywhere."""
+import itertools
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings, strategies as st
+
+from vlm2rec_lab.data import PAD, Catalogue, Dataset, Interactions, leave_one_out
+from vlm2rec_lab.metrics import with_negatives
+from vlm2rec_lab.seqrec import EVEN, ITEMS, LOSSES, MODELS, ItemTable, ce, draw_negatives, figures, fit, gbce, item_vectors, lessons, pooled_batches, rank_rows, represent, sampled, to_left
+
+few = settings(max_examples=40, deadline=None)
+seeds = st.integers(0, 10_000)
+
+
+def shop(seed, users=40, items=25, repeats=True):
+    "Sequences of 3 to 30 items; with repeats, the same item may come again."
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(0, items, n) if repeats else rng.permutation(items)[:n] for n in rng.integers(3, 15 if not repeats else 30, users)]
+    return Dataset(Catalogue([f'i{k}' for k in range(items)], {}, {}), Interactions.of_sequences(rows), f'shop {seed}')
+
+
+def net(name, split, seed=0, dim=8, dropout=0., **table):
+    return MODELS[name](ItemTable(len(split.catalogue), dim, seed=seed, **table), dropout=dropout, length=split.train.history.shape[1], seed=seed)
+
+
+@few
+@given(seeds, st.integers(1, 12), st.sampled_from(list(MODELS)))
+def test_ranking_is_that_of_a_loop(seed, history, name):
+    split = leave_one_out(shop(seed), history=history)
+    model = net(name, split, seed)
+    for part in ('valid', 'test'):
+        rows, (u, v), found = getattr(split, part), represent(model, split, part), rank_rows(model, split, part)
+        for r in range(len(rows)):
+            seen = set(rows.seen_items[rows.seen_offsets[r]:rows.seen_offsets[r + 1]].tolist())
+            s = v.astype(float) @ u[r].astype(float)
+            others = [j for j in range(len(v)) if j not in seen and j != rows.targets[r]]
+            assert found.candidates[r] == len(others) + 1
+            clear = [j for j in others if abs(s[j] - s[rows.targets[r]]) > 1e-5]
+            low = sum(s[j] > s[rows.targets[r]] for j in clear)
+            assert low <= found.greater[r] <= low + len(others) - len(clear)
+
+
+@few
+@given(seeds, st.sampled_from(list(MODELS)), st.sampled_from(['test', 'valid']))
+def test_figures_are_those_of_ir_measures(seed, name, part):
+    ir = pytest.importorskip('ir_measures')
+    split = leave_one_out(shop(seed, items=40, repeats=False), history=8)
+    model = net(name, split, seed)
+    assume(not rank_rows(model, split, part).ties.any())                     # ir-measures breaks ties by name, the lab takes their expected value
+    rows, (u, v) = getattr(split, part), represent(model, split, part)
+    qrels, run = [], []
+    for r in range(len(rows)):
+        seen = set(rows.seen_items[rows.seen_offsets[r]:rows.seen_offsets[r + 1]].tolist())
+        scores = v.astype(float) @ u[r].astype(float)
+        qrels.append(ir.Qrel(str(r), str(rows.targets[r]), 1))
+        run += [ir.ScoredDoc(str(r), str(j), float(scores[j])) for j in range(len(v)) if j not in seen]
+    told = ir.calc_aggregate([ir.nDCG @ 10, ir.nDCG @ 20, ir.Success @ 10, ir.Success @ 20], qrels, run)
+    found = figures(model, split, part).loc['all']
+    for k in (10, 20):
+        assert found[f'NDCG@{k}'] == pytest.approx(told[ir.nDCG @ k], abs=1e-6) and found[f'HR@{k}'] == pytest.approx(told[ir.Success @ k], abs=1e-6)
+
+
+def test_ir_measures_notices_a_wrong_rank():
+    "The comparison above can fail: seen items left in change the figures."
+    from dataclasses import replace
+    split = leave_one_out(shop(1, repeats=False), history=8)
+    model = net('SASRec', split, 1)
+    rows = replace(split.test, seen_offsets=np.zeros(len(split.test) + 1, np.int64), seen_items=np.zeros(0, np.int64))
+    assert figures(model, split).loc['all', 'NDCG@10'] > figures(model, replace(split, test=rows)).loc['all', 'NDCG@10']
+
+
+@few
+@given(seeds, st.integers(1, 40), st.integers(2, 50), st.integers(1, 9), st.integers(1, 50), st.floats(.1, 30))
+def test_full_loss_is_that_of_torch(seed, places, items, dim, chunk, far):
+    g = torch.Generator().manual_seed(seed)
+    h, t, y = torch.randn(places, dim, generator=g, dtype=torch.float64) * far, torch.randn(items, dim, generator=g, dtype=torch.float64), torch.randint(0, items, (places,), generator=g)
+    a, b = ([v.clone().requires_grad_() for v in (h, t)] for _ in range(2))
+    l1, l2 = ce(*a, y, chunk), F.cross_entropy(b[0] @ b[1].T, y)
+    l1.backward(); l2.backward()
+    assert torch.allclose(l1, l2, rtol=1e-9, atol=1e-9) and all(torch.allclose(u.grad, v.grad, rtol=1e-8, atol=1e-10) for u, v in zip(a, b))
+
+
+def test_full_loss_keeps_no_scores():
+    "Its graph holds two gradients, not an array of places x items, and a frozen side gets no gradient."
+    h, t, y = torch.randn(512, 8, requires_grad=True), torch.randn(1000, 8), torch.randint(0, 1000, (512,))
+    loss = ce(h, t, y)
+    assert sum(v.numel() for v in loss.grad_fn.saved_tensors) == 512 * 8 + 1000 * 8
+    loss.backward()
+    assert t.grad is None and h.grad is not None
+
+
+@few
+@given(seeds, st.integers(1, 60))
+def test_sampled_loss_estimates_the_full_sum(seed, k):
+    "With the correction the estimated sum over the others is right on average, whatever items are drawn with."
+    g = torch.Generator().manual_seed(seed)
+    h, t, y = torch.randn(1, 4, generator=g), torch.randn(12, 4, generator=g), torch.randint(0, 12, (1,), generator=g)
+    log_q = torch.log_softmax(torch.randn(12, generator=g), 0)
+    s = (h @ t.T)[0].double()
+    def total(negatives): # the estimated sum over the others, from the loss
+        loss = float(sampled(h, t, y, negatives, log_q))
+        return (np.exp(loss) - 1) * float(s[y].exp())
+    mean = sum(float(log_q[j].exp()) * total(torch.full((k,), j)) for j in range(12))            # all k draws alike: the mean over draws is exact
+    assert mean == pytest.approx(float(s.exp().sum() - s[y].exp().sum()), rel=1e-3)
+
+
+@few
+@given(seeds, st.integers(1, 8), st.floats(0, 1))
+def test_binary_losses_by_hand(seed, k, t):
+    g = torch.Generator().manual_seed(seed)
+    h, table, y, neg = torch.randn(6, 3, generator=g), torch.randn(9, 3, generator=g), torch.randint(0, 9, (6,), generator=g), torch.randint(0, 9, (6, k), generator=g)
+    s, alpha = (h @ table.T).double().numpy(), k / 8
+    beta, sig = alpha * (t * (1 - 1 / alpha) + 1 / alpha), lambda v: 1 / (1 + np.exp(-v))
+    wanted = np.mean([-(beta * np.log(sig(s[p, y[p]])) + sum(np.log(1 - sig(s[p, j])) for j in neg[p])) / (k + 1) for p in range(6)])
+    assert float(gbce(h, table, y, neg, t)) == pytest.approx(wanted, rel=1e-4)
+
+
+@few
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=200), st.integers(1, 30), st.integers(1, 20), st.sampled_from(EVEN), seeds)
+def test_batches_hold_everybody_once(lengths, size, pool, even, seed):
+    lengths = np.array(lengths)
+    cut = pooled_batches(lengths, size, pool, seed, even)
+    assert sorted(np.concatenate(cut)) == list(range(len(lengths))) and all(map(len, cut))
+    if even == 'sequences' or pool == 1: assert sorted(map(len, cut))[1:] == [size] * (len(cut) - 1)
+    if pool > 1: assert all((np.diff(lengths[b]) >= 0).all() for b in cut)
+    assert len(cut) <= -(-len(lengths) // size)
+
+
+@few
+@given(seeds, st.integers(1, 9))
+def test_lessons_ask_for_every_training_row(seed, history):
+    split = leave_one_out(shop(seed), history=history)
+    users, x, y = lessons(split)
+    assert (np.diff((x != PAD).astype(int), axis=1) >= 0).all() and ((x == PAD) == (y == PAD)).all()
+    there = x != PAD
+    last = split.train.history[np.arange(len(split.train)), (split.train.history != PAD).sum(1) - 1]
+    assert sorted(zip(np.repeat(users, there.sum(1)), x[there], y[there])) == sorted(zip(split.train.users, last, split.train.targets))
+    assert (x[:, 1:] == y[:, :-1])[there[:, :-1]].all()
+
+
+@few
+@given(seeds, st.integers(1, 4), st.integers(2, 12))
+def test_negatives_are_nobodys_own(seed, k, items):
+    rng = np.random.default_rng(seed)
+    users, targets = rng.integers(0, 5, 30), rng.integers(0, items, 30)
+    keys = np.unique(np.concatenate([users * items + targets, rng.integers(0, 5, 8) * items + rng.integers(0, items, 8)]))
+    out = draw_negatives(torch.from_numpy(users), torch.from_numpy(targets), k, items, torch.from_numpy(keys), torch.Generator().manual_seed(seed)).numpy()
+    assert out.shape == (30, k) and out.min() >= 0 and out.max() < items and (out != targets[:, None]).all()
+    free = items - np.array([np.isin(np.arange(u * items, (u + 1) * items), keys).sum() for u in range(5)])
+    roomy = free[users] >= items / 2
+    assert not np.isin((users[:, None] * items + out)[roomy], keys).any()
+
+
+@few
+@given(seeds, st.sampled_from(list(MODELS)), st.integers(0, 5), st.sampled_from(ITEMS))
+def test_fillers_change_nothing(seed, name, more, how):
+    "Fillers in front change neither the vectors nor the gradients."
+    rng = np.random.default_rng(seed)
+    split, vectors = leave_one_out(shop(seed), history=10), None if how == 'ids' else rng.normal(size=(25, 6))
+    x = to_left(np.where(np.arange(4) < rng.integers(1, 5, (6, 1)), rng.integers(0, 25, (6, 4)), PAD))
+    out, grads = [], []
+    for width in (0, more):
+        model = net(name, split, seed, how=how, vectors=vectors)
+        hidden = model(model.ask(F.pad(torch.from_numpy(x), (width, 0), value=PAD)))[:, -1]
+        ce(hidden, model.items(), torch.arange(6)).backward()
+        out.append(hidden.detach())
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.allclose(*out, atol=1e-5) and torch.allclose(*grads, atol=1e-5)
+
+
+def test_halves_run_over_a_doubled_sequence():
+    "Embedding and encoder are modules: two embeddings side by side under a mask of their own, each half as it would be alone where it may not read the other."
+    from vlm2rec_lab.seqrec import readable
+    split = leave_one_out(shop(3), history=6)
+    a, b = net('SASRec', split, 1).eval(), net('SASRec', split, 2).eval()
+    x = torch.from_numpy(lessons(split)[1][:9])
+    one, two, mask = a.embedding(x, a.items()), b.embedding(x, b.items()), readable(x)
+    apart = torch.zeros(len(x), 1, 12, 12, dtype=torch.bool)
+    apart[..., :6, :6], apart[..., 6:, 6:] = mask, mask
+    both = a.encoder(torch.cat([one, two], 1), apart)
+    assert torch.allclose(both[:, :6], a(x), atol=1e-6) and torch.allclose(both[:, 6:], a.encoder(two, mask), atol=1e-6)
+    open_ = a.encoder(torch.cat([one, two], 1), mask.repeat(1, 1, 2, 2))
+    assert not torch.allclose(open_[:, 5], both[:, 5], atol=1e-3)
+
+
+@pytest.mark.parametrize('name, loss', [*itertools.product(MODELS, ['ce']), *itertools.product(['SASRec'], sorted(set(LOSSES) - {'ce'}))])
+def test_learns_what_cannot_be_guessed(name, loss):
+    "A larger circle: far above the list of best sellers."
+    rng = np.random.default_rng(0)
+    rows = (rng.integers(0, 60, (250, 1)) + np.cumsum(np.where(rng.random((250, 9)) < .1, rng.integers(2, 60, (250, 9)), 1), 1)) % 60
+    split = leave_one_out(Dataset(Catalogue([f'i{k}' for k in range(60)], {}, {}), Interactions.of_sequences(rows), 'circle'), history=8)
+    model = net(name, split, dim=16, dropout=.1)
+    fit(model, split, loss, negatives=16 if loss == 'sampled' else 1, epochs=40, patience=8, batch=32, lr=1e-2, progress=False)
+    assert figures(model, split).loc['all', 'NDCG@10'] > .7
+
+
+def test_killed_run_goes_on(tmp_path):
+    "A process that is killed in the middle of training leaves a state that another goes on from, to the same numbers."
+    script = textwrap.dedent('''
+        import os, signal, sys, torch
+        sys.path.insert(0, sys.argv[2])
+        from test_seqrec import course
+        torch.set_num_threads(int(sys.argv[3]))
+        course(sys.argv[1], lambda r: os.kill(os.getpid(), signal.SIGKILL) if len(r) == 3 else None)
+    ''')
+    killed = subprocess.run([sys.executable, '-c', script, str(tmp_path), str(Path(__file__).parent), str(torch.get_num_threads())], capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    whole = course(None)
+    assert course(tmp_path) == whole and len(whole[0]) == 5
+    file = tmp_path / 'fit.safetensors'
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.warns(UserWarning, match='going on from the checkpoint before'): assert course(tmp_path) == whole, 'a damaged state: the one before it'
+
+
+def course(folder, callback=None): # -> (losses and figures, sum of the weights)
+    split = leave_one_out(shop(5), history=6)
+    model = net('SASRec', split, dropout=.3)
+    run = fit(model, split, 'bce', epochs=5, patience=None, batch=16, progress=False, folder=folder, callback=callback)
+    return run.frame[['loss', 'NDCG@10']].values.tolist(), float(sum(p.double().sum() for p in model.parameters()))
+
+
+def test_training_looks_at_no_test_row():
+    "Whatever the test rows ask for, the run and the vectors are the same."
+    from dataclasses import replace
+    split = leave_one_out(shop(7), history=6)
+    rows = replace(split.test, targets=(split.test.targets + 1) % 25, seen_offsets=np.zeros(len(split.test) + 1, np.int64), seen_items=np.zeros(0, np.int64))
+    runs = []
+    for s in (split, replace(split, test=rows)):
+        model = net('SASRec', s, dropout=.2)
+        runs.append((fit(model, s, epochs=4, batch=16, progress=False).frame[['loss', 'NDCG@10']].values.tolist(), represent(model, s)[1].tolist()))
+    assert runs[0] == runs[1]
+
+
+def test_negatives_of_the_split_are_heeded():
+    split = with_negatives(leave_one_out(shop(2, repeats=False), history=6), 5, seed=3)
+    model = net('GRU4Rec', split)
+    assert (rank_rows(model, split).candidates == 6).all() and fit(model, split, epochs=1, batch=16, metric='HR@2', progress=False).frame['HR@2'].iloc[0] > 0
+
+
+def test_vectors_of_any_kind_of_number():
+    x = np.random.default_rng(0).normal(size=(7, 4))
+    for kind in (np.float16, np.float32, np.float64): assert torch.allclose(item_vectors(x.astype(kind)), item_vectors(x), atol=5e-3)
+    assert torch.allclose(item_vectors(torch.from_numpy(x)), item_vectors({'text': x}, 'text'))
+    assert torch.allclose(item_vectors(3 * x), item_vectors(x)), 'length is no information'
