@@ -147,6 +147,25 @@ def test_sentence_trainer(tmp_path):
     assert [r['side'] for r in found['rows']][0] == 'sentence-transformers' and len(found['rows']) == 4 and all(r['pairs_per_second'] > 0 for r in found['rows'])
 
 
+@pytest.mark.slow
+def test_seqrec(tmp_path):
+    cells = tmp_path / 'cells'
+    found, printed = run('seqrec.py', '--small', '--seeds', '0', '1', '--cells', str(cells), tmp_path / 'seqrec.json')
+    assert [(r['loss'], r['seed']) for r in found['runs']] == [('ce', 0), ('ce', 1), ('bce', 0), ('bce', 1)] and all(r['epochs'] == len(r['valid']) == 3 and r['test']['HR@10'] <= 1 for r in found['runs'])
+    assert found['summary'][0]['NDCG@10'][0] == pytest.approx(sum(r['test']['NDCG@10'] for r in found['runs'][:2]) / 2, abs=1e-5) and '| ce |' in printed
+    files = {p: p.stat().st_mtime_ns for p in cells.glob('*.json')}
+    again, _ = run('seqrec.py', '--small', '--seeds', '0', '1', '--cells', str(cells), tmp_path / 'again.json')
+    assert again['runs'] == found['runs'] and len(files) == 4 and files == {p: p.stat().st_mtime_ns for p in files}, 'finished parts are not run again'
+    bare = subprocess.run([sys.executable, str(BENCH / 'seqrec.py')], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    assert bare.returncode == 2 and 'Beauty.txt' in bare.stderr
+    if importlib.util.find_spec('rectools') is None:
+        done = subprocess.run([sys.executable, str(BENCH / 'seqrec.py'), '--small', '--steps'], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+        assert done.returncode == 3 and 'pip install' in done.stderr
+        pytest.skip('rectools is not here; the script says how to get it')
+    found, printed = run('seqrec.py', '--small', '--steps', tmp_path / 'step.json')
+    assert len(found['rows']) == 9 and all(r['cpu_seconds'][0] > 0 for r in found['rows']) and found['version'] in printed
+
+
 def test_scale(tmp_path, scripts):
     s = scripts['scale']
     found, printed = run('scale.py', '--results', str(tmp_path), tmp_path / 'scale.out')
