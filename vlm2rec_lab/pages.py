@@ -51,6 +51,7 @@ def figure(e, percent=False, digits=3): # {'value', 'low', 'high'} -> '0.213 [0.
     f = (lambda x: f'{round(100 * x)}') if percent else (lambda x: f'{round(x, digits) + 0:.{digits}f}') # no minus before a zero
     return f(e['value']) + (' %' if percent else '') + ('' if e['low'] is None or e['high'] is None else f' [{f(e["low"])}, {f(e["high"])}]')
 
+# %% ../nbs/03a_pages.ipynb #ca85a093
 def downstream_rows(d): # report dictionary -> list of lists of str: the heading, then a row per table of items; [] without
     "What recommenders made of the vectors, a spread beside its mean."
     rows = d.get('downstream') or {}
@@ -60,6 +61,7 @@ def downstream_rows(d): # report dictionary -> list of lists of str: the heading
         return 'n/a' if v is None else f'{v:,}' if isinstance(v, int) else f'{v:.4f}' + ('' if s is None else f' ± {s:.4f}')
     return [['downstream', *columns], *([name, *(cell(r, c) for c in columns)] for name, r in rows.items())] if rows else []
 
+# %% ../nbs/03a_pages.ipynb #ae44efa2
 def report_text(d): # report dictionary -> text for a terminal
     "The verdicts, their sentences and the protocol as plain text."
     out = [f'collapse report{" " + repr(d["name"]) if d["name"] else ""}: {d["verdict"].upper()}', '']

@@ -439,6 +439,7 @@ def _checked(model, split, metric):
     known(name, GAINS, 'metric')
     if not cut.isdecimal(): raise DataError(f"metric='{metric}': say the cut-off, '{name}@10'")
     (users, x, y), n = (torch.from_numpy(a) for a in lessons(split)), len(split.catalogue)
+    if not any(p.requires_grad for p in model.parameters()): raise DataError('nothing to train: every parameter of the model is frozen')
     if model.items.n != n: raise DataError(f'the table has {model.items.n} items and the catalogue {n}')
     if x.shape[1] > model.length: raise DataError(f'{split.name}: windows of {x.shape[1]} items, and the model reads {model.length}: make it with length={x.shape[1]}')
     offsets, have = split.user_items
@@ -448,6 +449,10 @@ def _waited(records, metric):
     "Looks since the best one."
     values = [r[metric] for r in records if r[metric] is not None]
     return len(values) - 1 - int(np.argmax(values)) if values else 0
+
+@torch.no_grad()
+def _copy(named, into): # [(name, tensor)], {name: tensor}
+    for a, p in named: into[a].copy_(p)
 
 def _mixed(seed, epoch): return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1) # a seed of its own for every epoch
 
@@ -504,10 +509,6 @@ def fit(model, split,        # of MODELS, or what has their methods; Split
         finished = _rounds(records, teach, look, keep, epochs, patience, metric, every, bar, callback)
     _copy(best.items(), dict(parameters))
     return Fit(pd.DataFrame(records, columns=['epoch', 'loss', metric, 'seconds', 'cpu']).astype({metric: float}), metric, settings, finished)
-
-@torch.no_grad()
-def _copy(named, into): # [(name, tensor)], {name: tensor}
-    for a, p in named: into[a].copy_(p)
 
 # %% ../nbs/06_seqrec.ipynb #6e6e2e6a
 def worth_runs(split, vectors,       # Split; {modality: [n, D]}
