@@ -276,6 +276,23 @@ def _prepare(embedder, split, progress, vision):
     if vision is None and isinstance(bank.features, LiveFeatures): bank = embedder.bank(split.catalogue, progress, 'memory')   # what a plain run has left
     return named, [p for _, p in named], bank
 
+def works_of(embedder, bank, batch, # VLMEmbedder, its Bank, a Batch
+             positions='last', # as in `training_rows`
+             waste=.1,         # share of filler in a pass
+             chunk=None,       # prompts in a pass; None: any number
+             plain=False,      # the plain path: one padded pass per side, a target encoded as often as it occurs
+             comm=None,        # accelerate.Accelerator, or None
+            ): # -> {view: list of Work}
+    "The passes of a batch, as `step.plan_works` cuts them."
+    if not plain: return even_works(embedder, bank, plan_works(embedder, bank, batch.history, batch.items, every=positions == 'all', waste=waste, most=chunk, share=(comm.process_index, comm.num_processes) if comm else (0, 1)), comm)
+    first = torch.from_numpy(np.unique(batch.targets, return_index=True)[1])
+    def both(view):
+        there = bank.present(view, batch.history).any(1)[:, None].to(embedder.device), bank.present(view, batch.items)[:, None].to(embedder.device)
+        return [Work('sequences', torch.arange(len(batch.history)), lambda: forward(embedder, bank, view, bank.sequence_plan(batch.history, view)) * there[0]),
+                Work('items', torch.arange(len(batch.items)), lambda: forward(embedder, bank, view, bank.item_plan(batch.targets))[first] * there[1])]
+    return {view: both(view) for view in bank.views}
+
+# %% ../nbs/03_train.ipynb #62175aa9
 def _called(value):
     "A function or a thing in words that are the same in every process."
     if isinstance(value, functools.partial): return f"{_called(value.func)}({', '.join([repr(v) for v in value.args] + [f'{k}={v!r}' for k, v in value.keywords.items()])})"
@@ -294,22 +311,6 @@ def _objective(loss, settings, fuse, memory, seed, step):
     if isinstance(loss, str): extras['fuse'] = fuse
     elif not isinstance(fuse, str): raise ValueError(f"fuse={fuse!r} is for losses by name; a loss of your own takes its fusion as functools.partial(loss, fuse=...)")
     return functools.partial(objective, **extras)
-
-def works_of(embedder, bank, batch, # VLMEmbedder, its Bank, a Batch
-             positions='last', # as in `training_rows`
-             waste=.1,         # share of filler in a pass
-             chunk=None,       # prompts in a pass; None: any number
-             plain=False,      # the plain path: one padded pass per side, a target encoded as often as it occurs
-             comm=None,        # accelerate.Accelerator, or None
-            ): # -> {view: list of Work}
-    "The passes of a batch, as `step.plan_works` cuts them."
-    if not plain: return even_works(embedder, bank, plan_works(embedder, bank, batch.history, batch.items, every=positions == 'all', waste=waste, most=chunk, share=(comm.process_index, comm.num_processes) if comm else (0, 1)), comm)
-    first = torch.from_numpy(np.unique(batch.targets, return_index=True)[1])
-    def both(view):
-        there = bank.present(view, batch.history).any(1)[:, None].to(embedder.device), bank.present(view, batch.items)[:, None].to(embedder.device)
-        return [Work('sequences', torch.arange(len(batch.history)), lambda: forward(embedder, bank, view, bank.sequence_plan(batch.history, view)) * there[0]),
-                Work('items', torch.arange(len(batch.items)), lambda: forward(embedder, bank, view, bank.item_plan(batch.targets))[first] * there[1])]
-    return {view: both(view) for view in bank.views}
 
 # %% ../nbs/03_train.ipynb #44ff593c
 def read_controls(controls, # {setting: number}, or a list of them, one per step; None: nothing is controlled
