@@ -250,3 +250,23 @@ def test_vectors_of_any_kind_of_number():
     for kind in (np.float16, np.float32, np.float64): assert torch.allclose(item_vectors(x.astype(kind)), item_vectors(x), atol=5e-3)
     assert torch.allclose(item_vectors(torch.from_numpy(x)), item_vectors({'text': x}, 'text'))
     assert torch.allclose(item_vectors(3 * x), item_vectors(x)), 'length is no information'
+
+
+def test_worth_is_resumed_and_reported(tmp_path):
+    "Runs that are done are read; the table goes into a report, with a name from the data escaped, and changes no verdict."
+    from vlm2rec_lab.diagnose import collapse_report
+    from vlm2rec_lab.seqrec import mean_and_spread, worth_runs
+    rng = np.random.default_rng(0)
+    split = leave_one_out(shop(4), history=6)
+    vectors = {'text': rng.normal(size=(25, 6)), '<i>image</i>': rng.normal(size=(25, 3))}
+    how = dict(seeds=(0, 1), dim=8, k=5, batch=16, epochs=2, metric='NDCG@5', progress=False)
+    runs, trained = worth_runs(split, vectors, folder=tmp_path, **how), []
+    again = worth_runs(split, vectors, folder=tmp_path, callback=trained.append, **how)
+    assert all(p.parent == tmp_path for p in tmp_path.rglob('*') if p.is_dir()), 'a name is no path'
+    assert runs.equals(again) and not trained and list(dict.fromkeys(runs['items'])) == ['random ids', 'text', '<i>image</i>', 'fused'] and len(runs) == 8
+    assert runs.equals(worth_runs(split, vectors, **how))
+    table, rows = mean_and_spread(runs, 'NDCG@5'), split.test
+    given = dict(items=vectors, sequences={m: v[rows.targets] + rng.normal(size=(len(rows), v.shape[1])) for m, v in vectors.items()}, targets=rows.targets, bootstrap=50, permutations=2, fuse='concat')
+    bare, told = collapse_report(**given), collapse_report(**given, downstream=table)
+    assert told.verdict == bare.verdict and told.to_dict()['downstream']['text']['NDCG@5 all'] == pytest.approx(table.loc['text', 'NDCG@5 all'])
+    assert '<i>image' not in told._repr_html_() and 'downstream' in repr(told) and 'downstream' not in repr(bare) and 'downstream' not in bare.to_dict()

@@ -13,6 +13,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -531,7 +532,7 @@ def worth_runs(split, vectors,       # Split; {modality: [n, D]}
         for seed in seeds:
             given = dict(how=how, vectors=vectors, which=name) if name != 'random ids' else {}
             net = MODELS[known(model, MODELS, 'model')](ItemTable(len(split.catalogue), dim, seed=seed, **given), seed=seed, **{'length': split.train.history.shape[1]} | (network or {}))
-            run = fit(net, split, seed=seed, progress=progress, folder=folder and Path(folder)/f'{name}-{seed}', **training)
+            run = fit(net, split, seed=seed, progress=progress, folder=folder and Path(folder)/f"{quote(name, safe='')}-{seed}", **training)
             out += [{'items': name, 'seed': seed, 'group': g, 'best': run.best, **row} for g, row in figures(net, split, part, k).to_dict('index').items()]
     return pd.DataFrame(out)
 
