@@ -119,12 +119,13 @@ class Guided:
     rounds: int = 200  # epochs over which the contrastive share falls
     shares: tuple = (1., 1e-5) # at the first and the last of them, see `falling`
     agree: str = 'product' # what pairs are weighted by, of AGREE
+    autocast: str = None # of `ce`
 
     def __call__(self, model, inputs, asked, epoch): # -> scalar
         nets, there = (model, self.anchor) if self.anchor is not None else (model.first, model.second), asked != PAD
         tables = [net.items() for net in nets]
         with_table = list(zip(nets, tables))
-        own = lambda net, table: ce(net(inputs, table)[there], table, asked[there])
+        own = lambda net, table: ce(net(inputs, table)[there], table, asked[there], autocast=self.autocast)
         value = own(*with_table[0])
         with torch.random.fork_rng(devices=[inputs.device] if inputs.device.type == 'cuda' else []):
             torch.manual_seed(int(torch.randint(2 ** 62, ())))                       # draws of its own
@@ -152,7 +153,7 @@ def _train(model, nets, anchor, split, modules, cuts, rounds, shares, agree, tra
     cuts = split_points(layers, modules) if cuts is None else tuple(cuts)
     if any(a >= b for a, b in zip((-1, *cuts), (*cuts, layers))): raise DataError(f'cuts={cuts}: rising numbers from 0 to {layers - 1}, of blocks before each cut')
     if len(shares) != 2 or shares[0] and min(shares) <= 0: raise DataError(f'shares={shares}: two positive numbers (an exponential never gets to 0), or two zeros')
-    return fit(model, split, Guided(anchor, cuts, rounds, tuple(shares), known(agree, AGREE, 'agreement')), **RECIPE | dict(epochs=rounds) | training)
+    return fit(model, split, Guided(anchor, cuts, rounds, tuple(shares), known(agree, AGREE, 'agreement'), training.get('autocast')), **RECIPE | dict(epochs=rounds) | training)
 
 def flame(model,     # SASRec that learns, in place
           anchor,    # trained SASRec of the same shape; it is copied, and stays as it is
