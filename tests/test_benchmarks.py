@@ -25,8 +25,8 @@ def run(script, *args, **env): # -> (result, what it printed)
 def scripts():
     "The scripts as modules, under names of their own."
     sys.path.insert(0, str(BENCH))
-    import common, gpu, scale, train # noqa: E401
-    yield dict(common=common, gpu=gpu, scale=scale, train=train)
+    import common, flame, gpu, scale, train # noqa: E401
+    yield dict(common=common, flame=flame, gpu=gpu, scale=scale, train=train)
     sys.path.remove(str(BENCH))
 
 
@@ -177,6 +177,68 @@ def test_scale(tmp_path, scripts):
     rows = {r['what']: r for r in s.times_table(real, 1_000_000)}
     assert rows['vision tower over all pictures, once']['3B, 8 cards'] == s.duration(1e6 / 5 / 8) and rows['the same, plain recipe']['3B, 1 card'] == 'not measured'
     assert s.rates(real)['gpu']['pairs'] == 9. and s.duration(7200) == '2.0 h' and s.size(819.2e9) == '819 GB'
+
+
+def test_flame(tmp_path):
+    "Every rival's row, every claim with its verdict; a run that was killed goes on to the same figures; what is finished is not run again."
+    args = 'flame.py', '--small', '--seeds', '0', '--cells'
+    found, printed = run(*args, str(tmp_path / 'cells'), tmp_path / 'flame.json')
+    assert [r['recommender'] for r in found['rows']] == ['SASRec, early stop', 'SASRec, same time', 'ensemble of two', 'mutual from scratch', 'FLAME'] and 'FLAME' in printed
+    seed = found['seeds'][0]
+    runs, cost = seed['runs'], seed['cost']
+    for r in runs.values(): assert set(r['test']) == {'HR@10', 'NDCG@10', 'HR@20', 'NDCG@20'} and 0 <= r['valid'] <= 1 and 0 < r['to95']['cpu'] <= r['cpu'] + 1e-6 and r['to95']['epoch'] <= r['epochs']
+    before = runs['frozen network']['cpu']
+    row = {r['recommender']: r for r in found['rows']}
+    assert abs(row['FLAME']['cpu_to95_with_pretraining'][0] - runs['FLAME']['to95']['cpu'] - before) < .011 and row['ensemble of two']['cpu_to95_with_pretraining'] == row['ensemble of two']['cpu_to95']
+    assert abs(runs['SASRec, same time']['budget'] - before - runs['FLAME']['cpu']) < .011 and runs['SASRec, same time']['cpu'] <= runs['SASRec, same time']['budget'] + .011
+    assert cost['FLAME']['parameters'] == cost['SASRec']['parameters'] == cost['ensemble of two']['parameters'] / 2 and cost['SASRec']['ratio'] == [1, 1, 1]
+    assert len(found['claims']) == 13 and all(('holds here' in c['sentence'], 'does not hold here' in c['sentence']) == (c['holds'], not c['holds']) and c['sentence'] in printed for c in found['claims'])
+    assert not list((tmp_path / 'cells').glob('*/states'))
+
+
+def test_flame_goes_on(scripts, tmp_path, monkeypatch, capsys):
+    "Killed in the middle of a run, it ends with the same figures; what is finished is not run again."
+    f, said = scripts['flame'], []
+    class Killed(BaseException): pass
+    def once(cells, *deadly):
+        def say(text):
+            said.append(text)
+            if text.startswith(tuple(deadly)): raise Killed
+        monkeypatch.setattr(f, 'say', say)
+        monkeypatch.setattr(sys, 'argv', ['flame.py', '--small', '--seeds', '0', '--cells', str(cells), '--out', str(tmp_path / 'out.json')])
+        f.main()
+        return json.loads((tmp_path / 'out.json').read_text())['seeds'][0]
+    whole = once(tmp_path / 'whole')
+    said.clear()
+    assert once(tmp_path / 'whole') == whole and not said
+    for line in ('frozen network 0, epoch 2', 'FLAME 0, epoch 2', 'plain 0, epoch 2'):
+        with pytest.raises(Killed): once(tmp_path / 'torn', line)
+    torn = once(tmp_path / 'torn')
+    for name in ('frozen network', 'FLAME', 'mutual from scratch'):
+        for k in ('test', 'curve', 'epochs', 'best'): assert torn['runs'][name][k] == whole['runs'][name][k], f'{name}: {k}'
+    both = (r['runs']['SASRec, same time']['curve'] for r in (torn, whole))                # ended by its time, which is never the same
+    assert all(a == b for a, b in zip(*both))
+
+
+def test_flame_arithmetic(scripts, tmp_path):
+    "Early stops, verdicts, and the states that an ensemble is read from."
+    import torch
+    f = scripts['flame']
+    assert f.early([.1, .3, .2, .2, .5], 2) == (4, 2) and f.early([.1, .3, .2, .4], 2) == (4, 4) and f.early([.5], 3) == (1, 1)
+    records = [dict(epoch=e, cpu=2., seconds=3., **{'NDCG@20': v}) for e, v in enumerate((.1, .39, .4, .3), 1)]
+    out = f.outcome(records, 3, 3)
+    assert out['to95'] == dict(epoch=2, cpu=4., seconds=6.) and (out['valid'], out['cpu'], out['epochs']) == (.4, 6., 3) and f.at_goal(out, .38) == 4. and f.at_goal(out, .41) is None
+    made = lambda valid, test, cpu: dict(valid=valid, test={m: test for m in f.SHOWN}, cpu=3 * cpu, seconds=3 * cpu, to95=dict(epoch=1, cpu=cpu, seconds=cpu))
+    cost = {n: dict(ratio=[r, r, r], parameters=p) for n, r, p in (('SASRec', 1., 5), ('FLAME', 1.02, 5), ('ensemble of two', 2., 10))}
+    seed = dict(seed=0, runs={n: made(.2, .1, 30.) for n in (*f.RIVALS, 'frozen network')} | {'FLAME': made(.2, .11, 10.)}, cost=cost)
+    told = f.claims([seed])
+    assert [c['holds'] for c in told] == [True] * 4 + [True, False] * 4 + [True] and '+10.00 %' in told[0]['sentence'] and '3.00 times' in told[4]['sentence'] and '0.30 times' in told[5]['sentence']
+    poor = dict(seed, runs=seed['runs'] | {'FLAME': made(.1, .05, 10.)})
+    assert not any(c['holds'] for c in f.claims([seed, poor])[:-1]), 'quick to a lower end is not faster; one seed is not all'
+    net = torch.nn.Linear(2, 2)
+    keep = f.keep_states(net, tmp_path, 2)
+    for n in range(1, 6): keep([{'NDCG@20': v} for v in (.1, .3, .2, .2, .5)[:n]])
+    assert sorted(p.stem for p in (tmp_path / 'states').iterdir()) == ['1', '2', '3', '4'], 'after the early stop no states are kept'
 
 
 @pytest.mark.parametrize('path', sorted((BENCH / 'results').glob('*.json')), ids=lambda p: p.stem)
