@@ -155,6 +155,15 @@ class Course:
             out[n] = dict(users=len(few.test), seconds=quantiles(v[:, 0]), cpu=quantiles(v[:, 1]), ratio=quantiles(np.array(spent[n])[:, 1] / base), parameters=sum(p.numel() for p in m.parameters()))
         return out
 
+    def epoch(self, rounds): # -> {name: dict}
+        "A first epoch of each, validation included, in turn; what is frozen is a network that has not learned, which costs the same."
+        how, runs, other = self.training | dict(epochs=1), {}, lambda: self.net(1000 + self.seed)
+        runs['SASRec'] = lambda r: fit(self.net(self.seed), self.split, **how)
+        runs['FLAME'] = lambda r: flame(self.net(self.seed), other(), self.split, **self.guided, **how)
+        runs['mutual from scratch'] = lambda r: mutual(self.net(self.seed), other(), self.split, **self.guided, **how)
+        spent = interleave(runs, rounds, 0)
+        return {n: dict(cpu=quantiles(np.array(v)[:, 1]), seconds=quantiles(np.array(v)[:, 0]), ratio=quantiles(np.array(v)[:, 1] / np.array(spent['SASRec'])[:, 1])) for n, v in spent.items()}
+
     def run(self, rounds): # -> dict of the seed
         anchor = self.cell('anchor', self.anchor)
         guided = self.cell('flame', self.flame)
@@ -205,7 +214,13 @@ def claims(seeds): # -> list of dict(claim, against, values, holds, sentence)
     return out
 
 
+def show_epoch(epoch):
+    print('\nAn epoch of training with its validation, in turn\n')
+    print(table([{'recommender': n, 's CPU': e['cpu'][0], 's wall': e['seconds'][0], 'ratio': '{:.2f} ({:.2f} to {:.2f})'.format(*e['ratio'])} for n, e in epoch.items()]))
+
+
 def show(result):
+    show_epoch(result['epoch'])
     pm = lambda v, d, f=1.: 'not reached' if v is None else f'{v[0] * f:.{d}f}' + ('' if v[1] is None else f' ± {v[1] * f:.{d}f}')
     print(f"\n{result['data']}; test figures and seconds, mean ± standard deviation over seeds {', '.join(str(s['seed']) for s in result['seeds'])}\n")
     print(table([{'recommender': r['recommender'], **{m: pm(r['test'][m], 4) for m in SHOWN}, 'validation NDCG@20': pm(r['valid'], 4), 'epochs': pm(r['epochs'], 0), 's CPU in all': pm(r['cpu'], 0)} for r in result['rows']]))
@@ -234,6 +249,7 @@ def main():
     parser.add_argument('--agree', default=FIXED['agree'], help='what pairs are weighted by')
     parser.add_argument('--autocast', help="'bfloat16': matrix products of the full loss, of all runs")
     parser.add_argument('--cells', default='runs/benchmarks/flame', help='folder that keeps runs, finished or not')
+    parser.add_argument('--only', choices=('epoch',), help='what an epoch costs, and nothing else')
     parser.add_argument('--out', help='JSON file to write')
     o = parser.parse_args()
     if not o.file and not o.small: parser.exit(2, 'say which file of sequences: python benchmarks/flame.py Beauty.txt\n')
@@ -242,9 +258,15 @@ def main():
     start, how = machine(), FIXED | dict(rounds=o.rounds, modules=o.modules, agree=o.agree)
     if o.small: how |= dict(dim=16, batch=16, lr=1e-2, patience=2, rounds=4, dropout=.2)
     split = leave_one_out(toy() if o.small else sequence_file(o.file), history=how['history'])
-    seeds = [Course(split, how, seed, o.autocast, o.cells).run(2 if o.small else 12) for seed in o.seeds]
+    courses = [Course(split, how, seed, o.autocast, o.cells) for seed in o.seeds]
+    epoch = courses[0].cell('epoch', lambda: courses[0].epoch(1 if o.small else 3))
+    if o.only:
+        show_epoch(epoch)
+        write(o.out, dict(benchmark='flame_epoch', small=o.small, machine=start | dict(load_at_end=machine()['load']), data=split.name, autocast=o.autocast, recipe=how, epoch=epoch))
+        return
+    seeds = [course.run(2 if o.small else 12) for course in courses]
     result = dict(benchmark='flame', small=o.small, machine=start | dict(load_at_end=machine()['load']), data=split.name, items=len(split.catalogue), autocast=o.autocast, recipe=how, protocol='leave one out, all items ranked, seen items excluded, chosen and stopped on validation NDCG@20',
-                  rows=rows(seeds), claims=claims(seeds), seeds=seeds)
+                  epoch=epoch, rows=rows(seeds), claims=claims(seeds), seeds=seeds)
     show(result)
     write(o.out, result)
 

@@ -194,6 +194,7 @@ def test_flame(tmp_path):
     assert cost['FLAME']['parameters'] == cost['SASRec']['parameters'] == cost['ensemble of two']['parameters'] / 2 and cost['SASRec']['ratio'] == [1, 1, 1]
     assert len(found['claims']) == 13 and all(('holds here' in c['sentence'], 'does not hold here' in c['sentence']) == (c['holds'], not c['holds']) and c['sentence'] in printed for c in found['claims'])
     assert not list((tmp_path / 'cells').glob('*/states'))
+    assert found['epoch']['SASRec']['ratio'] == [1, 1, 1] and set(found['epoch']) == {'SASRec', 'FLAME', 'mutual from scratch'}
 
 
 def test_flame_goes_on(scripts, tmp_path, monkeypatch, capsys):
