@@ -1,9 +1,10 @@
 """FLAME on a file of sequences, against a plain SASRec given the same time, an ensemble of two, and mutual learning from scratch.
 
-python benchmarks/flame.py FILE [--seeds 0 1 2] [--autocast bfloat16] [--cells runs/benchmarks/flame] [--out benchmarks/results/flame.json]
+python benchmarks/flame.py FILE [--seeds 0 1 2] [--cells runs/benchmarks/flame] [--out benchmarks/results/flame.json]
+python benchmarks/flame.py FILE --only epoch
 
 FILE holds a user per line, `user item item ...`, such as Beauty.txt of S3-Rec (22,363 users, 12,101 items). Leave one out, windows of 50 items, 64 dimensions, 2 layers, the next item ranked among all that the user has not seen. All are trained by one function and one
-recipe (`FIXED`: dropout .5, Adam 1e-3, batches of 256, stopped 30 epochs after the best validation NDCG@20), which is that of the paper; nothing is chosen on test rows. Per seed: a network that is frozen afterwards, FLAME beside it, mutual learning of two networks, a plain network until it has
+recipe (`FIXED`: dropout .5, Adam 1e-3, batches of 256, stopped 30 epochs after the best validation NDCG@20), which is that of the paper; nothing is chosen on test rows. The matrix products of the full loss are in bfloat16; `--single` leaves them in float32. Per seed: a network that is frozen afterwards, FLAME beside it, mutual learning of two networks, a plain network until it has
 used the CPU seconds of the first two (its own early stop is a row too), and the ensemble of the frozen and the plain network, each at its early stop. Every run keeps its state after every epoch and its result when done, so that the same command goes on where it was stopped.
 """
 import argparse
@@ -247,7 +248,7 @@ def main():
     parser.add_argument('--rounds', type=int, default=FIXED['rounds'], help='planned epochs, at most so many are run')
     parser.add_argument('--modules', type=int, default=FIXED['modules'], help='that networks are cut into')
     parser.add_argument('--agree', default=FIXED['agree'], help='what pairs are weighted by')
-    parser.add_argument('--autocast', help="'bfloat16': matrix products of the full loss, of all runs")
+    parser.add_argument('--single', action='store_true', help='float32 everywhere')
     parser.add_argument('--cells', default='runs/benchmarks/flame', help='folder that keeps runs, finished or not')
     parser.add_argument('--only', choices=('epoch',), help='what an epoch costs, and nothing else')
     parser.add_argument('--out', help='JSON file to write')
@@ -255,17 +256,17 @@ def main():
     if not o.file and not o.small: parser.exit(2, 'say which file of sequences: python benchmarks/flame.py Beauty.txt\n')
     quiet()
     warnings.simplefilter('ignore')
-    start, how = machine(), FIXED | dict(rounds=o.rounds, modules=o.modules, agree=o.agree)
+    autocast, start, how = None if o.single else 'bfloat16', machine(), FIXED | dict(rounds=o.rounds, modules=o.modules, agree=o.agree)
     if o.small: how |= dict(dim=16, batch=16, lr=1e-2, patience=2, rounds=4, dropout=.2)
     split = leave_one_out(toy() if o.small else sequence_file(o.file), history=how['history'])
-    courses = [Course(split, how, seed, o.autocast, o.cells) for seed in o.seeds]
+    courses = [Course(split, how, seed, autocast, o.cells) for seed in o.seeds]
     epoch = courses[0].cell('epoch', lambda: courses[0].epoch(1 if o.small else 3))
     if o.only:
         show_epoch(epoch)
-        write(o.out, dict(benchmark='flame_epoch', small=o.small, machine=start | dict(load_at_end=machine()['load']), data=split.name, autocast=o.autocast, recipe=how, epoch=epoch))
+        write(o.out, dict(benchmark='flame_epoch', small=o.small, machine=start | dict(load_at_end=machine()['load']), data=split.name, autocast=autocast, recipe=how, epoch=epoch))
         return
     seeds = [course.run(2 if o.small else 12) for course in courses]
-    result = dict(benchmark='flame', small=o.small, machine=start | dict(load_at_end=machine()['load']), data=split.name, items=len(split.catalogue), autocast=o.autocast, recipe=how, protocol='leave one out, all items ranked, seen items excluded, chosen and stopped on validation NDCG@20',
+    result = dict(benchmark='flame', small=o.small, machine=start | dict(load_at_end=machine()['load']), data=split.name, items=len(split.catalogue), autocast=autocast, recipe=how, protocol='leave one out, all items ranked, seen items excluded, chosen and stopped on validation NDCG@20',
                   epoch=epoch, rows=rows(seeds), claims=claims(seeds), seeds=seeds)
     show(result)
     write(o.out, result)
