@@ -94,7 +94,7 @@ def bottlenecks(results, memory=80e9, host=128e9): # bytes of a card, of a machi
 
 def there(results): # -> list of dict
     "Which of the results exist."
-    names = dict(train='training on a CPU', sentence_trainer='sentence-transformers', gpu='training on a GPU', interactions='interactions', images='images', ranking='full ranking')
+    names = dict(train='training on a CPU', sentence_trainer='sentence-transformers', gpu='training on a GPU', interactions='interactions', images='images', ranking='full ranking', seqrec='sequential recommenders', seqrec_step='their training step', flame='FLAME')
     def state(name):
         r = results.get(name)
         return MISSING if r is None else 'toy setting: not used' if r.get('toy') or r.get('small') else f'measured on {r["machine"].get("gpu") or r["machine"].get("cpu")}' if isinstance(r.get('machine'), dict) else 'measured'
