@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
-from vlm2rec_lab.data import PAD, Catalogue, Dataset, Interactions, leave_one_out
+from vlm2rec_lab.data import PAD, Catalogue, DataError, Dataset, Interactions, leave_one_out
 from vlm2rec_lab.flame import RECIPE, Ensemble, Guided, Peers, falling, flame, freeze, guided, modular, mutual, pair_losses, pair_weights, path_names, read_ends, side_by_side, split_points
 from vlm2rec_lab.seqrec import ItemTable, SASRec, fit, represent
 
@@ -129,6 +129,38 @@ def test_goes_on_after_any_epoch(kind, split, tmp_path):
     for stop in (1, 3):
         for _ in range(2): torn = trained(kind, split, rounds=4, folder=tmp_path / str(stop), callback=(lambda r: 'stop' if len(r) == stop else None) if not (tmp_path / str(stop)).exists() else None)
         assert torch.equal(torn[0], whole[0]) and torn[1] == whole[1]
+
+
+@pytest.mark.parametrize('other', [dict(agree='cosine'), dict(modules=3), dict(cuts=(1,)), dict(rounds=9), dict(shares=(1., 1e-4)), dict(autocast='bfloat16')], ids=str)
+def test_another_run_is_refused(other, split, tmp_path):
+    trained('flame', split, **dict(rounds=1, folder=tmp_path))
+    with pytest.raises(DataError, match='give it another folder'): trained('flame', split, **dict(rounds=1, folder=tmp_path) | other)
+
+
+def test_frozen_is_frozen(split):
+    "No dropout whatever the model does, no gradient, no change; what it was made of goes on as before. The weights of pairs pass no gradient."
+    net, origin = network(0, dropout=.5), network(1, dropout=.9).train()
+    before = [p.detach().clone() for p in origin.parameters()]
+    flame(net, origin, split, rounds=1, **QUICK)
+    assert origin.training and all(p.requires_grad and p.grad is None and torch.equal(p, q) for p, q in zip(origin.parameters(), before))
+    anchor, x = freeze(origin), histories(np.random.default_rng(0), 6, 7)
+    net.train()
+    assert not anchor.training and torch.equal(anchor(x), anchor(x)) and not torch.equal(net(x), net(x))
+    z = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weights = pair_weights(pair_losses(z)[1])
+    assert not weights.requires_grad and torch.allclose(torch.autograd.grad(guided(z), z)[0], torch.autograd.grad((weights * pair_losses(z)[0]).sum(), z)[0])
+
+
+def test_paths_draw_apart(monkeypatch):
+    "What the paths drop is not what the next batch will drop on its plain path."
+    import vlm2rec_lab.flame as module
+    drawn, true = [], module.modular
+    monkeypatch.setattr(module, 'modular', lambda *a: (drawn.append(torch.rand(3)), true(*a))[1])
+    x = histories(np.random.default_rng(0), 6, 7)
+    loss = Guided(freeze(network(1)))
+    for _ in range(2): loss(network(0, dropout=.5).train(), x, x, 1)
+    after = torch.rand(3)
+    assert not torch.equal(drawn[1], after) and not torch.equal(*drawn)
 
 
 def test_share_of_nothing_is_sasrec(split):
