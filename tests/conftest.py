@@ -1,4 +1,5 @@
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ sys.path.insert(0, str(ROOT / 'tools'))
 
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')    # several tests at a time: threads that wait for each other by spinning are no help
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)     # started in a shell's background, and what is tested by an interrupt would wait for ever
 
 
 def pytest_collection_modifyitems(items):
