@@ -18,7 +18,7 @@ demo: setup ## the main job: run nbs/03_train.ipynb on the embedded studio and w
 	@$(PY) tools/demo.py
 
 test: setup ## all tests except those that need a GPU, which are counted as skipped
-	@$(PY) -m pytest tests -n auto --maxprocesses 4 --dist loadgroup
+	@$(PY) -m pytest tests -n auto --maxprocesses 4 --dist loadscope
 
 lab: setup ## open JupyterLab on nbs/03_train.ipynb
 	@$(PY) -m jupyter lab nbs/03_train.ipynb $$([ "$$(id -u)" = 0 ] && echo --allow-root)

@@ -19,10 +19,20 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')    # several tests at a time: thre
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)     # started in a shell's background, and what is tested by an interrupt would wait for ever
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "Where several processes test, the tests of a file stay together and share what they set up; those of notebooks and rooms are given out one by one."
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition('::')[0]
+            return nodeid if Path(file).stem in ('test_notebooks', 'test_house') else file
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    "Where several processes test, the tests of a file stay together and share what they set up; those of notebooks and rooms are given out one by one. GPU tests are skipped, and counted, where there is none."
-    for i in items:
-        if i.path.stem not in ('test_notebooks', 'test_house'): i.add_marker(pytest.mark.xdist_group(i.path.stem))
+    "GPU tests are skipped, and counted, where there is none."
     wanted = [i for i in items if i.get_closest_marker('gpu')]
     if not wanted: return
     import torch

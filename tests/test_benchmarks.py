@@ -35,7 +35,7 @@ def test_train(tmp_path):
     found, printed = run('train.py', '--small', '--cells', str(tmp_path / 'cells'), tmp_path / 'train.json')
     assert {'machine', 'rates', 'quality', 'encoding', 'loss', 'data', 'clock'} <= set(found) and {'cpu', 'cores', 'threads', 'torch', 'load'} <= set(found['machine'])
     rows = {r['recipe']: r for r in found['rates'][0]['rows']}
-    assert len(rows) == 8 and rows['(a) plain']['ratio'] == [1, 1, 1] and rows['(c) all']['pairs_per_step'] > 5 * rows['(a) plain']['pairs_per_step']
+    assert len(rows) == 10 and 'lean' in found['quality'] and rows['(a) plain']['ratio'] == [1, 1, 1] and rows['(c) all']['pairs_per_step'] > 5 * rows['(a) plain']['pairs_per_step']
     assert all(r['pairs_per_second'] > 0 and len(r['seconds_per_step']) == 3 for part in found['rates'] for r in part['rows']) and '(c) all' in printed
     q = found['quality']
     assert {'goal', 'chosen', 'tried', 'runs', 'summary'} <= set(q) and {r['recipe'] for r in q['runs']} == {'(a) plain', '(c) all'}
