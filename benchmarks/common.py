@@ -98,3 +98,12 @@ def table(rows): # list of dict with the same keys
     if not rows: return ''
     line = lambda cells: '| ' + ' | '.join(str(c) for c in cells) + ' |'
     return '\n'.join([line(rows[0]), line(['---'] * len(rows[0])), *(line(r.values()) for r in rows)])
+
+
+def circles(longest, items=30, users=80): # -> Dataset
+    "Customers who walk in circles: 4 purchases or more each, fewer than `longest`."
+    import numpy as np
+    from vlm2rec_lab.data import Catalogue, Dataset, Interactions
+    rng = np.random.default_rng(0)
+    walk = (rng.integers(0, items, (users, 1)) + np.arange(longest)) % items
+    return Dataset(Catalogue([f'i{k}' for k in range(items)], {}, {}), Interactions.of_sequences([r[:n] for r, n in zip(walk, rng.integers(4, longest, users))]), 'circles')

@@ -15,7 +15,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from common import cell, interleave, machine, quantiles, quiet, say, table, write
+from common import cell, circles, interleave, machine, quantiles, quiet, say, table, write
 
 import numpy as np
 from safetensors.torch import load_file, save
@@ -233,13 +233,6 @@ def show(result):
     print('\nmachine:', result['machine'])
 
 
-def toy(): # -> Dataset of circles
-    from vlm2rec_lab.data import Catalogue, Dataset, Interactions
-    rng = np.random.default_rng(0)
-    walk = (rng.integers(0, 30, (80, 1)) + np.arange(60)) % 30
-    return Dataset(Catalogue([f'i{k}' for k in range(30)], {}, {}), Interactions.of_sequences([r[:n] for r, n in zip(walk, rng.integers(4, 20, 80))]), 'circles')
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('file', nargs='?', help='file of sequences, `user item item ...`')
@@ -258,7 +251,7 @@ def main():
     warnings.simplefilter('ignore')
     autocast, start, how = None if o.single else 'bfloat16', machine(), FIXED | dict(rounds=o.rounds, modules=o.modules, agree=o.agree)
     if o.small: how |= dict(dim=16, batch=16, lr=1e-2, patience=2, rounds=4, dropout=.2)
-    split = leave_one_out(toy() if o.small else sequence_file(o.file), history=how['history'])
+    split = leave_one_out(circles(20) if o.small else sequence_file(o.file), history=how['history'])
     courses = [Course(split, how, seed, autocast, o.cells) for seed in o.seeds]
     epoch = courses[0].cell('epoch', lambda: courses[0].epoch(1 if o.small else 3))
     if o.only:

@@ -14,7 +14,7 @@ import importlib.util
 import warnings
 from pathlib import Path
 
-from common import cell, interleave, machine, quantiles, quiet, say, table, write
+from common import cell, circles, interleave, machine, quantiles, quiet, say, table, write
 
 import numpy as np
 import pandas as pd
@@ -111,13 +111,6 @@ def steps(split, batch, rounds, seed=0): # -> list of dict
     return out
 
 
-def toy(): # -> Dataset of circles
-    from vlm2rec_lab.data import Catalogue, Dataset, Interactions
-    rng = np.random.default_rng(0)
-    rows = (rng.integers(0, 30, (80, 1)) + np.arange(60)) % 30
-    return Dataset(Catalogue([f'i{k}' for k in range(30)], {}, {}), Interactions.of_sequences([r[:n] for r, n in zip(rows, rng.integers(4, 60, 80))]), 'circles')
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('file', nargs='?', help='file of sequences, `user item item ...`')
@@ -135,7 +128,7 @@ def main():
     quiet()
     warnings.simplefilter('ignore')
     start = machine()
-    split = leave_one_out(toy() if o.small else sequence_file(o.file), history=HISTORY)
+    split = leave_one_out(circles(60) if o.small else sequence_file(o.file), history=HISTORY)
     result = dict(benchmark='seqrec_step' if o.steps else 'seqrec', small=o.small, machine=start, data=split.name, items=len(split.catalogue), history=HISTORY, dim=DIM, layers=LAYERS, heads=HEADS)
     if o.steps:
         import rectools

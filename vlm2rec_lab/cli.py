@@ -619,5 +619,5 @@ def main(argv=None, # list of arguments; None: those of the process
             print(f'vlm2rec {o.name}: {_line(e)}', file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print(f'vlm2rec {o.name}: interrupted' + ('; go on with --resume' if o.name == 'train' else ''), file=sys.stderr)
+            print(f'vlm2rec {o.name}: interrupted' + {'train': '; go on with --resume', 'downstream': '; the same command goes on'}.get(o.name, ''), file=sys.stderr)
             return 130

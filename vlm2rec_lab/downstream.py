@@ -39,7 +39,7 @@ def source_vectors(tasks,         # function (seed, history) -> Split
                    folder=None,   # keeps the training, and the vectors when they are there
                    progress=True, # bars
                   ):              # -> {modality: float32 [n, D]}, normalised, zero where an item has no such content
-    "Item vectors of a source. Raises DataError for an unknown source."
+    "Item vectors of a source. Raises DataError for an unknown source, KeyboardInterrupt where the training was stopped: no vectors of half a training."
     from vlm2rec_lab.embed import VLMEmbedder
     from vlm2rec_lab.tiny import tiny_vlm
     from vlm2rec_lab.train import train
@@ -50,7 +50,8 @@ def source_vectors(tasks,         # function (seed, history) -> Split
     if path and path.exists(): return _read(path, about)
     embedder = VLMEmbedder.from_pretrained(model or tiny_vlm(), lora=t.rank, seed=seed)
     if source != 'raw':
-        train(embedder, split, source, steps=t.steps, batch=t.batch, lr=t.lr, tau=t.tau, seed=seed, positions=t.positions, eval_every=0, progress=progress, checkpoint=path and path.with_suffix('.safetensors'))
+        run = train(embedder, split, source, steps=t.steps, batch=t.batch, lr=t.lr, tau=t.tau, seed=seed, positions=t.positions, eval_every=0, progress=progress, checkpoint=path and path.with_suffix('.safetensors'), resume=True)
+        if len(run.frame) < t.steps: raise KeyboardInterrupt(f'{source}, seed {seed}: stopped after {len(run.frame)} of {t.steps} steps' + ('; the same call goes on' if folder else ''))
     found = {m: z.float().cpu().numpy() for m, z in embedder.encode_items(split.catalogue, progress=progress).items()}
     if path: _write(path, found, about)
     return found

@@ -525,7 +525,7 @@ def worth_runs(split, vectors,       # Split; {modality: [n, D]}
                progress=True,        # bars
                **training            # of `fit`
               ):                     # -> DataFrame: items, seed, group ('all', 'warm', 'cold'), rows, figures, best epoch
-    "A run for every table of items and every seed. Raises DataError for unknown names and vectors that do not fit."
+    "A run for every table of items and every seed. Raises DataError for unknown names and vectors that do not fit, KeyboardInterrupt for a run that was stopped."
     if how == 'ids': raise DataError("how='ids' looks at no vectors: 'init' or 'frozen'")
     tables, out = [*['random ids'] * ids, *vectors, *['fused'] * (len(vectors) > 1)], []
     for name in tables:
@@ -533,6 +533,7 @@ def worth_runs(split, vectors,       # Split; {modality: [n, D]}
             given = dict(how=how, vectors=vectors, which=name) if name != 'random ids' else {}
             net = MODELS[known(model, MODELS, 'model')](ItemTable(len(split.catalogue), dim, seed=seed, **given), seed=seed, **{'length': split.train.history.shape[1]} | (network or {}))
             run = fit(net, split, seed=seed, progress=progress, folder=folder and Path(folder)/f"{quote(name, safe='')}-{seed}", **training)
+            if not run.finished: raise KeyboardInterrupt(f'{name}, seed {seed}: stopped after {len(run.frame)} epochs, and nothing is told of it' + ('; the same call goes on' if folder else ''))
             out += [{'items': name, 'seed': seed, 'group': g, 'best': run.best, **row} for g, row in figures(net, split, part, k).to_dict('index').items()]
     return pd.DataFrame(out)
 
