@@ -415,7 +415,7 @@ def train(embedder, split,   # VLMEmbedder with adapters; Split
     "Fine-tune the adapters in place. Raises ValueError for nothing to train, FloatingPointError for a loss that is not finite."
     from tqdm.auto import tqdm
     options = dict(positions=(positions, 'last'), autocast=(autocast, None), schedule=(schedule, 'constant'), warmup=(warmup, 0), controls=(controls is not None, False))
-    settings = _plain_settings(dict(loss=loss, steps=steps, batch=batch, lr=lr, seed=seed, tau=tau, fuse=fuse, split=split.name, **loss_settings) | {k: v for k, (v, usual) in options.items() if v != usual})
+    settings = _plain_settings(dict(loss=loss, steps=steps, batch=batch, lr=lr, seed=seed, tau=tau, fuse=fuse, split=split.name, rows=split.fingerprint[:12], **loss_settings) | {k: v for k, (v, usual) in options.items() if v != usual})
     if plain and (chunk or positions != 'last' or vision or getattr(accelerator, 'num_processes', 1) > 1): raise ValueError("plain=True is the path without chunk=, vision=, positions='all' and several processes: leave them out")
     fixed = ({'tau': tau} if isinstance(loss, str) else {}) | loss_settings
     get_loss(loss, **fixed | read_controls(controls, 0)); lr_at(0, steps, lr, schedule)         # a wrong name is told before anything is loaded
