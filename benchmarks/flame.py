@@ -1,7 +1,7 @@
 """FLAME on a file of sequences, against a plain SASRec given the same time, an ensemble of two, and mutual learning from scratch.
 
 python benchmarks/flame.py FILE [--seeds 0 1 2] [--cells runs/benchmarks/flame] [--out benchmarks/results/flame.json]
-python benchmarks/flame.py FILE --only epoch
+python benchmarks/flame.py FILE --only epoch | mutual
 
 FILE holds a user per line, `user item item ...`, such as Beauty.txt of S3-Rec (22,363 users, 12,101 items). Leave one out, windows of 50 items, 64 dimensions, 2 layers, the next item ranked among all that the user has not seen. All are trained by one function and one
 recipe (`FIXED`: dropout .5, Adam 1e-3, batches of 256, stopped 30 epochs after the best validation NDCG@20), which is that of the paper; nothing is chosen on test rows. The matrix products of the full loss are in bfloat16; `--single` leaves them in float32. Per seed: a network that is frozen afterwards, FLAME beside it, mutual learning of two networks, a plain network until it has
@@ -243,7 +243,7 @@ def main():
     parser.add_argument('--agree', default=FIXED['agree'], help='what pairs are weighted by')
     parser.add_argument('--single', action='store_true', help='float32 everywhere')
     parser.add_argument('--cells', default='runs/benchmarks/flame', help='folder that keeps runs, finished or not')
-    parser.add_argument('--only', choices=('epoch',), help='what an epoch costs, and nothing else')
+    parser.add_argument('--only', choices=('epoch', 'mutual'), help='what an epoch costs, or mutual learning, and nothing else: in a process of its own, beside the others')
     parser.add_argument('--out', help='JSON file to write')
     o = parser.parse_args()
     if not o.file and not o.small: parser.exit(2, 'say which file of sequences: python benchmarks/flame.py Beauty.txt\n')
@@ -253,6 +253,9 @@ def main():
     if o.small: how |= dict(dim=16, batch=16, lr=1e-2, patience=2, rounds=4, dropout=.2)
     split = leave_one_out(circles(20) if o.small else sequence_file(o.file), history=how['history'])
     courses = [Course(split, how, seed, autocast, o.cells) for seed in o.seeds]
+    if o.only == 'mutual':
+        for course in courses: course.cell('mutual', course.mutual)
+        return
     epoch = courses[0].cell('epoch', lambda: courses[0].epoch(1 if o.small else 3))
     if o.only:
         show_epoch(epoch)

@@ -104,17 +104,17 @@ class Dropout(nn.Dropout):
 
 # %% ../nbs/06_seqrec.ipynb #dedbda0f
 class Embedding(nn.Module):
-    "Items and places as vectors; fillers are zero."
+    "Items and places as vectors, normalised; fillers are zero."
     def __init__(self, dim, length=50, dropout=.5): # length: places, counted from the right
         super().__init__()
-        self.places, self.drop = nn.Parameter(torch.randn(length, dim) * .02), Dropout(dropout)
+        self.places, self.norm, self.drop = nn.Parameter(torch.randn(length, dim) * .02), nn.LayerNorm(dim), Dropout(dropout)
 
     def forward(self, sequences, # long [B, L], PAD at the left; L at most `length`
                 table):          # [n, d]
         "Vectors [B, L, d]. Raises DataError for more places than there are."
         L, there = sequences.shape[1], (sequences != PAD)[..., None]
         if L > len(self.places): raise DataError(f'sequences of {L} places, and the embedding has {len(self.places)}: make it with length={L}')
-        return self.drop((F.embedding(sequences.clamp(min=0), table) + self.places[len(self.places) - L:]) * there)
+        return self.drop(self.norm(F.embedding(sequences.clamp(min=0), table) + self.places[len(self.places) - L:]) * there)
 
 def readable(sequences,    # long [B, L]
              causal=True,  # nothing later
