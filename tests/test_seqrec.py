@@ -239,6 +239,71 @@ def test_training_looks_at_no_test_row():
     assert runs[0] == runs[1]
 
 
+@pytest.mark.parametrize('name', MODELS)
+def test_every_row_is_taught_in_every_epoch(name):
+    "Batches are cut to their longest sequence, and nothing else is cut away."
+    split, taught = leave_one_out(shop(11), history=8), []
+    model = net(name, split)
+    lesson = type(model).lesson
+    class Told(type(model)):
+        def lesson(self, x, y, generator):
+            taught.append((int((x != PAD).sum()), bool((x[:, 0] != PAD).any())))
+            return lesson(self, x, y, generator)
+    model.__class__ = Told
+    fit(model, split, epochs=2, patience=None, batch=16, progress=False)
+    assert sum(n for n, _ in taught) == 2 * int((lessons(split)[1] != PAD).sum()) and all(full for _, full in taught), 'no batch begins with a column of fillers'
+
+
+def test_the_best_state_is_kept():
+    "Not the last one: a rate that is far too high makes the last epochs worse than the best."
+    split = leave_one_out(shop(12, users=80), history=8)
+    model = net('SASRec', split)
+    run = fit(model, split, epochs=12, patience=None, batch=16, lr=.1, progress=False)
+    assert run.best < 12 and figures(model, split, 'valid', 10, ('NDCG',)).loc['all', 'NDCG@10'] == pytest.approx(run.frame['NDCG@10'].max()) != pytest.approx(run.frame['NDCG@10'].iloc[-1])
+
+
+def test_items_without_a_vector_stay_at_zero():
+    x = np.random.default_rng(0).normal(size=(7, 4)) + 3
+    x[2] = 0
+    z = item_vectors(x)
+    assert not z[2].any() and torch.allclose(z[[0, 1, 3, 4, 5, 6]].mean(0), torch.zeros(4, dtype=z.dtype), atol=1e-9)
+
+
+def test_small_tables_are_heard(): # a table of any size gives the network the same items to read
+    split = leave_one_out(shop(13), history=6)
+    x, out = torch.from_numpy(lessons(split)[1][:9]), []
+    for scale in (1., .1):
+        model = net('SASRec', split).eval()
+        with torch.no_grad():
+            model.embedding.places.zero_()
+            out.append(model(x, model.items() * 50 * scale)[:, -1])
+    assert torch.allclose(*out, atol=1e-2) and out[0].std(0).min() > .1
+
+
+def test_each_seed_has_an_embedder_of_its_own(monkeypatch):
+    "The seed reaches split, adapters and batches."
+    from vlm2rec_lab import train
+    from vlm2rec_lab.downstream import source_vectors
+    from vlm2rec_lab.embed import VLMEmbedder
+    given, load = [], VLMEmbedder.from_pretrained.__func__
+    class Enough(Exception): pass
+    def stop(*args, **how): given.append(how['seed']); raise Enough
+    monkeypatch.setattr(VLMEmbedder, 'from_pretrained', classmethod(lambda cls, *args, **how: (given.append(how['seed']), load(cls, *args, **how))[1]))
+    monkeypatch.setattr(train, 'train', stop)
+    split = leave_one_out(shop(3), history=6)
+    for seed in (4, 5):
+        with pytest.raises(Enough): source_vectors(lambda s, history: (given.append(s), split)[1], 'sft', seed, progress=False)
+    assert given == [4, 4, 4, 5, 5, 5]
+
+
+def test_every_source_is_asked_for(monkeypatch):
+    from vlm2rec_lab import downstream
+    asked, rng = [], np.random.default_rng(0)
+    monkeypatch.setattr(downstream, 'source_vectors', lambda tasks, source, seed, *rest: (asked.append((source, seed)), {'text': rng.normal(size=(25, 4))})[1])
+    runs = downstream.downstream_runs(lambda seed, history: leave_one_out(shop(3), history=history), seeds=(0, 1), history=6, dim=8, epochs=1, batch=16, progress=False)
+    assert asked == [(s, k) for k in (0, 1) for s in downstream.SOURCES] and set(runs['items']) == {'random ids', *(f'{s} text' for s in downstream.SOURCES)}
+
+
 def test_negatives_of_the_split_are_heeded():
     split = with_negatives(leave_one_out(shop(2, repeats=False), history=6), 5, seed=3)
     model = net('GRU4Rec', split)

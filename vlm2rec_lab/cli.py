@@ -150,7 +150,7 @@ def open_run(out,    # folder
              resume, # go on with what is there
             ):
     "Make or check a run's folder. Raises ValueError where it holds another run, or one without `resume`."
-    from vlm2rec_lab.data import write_bytes
+    from vlm2rec_lab.data import differing, write_bytes
     out = Path(out)
     for loss in losses:
         there = out / loss
@@ -160,8 +160,7 @@ def open_run(out,    # folder
         raise ValueError(f'{out} holds a run already: go on with --resume, or choose another --out')
     file = out / 'run.json'
     before = json.loads(file.read_text()) if file.exists() and resume else {}
-    other = [k for k in note if before and before.get(k) != note[k]]
-    if other: raise ValueError(f'{out} was started with ' + ', '.join(f'{k}={before.get(k)!r} (now {note[k]!r})' for k in other) + ': use these, or another --out')
+    if before and (other := differing(before, note)): raise ValueError(f'{out} was started with {other}: use these, or another --out')
     write_bytes(file, json.dumps(note, indent=1).encode())
     return out
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .data import DataError, known, write_bytes
+from .data import DataError, differing, known, write_bytes
 from .losses import LOSSES
 from .seqrec import mean_and_spread, worth_runs
 
@@ -68,9 +68,7 @@ def _read(path, about):
     "The vectors of a file. Raises DataError where they were made otherwise."
     import json
     with np.load(path, allow_pickle=False) as file:
-        was = json.loads(str(file['about']))
-        other = [k for k in was | about if was.get(k) != about.get(k)]
-        if other: raise DataError(f'{path.name} holds vectors with ' + ', '.join(f'{k}={was.get(k)!r} (now {about.get(k)!r})' for k in other) + ': give another folder, or the same settings')
+        if other := differing(json.loads(str(file['about'])), about): raise DataError(f'{path.name} holds vectors with {other}: give another folder, or the same settings')
         return {k[3:]: file[k] for k in file.files if k.startswith('of/')}
 
 # %% ../nbs/06b_downstream.ipynb #6921e42d

@@ -23,7 +23,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 
-from .data import PAD, DataError, known
+from .data import PAD, DataError, differing, known
 from .metrics import GAINS, given_negatives, metric_at_k, ranks, seen_items
 from .splits import cold_rows
 from .store import weights_key
@@ -439,8 +439,7 @@ def _same_run(path, settings):
     "Raises DataError where the folder holds a run with other settings."
     try: run = read_checkpoint(path)[1]
     except ValueError: return                                                # `load_checkpoint` falls back, or says what to do
-    other = [a for a in run['settings'] | settings if run['settings'].get(a) != settings.get(a)]
-    if other: raise DataError("folder= holds a run with " + ', '.join(f'{a}={run["settings"].get(a)!r} (now {settings.get(a)!r})' for a in other) + ': give it another folder, or the same settings')
+    if other := differing(run['settings'], settings): raise DataError(f'folder= holds a run with {other}: give it another folder, or the same settings')
 
 # %% ../nbs/06_seqrec.ipynb #10de83a7
 def _checked(model, split, metric):

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .data import PAD, is_member, known, write_bytes
+from .data import PAD, differing, is_member, known, write_bytes
 from .embed import LiveFeatures, forward
 from .losses import get_loss
 from .metrics import evaluate, fuse_vectors
@@ -232,8 +232,7 @@ def load_checkpoint(path, named, optimiser, settings,
         except ValueError as e2: raise ValueError(f'{path}: {e}, and {e2}: start anew with resume=False') from None
         warnings.warn(f"{e}: going on from the checkpoint before it, after {len(run['records'])} steps")
     free = ('steps',) if settings.get('schedule', 'constant') == 'constant' else ()          # the others fall to 0 at the last step
-    other = [k for k in run['settings'] | settings if k not in free and run['settings'].get(k) != settings.get(k)]
-    if other: raise ValueError(f"{path} was trained with " + ', '.join(f'{k}={run["settings"].get(k)!r} (now {settings.get(k)!r})' for k in other) + ': use these settings, another checkpoint=, or resume=False')
+    if other := differing(run['settings'], settings, free): raise ValueError(f'{path} was trained with {other}: use these settings, another checkpoint=, or resume=False')
     names = {n for k in state for kind, n in [k.split('/', 1)] if kind == 'parameter'}
     if names != {n for n, _ in named} or any(state[f'parameter/{n}'].shape != p.shape for n, p in named): raise ValueError(f"{path} holds other adapters than this embedder: load it with the same lora=")
     for n, p in named:
