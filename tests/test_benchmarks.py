@@ -201,20 +201,24 @@ def test_flame_goes_on(scripts, tmp_path, monkeypatch, capsys):
     "Killed in the middle of a run, it ends with the same figures; what is finished is not run again."
     f, said = scripts['flame'], []
     class Killed(BaseException): pass
-    def once(cells, *deadly):
+    def once(cells, *deadly, only=()):
         def say(text):
             said.append(text)
             if text.startswith(tuple(deadly)): raise Killed
         monkeypatch.setattr(f, 'say', say)
-        monkeypatch.setattr(sys, 'argv', ['flame.py', '--small', '--seeds', '0', '--cells', str(cells), '--out', str(tmp_path / 'out.json')])
+        monkeypatch.setattr(sys, 'argv', ['flame.py', '--small', '--seeds', '0', '--cells', str(cells), '--out', str(tmp_path / 'out.json'), *only])
         f.main()
-        return json.loads((tmp_path / 'out.json').read_text())['seeds'][0]
+        return None if only else json.loads((tmp_path / 'out.json').read_text())['seeds'][0]
     whole = once(tmp_path / 'whole')
     said.clear()
     assert once(tmp_path / 'whole') == whole and not said
+    once(tmp_path / 'torn', only=('--only', 'mutual'))                                     # in a process of its own, beside the others
+    assert {s.split()[0] for s in said} == {'mutual'} and not (tmp_path / 'out.json').unlink()
     for line in ('frozen network 0, epoch 2', 'FLAME 0, epoch 2', 'plain 0, epoch 2'):
         with pytest.raises(Killed): once(tmp_path / 'torn', line)
+    said.clear()
     torn = once(tmp_path / 'torn')
+    assert not [s for s in said if s.startswith('mutual')]
     for name in ('frozen network', 'FLAME', 'mutual from scratch'):
         for k in ('test', 'curve', 'epochs', 'best'): assert torn['runs'][name][k] == whole['runs'][name][k], f'{name}: {k}'
     both = (r['runs']['SASRec, same time']['curve'] for r in (torn, whole))                # ended by its time, which is never the same
