@@ -4,7 +4,7 @@ python benchmarks/seqrec.py FILE [--losses ce bce] [--seeds 0 1 2] [--cells runs
 python benchmarks/seqrec.py FILE --steps [--out benchmarks/results/seqrec_step.json]
 
 FILE holds a user per line, `user item item ...`, such as Beauty.txt of S3-Rec (22,363 users, 12,101 items). Leave one out, windows of 50 items, 64 dimensions, 2 layers, the next item ranked among all that the user
-has not seen. Every run keeps its state after every epoch and its result when done, so that the same command goes on where it was stopped. Both losses are trained by one recipe (`PUBLISHED`), and the epoch is chosen on validation rows. The matrix products of the full loss are in bfloat16; `--single` leaves them in float32.
+has not seen. Every run keeps its state after every epoch and its result when done, so that the same command goes on where it was stopped. Both losses are trained by one recipe (`PUBLISHED`: dropout, batch and rate of the papers compared with), and the epoch is chosen on validation rows. The matrix products of the full loss are in bfloat16; `--single` leaves them in float32.
 
 `--steps` wants RecTools in the same Python. It is no dependency of the lab: `python -m venv rec`, `rec/bin/pip install "rectools[torch]" transformers fastcore safetensors pillow pyarrow`, then
 `PYTHONPATH=. rec/bin/python benchmarks/seqrec.py FILE --steps`. Both sides take a step (forward, loss, backward, Adam) on batches of the same sequences in turn; theirs are made by its own data preparator.
@@ -25,7 +25,7 @@ from vlm2rec_lab.readers import sequence_file
 from vlm2rec_lab.seqrec import ItemTable, SASRec, ce, figures, fit, lessons, pooled_batches
 
 HISTORY, DIM, LAYERS, HEADS = 50, 64, 2, 2
-PUBLISHED = dict(dropout=.5, batch=256, lr=1e-3, epochs=600, patience=20)             # as in the papers that the figures are compared with; nothing was chosen here
+PUBLISHED = dict(dropout=.5, batch=256, lr=1e-3, epochs=600, patience=20)             # dropout, batch and rate of the papers that the figures are compared with; the patience is ours; nothing was tried out
 RECIPE = {'ce': PUBLISHED | dict(autocast='bfloat16'), 'bce': PUBLISHED | dict(negatives=1)}
 SHOWN = ('HR@10', 'NDCG@10', 'HR@20', 'NDCG@20')
 

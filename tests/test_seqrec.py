@@ -88,6 +88,19 @@ def test_full_loss_is_that_of_torch(seed, places, items, dim, chunk, far):
     assert torch.allclose(l1, l2, rtol=1e-9, atol=1e-9) and all(torch.allclose(u.grad, v.grad, rtol=1e-8, atol=1e-10) for u, v in zip(a, b))
 
 
+@pytest.mark.parametrize('scale', [.05, .2, .5])
+def test_full_loss_in_bfloat16_knows_what_is_learned(scale):
+    "Where the next item is all but certain, the gradient is small, and as exact as elsewhere."
+    torch.manual_seed(0)
+    table, nxt, grads = torch.randn(500, 64) * scale, torch.randint(0, 500, (200,)), []
+    hidden = .2 * torch.randn(200, 64) + 8 * F.normalize(table[nxt], dim=1)
+    for kind in (None, 'bfloat16'):
+        h, t = hidden.clone().requires_grad_(), table.clone().requires_grad_()
+        ce(h, t, nxt, autocast=kind).backward()
+        grads.append((h.grad, t.grad))
+    for exact, rounded in zip(*grads): assert (exact - rounded).norm() < .15 * exact.norm()
+
+
 def test_full_loss_keeps_no_scores():
     "Its graph holds two gradients, not an array of places x items, and a frozen side gets no gradient."
     h, t, y = torch.randn(512, 8, requires_grad=True), torch.randn(1000, 8), torch.randint(0, 1000, (512,))

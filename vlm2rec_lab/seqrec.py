@@ -236,11 +236,11 @@ class _FullLoss(torch.autograd.Function):
             mass = s.sub_(top).exp2_().sum(1, keepdim=True)
             total += (mass.log2() + top - wins).sum(dtype=torch.float64)
             if not wanted: continue
-            e, share = s.to(kind), 1 / (mass * P)                            # softmax is e / mass, minus one at the next item
-            torch.sub(share * (e @ right), table[at], alpha=1 / P, out=d_hidden[a:a + chunk])
+            e, share = s.scatter_add_(1, at[:, None], -mass).to(kind), 1 / (mass * P)   # softmax minus one-hot, times mass; taken apart before anything is rounded
+            d_hidden[a:a + chunk] = share * (e @ right)
             if kind == table.dtype: d_table.addmm_(e.T, share * h)
             else: d_table += e.T @ (share * h).to(kind)
-        if wanted: ctx.save_for_backward(d_hidden, d_table.index_add_(0, targets, hidden, alpha=-1 / P))
+        if wanted: ctx.save_for_backward(d_hidden, d_table)
         return (total * math.log(2) / P).to(hidden.dtype)
 
     @staticmethod
