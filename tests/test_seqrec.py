@@ -347,4 +347,8 @@ def test_worth_is_resumed_and_reported(tmp_path):
     given = dict(items=vectors, sequences={m: v[rows.targets] + rng.normal(size=(len(rows), v.shape[1])) for m, v in vectors.items()}, targets=rows.targets, bootstrap=50, permutations=2, fuse='concat')
     bare, told = collapse_report(**given), collapse_report(**given, downstream=table)
     assert told.verdict == bare.verdict and told.to_dict()['downstream']['text']['NDCG@5 all'] == pytest.approx(table.loc['text', 'NDCG@5 all'])
+    def cut(records):
+        if len(records) == 1: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt, match='random ids, seed 0: stopped after 1 epochs, and nothing is told of it; the same call goes on'): worth_runs(split, vectors, folder=tmp_path / 'cut', callback=cut, **how)
+    assert runs.equals(worth_runs(split, vectors, folder=tmp_path / 'cut', **how)), 'a run that was cut off goes on'
     assert '<i>image' not in told._repr_html_() and 'downstream' in repr(told) and 'downstream' not in repr(bare) and 'downstream' not in bare.to_dict()

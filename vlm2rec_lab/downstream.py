@@ -111,16 +111,20 @@ def downstream_figure(table,  # of `downstream_table`
                       title='', # of the figure
                      ):       # -> plotly Figure
     "A panel for all items and one for new ones: mean and spread of every table, beside random ids."
+    from html import escape
     from plotly.subplots import make_subplots
     from vlm2rec_lab.widgets import PALETTE
     columns = [c for c in table if '@' in c and not c.endswith('spread') and not c.endswith('warm')]
+    place, top = {n: k for k, n in enumerate(dict.fromkeys(table['items']))}, max((table[c] + table[f'{c} spread'].fillna(0)).max() for c in columns) or 1.
+    beside = {h: .22 * (2 * k - 1) for k, h in enumerate(('init', 'frozen'))}             # two ways to use the same vectors do not hide each other
     fig = make_subplots(1, len(columns), subplot_titles=[{'all': 'all items', 'cold': 'new items'}[c.split()[1]] for c in columns], shared_yaxes=True, horizontal_spacing=.06)
-    shown = table.iloc[::-1]
     for j, c in enumerate(columns, 1):
-        for k, (how, rows) in enumerate(shown.groupby('how', sort=False)):
-            fig.add_scatter(x=rows[c], y=rows['items'], error_x=dict(array=rows[f'{c} spread'].fillna(0)), mode='markers', name=how, legendgroup=how, showlegend=j == 1, marker=dict(size=9, color=PALETTE[k]), row=1, col=j)
-        fig.update_xaxes(title=c.split()[0], rangemode='tozero', row=1, col=j)
-    return fig.update_layout(title=title, template='simple_white', height=140 + 26 * table['items'].nunique(), margin=dict(l=10, r=10, t=70, b=40))
+        for k, (how, rows) in enumerate(table.groupby('how', sort=False)):
+            fig.add_scatter(x=rows[c], y=rows['items'].map(place) + beside.get(how, 0.), error_x=dict(array=rows[f'{c} spread'].fillna(0), width=0), customdata=rows['items'].map(escape), hovertemplate='%{customdata}: %{x:.4f}', mode='markers', cliponaxis=False,
+                            name=how, legendgroup=how, showlegend=j == 1, marker=dict(size=8, color=PALETTE[k]), row=1, col=j)
+        fig.update_xaxes(title=c.split()[0], range=[-.01 * top, 1.05 * top], nticks=4, tickangle=0, row=1, col=j)
+    fig.update_yaxes(range=[len(place) - .4, -.6], showgrid=True, tickvals=list(place.values()), ticktext=[escape(n) for n in place], ticks='')
+    return fig.update_layout(title=title, template='simple_white', height=180 + 30 * len(place), margin=dict(l=10, r=10, t=80, b=90), legend=dict(orientation='h', x=0, xanchor='left', yref='container', y=.01, yanchor='bottom'))
 
 # %% ../nbs/06b_downstream.ipynb #6400bae0
 def write_downstream(runs,      # of `downstream_runs`
