@@ -261,7 +261,7 @@ def test_commands_that_pages_name():
     used, parsed = set(), 0
     for path in [*PAGES, ROOT / 'CONTRIBUTING.md']:
         text = path.read_text()
-        spans = re.findall(r'`([^`\n]+)`', re.sub(r'```.*?```', '', text, flags=re.S)) + [line.removeprefix('$ ') for block in re.findall(r'```(?:sh|console)\n(.*?)```', text, re.S) for line in block.splitlines()]
+        spans = re.findall(r'`([^`\n]+)`', re.sub(r'```.*?```', '', text, flags=re.S)) + [line.removeprefix('$ ') for block in re.findall(r'```(?:sh|console)\n(.*?)```', text, re.S) for line in block.replace("\\\n", " ").splitlines()]
         for s in spans:
             if m := re.match(r'make ([a-z-]+)$', s): used.add(m[1])
             if s.startswith('vlm2rec ') and '|' not in s.split('||')[0]:
