@@ -15,7 +15,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from common import cell, circles, interleave, machine, quantiles, quiet, say, table, write
+from common import cell, circles, entire, interleave, machine, quantiles, quiet, say, table, write
 
 import numpy as np
 from safetensors.torch import load_file, save
@@ -96,8 +96,8 @@ class Course:
         model.load_state_dict(load_file(state(self.folder(name), epoch)))
         return model
 
-    def finish(self, name, model, run, stop=None): # keeps the best weights
-        records = run.frame.to_dict('records')
+    def finish(self, name, model, run, stop=None, ended=False): # keeps the best weights
+        records = entire(run, ended).frame.to_dict('records')
         stop, best = early(run.frame['NDCG@20'].tolist(), self.how['patience'] if stop is None else 10 ** 9)
         write_bytes(self.folder(name)/'best.safetensors', save({n: p.detach().contiguous() for n, p in model.named_parameters()}))
         return outcome(records, stop, best)
@@ -126,7 +126,7 @@ class Course:
         model, folder, patience = self.net(self.seed), self.folder('plain'), self.how['patience']
         def enough(records): return 'stop' if sum(r['cpu'] for r in records) >= budget and (early([r['NDCG@20'] for r in records], patience)[0] < len(records) or len(records) >= self.how['rounds']) else None
         run = fit(model, self.split, folder=folder, epochs=10 ** 6, callback=told(f'plain {self.seed}', keep_states(model, folder, patience), enough), **self.training | dict(patience=None))
-        self.finish('plain', model, run)
+        self.finish('plain', model, run, ended=enough(run.frame.to_dict('records')) == 'stop')
         records, valid = run.frame.to_dict('records'), run.frame['NDCG@20'].tolist()
         stop, best = early(valid, patience)
         within = max(int((run.frame.cpu.cumsum() <= budget).sum()), 1)                     # epochs that the time is enough for

@@ -14,7 +14,7 @@ import importlib.util
 import warnings
 from pathlib import Path
 
-from common import cell, circles, interleave, machine, quantiles, quiet, say, table, write
+from common import cell, circles, entire, interleave, machine, quantiles, quiet, say, table, write
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,7 @@ def course(split, loss, seed, recipe, folder): # -> dict
     how = dict(recipe)
     model = SASRec(ItemTable(len(split.catalogue), DIM, seed=seed), layers=LAYERS, heads=HEADS, dropout=how.pop('dropout'), length=HISTORY, seed=seed)
     told = lambda r: say(f"{loss}, seed {seed}, epoch {r[-1]['epoch']}: loss {r[-1]['loss']:.4f}, validation NDCG@10 {r[-1]['NDCG@10']:.4f}, {r[-1]['cpu']:.1f} s CPU")
-    run = fit(model, split, loss, seed=seed, folder=folder, progress=False, callback=told, **how)
+    run = entire(fit(model, split, loss, seed=seed, folder=folder, progress=False, callback=told, **how))
     t, test = run.frame, figures(model, split).loc['all']
     return dict(loss=loss, seed=seed, epochs=len(t), best=run.best, finished=run.finished, valid_ndcg=round(float(t['NDCG@10'].max()), 5), test={m: round(float(test[m]), 5) for m in SHOWN},
                 cpu_seconds=round(float(t.cpu.sum()), 1), wall_seconds=round(float(t.seconds.sum()), 1), valid=t['NDCG@10'].round(5).tolist())

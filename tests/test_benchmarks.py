@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -201,10 +202,12 @@ def test_flame_goes_on(scripts, tmp_path, monkeypatch, capsys):
     "Killed in the middle of a run, it ends with the same figures; what is finished is not run again."
     f, said = scripts['flame'], []
     class Killed(BaseException): pass
-    def once(cells, *deadly, only=()):
+    def once(cells, *deadly, only=(), politely=False):
         def say(text):
             said.append(text)
-            if text.startswith(tuple(deadly)): raise Killed
+            if not text.startswith(tuple(deadly)): return
+            if not politely: raise Killed
+            signal.raise_signal(signal.SIGINT)
         monkeypatch.setattr(f, 'say', say)
         monkeypatch.setattr(sys, 'argv', ['flame.py', '--small', '--seeds', '0', '--cells', str(cells), '--out', str(tmp_path / 'out.json'), *only])
         f.main()
@@ -214,7 +217,8 @@ def test_flame_goes_on(scripts, tmp_path, monkeypatch, capsys):
     assert once(tmp_path / 'whole') == whole and not said
     once(tmp_path / 'torn', only=('--only', 'mutual'))                                     # in a process of its own, beside the others
     assert {s.split()[0] for s in said} == {'mutual'} and not (tmp_path / 'out.json').unlink()
-    for line in ('frozen network 0, epoch 2', 'FLAME 0, epoch 2', 'plain 0, epoch 2'):
+    for line in ('frozen network 0, epoch 3', 'FLAME 0, epoch 3', 'plain 0, epoch 3'):
+        with pytest.raises(KeyboardInterrupt, match='after 2 epochs; the same command goes on'): once(tmp_path / 'torn', line.replace('3', '1'), politely=True) # heeded after the epoch that follows
         with pytest.raises(Killed): once(tmp_path / 'torn', line)
     said.clear()
     torn = once(tmp_path / 'torn')
@@ -223,6 +227,19 @@ def test_flame_goes_on(scripts, tmp_path, monkeypatch, capsys):
         for k in ('test', 'curve', 'epochs', 'best'): assert torn['runs'][name][k] == whole['runs'][name][k], f'{name}: {k}'
     both = (r['runs']['SASRec, same time']['curve'] for r in (torn, whole))                # ended by its time, which is never the same
     assert all(a == b for a, b in zip(*both))
+
+
+def test_interrupted_course_tells_nothing(scripts, tmp_path, monkeypatch):
+    "An interrupt ends a run early, but no cell of the table is written from half of it."
+    import seqrec
+    from common import circles
+    from vlm2rec_lab.data import leave_one_out
+    split, recipes = leave_one_out(circles(20), history=50), {'ce': dict(dropout=.2, batch=16, epochs=3)}
+    monkeypatch.setattr(seqrec, 'say', lambda text: 'epoch 1:' in text and signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match='after 2 epochs'): seqrec.quality(split, ['ce'], [0], tmp_path, recipes)
+    assert not list(tmp_path.glob('*.json'))
+    runs, _ = seqrec.quality(split, ['ce'], [0], tmp_path, recipes)
+    assert runs[0]['epochs'] == 3 and runs[0]['finished'] and len(list(tmp_path.glob('*.json'))) == 1
 
 
 def test_flame_arithmetic(scripts, tmp_path):
