@@ -122,7 +122,8 @@ def course(split, recipe, seed, rows, lr, steps, every, test=True): # -> dict
         if len(records) % every == 0 or len(records) == steps: valid.append([len(records), round(spent[0], 3), round(spent[1], 3), scores(embedder, split, 'valid')['fused']])
         mark[:] = time.process_time(), time.perf_counter()
     how = dict(plain=True) if recipe == PLAIN else dict(positions='all')
-    train(embedder, split, 'sft', steps=steps, batch=rows, lr=lr, tau=TAU, seed=seed, eval_every=0, progress=False, callback=watch, **how)
+    done = train(embedder, split, 'sft', steps=steps, batch=rows, lr=lr, tau=TAU, seed=seed, eval_every=0, progress=False, callback=watch, **how)
+    if len(done.frame) < steps: raise KeyboardInterrupt(f'stopped after {len(done.frame)} of {steps} steps: nothing is told of half a run')
     say(f'seed {seed}, {"plain" if recipe == PLAIN else "all"}, {rows} rows, lr {lr:g}: validation {valid[-1][3]:.4f} after {valid[-1][1]:.1f} s')
     return dict(seed=seed, rows=rows, lr=lr, steps=steps, valid=valid, seconds=round(spent[0], 3), test=scores(embedder, split, 'test') if test else None)
 

@@ -15,7 +15,7 @@ RUN = "import json, sys; from vlm2rec_lab.study import run_study; print(len(run_
 
 
 def start(out, cells, jobs=2):
-    return subprocess.Popen([sys.executable, '-c', RUN, str(out), json.dumps(cells), str(jobs)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {'HF_HUB_OFFLINE': '1'})
+    return subprocess.Popen([sys.executable, '-c', RUN, str(out), json.dumps(cells), str(jobs)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {'HF_HUB_OFFLINE': '1'}, start_new_session=True)
 
 
 @pytest.mark.slow
@@ -24,8 +24,9 @@ def test_stopped_and_resumed(tmp_path):
     cells = [dict(condition='text-easy', remedy=r, seed=s, **SMALL) for s in range(3) for r in ('before', 'sft')]
     first = start(tmp_path, cells, jobs=1)
     while not list(tmp_path.glob('*.json')) and first.poll() is None: time.sleep(.1)
-    first.send_signal(signal.SIGINT)
-    first.communicate(timeout=120)
+    os.killpg(first.pid, signal.SIGINT)                                   # as Ctrl-C in a terminal: to all processes of the group
+    _, told = first.communicate(timeout=120)
+    assert 'KeyboardInterrupt' in told and 'the worker died' not in told, told[-2000:]
     kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob('*.json')}
     assert 1 <= len(kept) < len(cells), 'it was to be stopped half way'
     out, err = start(tmp_path, cells).communicate(timeout=300)
@@ -38,6 +39,13 @@ def test_stopped_and_resumed(tmp_path):
     finally: torch.set_num_threads(threads)
     stored = json.loads((tmp_path / 'text-easy--sft--steps=3--batch=8--rank=2--1.json').read_text())
     assert {**stored, 'seconds': 0} == {**plain, 'seconds': 0}, 'another process, other digits'
+
+
+def test_half_a_training_is_no_cell(monkeypatch):
+    from vlm2rec_lab import study
+    train = study.train
+    monkeypatch.setattr(study, 'train', lambda *args, **how: train(*args, callback=lambda records: 'stop' if len(records) == 2 else None, **how))
+    with pytest.raises(KeyboardInterrupt, match='stopped after 2 of 3 steps'): study.run_cell('text-easy', 'sft', 0, **SMALL)
 
 
 @pytest.mark.slow

@@ -117,6 +117,7 @@ def run_cell(condition='text-easy', # a key of CONDITIONS, or a Condition
         modalities = tasks.catalogue.modalities
         embedder = VLMEmbedder.from_pretrained(model or tiny_vlm(reader), lora=rank, adapters=modalities if r.apart else None, fusion='internal' if r.internal else 'external', seed=seed)
         history = train(embedder, tasks, r.loss, steps=steps, batch=batch, lr=lr, tau=tau, fuse=r.fuse, seed=seed, waste=1., eval_every=0, progress=False, **{**r.settings, **(settings or {})}) if r.loss else None
+        if history is not None and len(history.frame) < steps: raise KeyboardInterrupt(f'stopped after {len(history.frame)} of {steps} steps: no cell tells of half a training')
         found = measure_cell(_vectors(embedder, tasks, r.internal), modalities, _fusions(history.fuse if history else r.fuse, modalities, r.internal), warm_items(tasks))
     if history is not None and not r.internal: found['gradients'] = {m: float(history.frame[f'grad/{m}'].mean()) for m in modalities}
     if history is not None and r.fuse == 'learned': found['weights'] = history.fuse
@@ -165,7 +166,7 @@ def work(out):
 def _feed(out, todo, finished):
     "Keep one worker busy with cells from the queue `todo`; (cell, error or None) go to `finished`."
     env = os.environ | {'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1'}
-    with subprocess.Popen([sys.executable, '-m', 'vlm2rec_lab.study', str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as p:
+    with subprocess.Popen([sys.executable, '-m', 'vlm2rec_lab.study', str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env, start_new_session=True) as p: # Ctrl-C in a terminal is not for it
         try:
             while True:
                 try: cell = todo.get_nowait()
