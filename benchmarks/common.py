@@ -93,13 +93,6 @@ def cell(folder, # of finished parts, or None
     return found
 
 
-def entire(run, ended=False, # Fit; whether what was asked to end it did
-         ): # -> the same
-    "Raises KeyboardInterrupt for a run that was interrupted: nothing is told of half of one, and the same command goes on."
-    if not run.finished and not ended: raise KeyboardInterrupt(f'stopped after {len(run.frame)} epochs; the same command goes on')
-    return run
-
-
 def table(rows): # list of dict with the same keys
     "Rows as a Markdown table."
     if not rows: return ''

@@ -15,7 +15,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from common import cell, circles, entire, interleave, machine, quantiles, quiet, say, table, write
+from common import cell, circles, interleave, machine, quantiles, quiet, say, table, write
 
 import numpy as np
 from safetensors.torch import load_file, save
@@ -24,7 +24,7 @@ from vlm2rec_lab.data import leave_one_out, write_bytes
 from vlm2rec_lab.flame import RECIPE, Ensemble, flame, mutual
 from vlm2rec_lab.readers import sequence_file
 from vlm2rec_lab.seqrec import ItemTable, SASRec, figures, fit, rank_rows
-from vlm2rec_lab.train import previous, read_checkpoint
+from vlm2rec_lab.train import entire, previous, read_checkpoint
 
 FIXED = dict(RECIPE, dropout=.5, dim=64, layers=2, heads=2, history=50, modules=2, rounds=100, shares=(1., 1e-5), agree='product')
 PAPER = dict(gain=9.70, speed=7.69)                                     # 'up to', of its abstract
@@ -96,9 +96,9 @@ class Course:
         model.load_state_dict(load_file(state(self.folder(name), epoch)))
         return model
 
-    def finish(self, name, model, run, stop=None, ended=False): # keeps the best weights
-        records = entire(run, ended).frame.to_dict('records')
-        stop, best = early(run.frame['NDCG@20'].tolist(), self.how['patience'] if stop is None else 10 ** 9)
+    def finish(self, name, model, run, ended=False): # keeps the best weights; ended: by what was to end it
+        records = (run if ended else entire(run, f'{name} {self.seed}', 'the same command goes on')).frame.to_dict('records')
+        stop, best = early(run.frame['NDCG@20'].tolist(), self.how['patience'])
         write_bytes(self.folder(name)/'best.safetensors', save({n: p.detach().contiguous() for n, p in model.named_parameters()}))
         return outcome(records, stop, best)
 
@@ -193,6 +193,21 @@ def rows(seeds): # -> list of dict, one per recommender: mean and deviation over
                         cpu_to95=spread([r['to95']['cpu'] for r in runs]), seconds_to95=spread([r['to95']['seconds'] for r in runs]), cpu_to95_with_pretraining=spread([r['to95']['cpu'] + b['cpu'] for r, b in zip(runs, before)]),
                         seconds_to95_with_pretraining=spread([r['to95']['seconds'] + b['seconds'] for r, b in zip(runs, before)]), cpu=spread([r['cpu'] + b['cpu'] for r, b in zip(runs, before)]), cpu_to_common_goal=spread(common)))
     return out
+
+
+def in_plain_epochs(result): # -> {recommender: (without, with pre-training)}, mean over seeds
+    "What 95 % of the own end costs, in epochs of a plain SASRec: epochs, times what one costs where they run in turn. Free of what else the machine did."
+    each = {'ensemble of two': 2.} | {n: e['ratio'][0] for n, e in result['epoch'].items()}
+    before = float(np.mean([s['runs']['frozen network']['epochs'] for s in result['seeds']]))
+    spent = {r['recommender']: r['epochs_to95'][0] * each.get(r['recommender'], 1.) for r in result['rows']}
+    return {n: (e, e + before * (n == 'FLAME')) for n, e in spent.items()}
+
+
+def verdicts(claims): # -> list of dict, a row per rival; figures of each seed, since a claim holds under every one or not at all
+    head = {('better', None): f"test NDCG@20, % (paper: up to +{PAPER['gain']:.2f})", ('faster', False): f"times as fast (up to {PAPER['speed']:.2f}), pre-training not counted", ('faster', True): 'times as fast, pre-training counted'}
+    def told(c): return f"{np.mean(c['values']):{'+' * (c['claim'] == 'better')}.2f} ({', '.join(format(v, '+.2f' if c['claim'] == 'better' else '.2f') for v in c['values'])}): {'holds' if c['holds'] else 'does not hold'}"
+    cells = {(c['claim'], c.get('pretraining'), c['against']): told(c) for c in claims}
+    return [{'FLAME against': rival, **{h: cells[(*kind, rival)] for kind, h in head.items()}} for rival in RIVALS]
 
 
 def claims(seeds): # -> list of dict(claim, against, values, holds, sentence)

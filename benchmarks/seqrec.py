@@ -14,7 +14,7 @@ import importlib.util
 import warnings
 from pathlib import Path
 
-from common import cell, circles, entire, interleave, machine, quantiles, quiet, say, table, write
+from common import cell, circles, interleave, machine, quantiles, quiet, say, table, write
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ import torch
 from vlm2rec_lab.data import PAD, leave_one_out
 from vlm2rec_lab.readers import sequence_file
 from vlm2rec_lab.seqrec import ItemTable, SASRec, ce, figures, fit, lessons, pooled_batches
+from vlm2rec_lab.train import entire
 
 HISTORY, DIM, LAYERS, HEADS = 50, 64, 2, 2
 PUBLISHED = dict(dropout=.5, batch=256, lr=1e-3, epochs=600, patience=20)             # dropout, batch and rate of the papers that the figures are compared with; the patience is ours; nothing was tried out
@@ -35,7 +36,7 @@ def course(split, loss, seed, recipe, folder): # -> dict
     how = dict(recipe)
     model = SASRec(ItemTable(len(split.catalogue), DIM, seed=seed), layers=LAYERS, heads=HEADS, dropout=how.pop('dropout'), length=HISTORY, seed=seed)
     told = lambda r: say(f"{loss}, seed {seed}, epoch {r[-1]['epoch']}: loss {r[-1]['loss']:.4f}, validation NDCG@10 {r[-1]['NDCG@10']:.4f}, {r[-1]['cpu']:.1f} s CPU")
-    run = entire(fit(model, split, loss, seed=seed, folder=folder, progress=False, callback=told, **how))
+    run = entire(fit(model, split, loss, seed=seed, folder=folder, progress=False, callback=told, **how), f'{loss}, seed {seed}', 'the same command goes on')
     t, test = run.frame, figures(model, split).loc['all']
     return dict(loss=loss, seed=seed, epochs=len(t), best=run.best, finished=run.finished, valid_ndcg=round(float(t['NDCG@10'].max()), 5), test={m: round(float(test[m]), 5) for m in SHOWN},
                 cpu_seconds=round(float(t.cpu.sum()), 1), wall_seconds=round(float(t.seconds.sum()), 1), valid=t['NDCG@10'].round(5).tolist())

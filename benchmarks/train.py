@@ -21,7 +21,7 @@ from vlm2rec_lab.metrics import evaluate
 from vlm2rec_lab.step import Work, plan_works, step_gradients
 from vlm2rec_lab.studio import make_studio
 from vlm2rec_lab.tiny import tiny_vlm
-from vlm2rec_lab.train import batch_rows, encode_split, make_batch, train, training_rows
+from vlm2rec_lab.train import batch_rows, encode_split, entire, make_batch, train, training_rows
 
 TAU, RANK, CONDITION = .07, 4, 'text-easy'
 STEPS_A, EVERY_A, GRID_A = 160, 16, (2e-3, 4e-3)                # plain recipe: steps, steps between validations, learning rates tried on the development shop
@@ -122,8 +122,7 @@ def course(split, recipe, seed, rows, lr, steps, every, test=True): # -> dict
         if len(records) % every == 0 or len(records) == steps: valid.append([len(records), round(spent[0], 3), round(spent[1], 3), scores(embedder, split, 'valid')['fused']])
         mark[:] = time.process_time(), time.perf_counter()
     how = dict(plain=True) if recipe == PLAIN else dict(positions='all')
-    done = train(embedder, split, 'sft', steps=steps, batch=rows, lr=lr, tau=TAU, seed=seed, eval_every=0, progress=False, callback=watch, **how)
-    if len(done.frame) < steps: raise KeyboardInterrupt(f'stopped after {len(done.frame)} of {steps} steps: nothing is told of half a run')
+    entire(train(embedder, split, 'sft', steps=steps, batch=rows, lr=lr, tau=TAU, seed=seed, eval_every=0, progress=False, callback=watch, **how))
     say(f'seed {seed}, {"plain" if recipe == PLAIN else "all"}, {rows} rows, lr {lr:g}: validation {valid[-1][3]:.4f} after {valid[-1][1]:.1f} s')
     return dict(seed=seed, rows=rows, lr=lr, steps=steps, valid=valid, seconds=round(spent[0], 3), test=scores(embedder, split, 'test') if test else None)
 

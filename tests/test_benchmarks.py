@@ -218,7 +218,7 @@ def test_flame_goes_on(scripts, tmp_path, monkeypatch, capsys):
     once(tmp_path / 'torn', only=('--only', 'mutual'))                                     # in a process of its own, beside the others
     assert {s.split()[0] for s in said} == {'mutual'} and not (tmp_path / 'out.json').unlink()
     for line in ('frozen network 0, epoch 3', 'FLAME 0, epoch 3', 'plain 0, epoch 3'):
-        with pytest.raises(KeyboardInterrupt, match='after 2 epochs; the same command goes on'): once(tmp_path / 'torn', line.replace('3', '1'), politely=True) # heeded after the epoch that follows
+        with pytest.raises(KeyboardInterrupt, match='after 2 epochs, and nothing is told of it; the same command goes on'): once(tmp_path / 'torn', line.replace('3', '1'), politely=True) # heeded after the epoch that follows
         with pytest.raises(Killed): once(tmp_path / 'torn', line)
     said.clear()
     torn = once(tmp_path / 'torn')
@@ -257,6 +257,11 @@ def test_flame_arithmetic(scripts, tmp_path):
     assert [c['holds'] for c in told] == [True] * 4 + [True, False] * 4 + [True] and '+10.00 %' in told[0]['sentence'] and '3.00 times' in told[4]['sentence'] and '0.30 times' in told[5]['sentence']
     poor = dict(seed, runs=seed['runs'] | {'FLAME': made(.1, .05, 10.)})
     assert not any(c['holds'] for c in f.claims([seed, poor])[:-1]), 'quick to a lower end is not faster; one seed is not all'
+    rows = f.verdicts(told)
+    assert [r['FLAME against'] for r in rows] == list(f.RIVALS) and [list(r.values())[1:] for r in rows] == [['+10.00 (+10.00): holds', '3.00 (3.00): holds', '0.30 (0.30): does not hold']] * 4
+    result = dict(epoch={'SASRec': dict(ratio=[1, 1, 1]), 'FLAME': dict(ratio=[1.5, 1, 2]), 'mutual from scratch': dict(ratio=[3, 2, 4])}, seeds=[dict(runs={'frozen network': dict(epochs=e)}) for e in (10, 30)],
+                  rows=[dict(recommender=n, epochs_to95=[8., None]) for n in (*f.RIVALS, 'FLAME')])
+    assert list(f.in_plain_epochs(result).values()) == [(8, 8), (8, 8), (16, 16), (24, 24), (12, 32)]
     net = torch.nn.Linear(2, 2)
     keep = f.keep_states(net, tmp_path, 2)
     for n in range(1, 6): keep([{'NDCG@20': v} for v in (.1, .3, .2, .2, .5)[:n]])

@@ -179,7 +179,7 @@ def fit(embedder, split,   # VLMEmbedder with adapters; Split
     "{'before' or loss: dict(vectors, metrics, history)} on the test users. Raises KeyboardInterrupt where a training was interrupted."
     import torch
     from vlm2rec_lab.metrics import evaluate
-    from vlm2rec_lab.train import encode_split, train
+    from vlm2rec_lab.train import encode_split, entire, train
     start = {n: p.detach().clone() for n, p in embedder.adapter_parameters()}
     found, first = {}, comm is None or comm.is_main_process
     for loss in [None, *losses]:
@@ -188,8 +188,7 @@ def fit(embedder, split,   # VLMEmbedder with adapters; Split
         history, name = None, loss or 'before'
         if loss:
             keep = dict(checkpoint=Path(out) / f'checkpoint-{loss}.safetensors', resume=resume, save_every=10) if out else {}
-            history = train(embedder, split, loss, fuse=fuse, seed=seed, progress=progress, accelerator=comm, **keep, **settings, **losses[loss])
-            if len(history.frame) < settings.get('steps', 120): raise KeyboardInterrupt
+            history = entire(train(embedder, split, loss, fuse=fuse, seed=seed, progress=progress, accelerator=comm, **keep, **settings, **losses[loss]))
             if out and first: embedder.save_pretrained(Path(out) / loss)
         vectors = encode_split(embedder, split, progress=progress, comm=comm)
         found[name] = dict(vectors=vectors, history=history, metrics=evaluate(**vectors, fuse=fuse, seed=seed, negatives=split.test.negatives))

@@ -42,7 +42,7 @@ def source_vectors(tasks,         # function (seed, history) -> Split
     "Item vectors of a source. Raises DataError for an unknown source, KeyboardInterrupt where the training was stopped: no vectors of half a training."
     from vlm2rec_lab.embed import VLMEmbedder
     from vlm2rec_lab.tiny import tiny_vlm
-    from vlm2rec_lab.train import train
+    from vlm2rec_lab.train import entire, train
     known(source, ['raw', *LOSSES], 'source of vectors')
     split, t = tasks(seed, tuning.history), tuning
     about = dict(source=source, seed=seed, split=split.fingerprint, **(vars(t) if source != 'raw' else {}), model=str(model or ''))
@@ -50,8 +50,7 @@ def source_vectors(tasks,         # function (seed, history) -> Split
     if path and path.exists(): return _read(path, about)
     embedder = VLMEmbedder.from_pretrained(model or tiny_vlm(), lora=t.rank, seed=seed)
     if source != 'raw':
-        run = train(embedder, split, source, steps=t.steps, batch=t.batch, lr=t.lr, tau=t.tau, seed=seed, positions=t.positions, eval_every=0, progress=progress, checkpoint=path and path.with_suffix('.safetensors'), resume=True)
-        if len(run.frame) < t.steps: raise KeyboardInterrupt(f'{source}, seed {seed}: stopped after {len(run.frame)} of {t.steps} steps' + ('; the same call goes on' if folder else ''))
+        entire(train(embedder, split, source, steps=t.steps, batch=t.batch, lr=t.lr, tau=t.tau, seed=seed, positions=t.positions, eval_every=0, progress=progress, checkpoint=path and path.with_suffix('.safetensors'), resume=True), f'{source}, seed {seed}', folder and 'the same call goes on' or '')
     found = {m: z.float().cpu().numpy() for m, z in embedder.encode_items(split.catalogue, progress=progress).items()}
     if path: _write(path, found, about)
     return found

@@ -27,7 +27,7 @@ from .data import PAD, DataError, differing, known
 from .metrics import GAINS, given_negatives, metric_at_k, ranks, seen_items
 from .splits import cold_rows
 from .store import weights_key
-from .train import heed_interrupt, load_checkpoint, previous, read_checkpoint, save_checkpoint, training_rows
+from .train import entire, heed_interrupt, load_checkpoint, previous, read_checkpoint, save_checkpoint, training_rows
 
 # %% ../nbs/06_seqrec.ipynb #020aee7f
 def to_left(history, # int [B, L] fillers at the right end
@@ -540,8 +540,7 @@ def worth_runs(split, vectors,       # Split; {modality: [n, D]}
         for seed in seeds:
             given = dict(how=how, vectors=vectors, which=name) if name != 'random ids' else {}
             net = MODELS[known(model, MODELS, 'model')](ItemTable(len(split.catalogue), dim, seed=seed, **given), seed=seed, **{'length': split.train.history.shape[1]} | (network or {}))
-            run = fit(net, split, seed=seed, progress=progress, folder=folder and Path(folder)/f"{quote(name, safe='')}-{seed}", **training)
-            if not run.finished: raise KeyboardInterrupt(f'{name}, seed {seed}: stopped after {len(run.frame)} epochs, and nothing is told of it' + ('; the same call goes on' if folder else ''))
+            run = entire(fit(net, split, seed=seed, progress=progress, folder=folder and Path(folder)/f"{quote(name, safe='')}-{seed}", **training), f'{name}, seed {seed}', folder and 'the same call goes on' or '')
             out += [{'items': name, 'seed': seed, 'group': g, 'best': run.best, **row} for g, row in figures(net, split, part, k).to_dict('index').items()]
     return pd.DataFrame(out)
 

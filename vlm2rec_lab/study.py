@@ -30,7 +30,7 @@ from .data import drop_content, keep_modalities, known, leave_one_out, load_fold
 from .diagnose import neighbour_agreement
 from .metrics import Ranks, bootstrap_means, evaluate, metric_at_k, score_terms
 from .studio import CONDITIONS, get_condition, make_studio
-from .train import encode_split, train, write_bytes
+from .train import encode_split, entire, train, write_bytes
 
 # %% ../nbs/11_study.ipynb #2b767858
 @dataclass(frozen=True)
@@ -116,8 +116,7 @@ def run_cell(condition='text-easy', # a key of CONDITIONS, or a Condition
         for m, share in (missing or {}).items(): tasks = drop_content(tasks, m, share, seed=seed)
         modalities = tasks.catalogue.modalities
         embedder = VLMEmbedder.from_pretrained(model or tiny_vlm(reader), lora=rank, adapters=modalities if r.apart else None, fusion='internal' if r.internal else 'external', seed=seed)
-        history = train(embedder, tasks, r.loss, steps=steps, batch=batch, lr=lr, tau=tau, fuse=r.fuse, seed=seed, waste=1., eval_every=0, progress=False, **{**r.settings, **(settings or {})}) if r.loss else None
-        if history is not None and len(history.frame) < steps: raise KeyboardInterrupt(f'stopped after {len(history.frame)} of {steps} steps: no cell tells of half a training')
+        history = entire(train(embedder, tasks, r.loss, steps=steps, batch=batch, lr=lr, tau=tau, fuse=r.fuse, seed=seed, waste=1., eval_every=0, progress=False, **{**r.settings, **(settings or {})})) if r.loss else None
         found = measure_cell(_vectors(embedder, tasks, r.internal), modalities, _fusions(history.fuse if history else r.fuse, modalities, r.internal), warm_items(tasks))
     if history is not None and not r.internal: found['gradients'] = {m: float(history.frame[f'grad/{m}'].mean()) for m in modalities}
     if history is not None and r.fuse == 'learned': found['weights'] = history.fuse

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POSITIONS', 'SCHEDULES', 'batch_rows', 'candidates', 'training_rows', 'Batch', 'make_batch', 'modality_gradients',
            'norm', 'History', 'previous', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'encode_split',
-           'works_of', 'read_controls', 'heed_interrupt', 'lr_at', 'train']
+           'works_of', 'read_controls', 'heed_interrupt', 'entire', 'lr_at', 'train']
 
 # %% ../nbs/03_train.ipynb #2c42cdce
 import functools
@@ -156,6 +156,11 @@ class History:
         "The controls of every step, a list of {setting: value} that `train(..., controls=)` replays; None for a run without."
         turned = self.frame.filter(regex='^control/')
         return [{c.split('/')[1]: v for c, v in row.items() if v == v} for row in turned.to_dict('records')] if turned.shape[1] else None
+
+    @property
+    def finished(self):
+        "Whether it came to the last of the steps that were asked for."
+        return len(self.frame) >= self.settings.get('steps', 0)
 
     def to_dict(self): return dict(settings=self.settings, steps=[{k: None if v != v else v for k, v in row.items()} for row in self.frame.to_dict('records')])
 
@@ -337,6 +342,15 @@ def heed_interrupt():
     except KeyboardInterrupt: asked.set()
     finally:
         if main: signal.signal(signal.SIGINT, before or signal.default_int_handler)
+
+def entire(run,      # History, or another run with a frame and settings that knows whether it is `finished`
+           what='',  # that was trained
+           again='', # how to go on
+          ):         # -> the same run
+    "For whoever tells of a training: raises KeyboardInterrupt for one that was stopped, since half of it is no result."
+    n, asked = len(run.frame), run.settings.get('steps')
+    if not run.finished: raise KeyboardInterrupt(f"{what and what + ': '}stopped after {f'{n} of {asked} steps' if asked else f'{n} epochs'}, and nothing is told of it{again and '; ' + again}")
+    return run
 
 # %% ../nbs/03_train.ipynb #b585524e
 SCHEDULES = ('constant', 'linear', 'cosine')
