@@ -242,6 +242,12 @@ def test_interrupted_course_tells_nothing(scripts, tmp_path, monkeypatch):
     assert runs[0]['epochs'] == 3 and runs[0]['finished'] and len(list(tmp_path.glob('*.json'))) == 1
 
 
+def test_interrupted_training_tells_nothing(scripts, monkeypatch):
+    t = scripts['train']
+    monkeypatch.setattr(t, 'scores', lambda *_: signal.raise_signal(signal.SIGINT) or {'fused': 0.})     # asked for in the first step; heeded after it
+    with pytest.raises(KeyboardInterrupt, match='stopped after 1 of 3 steps'): t.course(t.shop(1, 5, 6, True), t.PLAIN, 0, 4, 1e-3, 3, 1, test=False)
+
+
 def test_flame_arithmetic(scripts, tmp_path):
     "Early stops, verdicts, and the states that an ensemble is read from."
     import torch
