@@ -1,4 +1,5 @@
 """Packaging: everything is read from settings.ini."""
+
 import shlex
 from configparser import ConfigParser
 from pathlib import Path
@@ -9,15 +10,39 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here / 'settings.ini', encoding='utf-8')
 s = config['DEFAULT']
-needs = lambda key: shlex.split(s.get(key, ''))
+
+
+def needs(key):
+    "The requirements that stand under a key of settings.ini."
+    return shlex.split(s.get(key, ''))
+
+
 readme = here / 'README.md'
 shipped = here / 'data' / 'tiny_vlm'
 
 setuptools.setup(
-    name=s['lib_name'], version=s['version'], description=s['description'], author=s['author'], author_email=s['author_email'],
-    license='Apache-2.0', url=s['git_url'], keywords=s['keywords'], python_requires=f">={s['min_python']}",
-    packages=[s['lib_path']], package_data={s['lib_path']: ['*.js']},
-    install_requires=needs('requirements'), extras_require={'lab': needs('lab_requirements'), 'dev': needs('dev_requirements'), 'docs': needs('docs_requirements')},
-    data_files=[(f'share/vlm2rec_lab/tiny_vlm/{d.name}', sorted(str(p.relative_to(here)) for p in d.glob('*'))) for d in sorted(shipped.glob('*'))],
+    name=s['lib_name'],
+    version=s['version'],
+    description=s['description'],
+    author=s['author'],
+    author_email=s['author_email'],
+    license='Apache-2.0',
+    url=s['git_url'],
+    keywords=s['keywords'],
+    python_requires=f">={s['min_python']}",
+    packages=setuptools.find_packages(include=[s['lib_path'], f"{s['lib_path']}.*"]),
+    package_data={s['lib_path']: ['*/*.js', '*/*.css']},
+    install_requires=needs('requirements'),
+    extras_require={
+        'lab': needs('lab_requirements'),
+        'dev': needs('dev_requirements'),
+        'docs': needs('docs_requirements'),
+    },
+    data_files=[
+        (f'share/vlm2rec_lab/tiny_vlm/{d.name}', sorted(str(p.relative_to(here)) for p in d.glob('*')))
+        for d in sorted(shipped.glob('*'))
+    ],
     entry_points={'console_scripts': needs('console_scripts'), 'nbdev': [f"{s['lib_path']}={s['lib_path']}._modidx:d"]},
-    long_description=readme.read_text(encoding='utf-8') if readme.exists() else '', long_description_content_type='text/markdown')
+    long_description=readme.read_text(encoding='utf-8') if readme.exists() else '',
+    long_description_content_type='text/markdown',
+)

@@ -1,4 +1,5 @@
 "What the benchmarks share: the machine in words, clocks, interleaved timing, tables, results written at once or not at all."
+
 import hashlib
 import json
 import os
@@ -7,27 +8,49 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(1, str(Path(__file__).resolve().parent.parent))         # the lab beside this folder
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))  # the lab beside this folder
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 RESULTS = Path(__file__).resolve().parent / 'results'
 
 
-def machine(): # -> dict, for JSON
+def machine():  # -> dict, for JSON
     "The machine a figure comes from, with the load that others put on it."
     import torch
     import transformers
-    model = next((line.split(':', 1)[1].strip() for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')), platform.processor()) if Path('/proc/cpuinfo').exists() else platform.processor()
-    out = dict(cpu=model, cores=os.cpu_count(), threads=torch.get_num_threads(), load=[round(x, 2) for x in os.getloadavg()], system=platform.system(), python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__)
+
+    model = (
+        next(
+            (
+                line.split(':', 1)[1].strip()
+                for line in Path('/proc/cpuinfo').read_text().splitlines()
+                if line.startswith('model name')
+            ),
+            platform.processor(),
+        )
+        if Path('/proc/cpuinfo').exists()
+        else platform.processor()
+    )
+    out = dict(
+        cpu=model,
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        load=[round(x, 2) for x in os.getloadavg()],
+        system=platform.system(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+    )
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
         out |= dict(gpu=gpu.name, gpu_memory_gb=round(gpu.total_memory / 1e9, 1), cuda=torch.version.cuda)
     return out
 
 
-def quiet(threads=1): # of torch
+def quiet(threads=1):  # of torch
     "One thread unless told otherwise, and no bars of loading."
     import torch
     import transformers
+
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(threads)
@@ -40,38 +63,47 @@ def say(text):
 
 class Clock:
     "Seconds of the wall and of this process's CPU while it runs."
-    def __init__(self): self.wall = self.cpu = 0.
+
+    def __init__(self):
+        self.wall = self.cpu = 0.0
+
     def __enter__(self):
         self._at = time.perf_counter(), time.process_time()
         return self
+
     def __exit__(self, *_):
         self.wall += time.perf_counter() - self._at[0]
         self.cpu += time.process_time() - self._at[1]
 
 
-def interleave(runs,   # {name: function of the round's number}
-               rounds, # each runs everything once, in an order that turns
-               warm=1, # rounds before, not counted
-              ): # -> {name: list of (wall, cpu) per round}
+def interleave(
+    runs,  # {name: function of the round's number}
+    rounds,  # each runs everything once, in an order that turns
+    warm=1,  # rounds before, not counted
+):  # -> {name: list of (wall, cpu) per round}
     "Time functions in turn, so that whatever slows the machine slows all of them."
     names, out = list(runs), {name: [] for name in runs}
     for r in range(-warm, rounds):
-        for name in names[r % len(names):] + names[:r % len(names)]:
-            with Clock() as c: runs[name](r + warm)
-            if r >= 0: out[name].append((c.wall, c.cpu))
+        for name in names[r % len(names) :] + names[: r % len(names)]:
+            with Clock() as c:
+                runs[name](r + warm)
+            if r >= 0:
+                out[name].append((c.wall, c.cpu))
         say(f'round {r + 1} of {rounds}' if r >= 0 else 'warm')
     return out
 
 
-def quantiles(values): # -> (middle, lowest, highest)
+def quantiles(values):  # -> (middle, lowest, highest)
     "Median and range, rounded for JSON."
     import numpy as np
+
     return [round(float(f(values)), 4) for f in (np.median, np.min, np.max)]
 
 
-def write(path, result): # file or None; dict
+def write(path, result):  # file or None; dict
     "Write JSON, atomically."
-    if path is None: return
+    if path is None:
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f'.{path.name}.{os.getpid()}')
@@ -79,12 +111,17 @@ def write(path, result): # file or None; dict
     os.replace(draft, path)
 
 
-def cell(folder, # of finished parts, or None
-         settings, # dict that names the part
-         work, # function of nothing -> dict
-        ): # -> dict
+def cell(
+    folder,  # of finished parts, or None
+    settings,  # dict that names the part
+    work,  # function of nothing -> dict
+):  # -> dict
     "A part of a benchmark: read if it was finished with these settings before, worked out and kept if not."
-    file = folder and Path(folder) / f'{settings["cell"]}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]}.json'
+    file = (
+        folder
+        and Path(folder)
+        / f'{settings["cell"]}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]}.json'
+    )
     if file and file.exists():
         say(f'{file.name}: there already')
         return json.loads(file.read_text())
@@ -93,17 +130,23 @@ def cell(folder, # of finished parts, or None
     return found
 
 
-def table(rows): # list of dict with the same keys
+def table(rows):  # list of dict with the same keys
     "Rows as a Markdown table."
-    if not rows: return ''
+    if not rows:
+        return ''
     line = lambda cells: '| ' + ' | '.join(str(c) for c in cells) + ' |'
     return '\n'.join([line(rows[0]), line(['---'] * len(rows[0])), *(line(r.values()) for r in rows)])
 
 
-def circles(longest, items=30, users=80): # -> Dataset
+def circles(longest, items=30, users=80):  # -> Dataset
     "Customers who walk in circles: 4 purchases or more each, fewer than `longest`."
     import numpy as np
     from vlm2rec_lab.data import Catalogue, Dataset, Interactions
+
     rng = np.random.default_rng(0)
     walk = (rng.integers(0, items, (users, 1)) + np.arange(longest)) % items
-    return Dataset(Catalogue([f'i{k}' for k in range(items)], {}, {}), Interactions.of_sequences([r[:n] for r, n in zip(walk, rng.integers(4, longest, users))]), 'circles')
+    return Dataset(
+        Catalogue([f'i{k}' for k in range(items)], {}, {}),
+        Interactions.of_sequences([r[:n] for r, n in zip(walk, rng.integers(4, longest, users))]),
+        'circles',
+    )

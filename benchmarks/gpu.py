@@ -9,6 +9,7 @@ Three views per customer and item: a text and a table of `--words` tokens each, 
 weights of the language model per token (forward, and backward to the activations, as the weights are frozen), 6 x those of the adapters, and attention; filler
 and whatever is computed twice count nothing. Its denominator is the rate of one large matrix product, measured in the same run.
 """
+
 import argparse
 import os
 import time
@@ -16,7 +17,7 @@ import warnings
 
 from common import machine, quiet, say, table, write
 
-os.environ.setdefault('PYTORCH_CUDA_ALLOC_CONF', 'expandable_segments:True')     # before torch: batches of changing shapes
+os.environ.setdefault('PYTORCH_CUDA_ALLOC_CONF', 'expandable_segments:True')  # before torch: batches of changing shapes
 import numpy as np
 import torch
 
@@ -24,141 +25,260 @@ from train import ALL, PLAIN, Recipe, works
 from vlm2rec_lab.data import Catalogue, Dataset, Interactions, hold_out_users
 from vlm2rec_lab.embed import VLMEmbedder, add_lora
 from vlm2rec_lab.losses import get_loss
-from vlm2rec_lab.passes import plan_sizes, prefix_plan
-from vlm2rec_lab.step import step_gradients
-from vlm2rec_lab.tiny import build_config, build_image_processor, build_tokenizer, studio_corpus
+from vlm2rec_lab.model.passes import plan_sizes, prefix_plan
+from vlm2rec_lab.training.step import step_gradients
+from vlm2rec_lab.model.tiny import build_config, build_image_processor, build_tokenizer, studio_corpus
 from vlm2rec_lab.train import batch_rows, make_batch, training_rows
 
-TEXT_3B = dict(vocab_size=151936, hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2, max_position_embeddings=128000, rms_norm_eps=1e-6,
-               rope_parameters=dict(rope_type='default', rope_theta=1e6, mrope_section=[16, 24, 24]), use_cache=False)
-VISION_3B = dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, patch_size=14, spatial_merge_size=2, temporal_patch_size=2, window_size=112, fullatt_block_indexes=[7, 15, 23, 31], out_hidden_size=2048)
+TEXT_3B = dict(
+    vocab_size=151936,
+    hidden_size=2048,
+    intermediate_size=11008,
+    num_hidden_layers=36,
+    num_attention_heads=16,
+    num_key_value_heads=2,
+    max_position_embeddings=128000,
+    rms_norm_eps=1e-6,
+    rope_parameters=dict(rope_type='default', rope_theta=1e6, mrope_section=[16, 24, 24]),
+    use_cache=False,
+)
+VISION_3B = dict(
+    depth=32,
+    hidden_size=1280,
+    intermediate_size=3420,
+    num_heads=16,
+    patch_size=14,
+    spatial_merge_size=2,
+    temporal_patch_size=2,
+    window_size=112,
+    fullatt_block_indexes=[7, 15, 23, 31],
+    out_hidden_size=2048,
+)
 
 
 # ---------------------------------------------------------------- model and data, made here
 
-def shape_3b(tokenizer): # -> Qwen2_5_VLConfig
+
+def shape_3b(tokenizer):  # -> Qwen2_5_VLConfig
     "The configuration of Qwen2.5-VL-3B; the ids of the special tokens are those of a tokenizer made here."
     from transformers import Qwen2_5_VLConfig
+
     token = tokenizer.convert_tokens_to_ids
     text = TEXT_3B | dict(bos_token_id=None, eos_token_id=token('<|im_end|>'), pad_token_id=token('<|endoftext|>'))
-    return Qwen2_5_VLConfig(text_config=text, vision_config=VISION_3B, tie_word_embeddings=True, image_token_id=token('<|image_pad|>'), video_token_id=token('<|video_pad|>'),
-                            vision_start_token_id=token('<|vision_start|>'), vision_end_token_id=token('<|vision_end|>'))
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=VISION_3B,
+        tie_word_embeddings=True,
+        image_token_id=token('<|image_pad|>'),
+        video_token_id=token('<|video_pad|>'),
+        vision_start_token_id=token('<|vision_start|>'),
+        vision_end_token_id=token('<|vision_end|>'),
+    )
 
 
-def random_embedder(toy, device, recompute=False, rank=16, words=32, seed=0): # -> VLMEmbedder
+def random_embedder(toy, device, recompute=False, rank=16, words=32, seed=0):  # -> VLMEmbedder
     "Random weights, made on the device in its type, with adapters on the language model."
     from transformers import Qwen2_5_VLForConditionalGeneration
+
     tokenizer = build_tokenizer(studio_corpus(300))
-    config, dtype, before = (build_config(tokenizer, hidden=32, layers=1, vision=32, vision_layers=1), torch.float32, torch.get_default_dtype()) if toy else (shape_3b(tokenizer), torch.bfloat16, torch.get_default_dtype())
+    config, dtype, before = (
+        (
+            build_config(tokenizer, hidden=32, layers=1, vision=32, vision_layers=1),
+            torch.float32,
+            torch.get_default_dtype(),
+        )
+        if toy
+        else (shape_3b(tokenizer), torch.bfloat16, torch.get_default_dtype())
+    )
     torch.manual_seed(seed)
     try:
         torch.set_default_dtype(dtype)
-        with torch.device(device): model = Qwen2_5_VLForConditionalGeneration(config)
-    finally: torch.set_default_dtype(before)
+        with torch.device(device):
+            model = Qwen2_5_VLForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(before)
     model = add_lora(model.to(device).eval().requires_grad_(False), 4 if toy else rank, seed=seed)
     embedder = VLMEmbedder(model, tokenizer, build_image_processor(56 if toy else 224), max_text_tokens=words)
     return recomputing(embedder, recompute)
 
 
-def recomputing(embedder, on): # -> embedder
+def recomputing(embedder, on):  # -> embedder
     "Gradient checkpointing switched on or off, as `from_pretrained(recompute=True)` does it."
-    if on: embedder.model.gradient_checkpointing_enable({'use_reentrant': False})
-    else: embedder.model.gradient_checkpointing_disable()
-    for module in embedder.model.modules(): module.training = on and hasattr(module, 'gradient_checkpointing')
+    if on:
+        embedder.model.gradient_checkpointing_enable({'use_reentrant': False})
+    else:
+        embedder.model.gradient_checkpointing_disable()
+    for module in embedder.model.modules():
+        module.training = on and hasattr(module, 'gradient_checkpointing')
     return embedder
 
 
-def random_shop(items, users, history, pixels, words, seed=0): # -> Split
+def random_shop(items, users, history, pixels, words, seed=0):  # -> Split
     "Items of random words and pixels; customers whose purchases fall off like 1 / rank."
     rng = np.random.default_rng(seed)
-    vocabulary = np.array(sorted({w for line in studio_corpus(50) for w in line.split() if w.isalpha() and '|' not in w}))
-    text = lambda: ' '.join(rng.choice(vocabulary, 2 * words))                              # longer than what is read of it: every text costs `words` tokens
-    catalogue = Catalogue(tuple(f'i{i}' for i in range(items)), dict(text=[text() for _ in range(items)], image=list(rng.integers(0, 256, (items, pixels, pixels, 3), np.uint8)), table=[text() for _ in range(items)]), dict(text='text', image='image', table='text'))
+    vocabulary = np.array(
+        sorted({w for line in studio_corpus(50) for w in line.split() if w.isalpha() and '|' not in w})
+    )
+    text = lambda: ' '.join(
+        rng.choice(vocabulary, 2 * words)
+    )  # longer than what is read of it: every text costs `words` tokens
+    catalogue = Catalogue(
+        tuple(f'i{i}' for i in range(items)),
+        dict(
+            text=[text() for _ in range(items)],
+            image=list(rng.integers(0, 256, (items, pixels, pixels, 3), np.uint8)),
+            table=[text() for _ in range(items)],
+        ),
+        dict(text='text', image='image', table='text'),
+    )
     weight = 1 / np.arange(1, items + 1)
     bought = [rng.choice(items, history + 1, replace=False, p=weight / weight.sum()) for _ in range(users)]
-    return hold_out_users(Dataset(catalogue, Interactions.of_sequences(bought), 'random shop'), users - 2, 1, 1, history=history)
+    return hold_out_users(
+        Dataset(catalogue, Interactions.of_sequences(bought), 'random shop'), users - 2, 1, 1, history=history
+    )
 
 
 # ---------------------------------------------------------------- measures
 
+
 def sync(device):
-    if torch.device(device).type == 'cuda': torch.cuda.synchronize()
+    if torch.device(device).type == 'cuda':
+        torch.cuda.synchronize()
 
 
-def seconds(f, device): # -> (result, seconds)
+def seconds(f, device):  # -> (result, seconds)
     "Time of one call, to its end on the device."
-    sync(device); start = time.perf_counter()
+    sync(device)
+    start = time.perf_counter()
     result = f()
     sync(device)
     return result, time.perf_counter() - start
 
 
-def peak_memory(device): # -> GB, or None on a CPU
+def peak_memory(device):  # -> GB, or None on a CPU
     "Largest memory in use since `forget_memory`."
     return round(torch.cuda.max_memory_allocated() / 1e9, 2) if torch.device(device).type == 'cuda' else None
 
 
 def forget_memory(device):
     if torch.device(device).type == 'cuda':
-        torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
-def matrix_peak(device, dtype, side, times=20): # -> TFLOP per second
+def matrix_peak(device, dtype, side, times=20):  # -> TFLOP per second
     "Rate of one large matrix product, the best of three series."
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+
     def series():
-        for _ in range(times): a @ b
+        for _ in range(times):
+            a @ b
+
     series()
-    return 2 * side ** 3 * times / min(seconds(series, device)[1] for _ in range(3)) / 1e12
+    return 2 * side**3 * times / min(seconds(series, device)[1] for _ in range(3)) / 1e12
 
 
-def token_counts(bank, batch, recipe): # -> {view: list of lengths}
+def token_counts(bank, batch, recipe):  # -> {view: list of lengths}
     "Tokens of every prompt that the recipe passes through the language model, filler not counted."
     out = {}
     for view, pieces in bank.views.items():
         plan = prefix_plan(bank, batch.history, view)[0] if recipe.every else bank.sequence_plan(batch.history, view)
-        out[view] = np.concatenate([plan_sizes(pieces, plan), plan_sizes(pieces, bank.item_plan(batch.items if recipe.distinct else batch.targets))])
+        out[view] = np.concatenate(
+            [
+                plan_sizes(pieces, plan),
+                plan_sizes(pieces, bank.item_plan(batch.items if recipe.distinct else batch.targets)),
+            ]
+        )
     return out
 
 
-def model_flops(embedder, lengths): # of token_counts
+def model_flops(embedder, lengths):  # of token_counts
     "Floating-point operations that a step's language model must do."
     c = embedder.core.config.text_config
     lm = embedder.core.model.language_model
     adapters = sum(p.numel() for n, p in lm.named_parameters() if 'lora_' in n)
     weights = sum(p.numel() for n, p in lm.layers.named_parameters() if p.dim() == 2 and 'lora_' not in n)
     n = np.concatenate(list(lengths.values())).astype(float)
-    attention = 3 * 4 * c.num_hidden_layers * c.hidden_size * (n ** 2 / 2).sum()            # causal: half of the square; the way back costs twice the way there
+    attention = (
+        3 * 4 * c.num_hidden_layers * c.hidden_size * (n**2 / 2).sum()
+    )  # causal: half of the square; the way back costs twice the way there
     return (4 * weights + 6 * adapters) * n.sum() + attention
 
 
-def stepper(embedder, split, recipe, rows, autocast=None, seed=0): # -> function of a step number -> dict
+def stepper(embedder, split, recipe, rows, autocast=None, seed=0):  # -> function of a step number -> dict
     "A training step, optimiser included, of a recipe."
-    bank, parameters = embedder.bank(split.catalogue, False, None if recipe.cached else 'live'), [p for _, p in embedder.adapter_parameters()]
-    assert torch.is_tensor(bank.features) == recipe.cached, 'the first bank of a catalogue is used where none is named: ask for the stored one first'
-    drawn, optimiser, objective = training_rows(split, 'all' if recipe.every else 'last'), torch.optim.AdamW(parameters, lr=1e-4), get_loss('sft', tau=.07)
-    if not recipe.every: drawn = drawn[(split.train.history >= 0).sum(1) == split.train.history.shape[1]]    # whole histories
+    bank, parameters = (
+        embedder.bank(split.catalogue, False, None if recipe.cached else 'live'),
+        [p for _, p in embedder.adapter_parameters()],
+    )
+    assert torch.is_tensor(bank.features) == recipe.cached, (
+        'the first bank of a catalogue is used where none is named: ask for the stored one first'
+    )
+    drawn, optimiser, objective = (
+        training_rows(split, 'all' if recipe.every else 'last'),
+        torch.optim.AdamW(parameters, lr=1e-4),
+        get_loss('sft', tau=0.07),
+    )
+    if not recipe.every:
+        drawn = drawn[(split.train.history >= 0).sum(1) == split.train.history.shape[1]]  # whole histories
+
     def step(k):
         this = make_batch(split, drawn[batch_rows(k, len(drawn), rows, seed)], 'all' if recipe.every else 'last')
-        loss, parts = step_gradients(objective, works(embedder, bank, this, recipe), {'sequences': len(this.targets), 'items': len(this.items)}, this.positives.to(embedder.device), this.exclude.to(embedder.device), parameters, cached=recipe.chunk is not None, autocast=autocast)
-        for p, *g in zip(parameters, *parts.values()): p.grad = sum(g)
-        optimiser.step(); optimiser.zero_grad()
+        loss, parts = step_gradients(
+            objective,
+            works(embedder, bank, this, recipe),
+            {'sequences': len(this.targets), 'items': len(this.items)},
+            this.positives.to(embedder.device),
+            this.exclude.to(embedder.device),
+            parameters,
+            cached=recipe.chunk is not None,
+            autocast=autocast,
+        )
+        for p, *g in zip(parameters, *parts.values()):
+            p.grad = sum(g)
+        optimiser.step()
+        optimiser.zero_grad()
         lengths = token_counts(bank, this, recipe)
-        return dict(loss=float(loss), sequences=rows, pairs=len(this.targets), items=len(this.items), tokens=int(sum(n.sum() for n in lengths.values())), flops=model_flops(embedder, lengths))
+        return dict(
+            loss=float(loss),
+            sequences=rows,
+            pairs=len(this.targets),
+            items=len(this.items),
+            tokens=int(sum(n.sum() for n in lengths.values())),
+            flops=model_flops(embedder, lengths),
+        )
+
     return step
 
 
-def rates(embedder, split, recipes, rounds, device, peak, autocast=None): # {name: (Recipe, rows, recompute)} -> list of dict
+def rates(
+    embedder, split, recipes, rounds, device, peak, autocast=None
+):  # {name: (Recipe, rows, recompute)} -> list of dict
     "Sequences and pairs per second, utilisation and peak memory of each recipe, in turn; what does not fit is said."
-    steps, spent, found, memory, failed = {n: stepper(embedder, split, r, rows, autocast) for n, (r, rows, _) in recipes.items()}, {n: [] for n in recipes}, {n: [] for n in recipes}, {}, {}
+    steps, spent, found, memory, failed = (
+        {n: stepper(embedder, split, r, rows, autocast) for n, (r, rows, _) in recipes.items()},
+        {n: [] for n in recipes},
+        {n: [] for n in recipes},
+        {},
+        {},
+    )
     for k in range(rounds + 1):
         for name, (recipe, rows, recompute) in recipes.items():
-            if name in failed: continue
-            recomputing(embedder, recompute); forget_memory(device)
-            try: result, t = seconds(lambda: steps[name](k), device)
-            except torch.OutOfMemoryError: failed[name] = True; forget_memory(device); say(f'{name}: does not fit'); continue
+            if name in failed:
+                continue
+            recomputing(embedder, recompute)
+            forget_memory(device)
+            try:
+                result, t = seconds(lambda: steps[name](k), device)
+            except torch.OutOfMemoryError:
+                failed[name] = True
+                forget_memory(device)
+                say(f'{name}: does not fit')
+                continue
             memory[name] = peak_memory(device)
-            if k: spent[name].append(t); found[name].append(result)
+            if k:
+                spent[name].append(t)
+                found[name].append(result)
             say(f'{name}: {t:.2f} s, {memory[name]} GB' + ('' if k else ' (warm)'))
     out, base = [], next(iter(recipes))
     for name, (recipe, rows, recompute) in recipes.items():
@@ -166,93 +286,261 @@ def rates(embedder, split, recipes, rounds, device, peak, autocast=None): # {nam
         if name not in failed:
             total, each = sum(spent[name]), lambda key: sum(r[key] for r in found[name])
             rate = np.array([r['pairs'] for r in found[name]]) / np.array(spent[name])
-            row |= dict(pairs_per_step=each('pairs') / rounds, tokens_per_step=each('tokens') / rounds, seconds_per_step=round(float(np.median(spent[name])), 4), sequences_per_second=round(each('sequences') / total, 3), pairs_per_second=round(each('pairs') / total, 3),
-                        tokens_per_second=round(each('tokens') / total, 1), utilisation=round(each('flops') / total / 1e12 / peak, 4), peak_memory_gb=memory[name])
-            if base not in failed: row['ratio'] = [round(float(f(rate / (np.array([r['pairs'] for r in found[base]]) / np.array(spent[base])))), 3) for f in (np.median, np.min, np.max)]
+            row |= dict(
+                pairs_per_step=each('pairs') / rounds,
+                tokens_per_step=each('tokens') / rounds,
+                seconds_per_step=round(float(np.median(spent[name])), 4),
+                sequences_per_second=round(each('sequences') / total, 3),
+                pairs_per_second=round(each('pairs') / total, 3),
+                tokens_per_second=round(each('tokens') / total, 1),
+                utilisation=round(each('flops') / total / 1e12 / peak, 4),
+                peak_memory_gb=memory[name],
+            )
+            if base not in failed:
+                row['ratio'] = [
+                    round(float(f(rate / (np.array([r['pairs'] for r in found[base]]) / np.array(spent[base])))), 3)
+                    for f in (np.median, np.min, np.max)
+                ]
         out.append(row)
     return out
 
 
-def largest(embedder, split, recipe, recompute, tries, device, left, autocast=None): # rising row counts; function -> seconds left
+def largest(
+    embedder, split, recipe, recompute, tries, device, left, autocast=None
+):  # rising row counts; function -> seconds left
     "Whether each of rising batches fits, until one does not or time is short."
     out = []
     recomputing(embedder, recompute)
     for rows in tries:
-        if out and 2.2 * out[-1]['seconds'] * rows / out[-1]['rows'] > left(): out.append(dict(rows=rows, fits=None, why='no time left to try')); break
+        if out and 2.2 * out[-1]['seconds'] * rows / out[-1]['rows'] > left():
+            out.append(dict(rows=rows, fits=None, why='no time left to try'))
+            break
         forget_memory(device)
-        try: _, t = seconds(lambda: stepper(embedder, split, recipe, rows, autocast)(0), device)
-        except torch.OutOfMemoryError: out.append(dict(rows=rows, fits=False)); forget_memory(device); break
+        try:
+            _, t = seconds(lambda: stepper(embedder, split, recipe, rows, autocast)(0), device)
+        except torch.OutOfMemoryError:
+            out.append(dict(rows=rows, fits=False))
+            forget_memory(device)
+            break
         out.append(dict(rows=rows, fits=True, seconds=round(t, 2), peak_memory_gb=peak_memory(device)))
         say(f'{rows} rows: {t:.1f} s, {peak_memory(device)} GB')
     fit = [o['rows'] for o in out if o['fits']]
     return dict(largest=max(fit, default=0), bounded=any(o['fits'] is False for o in out), tries=out)
 
 
-def encoding(embedder, split, device, batch): # -> dict
+def encoding(embedder, split, device, batch):  # -> dict
     "Pictures per second through image processing and vision tower, and items and customers per second through the language model."
     recomputing(embedder, False)
     n = len(split.catalogue)
     bank, pictures = seconds(lambda: embedder.bank(split.catalogue, False), device)
     _, items = seconds(lambda: embedder.encode_items(split.catalogue, batch, False), device)
-    history = split.train.history[(split.train.history >= 0).all(1)][:n // 4]
+    history = split.train.history[(split.train.history >= 0).all(1)][: n // 4]
     _, sequences = seconds(lambda: embedder.encode_sequences(split.catalogue, history, batch, False), device)
-    return dict(items=n, views=len(bank.views), tokens_per_item={v: int(plan_sizes(p, bank.item_plan(np.arange(1)))[0]) for v, p in bank.views.items()}, pictures_per_second=round(n / pictures, 2), items_per_second=round(n / items, 2), sequences_per_second=round(len(history) / sequences, 2), note='seconds for all views of an item or customer; pictures with opening and scaling, on the processor')
+    return dict(
+        items=n,
+        views=len(bank.views),
+        tokens_per_item={v: int(plan_sizes(p, bank.item_plan(np.arange(1)))[0]) for v, p in bank.views.items()},
+        pictures_per_second=round(n / pictures, 2),
+        items_per_second=round(n / items, 2),
+        sequences_per_second=round(len(history) / sequences, 2),
+        note='seconds for all views of an item or customer; pictures with opening and scaling, on the processor',
+    )
 
 
 # ---------------------------------------------------------------- the whole
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--toy', action='store_true', help='a toy shape on the CPU')
     parser.add_argument('--out', help='JSON file, written as results come')
-    parser.add_argument('--seconds', type=float, default=450, help='time for the whole script; what does not fit into it is left out, and said')
+    parser.add_argument(
+        '--seconds',
+        type=float,
+        default=450,
+        help='time for the whole script; what does not fit into it is left out, and said',
+    )
     parser.add_argument('--rows', type=int, help='rows per step of the comparison; default 16, and 3 for --toy')
-    parser.add_argument('--autocast', choices=('bfloat16', 'none'), default='bfloat16', help='type of the passes, as in train(autocast=): adapters stay in the type peft gives them')
+    parser.add_argument(
+        '--autocast',
+        choices=('bfloat16', 'none'),
+        default='bfloat16',
+        help='type of the passes, as in train(autocast=): adapters stay in the type peft gives them',
+    )
     parser.add_argument('--words', type=int, default=32, help='tokens of each text')
     o = parser.parse_args()
     begun, device = time.perf_counter(), 'cpu' if o.toy else 'cuda'
     left = lambda: o.seconds - (time.perf_counter() - begun)
-    if not o.toy and not torch.cuda.is_available(): parser.exit(3, 'no GPU here: nothing is measured and nothing is estimated (--toy runs the same functions on the CPU)\n')
+    if not o.toy and not torch.cuda.is_available():
+        parser.exit(
+            3, 'no GPU here: nothing is measured and nothing is estimated (--toy runs the same functions on the CPU)\n'
+        )
     quiet(torch.get_num_threads() if not o.toy else 1)
     rows, words = o.rows or (3 if o.toy else 16), 8 if o.toy else o.words
-    result = dict(benchmark='gpu', toy=o.toy, machine=machine(), shape='toy' if o.toy else 'Qwen2.5-VL-3B, random weights', dtype='float32' if o.toy else 'bfloat16', lora=4 if o.toy else 16, history=4 if o.toy else 10, pixels=56 if o.toy else 224, words=words, views=3, autocast='none' if o.toy else o.autocast, done=[])
+    result = dict(
+        benchmark='gpu',
+        toy=o.toy,
+        machine=machine(),
+        shape='toy' if o.toy else 'Qwen2.5-VL-3B, random weights',
+        dtype='float32' if o.toy else 'bfloat16',
+        lora=4 if o.toy else 16,
+        history=4 if o.toy else 10,
+        pixels=56 if o.toy else 224,
+        words=words,
+        views=3,
+        autocast='none' if o.toy else o.autocast,
+        done=[],
+    )
+
     def note(name, found):
         result[name] = found
         result['done'].append(name)
         result['seconds'] = round(time.perf_counter() - begun, 1)
         write(o.out, result)
         say(f'-- {name} done after {result["seconds"]} s')
-    dtype, autocast = torch.float32 if o.toy else torch.bfloat16, None if o.toy or o.autocast == 'none' else torch.bfloat16
+
+    dtype, autocast = (
+        torch.float32 if o.toy else torch.bfloat16,
+        None if o.toy or o.autocast == 'none' else torch.bfloat16,
+    )
     note('matrix_peak_tflops', round(matrix_peak(device, dtype, 256 if o.toy else 8192), 3))
     embedder = random_embedder(o.toy, device, words=words)
     count = lambda ps: int(sum(p.numel() for p in ps))
-    note('parameters', dict(language_model=count(p for n, p in embedder.core.model.language_model.named_parameters() if 'lora_' not in n), vision_tower=count(embedder.core.model.visual.parameters()), adapters=count(p for _, p in embedder.adapter_parameters())))
+    note(
+        'parameters',
+        dict(
+            language_model=count(
+                p for n, p in embedder.core.model.language_model.named_parameters() if 'lora_' not in n
+            ),
+            vision_tower=count(embedder.core.model.visual.parameters()),
+            adapters=count(p for _, p in embedder.adapter_parameters()),
+        ),
+    )
     split = random_shop(*((40, 30, 4, 56) if o.toy else (1000, 1200, 10, 224)), words)
-    warnings.filterwarnings('ignore', message='.*cut to max_text_tokens.*')                  # meant to be: see random_shop
+    warnings.filterwarnings('ignore', message='.*cut to max_text_tokens.*')  # meant to be: see random_shop
     note('encoding', encoding(embedder, split, device, 16 if o.toy else 64))
     chunk = 4 if o.toy else 16
     cached_all = Recipe(True, True, True, True, chunk)
-    note('rates', rates(embedder, split, {'(a) plain, recomputing': (PLAIN, rows, True), '(c) all, recomputing': (ALL, rows, True), f'(c) all, caching by {chunk}': (cached_all, rows, False)}, 2, device, result['matrix_peak_tflops'], autocast))
+    note(
+        'rates',
+        rates(
+            embedder,
+            split,
+            {
+                '(a) plain, recomputing': (PLAIN, rows, True),
+                '(c) all, recomputing': (ALL, rows, True),
+                f'(c) all, caching by {chunk}': (cached_all, rows, False),
+            },
+            2,
+            device,
+            result['matrix_peak_tflops'],
+            autocast,
+        ),
+    )
     stored, last = Recipe(True, True, True), lambda chunk: Recipe(True, True, True, False, chunk)
-    note('largest_without', largest(embedder, split, last(None), False, (2, 4) if o.toy else (2, 3, 4, 6, 8, 12, 16, 24, 32), device, left, autocast))
-    small = max(1, result['largest_without']['largest'] * 3 // 4)                            # a batch that fits
-    if left() > 60: note('caching', rates(embedder, split, {'without caching': (stored, small, False), 'caching': (last(chunk), small, False)}, 3, device, result['matrix_peak_tflops'], autocast))
-    if left() > 90: note('utilisation', rates(embedder, split, {'every position': (ALL, max(1, small // 2), False), 'every position, caching': (cached_all, 4 * rows, False)}, 2, device, result['matrix_peak_tflops'], autocast))
-    if left() > 60: note('largest_recomputing', largest(embedder, split, last(None), True, (2, 4) if o.toy else (64, 96, 128, 192, 256), device, lambda: left() - 60, autocast))
-    if left() > 30: note('largest_with', largest(embedder, split, last(chunk), False, (4, 8) if o.toy else (192, 384, 768), device, left, autocast))
-    result['left_out'] = [name for name in ('caching', 'utilisation', 'largest_recomputing', 'largest_with') if name not in result]
+    note(
+        'largest_without',
+        largest(
+            embedder,
+            split,
+            last(None),
+            False,
+            (2, 4) if o.toy else (2, 3, 4, 6, 8, 12, 16, 24, 32),
+            device,
+            left,
+            autocast,
+        ),
+    )
+    small = max(1, result['largest_without']['largest'] * 3 // 4)  # a batch that fits
+    if left() > 60:
+        note(
+            'caching',
+            rates(
+                embedder,
+                split,
+                {'without caching': (stored, small, False), 'caching': (last(chunk), small, False)},
+                3,
+                device,
+                result['matrix_peak_tflops'],
+                autocast,
+            ),
+        )
+    if left() > 90:
+        note(
+            'utilisation',
+            rates(
+                embedder,
+                split,
+                {
+                    'every position': (ALL, max(1, small // 2), False),
+                    'every position, caching': (cached_all, 4 * rows, False),
+                },
+                2,
+                device,
+                result['matrix_peak_tflops'],
+                autocast,
+            ),
+        )
+    if left() > 60:
+        note(
+            'largest_recomputing',
+            largest(
+                embedder,
+                split,
+                last(None),
+                True,
+                (2, 4) if o.toy else (64, 96, 128, 192, 256),
+                device,
+                lambda: left() - 60,
+                autocast,
+            ),
+        )
+    if left() > 30:
+        note(
+            'largest_with',
+            largest(embedder, split, last(chunk), False, (4, 8) if o.toy else (192, 384, 768), device, left, autocast),
+        )
+    result['left_out'] = [
+        name for name in ('caching', 'utilisation', 'largest_recomputing', 'largest_with') if name not in result
+    ]
     write(o.out, result)
     show(result)
 
 
 def show(result):
     "Print the result as tables."
-    print(f'\n{result["shape"]}, {result["dtype"]}, LoRA rank {result["lora"]}; matrix product {result["matrix_peak_tflops"]} TFLOP/s; {result["parameters"]}\n')
+    print(
+        f'\n{result["shape"]}, {result["dtype"]}, LoRA rank {result["lora"]}; matrix product {result["matrix_peak_tflops"]} TFLOP/s; {result["parameters"]}\n'
+    )
     for part in ('rates', 'caching', 'utilisation'):
-        print(table([{'recipe': r['recipe'], 'rows': r['rows_per_step'], 'pairs': r.get('pairs_per_step', ''), 'sequences per s': r.get('sequences_per_second', 'does not fit'), 'pairs per s': r.get('pairs_per_second', ''), 'utilisation': r.get('utilisation', ''), 'peak GB': r.get('peak_memory_gb', ''), 'ratio': r.get('ratio', '')} for r in result.get(part, [])]), '\n')
+        print(
+            table(
+                [
+                    {
+                        'recipe': r['recipe'],
+                        'rows': r['rows_per_step'],
+                        'pairs': r.get('pairs_per_step', ''),
+                        'sequences per s': r.get('sequences_per_second', 'does not fit'),
+                        'pairs per s': r.get('pairs_per_second', ''),
+                        'utilisation': r.get('utilisation', ''),
+                        'peak GB': r.get('peak_memory_gb', ''),
+                        'ratio': r.get('ratio', ''),
+                    }
+                    for r in result.get(part, [])
+                ]
+            ),
+            '\n',
+        )
     for part in ('largest_without', 'largest_recomputing', 'largest_with'):
-        if part in result: print(f'{part.replace("_", " ")}: {result[part]["largest"]} rows' + ('' if result[part]['bounded'] else ', and nothing larger was found not to fit'))
-    print(f'encoding: {result["encoding"]}\nleft out: {result["left_out"]}\nmachine: {result["machine"]}; {result["seconds"]} s')
+        if part in result:
+            print(
+                f'{part.replace("_", " ")}: {result[part]["largest"]} rows'
+                + ('' if result[part]['bounded'] else ', and nothing larger was found not to fit')
+            )
+    print(
+        f'encoding: {result["encoding"]}\nleft out: {result["left_out"]}\nmachine: {result["machine"]}; {result["seconds"]} s'
+    )
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -1,4 +1,5 @@
 """Sphinx settings of the site. Sources are prepared by tools/docs.py, which also says where the vendored scripts lie."""
+
 import os
 from configparser import ConfigParser
 from pathlib import Path
@@ -11,10 +12,14 @@ _s = _s['DEFAULT']
 project, author, release, copyright = _s['title'], _s['author'], _s['version'], _s['copyright']
 extensions = ['myst_nb']
 exclude_patterns = ['CONTRIBUTING.md']
-nb_execution_mode = 'off'                     # tools/docs.py executes; notebooks keep the outputs that they hold
-nb_render_markdown_format = 'myst'      # tables in outputs are tables
+nb_execution_mode = 'off'  # tools/docs.py executes; notebooks keep the outputs that they hold
+nb_render_markdown_format = 'myst'  # tables in outputs are tables
 nb_merge_streams = True
-nb_ipywidgets_js = {'require.js': {}, 'widgets.js': {}, 'embed-amd.js': {'data-jupyter-widgets-cdn': '_static/'}}    # files of this site, fetched where a page shows widgets
+nb_ipywidgets_js = {
+    'require.js': {},
+    'widgets.js': {},
+    'embed-amd.js': {'data-jupyter-widgets-cdn': '_static/'},
+}  # files of this site, fetched where a page shows widgets
 myst_enable_extensions = ['dollarmath', 'amsmath', 'html_image', 'attrs_inline']
 myst_heading_anchors = 4
 myst_dmath_double_inline = True
@@ -30,19 +35,29 @@ html_css_files = ['lab.css']
 html_favicon = '_static/mark.svg'
 html_logo = '_static/mark.svg'
 html_copy_source = False
-html_context = {'default_mode': 'auto'}              # the reader's system decides between light and dark until the switch is used
+html_context = {'default_mode': 'auto'}  # the reader's system decides between light and dark until the switch is used
 html_show_sphinx = False
 mathjax_path = 'tex-svg.js'
-mathjax3_config = {'options': {'enableMenu': False}}         # its menu can load speech rules from elsewhere
-html_theme_options = dict(logo={'text': project}, use_download_button=False, use_fullscreen_button=False, show_toc_level=2, show_navbar_depth=1, navbar_persistent=[],
-                          navigation_with_keys=False, back_to_top_button=True)    # arrow keys belong to figures and widgets
+mathjax3_config = {'options': {'enableMenu': False}}  # its menu can load speech rules from elsewhere
+html_theme_options = dict(
+    logo={'text': project},
+    use_download_button=False,
+    use_fullscreen_button=False,
+    show_toc_level=2,
+    show_navbar_depth=1,
+    navbar_persistent=[],
+    navigation_with_keys=False,
+    back_to_top_button=True,
+)  # arrow keys belong to figures and widgets
 
 
 def figures(app, pagename, templatename, context, doctree):
     "Pages with figures get plotly; others are spared its megabytes."
     body = context.get('body', '')
-    if 'class="lab-figure"' in body: app.add_js_file('plotly.min.js', priority=100)        # before require.js, which would take it in as a module
-    if 'class="lab-figure"' in body or 'class="lab-page"' in body: app.add_js_file('figures.js')
+    if 'class="lab-figure"' in body:
+        app.add_js_file('plotly.min.js', priority=100)  # before require.js, which would take it in as a module
+    if 'class="lab-figure"' in body or 'class="lab-page"' in body:
+        app.add_js_file('figures.js')
 
 
 def setup(app):

@@ -15,8 +15,13 @@ os.environ.setdefault('PLOTLY_RENDERER', 'plotly_mimetype')
 sys.path.insert(0, str(ROOT / 'tools'))
 
 
-os.environ.setdefault('OMP_NUM_THREADS', '1')    # several tests at a time: threads that wait for each other by spinning are no help
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)     # started in a shell's background, and what is tested by an interrupt would wait for ever
+os.environ.setdefault(
+    'OMP_NUM_THREADS', '1'
+)  # several tests at a time: threads that wait for each other by spinning are no help
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # started in a shell's background, and what is tested by an interrupt would wait for ever
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -28,23 +33,33 @@ def pytest_xdist_make_scheduler(config, log):
         def _split_scope(self, nodeid):
             file = nodeid.partition('::')[0]
             return nodeid if Path(file).stem in ('test_notebooks', 'test_house') else file
+
     return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items):
     "GPU tests are skipped, and counted, where there is none."
     wanted = [i for i in items if i.get_closest_marker('gpu')]
-    if not wanted: return
+    if not wanted:
+        return
     import torch
+
     if not torch.cuda.is_available():
-        for i in wanted: i.add_marker(pytest.mark.skip(reason='no GPU here'))
+        for i in wanted:
+            i.add_marker(pytest.mark.skip(reason='no GPU here'))
 
 
 @pytest.fixture(scope='session')
 def demo(tmp_path_factory):
     "The demo, run once: (folder of its results, what it printed, seconds)."
     out, start = tmp_path_factory.mktemp('demo'), time.time()
-    done = subprocess.run([sys.executable, 'tools/demo.py'], cwd=ROOT, env={**os.environ, 'VLM2REC_OUT': str(out)}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, 'tools/demo.py'],
+        cwd=ROOT,
+        env={**os.environ, 'VLM2REC_OUT': str(out)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return out, done.stdout, time.time() - start
 
@@ -53,18 +68,32 @@ def pytest_terminal_summary(terminalreporter):
     "Flagged notebook cells: how many the inline tests left out, and who runs them."
     import json
     import re
-    cells = [''.join(c['source']) for p in (ROOT / 'nbs').glob('*.ipynb') for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'code']
+
+    cells = [
+        ''.join(c['source'])
+        for p in (ROOT / 'nbs').glob('*.ipynb')
+        for c in json.loads(p.read_text())['cells']
+        if c['cell_type'] == 'code'
+    ]
     for flag, who in (('slow', 'run by the demo'), ('gpu', 'skipped without a GPU')):
         n = sum(bool(re.search(rf'^#\s*\|\s*{flag}\s*$', c, re.M)) for c in cells)
         terminalreporter.write_line(f'notebook cells flagged {flag}: {n}, left out of the inline tests, {who}')
 
 
-ARGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--no-first-run', '--disable-component-update', '--disable-sync']
+ARGS = [
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-background-networking',
+    '--no-first-run',
+    '--disable-component-update',
+    '--disable-sync',
+]
 
 
 @pytest.fixture(scope='module')
 def browser():
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as p:
         b = p.chromium.launch(executable_path=os.environ.get('CHROME', '/usr/bin/chromium'), args=ARGS)
         yield b
@@ -77,7 +106,14 @@ def page(browser):
     context = browser.new_context(viewport={'width': 1200, 'height': 1100})
     p = context.new_page()
     p.outside, p.errors = [], []
-    p.on('request', lambda r: None if r.url.startswith(('file:', 'data:', 'blob:', 'http://127.0.0.1', 'ws://127.0.0.1')) else p.outside.append(r.url))
+    p.on(
+        'request',
+        lambda r: (
+            None
+            if r.url.startswith(('file:', 'data:', 'blob:', 'http://127.0.0.1', 'ws://127.0.0.1'))
+            else p.outside.append(r.url)
+        ),
+    )
     p.on('console', lambda m: p.errors.append(m.text) if m.type == 'error' else None)
     p.on('pageerror', lambda e: p.errors.append(str(e)))
     yield p
@@ -91,23 +127,56 @@ def lab(tmp_path_factory):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    for name, text in {'@jupyterlab/notebook-extension/tracker': '{"autoStartDefaultKernel": true}', '@jupyterlab/apputils-extension/notification': '{"fetchNews": "false", "checkForUpdates": false}'}.items():
+    for name, text in {
+        '@jupyterlab/notebook-extension/tracker': '{"autoStartDefaultKernel": true}',
+        '@jupyterlab/apputils-extension/notification': '{"fetchNews": "false", "checkForUpdates": false}',
+    }.items():
         f = home / 'settings' / f'{name}.jupyterlab-settings'
         f.parent.mkdir(parents=True, exist_ok=True)
         f.write_text(text)
-    env = dict(os.environ, JUPYTER_CONFIG_DIR=f'{home}/config', JUPYTER_DATA_DIR=f'{home}/data', JUPYTER_RUNTIME_DIR=f'{home}/run', JUPYTERLAB_SETTINGS_DIR=f'{home}/settings', JUPYTERLAB_WORKSPACES_DIR=f'{home}/spaces',
-               VLM2REC_CACHE=f'{home}/cache', PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
-    server = subprocess.Popen([sys.executable, '-m', 'jupyter', 'lab', '--no-browser', '--allow-root', '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=t',
-                               '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', '--LabApp.extension_manager=readonly', f'--ServerApp.root_dir={root}'],
-                              env=env, stdout=open(home / 'lab.log', 'w'), stderr=subprocess.STDOUT)
+    env = dict(
+        os.environ,
+        JUPYTER_CONFIG_DIR=f'{home}/config',
+        JUPYTER_DATA_DIR=f'{home}/data',
+        JUPYTER_RUNTIME_DIR=f'{home}/run',
+        JUPYTERLAB_SETTINGS_DIR=f'{home}/settings',
+        JUPYTERLAB_WORKSPACES_DIR=f'{home}/spaces',
+        VLM2REC_CACHE=f'{home}/cache',
+        PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
+    )
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            '-m',
+            'jupyter',
+            'lab',
+            '--no-browser',
+            '--allow-root',
+            '--ServerApp.ip=127.0.0.1',
+            f'--ServerApp.port={port}',
+            '--ServerApp.port_retries=0',
+            '--IdentityProvider.token=t',
+            '--LabApp.news_url=',
+            '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate',
+            '--LabApp.extension_manager=readonly',
+            f'--ServerApp.root_dir={root}',
+        ],
+        env=env,
+        stdout=open(home / 'lab.log', 'w'),
+        stderr=subprocess.STDOUT,
+    )
     url, start = f'http://127.0.0.1:{port}', time.time()
     while True:
-        try: urllib.request.urlopen(f'{url}/api/status?token=t', timeout=1)
+        try:
+            urllib.request.urlopen(f'{url}/api/status?token=t', timeout=1)
         except OSError:
             assert server.poll() is None and time.time() - start < 90, (home / 'lab.log').read_text()
-            time.sleep(.2)
-        else: break
+            time.sleep(0.2)
+        else:
+            break
     yield url, root
     server.terminate()
-    try: server.wait(20)
-    except subprocess.TimeoutExpired: server.kill()
+    try:
+        server.wait(20)
+    except subprocess.TimeoutExpired:
+        server.kill()

@@ -1,4 +1,5 @@
 """Every benchmark runs, in a toy setting, and writes what the pages read; its plain and its fast recipe are those of `train`. No figure of these runs means anything."""
+
 import importlib.util
 import json
 import os
@@ -14,10 +15,22 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / 'benchmarks'
 
 
-def run(script, *args, **env): # -> (result, what it printed)
+def run(script, *args, **env):  # -> (result, what it printed)
     "Run a script as a user does; its JSON."
     out = Path(args[-1])
-    done = subprocess.run([sys.executable, str(BENCH / script), *args[:-1], '--out', str(out)], cwd=out.parent, capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])), **env})
+    done = subprocess.run(
+        [sys.executable, str(BENCH / script), *args[:-1], '--out', str(out)],
+        cwd=out.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={
+            **os.environ,
+            'OMP_NUM_THREADS': '1',
+            'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])),
+            **env,
+        },
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return json.loads(out.read_text()), done.stdout
 
@@ -26,7 +39,8 @@ def run(script, *args, **env): # -> (result, what it printed)
 def scripts():
     "The scripts as modules, under names of their own."
     sys.path.insert(0, str(BENCH))
-    import common, flame, gpu, scale, train # noqa: E401
+    import common, flame, gpu, scale, train  # noqa: E401
+
     yield dict(common=common, flame=flame, gpu=gpu, scale=scale, train=train)
     sys.path.remove(str(BENCH))
 
@@ -34,17 +48,44 @@ def scripts():
 @pytest.mark.slow
 def test_train(tmp_path):
     found, printed = run('train.py', '--small', '--cells', str(tmp_path / 'cells'), tmp_path / 'train.json')
-    assert {'machine', 'rates', 'quality', 'encoding', 'loss', 'data', 'clock'} <= set(found) and {'cpu', 'cores', 'threads', 'torch', 'load'} <= set(found['machine'])
+    assert {'machine', 'rates', 'quality', 'encoding', 'loss', 'data', 'clock'} <= set(found) and {
+        'cpu',
+        'cores',
+        'threads',
+        'torch',
+        'load',
+    } <= set(found['machine'])
     rows = {r['recipe']: r for r in found['rates'][0]['rows']}
-    assert len(rows) == 10 and 'lean' in found['quality'] and rows['(a) plain']['ratio'] == [1, 1, 1] and rows['(c) all']['pairs_per_step'] > 5 * rows['(a) plain']['pairs_per_step']
-    assert all(r['pairs_per_second'] > 0 and len(r['seconds_per_step']) == 3 for part in found['rates'] for r in part['rows']) and '(c) all' in printed
+    assert (
+        len(rows) == 10
+        and 'lean' in found['quality']
+        and rows['(a) plain']['ratio'] == [1, 1, 1]
+        and rows['(c) all']['pairs_per_step'] > 5 * rows['(a) plain']['pairs_per_step']
+    )
+    assert (
+        all(
+            r['pairs_per_second'] > 0 and len(r['seconds_per_step']) == 3
+            for part in found['rates']
+            for r in part['rows']
+        )
+        and '(c) all' in printed
+    )
     q = found['quality']
-    assert {'goal', 'chosen', 'tried', 'runs', 'summary'} <= set(q) and {r['recipe'] for r in q['runs']} == {'(a) plain', '(c) all'}
-    assert q['development_seed'] not in {r['seed'] for r in q['runs']}, 'nothing is chosen on the shops that are reported'
+    assert {'goal', 'chosen', 'tried', 'runs', 'summary'} <= set(q) and {r['recipe'] for r in q['runs']} == {
+        '(a) plain',
+        '(c) all',
+    }
+    assert q['development_seed'] not in {r['seed'] for r in q['runs']}, (
+        'nothing is chosen on the shops that are reported'
+    )
     assert all(0 <= r['test']['fused'] <= 1 and r['valid'][-1][0] == r['steps'] for r in q['runs'])
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / 'cells').glob('*.json')}
     again, _ = run('train.py', '--small', '--cells', str(tmp_path / 'cells'), tmp_path / 'again.json')
-    assert again['rates'] == found['rates'] and again['quality'] == found['quality'] and files == {p: p.stat().st_mtime_ns for p in files}, 'finished parts are not run again'
+    assert (
+        again['rates'] == found['rates']
+        and again['quality'] == found['quality']
+        and files == {p: p.stat().st_mtime_ns for p in files}
+    ), 'finished parts are not run again'
 
 
 def test_recipes_are_those_of_train(scripts):
@@ -52,13 +93,15 @@ def test_recipes_are_those_of_train(scripts):
     import torch
     from vlm2rec_lab.embed import make_bank
     from vlm2rec_lab.train import batch_rows, make_batch, training_rows, works_of
+
     t = scripts['train']
     split = t.shop(1, 5, 6, True)
     embedder, live = t.fresh(0, split, t.PLAIN)
     stored, found = make_bank(embedder, split.catalogue, False), {}
     twice = {}
     with torch.no_grad():
-        for _, p in embedder.adapter_parameters(): p += .02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+        for _, p in embedder.adapter_parameters():
+            p += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
     for name, recipe in t.RECIPES.items():
         drawn = training_rows(split, 'all' if recipe.every else 'last')
         batch = make_batch(split, drawn[batch_rows(0, len(drawn), 10, 0)], 'all' if recipe.every else 'last')
@@ -67,49 +110,97 @@ def test_recipes_are_those_of_train(scripts):
         found.setdefault(recipe.every, {})[name] = loss, [sum(g) for g in zip(*parts.values())]
         if recipe in (t.PLAIN, t.ALL):
             sizes = lambda works: {v: sorted((w.side, len(w.index)) for w in ws) for v, ws in works.items()}
-            assert sizes(t.works(embedder, live, batch, recipe)) == sizes(works_of(embedder, live, batch, 'all' if recipe.every else 'last', plain=recipe == t.PLAIN))
+            assert sizes(t.works(embedder, live, batch, recipe)) == sizes(
+                works_of(embedder, live, batch, 'all' if recipe.every else 'last', plain=recipe == t.PLAIN)
+            )
     assert all(twice.values()), 'no target comes twice: the batch tests nothing'
     for group in found.values():
         first, *others = group.values()
         for loss, g in others:
-            assert torch.allclose(loss, first[0], atol=1e-5) and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(g, first[1]))
+            assert torch.allclose(loss, first[0], atol=1e-5) and all(
+                torch.allclose(a, b, atol=1e-5) for a, b in zip(g, first[1])
+            )
 
 
 def test_interleaving_turns_and_counts(scripts):
     order = []
     out = scripts['common'].interleave({n: lambda r, n=n: order.append((r, n)) for n in 'ab'}, 3, warm=1)
-    assert [len(v) for v in out.values()] == [3, 3] and sorted(order) == [(r, n) for r in range(4) for n in 'ab'] and {n for r, n in order[::2]} == {'a', 'b'}
+    assert (
+        [len(v) for v in out.values()] == [3, 3]
+        and sorted(order) == [(r, n) for r in range(4) for n in 'ab']
+        and {n for r, n in order[::2]} == {'a', 'b'}
+    )
 
 
 def test_cells_are_kept_by_their_settings(scripts, tmp_path):
     c = scripts['common'].cell
-    assert [c(tmp_path, dict(cell='x', lr=lr), lambda: dict(v=k)) for k, lr in enumerate((1, 1, 2))] == [dict(v=0), dict(v=0), dict(v=2)]
+    assert [c(tmp_path, dict(cell='x', lr=lr), lambda: dict(v=k)) for k, lr in enumerate((1, 1, 2))] == [
+        dict(v=0),
+        dict(v=0),
+        dict(v=2),
+    ]
 
 
 @pytest.mark.slow
 def test_gpu_on_the_cpu(tmp_path):
     found, printed = run('gpu.py', '--toy', tmp_path / 'gpu.json')
-    assert found['toy'] and not found['left_out'] and found['done'] == ['matrix_peak_tflops', 'parameters', 'encoding', 'rates', 'largest_without', 'caching', 'utilisation', 'largest_recomputing', 'largest_with']
+    assert (
+        found['toy']
+        and not found['left_out']
+        and found['done']
+        == [
+            'matrix_peak_tflops',
+            'parameters',
+            'encoding',
+            'rates',
+            'largest_without',
+            'caching',
+            'utilisation',
+            'largest_recomputing',
+            'largest_with',
+        ]
+    )
     for part in ('rates', 'caching', 'utilisation'):
-        for r in found[part]: assert r['fits'] and r['pairs_per_second'] > 0 and 0 < r['utilisation'] < 1 and r['ratio'][1] <= r['ratio'][0] <= r['ratio'][2]
-    assert found['rates'][1]['pairs_per_step'] == 4 * found['rates'][0]['pairs_per_step'] and found['largest_with']['largest'] == 8 and 'encoding' in printed
+        for r in found[part]:
+            assert (
+                r['fits']
+                and r['pairs_per_second'] > 0
+                and 0 < r['utilisation'] < 1
+                and r['ratio'][1] <= r['ratio'][0] <= r['ratio'][2]
+            )
+    assert (
+        found['rates'][1]['pairs_per_step'] == 4 * found['rates'][0]['pairs_per_step']
+        and found['largest_with']['largest'] == 8
+        and 'encoding' in printed
+    )
 
 
 def test_gpu_shape_is_that_of_3b(scripts):
     "Counted without memory: 3.09 billion weights of the language model, 0.67 of the vision tower; pictures of 64 tokens; arithmetic of a step."
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
-    from vlm2rec_lab.tiny import build_tokenizer, studio_corpus
+    from vlm2rec_lab.model.tiny import build_tokenizer, studio_corpus
+
     g = scripts['gpu']
-    with torch.device('meta'): model = Qwen2_5_VLForConditionalGeneration(g.shape_3b(build_tokenizer(studio_corpus(50))))
+    with torch.device('meta'):
+        model = Qwen2_5_VLForConditionalGeneration(g.shape_3b(build_tokenizer(studio_corpus(50))))
     count = lambda m: sum(p.numel() for p in m.parameters())
-    assert count(model.model.language_model) == 3_085_938_688 and count(model.model.visual) == 668_684_288 and model.lm_head.weight.shape == (151936, 2048)
+    assert (
+        count(model.model.language_model) == 3_085_938_688
+        and count(model.model.visual) == 668_684_288
+        and model.lm_head.weight.shape == (151936, 2048)
+    )
     toy = g.random_embedder(True, 'cpu', words=8)
     c, lm = toy.core.config.text_config, toy.core.model.language_model
     linear = [m for m in lm.layers.modules() if isinstance(m, torch.nn.Linear)]
     frozen, trained = (sum(m.weight.numel() for m in linear if m.weight.requires_grad == t) for t in (False, True))
-    assert g.model_flops(toy, dict(text=np.array([10]))) == (4 * frozen + 6 * trained) * 10 + 6 * 100 * c.hidden_size * c.num_hidden_layers
-    grid = g.build_image_processor(224)(images=[np.zeros((224, 224, 3), np.uint8)], return_tensors='pt')['image_grid_thw'][0]
+    assert (
+        g.model_flops(toy, dict(text=np.array([10])))
+        == (4 * frozen + 6 * trained) * 10 + 6 * 100 * c.hidden_size * c.num_hidden_layers
+    )
+    grid = g.build_image_processor(224)(images=[np.zeros((224, 224, 3), np.uint8)], return_tensors='pt')[
+        'image_grid_thw'
+    ][0]
     assert int(grid.prod()) // 4 == 64
     assert toy.adapter_parameters() and all('language_model' in n for n, _ in toy.adapter_parameters())
 
@@ -117,16 +208,21 @@ def test_gpu_shape_is_that_of_3b(scripts):
 def test_gpu_finds_what_fits(scripts, monkeypatch):
     "Out of memory ends the search and is said; so does the end of the time."
     import torch
+
     g = scripts['gpu']
+
     def stepper(embedder, split, recipe, rows, autocast=None):
         def step(k):
-            if rows > 5: raise torch.OutOfMemoryError('full')
+            if rows > 5:
+                raise torch.OutOfMemoryError('full')
+
         return step
+
     monkeypatch.setattr(g, 'stepper', stepper)
     monkeypatch.setattr(g, 'recomputing', lambda e, on: e)
     found = g.largest(None, None, None, False, (2, 4, 8, 16), 'cpu', lambda: 1e9)
     assert found['largest'] == 4 and found['bounded'] and [t['fits'] for t in found['tries']] == [True, True, False]
-    short = g.largest(None, None, None, False, (2, 4), 'cpu', lambda: -1.)
+    short = g.largest(None, None, None, False, (2, 4), 'cpu', lambda: -1.0)
     assert short['largest'] == 2 and not short['bounded'] and short['tries'][-1]['fits'] is None
 
 
@@ -140,92 +236,184 @@ def test_gpu_script(tmp_path):
 @pytest.mark.slow
 def test_sentence_trainer(tmp_path):
     if importlib.util.find_spec('sentence_transformers') is None:
-        done = subprocess.run([sys.executable, str(BENCH / 'sentence_trainer.py'), '--small'], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+        done = subprocess.run(
+            [sys.executable, str(BENCH / 'sentence_trainer.py'), '--small'],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        )
         assert done.returncode == 3 and 'pip install' in done.stderr
         pytest.skip('sentence-transformers is not here; the script says how to get it')
     found, printed = run('sentence_trainer.py', '--small', tmp_path / 'st.json')
     assert found['largest_difference_at_start'] < 1e-4 and found['version'] in printed and found['steps'] == 4
-    assert [r['side'] for r in found['rows']][0] == 'sentence-transformers' and len(found['rows']) == 4 and all(r['pairs_per_second'] > 0 for r in found['rows'])
+    assert (
+        [r['side'] for r in found['rows']][0] == 'sentence-transformers'
+        and len(found['rows']) == 4
+        and all(r['pairs_per_second'] > 0 for r in found['rows'])
+    )
 
 
 @pytest.mark.slow
 def test_seqrec(tmp_path):
     cells = tmp_path / 'cells'
     found, printed = run('seqrec.py', '--small', '--seeds', '0', '1', '--cells', str(cells), tmp_path / 'seqrec.json')
-    assert [(r['loss'], r['seed']) for r in found['runs']] == [('ce', 0), ('ce', 1), ('bce', 0), ('bce', 1)] and all(r['epochs'] == len(r['valid']) == 3 and r['test']['HR@10'] <= 1 for r in found['runs'])
-    assert found['summary'][0]['NDCG@10'][0] == pytest.approx(sum(r['test']['NDCG@10'] for r in found['runs'][:2]) / 2, abs=1e-5) and '| ce |' in printed
+    assert [(r['loss'], r['seed']) for r in found['runs']] == [('ce', 0), ('ce', 1), ('bce', 0), ('bce', 1)] and all(
+        r['epochs'] == len(r['valid']) == 3 and r['test']['HR@10'] <= 1 for r in found['runs']
+    )
+    assert (
+        found['summary'][0]['NDCG@10'][0]
+        == pytest.approx(sum(r['test']['NDCG@10'] for r in found['runs'][:2]) / 2, abs=1e-5)
+        and '| ce |' in printed
+    )
     files = {p: p.stat().st_mtime_ns for p in cells.glob('*.json')}
     again, _ = run('seqrec.py', '--small', '--seeds', '0', '1', '--cells', str(cells), tmp_path / 'again.json')
-    assert again['runs'] == found['runs'] and len(files) == 4 and files == {p: p.stat().st_mtime_ns for p in files}, 'finished parts are not run again'
-    bare = subprocess.run([sys.executable, str(BENCH / 'seqrec.py')], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    assert again['runs'] == found['runs'] and len(files) == 4 and files == {p: p.stat().st_mtime_ns for p in files}, (
+        'finished parts are not run again'
+    )
+    bare = subprocess.run(
+        [sys.executable, str(BENCH / 'seqrec.py')],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
     assert bare.returncode == 2 and 'Beauty.txt' in bare.stderr
     if importlib.util.find_spec('rectools') is None:
-        done = subprocess.run([sys.executable, str(BENCH / 'seqrec.py'), '--small', '--steps'], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+        done = subprocess.run(
+            [sys.executable, str(BENCH / 'seqrec.py'), '--small', '--steps'],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        )
         assert done.returncode == 3 and 'pip install' in done.stderr
         pytest.skip('rectools is not here; the script says how to get it')
     found, printed = run('seqrec.py', '--small', '--steps', tmp_path / 'step.json')
-    assert len(found['rows']) == 9 and all(r['cpu_seconds'][0] > 0 for r in found['rows']) and found['version'] in printed
+    assert (
+        len(found['rows']) == 9 and all(r['cpu_seconds'][0] > 0 for r in found['rows']) and found['version'] in printed
+    )
 
 
 def test_scale(tmp_path, scripts):
     s = scripts['scale']
     found, printed = run('scale.py', '--results', str(tmp_path), tmp_path / 'scale.out')
-    assert {r['state'] for r in found['results']} == {'not measured'} and all(v == 'not measured' for rows in found['times'].values() for r in rows for k, v in r.items() if k != 'what')
-    assert found['storage']['1000000']['picture features, bf16'] == 1_000_000 * (64 * 2048 * 2 + 40) and '262 GB' in printed
-    toy = dict(gpu=dict(toy=True, encoding=dict(pictures_per_second=5., items_per_second=5.), rates=[dict(recipe='(c) all', fits=True, pairs_per_second=9.)]))
+    assert {r['state'] for r in found['results']} == {'not measured'} and all(
+        v == 'not measured' for rows in found['times'].values() for r in rows for k, v in r.items() if k != 'what'
+    )
+    assert (
+        found['storage']['1000000']['picture features, bf16'] == 1_000_000 * (64 * 2048 * 2 + 40)
+        and '262 GB' in printed
+    )
+    toy = dict(
+        gpu=dict(
+            toy=True,
+            encoding=dict(pictures_per_second=5.0, items_per_second=5.0),
+            rates=[dict(recipe='(c) all', fits=True, pairs_per_second=9.0)],
+        )
+    )
     assert not any(s.rates(toy)['gpu'].values()), 'a toy setting is not a figure'
     real = dict(gpu=toy['gpu'] | dict(toy=False))
     rows = {r['what']: r for r in s.times_table(real, 1_000_000)}
-    assert rows['vision tower over all pictures, once']['3B, 8 cards'] == s.duration(1e6 / 5 / 8) and rows['the same, plain recipe']['3B, 1 card'] == 'not measured'
-    assert s.rates(real)['gpu']['pairs'] == 9. and s.duration(7200) == '2.0 h' and s.size(819.2e9) == '819 GB'
+    assert (
+        rows['vision tower over all pictures, once']['3B, 8 cards'] == s.duration(1e6 / 5 / 8)
+        and rows['the same, plain recipe']['3B, 1 card'] == 'not measured'
+    )
+    assert s.rates(real)['gpu']['pairs'] == 9.0 and s.duration(7200) == '2.0 h' and s.size(819.2e9) == '819 GB'
 
 
 def test_flame(tmp_path):
     "Every rival's row, every claim with its verdict; a run that was killed goes on to the same figures; what is finished is not run again."
     args = 'flame.py', '--small', '--seeds', '0', '--cells'
     found, printed = run(*args, str(tmp_path / 'cells'), tmp_path / 'flame.json')
-    assert [r['recommender'] for r in found['rows']] == ['SASRec, early stop', 'SASRec, same time', 'ensemble of two', 'mutual from scratch', 'FLAME'] and 'FLAME' in printed
+    assert [r['recommender'] for r in found['rows']] == [
+        'SASRec, early stop',
+        'SASRec, same time',
+        'ensemble of two',
+        'mutual from scratch',
+        'FLAME',
+    ] and 'FLAME' in printed
     seed = found['seeds'][0]
     runs, cost = seed['runs'], seed['cost']
-    for r in runs.values(): assert set(r['test']) == {'HR@10', 'NDCG@10', 'HR@20', 'NDCG@20'} and 0 <= r['valid'] <= 1 and 0 < r['to95']['cpu'] <= r['cpu'] + 1e-6 and r['to95']['epoch'] <= r['epochs']
+    for r in runs.values():
+        assert (
+            set(r['test']) == {'HR@10', 'NDCG@10', 'HR@20', 'NDCG@20'}
+            and 0 <= r['valid'] <= 1
+            and 0 < r['to95']['cpu'] <= r['cpu'] + 1e-6
+            and r['to95']['epoch'] <= r['epochs']
+        )
     before = runs['frozen network']['cpu']
     row = {r['recommender']: r for r in found['rows']}
-    assert abs(row['FLAME']['cpu_to95_with_pretraining'][0] - runs['FLAME']['to95']['cpu'] - before) < .011 and row['ensemble of two']['cpu_to95_with_pretraining'] == row['ensemble of two']['cpu_to95']
-    assert abs(runs['SASRec, same time']['budget'] - before - runs['FLAME']['cpu']) < .011 and runs['SASRec, same time']['cpu'] <= runs['SASRec, same time']['budget'] + .011
-    assert cost['FLAME']['parameters'] == cost['SASRec']['parameters'] == cost['ensemble of two']['parameters'] / 2 and cost['SASRec']['ratio'] == [1, 1, 1]
-    assert len(found['claims']) == 13 and all(('holds here' in c['sentence'], 'does not hold here' in c['sentence']) == (c['holds'], not c['holds']) and c['sentence'] in printed for c in found['claims'])
+    assert (
+        abs(row['FLAME']['cpu_to95_with_pretraining'][0] - runs['FLAME']['to95']['cpu'] - before) < 0.011
+        and row['ensemble of two']['cpu_to95_with_pretraining'] == row['ensemble of two']['cpu_to95']
+    )
+    assert (
+        abs(runs['SASRec, same time']['budget'] - before - runs['FLAME']['cpu']) < 0.011
+        and runs['SASRec, same time']['cpu'] <= runs['SASRec, same time']['budget'] + 0.011
+    )
+    assert cost['FLAME']['parameters'] == cost['SASRec']['parameters'] == cost['ensemble of two'][
+        'parameters'
+    ] / 2 and cost['SASRec']['ratio'] == [1, 1, 1]
+    assert len(found['claims']) == 13 and all(
+        ('holds here' in c['sentence'], 'does not hold here' in c['sentence']) == (c['holds'], not c['holds'])
+        and c['sentence'] in printed
+        for c in found['claims']
+    )
     assert not list((tmp_path / 'cells').glob('*/states'))
-    assert found['epoch']['SASRec']['ratio'] == [1, 1, 1] and set(found['epoch']) == {'SASRec', 'FLAME', 'mutual from scratch'}
+    assert found['epoch']['SASRec']['ratio'] == [1, 1, 1] and set(found['epoch']) == {
+        'SASRec',
+        'FLAME',
+        'mutual from scratch',
+    }
 
 
 def test_flame_goes_on(scripts, tmp_path, monkeypatch, capsys):
     "Killed in the middle of a run, it ends with the same figures; what is finished is not run again."
     f, said = scripts['flame'], []
-    class Killed(BaseException): pass
+
+    class Killed(BaseException):
+        pass
+
     def once(cells, *deadly, only=(), politely=False):
         def say(text):
             said.append(text)
-            if not text.startswith(tuple(deadly)): return
-            if not politely: raise Killed
+            if not text.startswith(tuple(deadly)):
+                return
+            if not politely:
+                raise Killed
             signal.raise_signal(signal.SIGINT)
+
         monkeypatch.setattr(f, 'say', say)
-        monkeypatch.setattr(sys, 'argv', ['flame.py', '--small', '--seeds', '0', '--cells', str(cells), '--out', str(tmp_path / 'out.json'), *only])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            ['flame.py', '--small', '--seeds', '0', '--cells', str(cells), '--out', str(tmp_path / 'out.json'), *only],
+        )
         f.main()
         return None if only else json.loads((tmp_path / 'out.json').read_text())['seeds'][0]
+
     whole = once(tmp_path / 'whole')
     said.clear()
     assert once(tmp_path / 'whole') == whole and not said
-    once(tmp_path / 'torn', only=('--only', 'mutual'))                                     # in a process of its own, beside the others
+    once(tmp_path / 'torn', only=('--only', 'mutual'))  # in a process of its own, beside the others
     assert {s.split()[0] for s in said} == {'mutual'} and not (tmp_path / 'out.json').unlink()
     for line in ('frozen network 0, epoch 3', 'FLAME 0, epoch 3', 'plain 0, epoch 3'):
-        with pytest.raises(KeyboardInterrupt, match='after 2 epochs, and nothing is told of it; the same command goes on'): once(tmp_path / 'torn', line.replace('3', '1'), politely=True) # heeded after the epoch that follows
-        with pytest.raises(Killed): once(tmp_path / 'torn', line)
+        with pytest.raises(
+            KeyboardInterrupt, match='after 2 epochs, and nothing is told of it; the same command goes on'
+        ):
+            once(tmp_path / 'torn', line.replace('3', '1'), politely=True)  # heeded after the epoch that follows
+        with pytest.raises(Killed):
+            once(tmp_path / 'torn', line)
     said.clear()
     torn = once(tmp_path / 'torn')
     assert not [s for s in said if s.startswith('mutual')]
     for name in ('frozen network', 'FLAME', 'mutual from scratch'):
-        for k in ('test', 'curve', 'epochs', 'best'): assert torn['runs'][name][k] == whole['runs'][name][k], f'{name}: {k}'
-    both = (r['runs']['SASRec, same time']['curve'] for r in (torn, whole))                # ended by its time, which is never the same
+        for k in ('test', 'curve', 'epochs', 'best'):
+            assert torn['runs'][name][k] == whole['runs'][name][k], f'{name}: {k}'
+    both = (
+        r['runs']['SASRec, same time']['curve'] for r in (torn, whole)
+    )  # ended by its time, which is never the same
     assert all(a == b for a, b in zip(*both))
 
 
@@ -234,9 +422,11 @@ def test_interrupted_course_tells_nothing(scripts, tmp_path, monkeypatch):
     import seqrec
     from common import circles
     from vlm2rec_lab.data import leave_one_out
-    split, recipes = leave_one_out(circles(20), history=50), {'ce': dict(dropout=.2, batch=16, epochs=3)}
+
+    split, recipes = leave_one_out(circles(20), history=50), {'ce': dict(dropout=0.2, batch=16, epochs=3)}
     monkeypatch.setattr(seqrec, 'say', lambda text: 'epoch 1:' in text and signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt, match='after 2 epochs'): seqrec.quality(split, ['ce'], [0], tmp_path, recipes)
+    with pytest.raises(KeyboardInterrupt, match='after 2 epochs'):
+        seqrec.quality(split, ['ce'], [0], tmp_path, recipes)
     assert not list(tmp_path.glob('*.json'))
     runs, _ = seqrec.quality(split, ['ce'], [0], tmp_path, recipes)
     assert runs[0]['epochs'] == 3 and runs[0]['finished'] and len(list(tmp_path.glob('*.json'))) == 1
@@ -244,34 +434,79 @@ def test_interrupted_course_tells_nothing(scripts, tmp_path, monkeypatch):
 
 def test_interrupted_training_tells_nothing(scripts, monkeypatch):
     t = scripts['train']
-    monkeypatch.setattr(t, 'scores', lambda *_: signal.raise_signal(signal.SIGINT) or {'fused': 0.})     # asked for in the first step; heeded after it
-    with pytest.raises(KeyboardInterrupt, match='stopped after 1 of 3 steps'): t.course(t.shop(1, 5, 6, True), t.PLAIN, 0, 4, 1e-3, 3, 1, test=False)
+    monkeypatch.setattr(
+        t, 'scores', lambda *_: signal.raise_signal(signal.SIGINT) or {'fused': 0.0}
+    )  # asked for in the first step; heeded after it
+    with pytest.raises(KeyboardInterrupt, match='stopped after 1 of 3 steps'):
+        t.course(t.shop(1, 5, 6, True), t.PLAIN, 0, 4, 1e-3, 3, 1, test=False)
 
 
 def test_flame_arithmetic(scripts, tmp_path):
     "Early stops, verdicts, and the states that an ensemble is read from."
     import torch
+
     f = scripts['flame']
-    assert f.early([.1, .3, .2, .2, .5], 2) == (4, 2) and f.early([.1, .3, .2, .4], 2) == (4, 4) and f.early([.5], 3) == (1, 1)
-    records = [dict(epoch=e, cpu=2., seconds=3., **{'NDCG@20': v}) for e, v in enumerate((.1, .39, .4, .3), 1)]
+    assert (
+        f.early([0.1, 0.3, 0.2, 0.2, 0.5], 2) == (4, 2)
+        and f.early([0.1, 0.3, 0.2, 0.4], 2) == (4, 4)
+        and f.early([0.5], 3) == (1, 1)
+    )
+    records = [dict(epoch=e, cpu=2.0, seconds=3.0, **{'NDCG@20': v}) for e, v in enumerate((0.1, 0.39, 0.4, 0.3), 1)]
     out = f.outcome(records, 3, 3)
-    assert out['to95'] == dict(epoch=2, cpu=4., seconds=6.) and (out['valid'], out['cpu'], out['epochs']) == (.4, 6., 3) and f.at_goal(out, .38) == 4. and f.at_goal(out, .41) is None
-    made = lambda valid, test, cpu: dict(valid=valid, test={m: test for m in f.SHOWN}, cpu=3 * cpu, seconds=3 * cpu, to95=dict(epoch=1, cpu=cpu, seconds=cpu))
-    cost = {n: dict(ratio=[r, r, r], parameters=p) for n, r, p in (('SASRec', 1., 5), ('FLAME', 1.02, 5), ('ensemble of two', 2., 10))}
-    seed = dict(seed=0, runs={n: made(.2, .1, 30.) for n in (*f.RIVALS, 'frozen network')} | {'FLAME': made(.2, .11, 10.)}, cost=cost)
+    assert (
+        out['to95'] == dict(epoch=2, cpu=4.0, seconds=6.0)
+        and (out['valid'], out['cpu'], out['epochs']) == (0.4, 6.0, 3)
+        and f.at_goal(out, 0.38) == 4.0
+        and f.at_goal(out, 0.41) is None
+    )
+    made = lambda valid, test, cpu: dict(
+        valid=valid,
+        test={m: test for m in f.SHOWN},
+        cpu=3 * cpu,
+        seconds=3 * cpu,
+        to95=dict(epoch=1, cpu=cpu, seconds=cpu),
+    )
+    cost = {
+        n: dict(ratio=[r, r, r], parameters=p)
+        for n, r, p in (('SASRec', 1.0, 5), ('FLAME', 1.02, 5), ('ensemble of two', 2.0, 10))
+    }
+    seed = dict(
+        seed=0,
+        runs={n: made(0.2, 0.1, 30.0) for n in (*f.RIVALS, 'frozen network')} | {'FLAME': made(0.2, 0.11, 10.0)},
+        cost=cost,
+    )
     told = f.claims([seed])
-    assert [c['holds'] for c in told] == [True] * 4 + [True, False] * 4 + [True] and '+10.00 %' in told[0]['sentence'] and '3.00 times' in told[4]['sentence'] and '0.30 times' in told[5]['sentence']
-    poor = dict(seed, runs=seed['runs'] | {'FLAME': made(.1, .05, 10.)})
-    assert not any(c['holds'] for c in f.claims([seed, poor])[:-1]), 'quick to a lower end is not faster; one seed is not all'
+    assert (
+        [c['holds'] for c in told] == [True] * 4 + [True, False] * 4 + [True]
+        and '+10.00 %' in told[0]['sentence']
+        and '3.00 times' in told[4]['sentence']
+        and '0.30 times' in told[5]['sentence']
+    )
+    poor = dict(seed, runs=seed['runs'] | {'FLAME': made(0.1, 0.05, 10.0)})
+    assert not any(c['holds'] for c in f.claims([seed, poor])[:-1]), (
+        'quick to a lower end is not faster; one seed is not all'
+    )
     rows = f.verdicts(told)
-    assert [r['FLAME against'] for r in rows] == list(f.RIVALS) and [list(r.values())[1:] for r in rows] == [['+10.00 (+10.00): holds', '3.00 (3.00): holds', '0.30 (0.30): does not hold']] * 4
-    result = dict(epoch={'SASRec': dict(ratio=[1, 1, 1]), 'FLAME': dict(ratio=[1.5, 1, 2]), 'mutual from scratch': dict(ratio=[3, 2, 4])}, seeds=[dict(runs={'frozen network': dict(epochs=e)}) for e in (10, 30)],
-                  rows=[dict(recommender=n, epochs_to95=[8., None]) for n in (*f.RIVALS, 'FLAME')])
+    assert [r['FLAME against'] for r in rows] == list(f.RIVALS) and [list(r.values())[1:] for r in rows] == [
+        ['+10.00 (+10.00): holds', '3.00 (3.00): holds', '0.30 (0.30): does not hold']
+    ] * 4
+    result = dict(
+        epoch={
+            'SASRec': dict(ratio=[1, 1, 1]),
+            'FLAME': dict(ratio=[1.5, 1, 2]),
+            'mutual from scratch': dict(ratio=[3, 2, 4]),
+        },
+        seeds=[dict(runs={'frozen network': dict(epochs=e)}) for e in (10, 30)],
+        rows=[dict(recommender=n, epochs_to95=[8.0, None]) for n in (*f.RIVALS, 'FLAME')],
+    )
     assert list(f.in_plain_epochs(result).values()) == [(8, 8), (8, 8), (16, 16), (24, 24), (12, 32)]
     net = torch.nn.Linear(2, 2)
     keep = f.keep_states(net, tmp_path, 2)
-    for n in range(1, 6): keep([{'NDCG@20': v} for v in (.1, .3, .2, .2, .5)[:n]])
-    assert sorted(p.stem for p in (tmp_path / 'states').iterdir()) == ['1', '2', '3', '4'], 'after the early stop no states are kept'
+    for n in range(1, 6):
+        keep([{'NDCG@20': v} for v in (0.1, 0.3, 0.2, 0.2, 0.5)[:n]])
+    assert sorted(p.stem for p in (tmp_path / 'states').iterdir()) == ['1', '2', '3', '4'], (
+        'after the early stop no states are kept'
+    )
 
 
 @pytest.mark.parametrize('path', sorted((BENCH / 'results').glob('*.json')), ids=lambda p: p.stem)

@@ -1,4 +1,5 @@
 """The main job, end to end."""
+
 import os
 import re
 import subprocess
@@ -13,9 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.slow
 def test_demo_prints_and_writes(demo):
     out, printed, seconds = demo
-    for word in ('sft', 'vlm2rec', 'verdict', 'NDCG'): assert word in printed
+    for word in ('sft', 'vlm2rec', 'verdict', 'NDCG'):
+        assert word in printed
     html = (out / 'report.html').read_text()
-    assert not re.search(r'''(?:src|href)\s*=\s*["']?(?:https?:)?//''', re.sub(r'<script.*?</script>', '', html, flags=re.S)), 'the report asks for something outside'
+    assert not re.search(
+        r'''(?:src|href)\s*=\s*["']?(?:https?:)?//''', re.sub(r'<script.*?</script>', '', html, flags=re.S)
+    ), 'the report asks for something outside'
     assert 'sft' in html and 'vlm2rec' in html
     print(f'demo took {seconds:.0f} s')
 
@@ -24,9 +28,13 @@ def test_demo_prints_and_writes(demo):
 @pytest.mark.browser
 def test_report_in_a_browser(demo):
     from playwright.sync_api import sync_playwright
+
     outside, errors = [], []
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=os.environ.get('CHROME', '/usr/bin/chromium'), args=['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--no-first-run'])
+        browser = p.chromium.launch(
+            executable_path=os.environ.get('CHROME', '/usr/bin/chromium'),
+            args=['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--no-first-run'],
+        )
         page = browser.new_page(viewport={'width': 1200, 'height': 900})
         page.on('request', lambda r: None if r.url.startswith(('file:', 'data:', 'blob:')) else outside.append(r.url))
         page.on('console', lambda m: errors.append(m.text) if m.type == 'error' else None)
@@ -34,7 +42,9 @@ def test_report_in_a_browser(demo):
         page.goto((demo[0] / 'report.html').as_uri())
         page.wait_for_timeout(1500)
         text = page.inner_text('body')
-        assert 'vlm2rec' in text and page.evaluate('document.documentElement.scrollWidth <= window.innerWidth + 1'), 'the page is wider than the window'
+        assert 'vlm2rec' in text and page.evaluate('document.documentElement.scrollWidth <= window.innerWidth + 1'), (
+            'the page is wider than the window'
+        )
         assert page.locator('.js-plotly-plot .main-svg').count() >= 1
         browser.close()
     assert not outside and not errors, (outside, errors)
@@ -44,5 +54,7 @@ def test_readme_python_block(tmp_path):
     "The ten lines of the README run as they stand."
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
     assert blocks
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', '\n'.join(blocks)], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', '\n'.join(blocks)], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]

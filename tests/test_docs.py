@@ -1,4 +1,5 @@
 """The documentation's site: it builds without a warning, leads everywhere it says, asks for nothing outside itself, and looks right in a browser."""
+
 import json
 import os
 import re
@@ -15,7 +16,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / 'docs').glob('*.md'))
-BROWSER = dict(executable_path=os.environ.get('CHROME', '/usr/bin/chromium'), args=['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--no-first-run'])
+BROWSER = dict(
+    executable_path=os.environ.get('CHROME', '/usr/bin/chromium'),
+    args=['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--no-first-run'],
+)
 
 
 @pytest.fixture(scope='module')
@@ -29,6 +33,7 @@ def site(tmp_path_factory):
 
 class Page(HTMLParser):
     "What a page refers to, and what can be referred to in it."
+
     def __init__(self, path):
         super().__init__()
         self.links, self.loads, self.ids, self.style = [], [], set(), []
@@ -37,23 +42,30 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
         self.ids |= {a[k] for k in ('id', 'name') if a.get(k) and (k == 'id' or tag == 'a')}
-        if tag in ('a', 'area') and a.get('href') is not None: self.links.append(a['href'])
-        if tag == 'link' and not {'next', 'prev', 'search', 'index', 'canonical'} & set(a.get('rel', '').split()): self.loads.append(a.get('href', ''))
-        if tag in ('script', 'img', 'iframe', 'source', 'video', 'audio', 'embed', 'input', 'track'): self.loads += filter(None, [a.get('src')])
-        if tag == 'object': self.loads += filter(None, [a.get('data')])
+        if tag in ('a', 'area') and a.get('href') is not None:
+            self.links.append(a['href'])
+        if tag == 'link' and not {'next', 'prev', 'search', 'index', 'canonical'} & set(a.get('rel', '').split()):
+            self.loads.append(a.get('href', ''))
+        if tag in ('script', 'img', 'iframe', 'source', 'video', 'audio', 'embed', 'input', 'track'):
+            self.loads += filter(None, [a.get('src')])
+        if tag == 'object':
+            self.loads += filter(None, [a.get('data')])
         self.loads += [part.split()[0] for part in (a.get('srcset') or '').split(',') if part.strip()]
         self.style.append(a.get('style') or '')
         self.raw = tag == 'style'
 
     def handle_data(self, data):
-        if getattr(self, 'raw', False): self.style.append(data)
+        if getattr(self, 'raw', False):
+            self.style.append(data)
 
 
 @pytest.fixture(scope='module')
-def pages(site): return {p: Page(p) for p in sorted(site.rglob('*.html')) if '_static' not in p.relative_to(site).parts}
+def pages(site):
+    return {p: Page(p) for p in sorted(site.rglob('*.html')) if '_static' not in p.relative_to(site).parts}
 
 
-def foreign(url): return bool(urlsplit(url).netloc) or urlsplit(url).scheme not in ('', 'data', 'mailto')
+def foreign(url):
+    return bool(urlsplit(url).netloc) or urlsplit(url).scheme not in ('', 'data', 'mailto')
 
 
 @pytest.mark.slow
@@ -61,12 +73,16 @@ def test_every_link_and_anchor(site, pages):
     lost = []
     for path, page in pages.items():
         for link in page.links:
-            if foreign(link) or link.startswith('mailto:'): continue
+            if foreign(link) or link.startswith('mailto:'):
+                continue
             where, _, anchor = link.partition('#')
             to = (path.parent / unquote(where.split('?')[0])).resolve() if where else path
-            if to.is_dir(): to /= 'index.html'
-            if not to.is_file(): lost.append((path.name, link))
-            elif anchor and to in pages and unquote(anchor) not in pages[to].ids: lost.append((path.name, link))
+            if to.is_dir():
+                to /= 'index.html'
+            if not to.is_file():
+                lost.append((path.name, link))
+            elif anchor and to in pages and unquote(anchor) not in pages[to].ids:
+                lost.append((path.name, link))
     assert not lost, lost[:20]
     assert sum(len(p.links) for p in pages.values()) > 2000
 
@@ -75,21 +91,32 @@ def test_every_link_and_anchor(site, pages):
 def test_nothing_from_outside(site, pages):
     for path, page in pages.items():
         assert not [u for u in page.loads if foreign(u)], path.name
-        for u in page.loads: assert u.startswith('data:') or (path.parent / unquote(u.split('?')[0].split('#')[0])).exists(), (path.name, u)
-        assert not re.search(r'url\(\s*["\']?(?:https?:)?//|@import\s+["\']?(?:https?:)?//', ' '.join(page.style)), path.name
-    for css in site.rglob('*.css'): assert not re.search(r'url\(\s*["\']?(?:https?:)?//|@import\s+(?:url\()?["\']?(?:https?:)?//', css.read_text()), css.name
+        for u in page.loads:
+            assert u.startswith('data:') or (path.parent / unquote(u.split('?')[0].split('#')[0])).exists(), (
+                path.name,
+                u,
+            )
+        assert not re.search(r'url\(\s*["\']?(?:https?:)?//|@import\s+["\']?(?:https?:)?//', ' '.join(page.style)), (
+            path.name
+        )
+    for css in site.rglob('*.css'):
+        assert not re.search(
+            r'url\(\s*["\']?(?:https?:)?//|@import\s+(?:url\()?["\']?(?:https?:)?//', css.read_text()
+        ), css.name
 
 
 @pytest.mark.slow
 def test_no_folder_of_the_machine(site):
     for f in site.rglob('*'):
-        if f.suffix in ('.html', '.js') and f.is_file(): assert str(ROOT) not in f.read_text(errors='ignore'), f.name
+        if f.suffix in ('.html', '.js') and f.is_file():
+            assert str(ROOT) not in f.read_text(errors='ignore'), f.name
 
 
 @pytest.mark.slow
 def test_every_notebook_figure_and_function_is_there(site, pages):
     order = docs.modules()
-    for stem in order.values(): assert site / 'nbs' / f'{stem}.html' in pages
+    for stem in order.values():
+        assert site / 'nbs' / f'{stem}.html' in pages
     for path in sorted((ROOT / 'nbs').glob('*.ipynb')):
         nb = json.loads(path.read_text())
         figures = sum(docs.PLOTLY in o.get('data', {}) for c in nb['cells'] for o in c.get('outputs', []))
@@ -97,10 +124,16 @@ def test_every_notebook_figure_and_function_is_there(site, pages):
         assert built.read_text().count('class="lab-figure"') == figures, path.stem
     for module in order:
         _, listed = docs.exported((ROOT / docs.PACKAGE / f'{module}.py').read_text())
-        assert not [n for n in listed if f'{docs.PACKAGE}.{module}.{n}' not in pages[site / 'api' / f'{module}.html'].ids], module
+        assert not [
+            n for n in listed if f'{docs.PACKAGE}.{module}.{n}' not in pages[site / 'api' / f'{module}.html'].ids
+        ], module
     said = (site / 'api' / 'diagnose.html').read_text()
     assert 'of each modality across items' in said and 'where it is made' in said
-    for module, method in (('data', 'Interactions.from_frame'), ('embed', 'VLMEmbedder.from_pretrained'), ('widgets', 'Drawing.to_html')):     # added to their classes later
+    for module, method in (
+        ('data', 'Interactions.from_frame'),
+        ('embed', 'VLMEmbedder.from_pretrained'),
+        ('widgets', 'Drawing.to_html'),
+    ):  # added to their classes later
         assert f'{docs.PACKAGE}.{module}.{method}' in pages[site / 'api' / f'{module}.html'].ids, method
 
 
@@ -110,6 +143,7 @@ def test_every_notebook_figure_and_function_is_there(site, pages):
 @pytest.mark.parametrize('theme', ('light', 'dark'))
 def test_in_a_browser(site, width, theme):
     from playwright.sync_api import sync_playwright
+
     with docs.server(site) as server, sync_playwright() as p:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         base, outside, errors = f'http://127.0.0.1:{server.server_port}/', [], []
@@ -119,18 +153,39 @@ def test_in_a_browser(site, width, theme):
         page.on('console', lambda m: errors.append(m.text) if m.type == 'error' else None)
         page.on('pageerror', lambda e: errors.append(str(e)))
         page.on('response', lambda r: errors.append(f'{r.status} {r.url}') if r.status >= 400 else None)
-        for name in ('index', 'docs/start', 'docs/alive', 'docs/pictures', 'docs/watch', 'docs/method', 'docs/own_vectors', 'nbs/05_widgets', 'nbs/11_study', 'api/diagnose'):
+        for name in (
+            'index',
+            'docs/start',
+            'docs/alive',
+            'docs/pictures',
+            'docs/watch',
+            'docs/method',
+            'docs/own_vectors',
+            'nbs/05_widgets',
+            'nbs/11_study',
+            'api/diagnose',
+        ):
             page.goto(f'{base}{name}.html')
             assert page.evaluate('document.documentElement.dataset.theme') == theme
-            assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth + 1'), f'{name} is wider than the window'
+            assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth + 1'), (
+                f'{name} is wider than the window'
+            )
             for k in range(page.locator('.lab-figure').count()):
                 figure = page.locator('.lab-figure').nth(k)
                 figure.scroll_into_view_if_needed()
                 figure.locator('.main-svg').first.wait_for(timeout=20_000)
-            for frame in page.locator('iframe.lab-page').all(): assert frame.evaluate('f => f.contentDocument.documentElement.dataset.theme') == theme and frame.bounding_box()['height'] > 200
-            if 'watch' in name: assert page.locator('iframe.lab-page').count() == 2
-            if 'method' in name: page.locator('mjx-container svg').first.wait_for(timeout=20_000)
-            assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth + 1'), f'{name} with its figures is wider than the window'
+            for frame in page.locator('iframe.lab-page').all():
+                assert (
+                    frame.evaluate('f => f.contentDocument.documentElement.dataset.theme') == theme
+                    and frame.bounding_box()['height'] > 200
+                )
+            if 'watch' in name:
+                assert page.locator('iframe.lab-page').count() == 2
+            if 'method' in name:
+                page.locator('mjx-container svg').first.wait_for(timeout=20_000)
+            assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth + 1'), (
+                f'{name} with its figures is wider than the window'
+            )
             assert readable(page), f'{name}: text and ground are too alike'
         browser.close()
         server.shutdown()
@@ -152,6 +207,7 @@ def readable(page):
 @pytest.mark.browser
 def test_search_finds(site):
     from playwright.sync_api import sync_playwright
+
     with docs.server(site) as server, sync_playwright() as p:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         browser = p.chromium.launch(**BROWSER)
@@ -175,12 +231,24 @@ def test_widgets_live_without_a_kernel(tmp_path):
     import nbformat
     from nbclient import NotebookClient
     from playwright.sync_api import sync_playwright
-    try: docs.vendor(tmp_path / 'static', True)
-    except docs.NotToBeHad as e: pytest.skip(str(e))
+
+    try:
+        docs.vendor(tmp_path / 'static', True)
+    except docs.NotToBeHad as e:
+        pytest.skip(str(e))
     linked = "import ipywidgets as w\na, b = w.IntSlider(value=3), w.IntText()\nl = w.jslink((a, 'value'), (b, 'value'))\nw.VBox([a, b])"
-    figure = "import numpy as np\nimport plotly.graph_objects as go\ngo.FigureWidget(go.Scatter(y=np.array([1., 3., 2.])))"
+    figure = (
+        "import numpy as np\nimport plotly.graph_objects as go\ngo.FigureWidget(go.Scatter(y=np.array([1., 3., 2.])))"
+    )
     own = "import anywidget\nclass Own(anywidget.AnyWidget):\n    _esm = 'export default { render: ({el}) => { el.textContent = \"drawn by \" + \"itself\" } };' + '//' + 'x' * 100_001\nOwn()"
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell('# Widgets'), nbformat.v4.new_code_cell(linked), nbformat.v4.new_code_cell(figure), nbformat.v4.new_code_cell(own)])
+    nb = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell('# Widgets'),
+            nbformat.v4.new_code_cell(linked),
+            nbformat.v4.new_code_cell(figure),
+            nbformat.v4.new_code_cell(own),
+        ]
+    )
     nb = docs.convert(NotebookClient(nb, kernel_name='python3').execute(), {}, static=tmp_path / 'static')
     assert 'widgets' in nb.metadata and len(json.dumps(nb)) < 100_000
     (tmp_path / 'src').mkdir()
@@ -210,8 +278,10 @@ def test_widgets_live_without_a_kernel(tmp_path):
 def test_a_script_that_cannot_be_had_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(docs.shutil, 'which', lambda name: None)
     monkeypatch.setattr(docs, 'MATHJAX_WHEEL', 'no-such-distribution-of-ours==0')
-    with pytest.raises(docs.NotToBeHad, match='npm is not installed; pip download'): docs.fetch('mathjax', tmp_path)
-    with pytest.raises(docs.NotToBeHad, match='html-manager.*npm is not installed'): docs.fetch('widgets', tmp_path)
+    with pytest.raises(docs.NotToBeHad, match='npm is not installed; pip download'):
+        docs.fetch('mathjax', tmp_path)
+    with pytest.raises(docs.NotToBeHad, match='html-manager.*npm is not installed'):
+        docs.fetch('widgets', tmp_path)
 
 
 def test_a_script_that_was_changed_is_refused(tmp_path, monkeypatch):
@@ -223,28 +293,37 @@ def test_a_script_that_was_changed_is_refused(tmp_path, monkeypatch):
             info = tarfile.TarInfo('package/es5/tex-svg.js')
             info.size = 2
             t.addfile(info, io.BytesIO(b'//'))
+
     monkeypatch.setattr(docs, '_npm', wrong)
-    with pytest.raises(docs.NotToBeHad, match='integrity'): docs.fetch('mathjax', tmp_path)
+    with pytest.raises(docs.NotToBeHad, match='integrity'):
+        docs.fetch('mathjax', tmp_path)
     assert not list(tmp_path.glob('*.js'))
 
 
 def test_a_page_that_fails_stops_the_build(tmp_path):
     page = tmp_path / 'page.md'
     page.write_text('# A page\n\n```python\n1 / 0\n```\n')
-    with pytest.raises(docs.PageError, match='(?s)page.md.*ZeroDivisionError'): docs.execute_page(page)
+    with pytest.raises(docs.PageError, match='(?s)page.md.*ZeroDivisionError'):
+        docs.execute_page(page)
 
 
 def test_a_page_is_executed(tmp_path):
     page = tmp_path / 'page.md'
-    page.write_text('# A page\n\n```python\n#| echo: false\nx = 6\nprint(x * 7)\n```\n\nThen `known` and\n\n```console\n$ echo "$((6 * 8))"\n$ vlm2rec --help | head -1\n```\n\n```sh\nnot run\n```\n')
+    page.write_text(
+        '# A page\n\n```python\n#| echo: false\nx = 6\nprint(x * 7)\n```\n\nThen `known` and\n\n```console\n$ echo "$((6 * 8))"\n$ vlm2rec --help | head -1\n```\n\n```sh\nnot run\n```\n'
+    )
     nb = docs.convert(docs.execute_page(page), {'known': 'data'})
     text = json.dumps(nb)
     assert '42' in text and '48' in text and 'usage: vlm2rec' in text and str(ROOT) not in text
-    assert nb.cells[1].metadata.tags == ['remove-input'] and '{py:obj}`known <vlm2rec_lab.data.known>`' in nb.cells[2].source
+    assert (
+        nb.cells[1].metadata.tags == ['remove-input']
+        and '{py:obj}`known <vlm2rec_lab.data.known>`' in nb.cells[2].source
+    )
 
 
 def test_signatures_and_docments():
     import ast
+
     source = 'def f(a, # the first\n      b=1, *, c: int=2, # both\n      **kw): # -> a sum\n    "Adds `a` to <b>."\n'
     node, said = ast.parse(source).body[0], docs.comments(source)
     signature, rows, back = docs.parameters(node, said)
@@ -257,13 +336,19 @@ def test_signatures_and_docments():
 def test_commands_that_pages_name():
     "Every make target is there, and the options of every vlm2rec command are known to its parser."
     from vlm2rec_lab.cli import make_parser
+
     targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.M))
     used, parsed = set(), 0
     for path in [*PAGES, ROOT / 'CONTRIBUTING.md']:
         text = path.read_text()
-        spans = re.findall(r'`([^`\n]+)`', re.sub(r'```.*?```', '', text, flags=re.S)) + [line.removeprefix('$ ') for block in re.findall(r'```(?:sh|console)\n(.*?)```', text, re.S) for line in block.replace("\\\n", " ").splitlines()]
+        spans = re.findall(r'`([^`\n]+)`', re.sub(r'```.*?```', '', text, flags=re.S)) + [
+            line.removeprefix('$ ')
+            for block in re.findall(r'```(?:sh|console)\n(.*?)```', text, re.S)
+            for line in block.replace("\\\n", " ").splitlines()
+        ]
         for s in spans:
-            if m := re.match(r'make ([a-z-]+)$', s): used.add(m[1])
+            if m := re.match(r'make ([a-z-]+)$', s):
+                used.add(m[1])
             if s.startswith('vlm2rec ') and '|' not in s.split('||')[0]:
                 make_parser().parse_args(shlex.split(re.split(r'\s*(?:\|\||;)\s*', s)[0])[1:])
                 parsed += 1
@@ -274,7 +359,9 @@ def test_commands_that_pages_name():
 def test_no_measured_figure_by_hand(path):
     "A page's prose gives no measured figure: those are read or computed while it is built."
     prose = ''.join(s for k, s in docs.page_cells(path.read_text()) if k == 'prose')
-    prose = re.sub(r'```.*?```|`[^`\n]*`|\$[^$]*\$|95 %|\d+\.\d+ or \d+\.\d+|arXiv \d+\.\d+|\]\([^)]*\)', '', prose, flags=re.S)
+    prose = re.sub(
+        r'```.*?```|`[^`\n]*`|\$[^$]*\$|95 %|\d+\.\d+ or \d+\.\d+|arXiv \d+\.\d+|\]\([^)]*\)', '', prose, flags=re.S
+    )
     assert not re.findall(r'\b\d*\.\d{2,}\b|\b\d+(?:\.\d+)? ?%', prose)
 
 
@@ -282,19 +369,27 @@ def test_quarto_files_are_valid():
     import yaml
     from nbdev import quarto
     from nbdev.config import get_config
+
     settings = get_config(path=ROOT)
     theirs = yaml.safe_load((ROOT / 'nbs' / '_quarto.yml').read_text())
     assert theirs['project']['type'] == 'website' and theirs['metadata-files'] == ['nbdev.yml', 'sidebar.yml']
-    want = {k: settings[k] for k in ('title', 'description', 'branch', 'git_url', 'doc_host', 'doc_baseurl')} | {'doc_path': settings.doc_path.name}
-    assert yaml.safe_load((ROOT / 'nbs' / 'nbdev.yml').read_text()) == yaml.safe_load(quarto._nbdev_yml.format(**want)), 'nbs/nbdev.yml does not say what settings.ini says'
+    want = {k: settings[k] for k in ('title', 'description', 'branch', 'git_url', 'doc_host', 'doc_baseurl')} | {
+        'doc_path': settings.doc_path.name
+    }
+    assert yaml.safe_load((ROOT / 'nbs' / 'nbdev.yml').read_text()) == yaml.safe_load(
+        quarto._nbdev_yml.format(**want)
+    ), 'nbs/nbdev.yml does not say what settings.ini says'
 
 
 def test_docs_dependencies_are_asked_for():
     from configparser import ConfigParser
+
     config = ConfigParser(delimiters=['='])
     config.read(ROOT / 'settings.ini')
     names = [re.split(r'[<>=]', n)[0] for n in config['DEFAULT']['docs_requirements'].split()]
-    pinned = Counter(line.split('==')[0] for line in (ROOT / 'constraints.txt').read_text().splitlines() if '==' in line)
+    pinned = Counter(
+        line.split('==')[0] for line in (ROOT / 'constraints.txt').read_text().splitlines() if '==' in line
+    )
     assert all(pinned[n] == 1 for n in names) and max(pinned.values()) == 1
     assert 'docs' in (ROOT / 'tools' / 'setup_env.py').read_text() and sys.version_info >= (3, 11)
 
@@ -305,6 +400,7 @@ def test_linked_views_on_the_site(site):
     "Without a kernel: a product under the pointer is marked in the other spaces, and a lasso selects in all of them."
     from playwright.sync_api import sync_playwright
     from test_widgets import VIEW, circle, marked, place
+
     with docs.server(site) as server, sync_playwright() as p:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         browser = p.chromium.launch(**BROWSER)

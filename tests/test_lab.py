@@ -1,6 +1,7 @@
 """The training notebook as a user steps through it: JupyterLab on loopback, all cells, the widgets by hand.
 
 VLM2REC_SHOTS=nbs/images python -m pytest tests/test_lab.py makes the pictures of the docs again."""
+
 import os
 import shutil
 from pathlib import Path
@@ -29,18 +30,23 @@ def test_training_notebook(page, lab):
     (root / 'nbs').mkdir()
     nb = nbformat.read(ROOT / 'nbs' / '03_train.ipynb', 4)
     for c in nb.cells:
-        if c.cell_type == 'code': c.outputs, c.execution_count = [], None
-        if 'nbdev_export()' in c.source: c.source = EARS                                    # not from here
+        if c.cell_type == 'code':
+            c.outputs, c.execution_count = [], None
+        if 'nbdev_export()' in c.source:
+            c.source = EARS  # not from here
     nbformat.write(nb, root / 'nbs' / '03_train.ipynb')
     page.goto(f'{url}/doc/tree/nbs/03_train.ipynb?token=t&reset')
     page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=60_000)
     page.locator('#jp-main-statusbar', has_text='| Idle').wait_for(timeout=60_000)
-    if page.locator('.jp-Dialog .jp-mod-accept').count(): page.locator('.jp-Dialog .jp-mod-accept').first.click()
+    if page.locator('.jp-Dialog .jp-mod-accept').count():
+        page.locator('.jp-Dialog .jp-mod-accept').first.click()
     page.errors.clear()
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
-    page.locator('.t-ids').wait_for(timeout=500_000, state='attached')                      # the last cell has run
-    assert 'Error' not in ' '.join(page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]').all_text_contents())
+    page.locator('.t-ids').wait_for(timeout=500_000, state='attached')  # the last cell has run
+    assert 'Error' not in ' '.join(
+        page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]').all_text_contents()
+    )
     assert (root / 'report.html').stat().st_size > 1e6
 
     # the gradients, drawn while it trained; a product in one space and its place in the others; a lasso, heard by Python
@@ -53,7 +59,8 @@ def test_training_notebook(page, lab):
     page.locator('.v2w .tip.on canvas[data-ready=picture]').first.wait_for(timeout=10_000)
     page.mouse.move(x + 12, y)
     page.mouse.down()
-    for a in np.linspace(0, 2 * np.pi, 12): page.mouse.move(x + 12 * np.cos(a), y + 12 * np.sin(a))
+    for a in np.linspace(0, 2 * np.pi, 12):
+        page.mouse.move(x + 12 * np.cos(a), y + 12 * np.sin(a))
     page.mouse.up()
     page.wait_for_function("() => /^p\\d{4}/.test(document.querySelector('.t-ids').textContent)", timeout=20_000)
     chosen = page.evaluate(f'{VIEW}[0].view.state.count')
@@ -66,12 +73,17 @@ def test_training_notebook(page, lab):
     page.wait_for_function("() => /running, [1-9]/.test(document.body.textContent)", timeout=60_000)
     slider = page.locator('.widget-slider .noUi-handle').first
     slider.focus()
-    for _ in range(3): slider.press('ArrowRight')
+    for _ in range(3):
+        slider.press('ArrowRight')
     button('pause').click()
     page.wait_for_function("() => /paused, \\d+ of/.test(document.body.textContent)", timeout=60_000)
     at = page.evaluate("() => +document.body.textContent.match(/paused, (\\d+) of/)[1]")
     button('resume').click()
-    page.wait_for_function("(n) => { const m = document.body.textContent.match(/running, (\\d+) of/); return m && +m[1] > n }", arg=at + 20, timeout=120_000)
+    page.wait_for_function(
+        "(n) => { const m = document.body.textContent.match(/running, (\\d+) of/); return m && +m[1] > n }",
+        arg=at + 20,
+        timeout=120_000,
+    )
     button('stop').click()
     page.wait_for_function("() => /stopped, \\d+ of/.test(document.body.textContent)", timeout=60_000)
     shot(page.locator('.v2l').nth(2), 'bench')

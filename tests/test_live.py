@@ -1,4 +1,5 @@
 """The live widgets in a real browser: the bench in JupyterLab on loopback, and what was saved as HTML. VLM2REC_SHOTS=folder keeps screenshots."""
+
 import json
 import os
 import re
@@ -13,15 +14,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLE = '<script>window.planted = 1</script>'
-START = '''
+START = (
+    '''
 import tempfile, torch, transformers
 from dataclasses import replace
 from pathlib import Path
 transformers.utils.logging.disable_progress_bar()
 from vlm2rec_lab.embed import VLMEmbedder
-from vlm2rec_lab.live import Bench, GradientWidget, recommend
+from vlm2rec_lab.show.bench import Bench
+from vlm2rec_lab.show.gradients import GradientWidget
+from vlm2rec_lab.show.shelf import recommend
 from vlm2rec_lab.studio import make_studio
-from vlm2rec_lab.tiny import build_tiny, build_tokenizer, save_tiny, studio_corpus
+from vlm2rec_lab.model.tiny import build_tiny, build_tokenizer, save_tiny, studio_corpus
 from vlm2rec_lab.train import train
 folder = Path(tempfile.mkdtemp()) / 'tiny'
 save_tiny(folder, *build_tiny(tokenizer=build_tokenizer(studio_corpus(300)), hidden=32, layers=1, vision=32, vision_layers=1), dtype=torch.float32)
@@ -29,14 +33,23 @@ toy = make_studio('balanced', seed=0, items=40, users=60, length=6).split(train=
 titles = toy.catalogue.table.title.where(toy.catalogue.table.index %% 3 > 0, %r)
 toy = replace(toy, catalogue=replace(toy.catalogue, table=toy.catalogue.table.assign(title=titles)))
 fresh = lambda seed=0: VLMEmbedder.from_pretrained(folder, lora=4, device='cpu', seed=seed)
-''' % TITLE
+'''
+    % TITLE
+)
 BENCH = "bench = Bench(fresh(), toy, steps=3000, batch=8, eval_every=100, folder='kept')\nbench"
 STATE = "print('bench', bench.run.state, len(bench.run.records), sorted(set(c['alpha'] for c in bench.run.history.controls)), bench.run.checkpoint.exists())"
 
 
 def notebook(path, *cells):
     import nbformat
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}}), path)
+
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(c) for c in cells],
+            metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}},
+        ),
+        path,
+    )
 
 
 @pytest.fixture(scope='module')
@@ -47,18 +60,42 @@ def lab(tmp_path_factory):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
+
     def setting(name, **values):
         file = home / 's' / (name + '.jupyterlab-settings')
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
+
     setting('@jupyterlab/notebook-extension/tracker', autoStartDefaultKernel=True)
     setting('@jupyterlab/apputils-extension/notification', fetchNews='false', checkForUpdates=False)
-    folders = {f'JUPYTER_{k}_DIR': str(home / k) for k in ('CONFIG', 'DATA', 'RUNTIME')} | {'JUPYTERLAB_SETTINGS_DIR': str(home / 's'), 'JUPYTERLAB_WORKSPACES_DIR': str(home / 'w')}
+    folders = {f'JUPYTER_{k}_DIR': str(home / k) for k in ('CONFIG', 'DATA', 'RUNTIME')} | {
+        'JUPYTERLAB_SETTINGS_DIR': str(home / 's'),
+        'JUPYTERLAB_WORKSPACES_DIR': str(home / 'w'),
+    }
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
     with open(home / 'lab.log', 'w') as log:
-        server = subprocess.Popen([sys.executable, '-m', 'jupyter', 'lab', '--no-browser', '--allow-root', '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=t', '--LabApp.news_url=',
-                                   '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', '--LabApp.extension_manager=readonly', '--LabApp.expose_app_in_browser=True', f'--ServerApp.root_dir={root}'],
-                                  env={**os.environ, **folders, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'}, stdout=log, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(
+            [
+                sys.executable,
+                '-m',
+                'jupyter',
+                'lab',
+                '--no-browser',
+                '--allow-root',
+                '--ServerApp.ip=127.0.0.1',
+                f'--ServerApp.port={port}',
+                '--ServerApp.port_retries=0',
+                '--IdentityProvider.token=t',
+                '--LabApp.news_url=',
+                '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate',
+                '--LabApp.extension_manager=readonly',
+                '--LabApp.expose_app_in_browser=True',
+                f'--ServerApp.root_dir={root}',
+            ],
+            env={**os.environ, **folders, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
     url, end = f'http://127.0.0.1:{port}', time.time() + 60
     while True:
         try:
@@ -66,36 +103,51 @@ def lab(tmp_path_factory):
             break
         except OSError:
             assert server.poll() is None and time.time() < end, (home / 'lab.log').read_text()[-3000:]
-            time.sleep(.2)
+            time.sleep(0.2)
     yield url, root
     server.terminate()
-    try: server.wait(20)
-    except subprocess.TimeoutExpired: server.kill()
+    try:
+        server.wait(20)
+    except subprocess.TimeoutExpired:
+        server.kill()
 
 
 def watched(browser, width=1200, height=1000, dark=False):
     "A page that notes errors and requests to anywhere but itself."
-    page = browser.new_context(viewport={'width': width, 'height': height}, color_scheme='dark' if dark else 'light').new_page()
+    page = browser.new_context(
+        viewport={'width': width, 'height': height}, color_scheme='dark' if dark else 'light'
+    ).new_page()
     page.errors, page.outside = [], []
-    page.on('request', lambda r: None if r.url.startswith(('file:', 'data:', 'blob:', 'http://127.0.0.1', 'ws://127.0.0.1')) else page.outside.append(r.url))
+    page.on(
+        'request',
+        lambda r: (
+            None
+            if r.url.startswith(('file:', 'data:', 'blob:', 'http://127.0.0.1', 'ws://127.0.0.1'))
+            else page.outside.append(r.url)
+        ),
+    )
     page.on('console', lambda m: page.errors.append(m.text) if m.type == 'error' else None)
     page.on('pageerror', lambda e: page.errors.append(str(e)))
     return page
 
 
 def shot(page, name, what='.v2l'):
-    if os.environ.get('VLM2REC_SHOTS'): page.locator(what).first.screenshot(path=Path(os.environ['VLM2REC_SHOTS']) / f'{name}.png')
+    if os.environ.get('VLM2REC_SHOTS'):
+        page.locator(what).first.screenshot(path=Path(os.environ['VLM2REC_SHOTS']) / f'{name}.png')
 
 
 def harmless(page):
     "Nothing was asked of the outside, no script of the data ran, nothing went wrong."
     assert not page.outside and page.evaluate('window.planted') is None, page.outside
-    ours = [e for e in page.errors if 'favicon' not in e and 'status of 404' not in e]       # JupyterLab asks its own server for things that are not there
+    ours = [
+        e for e in page.errors if 'favicon' not in e and 'status of 404' not in e
+    ]  # JupyterLab asks its own server for things that are not there
     assert not ours, ours
 
 
 def menu(page, *names):
-    for n in names: page.get_by_role('menuitem', name=n, exact=True).click()
+    for n in names:
+        page.get_by_role('menuitem', name=n, exact=True).click()
 
 
 @pytest.mark.slow
@@ -113,10 +165,15 @@ def test_bench_in_jupyterlab(lab, browser):
     line.wait_for(timeout=20000)
     first = line.get_attribute('d')
     alpha.focus()
-    for _ in range(10): page.keyboard.press('ArrowRight')
+    for _ in range(10):
+        page.keyboard.press('ArrowRight')
     page.locator('.v2l-alpha .widget-readout', has_text='1.00').wait_for()
-    page.wait_for_function('d => document.querySelector(\'[data-line="ratio/image / text"]\').getAttribute("d") !== d', arg=first, timeout=20000)
-    page.locator('.v2l .turn').first.wait_for(state='attached', timeout=20000)               # the change of alpha is drawn
+    page.wait_for_function(
+        'd => document.querySelector(\'[data-line="ratio/image / text"]\').getAttribute("d") !== d',
+        arg=first,
+        timeout=20000,
+    )
+    page.locator('.v2l .turn').first.wait_for(state='attached', timeout=20000)  # the change of alpha is drawn
     steps = lambda: int(re.search(r'(\d+) of 3000', status.text_content())[1])
     page.locator('.v2l-pause').click()
     status.filter(has_text='paused').wait_for(timeout=20000)
@@ -134,19 +191,31 @@ def test_bench_in_jupyterlab(lab, browser):
     page.keyboard.press('ArrowLeft')
     page.get_by_text('(1 of 15)').wait_for(timeout=10000)
     page.locator('.v2l-resume').click()
-    page.wait_for_function('n => Number(document.querySelector(".v2l [role=status]").textContent.match(/(\\d+) of 3000/)[1]) > n', arg=held, timeout=20000)
-    page.get_by_text(re.compile('print\\(.bench')).first.click()                                # the notebook is usable while it trains
+    page.wait_for_function(
+        'n => Number(document.querySelector(".v2l [role=status]").textContent.match(/(\\d+) of 3000/)[1]) > n',
+        arg=held,
+        timeout=20000,
+    )
+    page.get_by_text(re.compile('print\\(.bench')).first.click()  # the notebook is usable while it trains
     page.keyboard.press('Control+Enter')
-    page.locator('.jp-OutputArea-output', has_text=re.compile(r'bench running \d+ \[0.5.*1.0\] ')).wait_for(timeout=20000)
+    page.locator('.jp-OutputArea-output', has_text=re.compile(r'bench running \d+ \[0.5.*1.0\] ')).wait_for(
+        timeout=20000
+    )
     page.locator('.v2l-stop').click()
     status.filter(has_text='stopped').wait_for(timeout=20000)
     assert list((root / 'kept').glob('*.safetensors')), 'no checkpoint after a stop'
     for name, width in (('Dark', 1200), ('Dark', 390), ('Light', 390), ('Light', 1200)):
         page.evaluate(f'window.jupyterapp.commands.execute("apputils:change-theme", {{theme: "JupyterLab {name}"}})')
-        page.wait_for_function('c => getComputedStyle(document.querySelector(".v2l")).backgroundColor === c', arg='rgb(18, 21, 28)' if name == 'Dark' else 'rgb(255, 255, 255)', timeout=20000)
+        page.wait_for_function(
+            'c => getComputedStyle(document.querySelector(".v2l")).backgroundColor === c',
+            arg='rgb(18, 21, 28)' if name == 'Dark' else 'rgb(255, 255, 255)',
+            timeout=20000,
+        )
         page.set_viewport_size({'width': width, 'height': 2600})
         page.wait_for_timeout(800)
-        assert page.evaluate('[...document.querySelectorAll(".v2l")].every(e => e.scrollWidth <= e.clientWidth + 1)'), f'wider than its place at {width}'
+        assert page.evaluate('[...document.querySelectorAll(".v2l")].every(e => e.scrollWidth <= e.clientWidth + 1)'), (
+            f'wider than its place at {width}'
+        )
         shot(page, f'bench_lab_{name.lower()}_{width}', '.jp-OutputArea-output .widget-vbox')
     harmless(page)
     page.context.close()
@@ -156,12 +225,15 @@ def test_bench_in_jupyterlab(lab, browser):
 def saved(tmp_path_factory):
     "Saved pages, made in a process of their own."
     out = tmp_path_factory.mktemp('saved')
-    made = START + f'''
+    made = (
+        START
+        + f'''
 runs = {{'sft': [train(fresh(s), toy, 'sft', steps=40, batch=8, seed=s, eval_every=10, progress=False) for s in range(3)]}}
 runs[{TITLE!r}] = train(fresh(), toy, 'vlm2rec', steps=40, batch=8, eval_every=10, progress=False, controls=(c := {{'alpha': .5}}), callback=lambda r: c.update(alpha=2.) if len(r) == 15 else None)
 GradientWidget(runs).to_html({str(out / 'gradients.html')!r})
 recommend(fresh(), toy).to_html({str(out / 'shelf.html')!r}, customers=5)
 '''
+    )
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', made], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
@@ -174,26 +246,46 @@ recommend(fresh(), toy).to_html({str(out / 'shelf.html')!r}, customers=5)
 def test_saved_pages(saved, browser, dark, width):
     page = watched(browser, width, 1000, dark)
     fits = 'document.documentElement.scrollWidth <= window.innerWidth'
-    background = lambda: [int(x) for x in re.findall(r'\d+', page.evaluate('getComputedStyle(document.querySelector(".v2l")).backgroundColor'))][:3]
+    background = lambda: [
+        int(x)
+        for x in re.findall(r'\d+', page.evaluate('getComputedStyle(document.querySelector(".v2l")).backgroundColor'))
+    ][:3]
 
     page.goto((saved / 'gradients.html').as_uri())
-    for kind in ('ratio/image / text', 'grad/text', 'grad/image', 'loss/', 'valid/fused', 'valid/image'): assert page.locator(f'[data-line="{kind}"]').count() == 2, kind
+    for kind in ('ratio/image / text', 'grad/text', 'grad/image', 'loss/', 'valid/fused', 'valid/image'):
+        assert page.locator(f'[data-line="{kind}"]').count() == 2, kind
     assert page.evaluate(fits) and (max(background()) < 80) == dark
-    assert page.locator('button', has_text=TITLE).count() == 1 and '3 seeds' in page.locator('.keys').inner_text() and page.locator('.turn').count() == 1
+    assert (
+        page.locator('button', has_text=TITLE).count() == 1
+        and '3 seeds' in page.locator('.keys').inner_text()
+        and page.locator('.turn').count() == 1
+    )
     page.locator('[role=group]').focus()
     page.keyboard.press('Home')
     assert 'step 0:' in page.locator('.read').inner_text() and 'alpha = 0.5' in page.locator('.read').inner_text()
-    for _ in range(20): page.keyboard.press('ArrowRight')
+    for _ in range(20):
+        page.keyboard.press('ArrowRight')
     assert 'step 20:' in page.locator('.read').inner_text() and 'alpha = 2' in page.locator('.read').inner_text()
     shot(page, f'gradients_{"dark" if dark else "light"}_{width}')
     page.locator('.keys button').first.focus()
     page.keyboard.press('Enter')
-    assert page.locator('[data-line="loss/"]').count() == 1 and page.locator('.keys button').first.get_attribute('aria-pressed') == 'false'
+    assert (
+        page.locator('[data-line="loss/"]').count() == 1
+        and page.locator('.keys button').first.get_attribute('aria-pressed') == 'false'
+    )
     harmless(page)
 
     page.goto((saved / 'shelf.html').as_uri())
-    assert page.evaluate(fits) and page.locator('.col').count() == 3 and page.locator('li.truth').count() == 3 and page.get_by_text(TITLE).count() > 0
-    assert page.evaluate('[...document.images].every(i => i.complete && i.naturalWidth > 0)') and page.locator('img').count() > 15
+    assert (
+        page.evaluate(fits)
+        and page.locator('.col').count() == 3
+        and page.locator('li.truth').count() == 3
+        and page.get_by_text(TITLE).count() > 0
+    )
+    assert (
+        page.evaluate('[...document.images].every(i => i.complete && i.naturalWidth > 0)')
+        and page.locator('img').count() > 15
+    )
     page.locator('[role=region]').focus()
     for n in (2, 3, 4, 5, 5):
         page.keyboard.press('ArrowRight')

@@ -1,4 +1,5 @@
 """The tests that stand in the notebooks, one case per notebook, each in a process of its own."""
+
 import json
 import re
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT / 'nbs').glob('*.ipynb'))
+NOTEBOOKS = sorted((ROOT / 'nbs').rglob('*.ipynb'))
 RUN = """
 import sys
 from pathlib import Path
@@ -26,7 +27,11 @@ def test_notebook(path):
 
 def flagged(flag):
     cells = [(p, c) for p in NOTEBOOKS for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'code']
-    return [pytest.param(p, n, id=f'{p.stem}-{n}') for n, (p, c) in enumerate(cells) if re.search(rf'^#\s*\|\s*{flag}\s*$', ''.join(c['source']), re.M)]
+    return [
+        pytest.param(p, n, id=f'{p.stem}-{n}')
+        for n, (p, c) in enumerate(cells)
+        if re.search(rf'^#\s*\|\s*{flag}\s*$', ''.join(c['source']), re.M)
+    ]
 
 
 def test_slow_cells_are_run_by_the_demo():

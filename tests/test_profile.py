@@ -1,4 +1,5 @@
 """The profile of a data set: any data set, in a browser, against plain loops."""
+
 import json
 import os
 import subprocess
@@ -17,7 +18,21 @@ from PIL import Image
 
 from vlm2rec_lab import data
 from vlm2rec_lab.data import Catalogue, DataError, Dataset, Interactions, hold_out_users, leave_one_out
-from vlm2rec_lab.profile import LIMITS, find, fingerprints, id_ranks, log_figures, look, near_groups, page_html, profile, profile_html, rank_correlation, spread, time_figures
+from vlm2rec_lab.shop.profile import (
+    LIMITS,
+    find,
+    fingerprints,
+    id_ranks,
+    log_figures,
+    look,
+    near_groups,
+    page_html,
+    profile,
+    profile_html,
+    rank_correlation,
+    spread,
+    time_figures,
+)
 from vlm2rec_lab.studio import make_studio
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,12 +40,21 @@ NOW = pd.Timestamp('2026-01-01', tz='UTC').timestamp()
 EVIL = '<script>window.planted=1</script><img src=x onerror=window.planted=1>"\'`|'
 
 
-def sequences(inter): return [inter.items[a:b].tolist() for a, b in zip(inter.offsets, inter.offsets[1:])]
+def sequences(inter):
+    return [inter.items[a:b].tolist() for a, b in zip(inter.offsets, inter.offsets[1:])]
 
 
 # --- any data set ---------------------------------------------------------------------------------------------------------------------------
 
-PICTURES = [np.full((8, 8, 3), 90, np.uint8), np.zeros((40, 200, 3), np.uint8), Image.new('L', (30, 30)), Image.new('RGBA', (1, 1)), 'no/such/file.png', np.zeros((2, 2), np.uint8), np.zeros((0, 4, 3), np.uint8)]
+PICTURES = [
+    np.full((8, 8, 3), 90, np.uint8),
+    np.zeros((40, 200, 3), np.uint8),
+    Image.new('L', (30, 30)),
+    Image.new('RGBA', (1, 1)),
+    'no/such/file.png',
+    np.zeros((2, 2), np.uint8),
+    np.zeros((0, 4, 3), np.uint8),
+]
 text = st.one_of(st.none(), st.text(min_size=1, max_size=30).filter(str.strip))
 
 
@@ -38,17 +62,35 @@ text = st.one_of(st.none(), st.text(min_size=1, max_size=30).filter(str.strip))
 def datasets(draw):
     n, users = draw(st.integers(0, 7)), draw(st.integers(0, 5))
     ids = draw(st.lists(st.text(min_size=1, max_size=8), min_size=n, max_size=n, unique=True))
-    kinds = draw(st.dictionaries(st.text(min_size=1, max_size=6).filter(lambda m: m != 'fused'), st.sampled_from(['text', 'image']), max_size=3))
-    content = {m: draw(st.lists(text if k == 'text' else st.one_of(st.none(), st.sampled_from(PICTURES)), min_size=n, max_size=n)) for m, k in kinds.items()}
-    try: catalogue = Catalogue(ids, content, kinds)
-    except DataError:    # ids alone are no catalogue yet
+    kinds = draw(
+        st.dictionaries(
+            st.text(min_size=1, max_size=6).filter(lambda m: m != 'fused'),
+            st.sampled_from(['text', 'image']),
+            max_size=3,
+        )
+    )
+    content = {
+        m: draw(
+            st.lists(text if k == 'text' else st.one_of(st.none(), st.sampled_from(PICTURES)), min_size=n, max_size=n)
+        )
+        for m, k in kinds.items()
+    }
+    try:
+        catalogue = Catalogue(ids, content, kinds)
+    except DataError:  # ids alone are no catalogue yet
         catalogue = Catalogue(ids, {'text': [None] * n}, {'text': 'text'})
-    lists = draw(st.lists(st.lists(st.integers(0, n - 1), max_size=9), min_size=users, max_size=users)) if n else [[]] * users
+    lists = (
+        draw(st.lists(st.lists(st.integers(0, n - 1), max_size=9), min_size=users, max_size=users))
+        if n
+        else [[]] * users
+    )
     inter = Interactions.of_sequences(lists, draw(st.lists(st.text(max_size=6), min_size=users, max_size=users)))
-    scale = draw(st.sampled_from([None, 1., 86_400., 1e9, 1.7e12, 1e300]))
+    scale = draw(st.sampled_from([None, 1.0, 86_400.0, 1e9, 1.7e12, 1e300]))
     if scale is not None:
         times = [sorted(draw(st.lists(st.integers(-2, 5), min_size=len(x), max_size=len(x)))) for x in lists]
-        inter = Interactions(inter.user_ids, inter.offsets, inter.items, np.array([t for x in times for t in x], float) * scale)
+        inter = Interactions(
+            inter.user_ids, inter.offsets, inter.items, np.array([t for x in times for t in x], float) * scale
+        )
     return Dataset(catalogue, inter, draw(st.text(max_size=9)), draw(st.lists(st.text(max_size=9), max_size=2)))
 
 
@@ -62,10 +104,14 @@ def test_any_data_set_has_a_profile(ds, seed, split):
     d = p.to_dict()
     assert json.loads(json.dumps(d, allow_nan=False)) == d
     assert repr(p) and '<script' not in p._repr_html_() and page_html(p.name, profile_html(d, p.pictures))
-    assert profile_html(json.loads(json.dumps(d)))      # a stored one can be drawn without its pictures
+    assert profile_html(json.loads(json.dumps(d)))  # a stored one can be drawn without its pictures
     assert all(x.name and x.sentence and x.remedy and x.severity in ('serious', 'caution', 'note') for x in p.findings)
     f, plain = p.figures, sequences(ds.interactions)
-    assert f['size']['users'] == len(plain) and f['size']['interactions'] == sum(map(len, plain)) and f['size']['never'] == len(set(range(len(ds.catalogue))) - {i for x in plain for i in x})
+    assert (
+        f['size']['users'] == len(plain)
+        and f['size']['interactions'] == sum(map(len, plain))
+        and f['size']['never'] == len(set(range(len(ds.catalogue))) - {i for x in plain for i in x})
+    )
     assert f['lengths']['short'] == sum(len(x) < 3 for x in plain)
 
 
@@ -73,21 +119,46 @@ def test_any_data_set_has_a_profile(ds, seed, split):
 def test_the_log_against_plain_loops(seed):
     rng = np.random.default_rng(seed)
     plain = [rng.integers(0, 12, rng.integers(0, 9)).tolist() for _ in range(40)]
-    when = [sorted((86_400. * rng.integers(13_000, 13_006, len(x))).tolist()) for x in plain]
-    inter = Interactions(tuple(map(str, range(40))), np.concatenate([[0], np.cumsum([len(x) for x in plain])]), [i for x in plain for i in x], [t for x in when for t in x])
+    when = [sorted((86_400.0 * rng.integers(13_000, 13_006, len(x))).tolist()) for x in plain]
+    inter = Interactions(
+        tuple(map(str, range(40))),
+        np.concatenate([[0], np.cumsum([len(x) for x in plain])]),
+        [i for x in plain for i in x],
+        [t for x in when for t in x],
+    )
     f, t, total = log_figures(inter, [f'i{k}' for k in range(14)]), time_figures(inter, NOW), sum(map(len, plain))
     assert f['repeats']['share'] == pytest.approx(sum(x[k] in x[:k] for x in plain for k in range(len(x))) / total)
     assert f['repeats']['at_once'] == sum(a == b for x in plain for a, b in zip(x, x[1:]))
     assert f['size']['density'] == pytest.approx(sum(len(set(x)) for x in plain) / (40 * 14))
     count = sorted((sum(x.count(i) for x in plain) for i in range(14)), reverse=True)
-    assert f['popularity']['top'] == pytest.approx({'1': count[0] / total, '5': count[0] / total, '10': sum(count[:2]) / total, '20': sum(count[:3]) / total, '50': sum(count[:7]) / total})
-    assert t['ties'] == pytest.approx(sum(a == b for x in when for a, b in zip(x, x[1:])) / sum(max(len(x) - 1, 0) for x in when))
-    assert (t['tied_targets'], t['users_with_target']) == (sum(len(x) > 1 and x[-1] == x[-2] for x in when), sum(len(x) > 1 for x in when))
+    assert f['popularity']['top'] == pytest.approx(
+        {
+            '1': count[0] / total,
+            '5': count[0] / total,
+            '10': sum(count[:2]) / total,
+            '20': sum(count[:3]) / total,
+            '50': sum(count[:7]) / total,
+        }
+    )
+    assert t['ties'] == pytest.approx(
+        sum(a == b for x in when for a, b in zip(x, x[1:])) / sum(max(len(x) - 1, 0) for x in when)
+    )
+    assert (t['tied_targets'], t['users_with_target']) == (
+        sum(len(x) > 1 and x[-1] == x[-2] for x in when),
+        sum(len(x) > 1 for x in when),
+    )
     assert t['one_time_users'] == sum(len(x) > 1 and len(set(x)) == 1 for x in when) and t['whole_days']
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.one_of(st.floats(allow_nan=False, allow_infinity=False, width=32), st.integers(-5, 50)), min_size=1, max_size=60), st.integers(2, 30))
+@given(
+    st.lists(
+        st.one_of(st.floats(allow_nan=False, allow_infinity=False, width=32), st.integers(-5, 50)),
+        min_size=1,
+        max_size=60,
+    ),
+    st.integers(2, 30),
+)
 def test_a_histogram_holds_every_value_once(values, bins):
     h = spread(values, bins)['histogram']
     assert sum(h['counts']) == len(values) and len(h['counts']) <= bins and (np.diff(h['edges']) > 0).all()
@@ -100,13 +171,18 @@ def test_numbered_ids_are_in_the_order_of_their_numbers(numbers, prefix):
 
 # --- pictures -------------------------------------------------------------------------------------------------------------------------------
 
+
 def test_near_duplicates_survive_scaling_compression_and_crops_of_a_pixel(tmp_path):
     "Copies of one picture are found, pictures of the same studio are not."
     shop = make_studio(items=300, users=20, image_size=160).catalogue.content['image']
     copies = []
     for k in range(20):
         img = Image.fromarray(shop[k])
-        for name, (edit, options) in {'small.jpg': (img.resize((97, 97)), dict(quality=70)), 'large.png': (img.resize((400, 400)), {}), 'cut.jpg': (img.crop((1, 1, 159, 159)), dict(quality=85))}.items():
+        for name, (edit, options) in {
+            'small.jpg': (img.resize((97, 97)), dict(quality=70)),
+            'large.png': (img.resize((400, 400)), {}),
+            'cut.jpg': (img.crop((1, 1, 159, 159)), dict(quality=85)),
+        }.items():
             edit.save(tmp_path / f'{k}{name}', **options)
             copies.append(tmp_path / f'{k}{name}')
     c = Catalogue(range(360), {'image': [*shop, *copies]}, {'image': 'image'})
@@ -114,7 +190,7 @@ def test_near_duplicates_survive_scaling_compression_and_crops_of_a_pixel(tmp_pa
     found = [set(g.tolist()) for g in near_groups(tiny)]
     wanted = [{k, *range(300 + 3 * k, 303 + 3 * k)} for k in range(20)]
     assert not [g for g in found if not any(g <= w for w in wanted)], 'unlike pictures are called the same'
-    assert sum(len(g) for g in found) >= .95 * 80, 'copies are missed'
+    assert sum(len(g) for g in found) >= 0.95 * 80, 'copies are missed'
 
 
 def test_many_pictures_are_not_compared_with_each_other():
@@ -124,37 +200,72 @@ def test_many_pictures_are_not_compared_with_each_other():
     tiny[:10_000] = rng.integers(200, 210, (10_000, 1, 1, 1))
     tiny[50_000:50_100] = np.clip(tiny[60_000:60_100].astype(int) + 1, 0, 255)
     groups = near_groups(tiny)
-    assert len(groups[0]) == 10_000 and sum(set(g.tolist()) == {50_000 + k, 60_000 + k} for k in range(100) for g in groups if 50_000 + k in g) >= 95
+    assert (
+        len(groups[0]) == 10_000
+        and sum(set(g.tolist()) == {50_000 + k, 60_000 + k} for k in range(100) for g in groups if 50_000 + k in g)
+        >= 95
+    )
     assert len(np.unique(fingerprints(tiny[:10_000]))) == 1
 
 
 def test_a_picture_that_is_read_when_asked_for():
     array = np.random.default_rng(0).integers(0, 255, (50, 30, 3), dtype=np.uint8)
-    c = SimpleNamespace(content={'image': [array, SimpleNamespace(read=lambda: array), Image.fromarray(array)]}, ids=tuple('abc'))
+    c = SimpleNamespace(
+        content={'image': [array, SimpleNamespace(read=lambda: array), Image.fromarray(array)]}, ids=tuple('abc')
+    )
     a, b, d = (look(c, 'image', i) for i in range(3))
     assert a.digest == b.digest == d.digest and a.size == (30, 50) and (a.tiny == b.tiny).all()
 
 
 @pytest.mark.skipif(not hasattr(data, 'LazyImage'), reason='encoded bytes are no content here')
 def test_encoded_bytes_and_lazy_pictures(tmp_path):
-    Image.fromarray(make_studio(items=20, users=1).catalogue.content['image'][0]).resize((300, 200)).save(tmp_path / 'a.jpg')
+    Image.fromarray(make_studio(items=20, users=1).catalogue.content['image'][0]).resize((300, 200)).save(
+        tmp_path / 'a.jpg'
+    )
     code = (tmp_path / 'a.jpg').read_bytes()
-    c = Catalogue(tuple('abcd'), {'image': [tmp_path / 'a.jpg', code, data.LazyImage('a.zip: a.jpg', lambda: code), b'nothing']}, {'image': 'image'})
+    c = Catalogue(
+        tuple('abcd'),
+        {'image': [tmp_path / 'a.jpg', code, data.LazyImage('a.zip: a.jpg', lambda: code), b'nothing']},
+        {'image': 'image'},
+    )
     f = profile(Dataset(c, Interactions.of_sequences([[0, 1]]), 'x'), progress=False).figures['modalities']['image']
-    assert f['same']['examples'] == [['a', 'b', 'c']] and f['width']['max'] == 300 and f['unreadable'] == {'not an image': 1}
+    assert (
+        f['same']['examples'] == [['a', 'b', 'c']]
+        and f['width']['max'] == 300
+        and f['unreadable'] == {'not an image': 1}
+    )
 
 
 def test_broken_pictures_are_counted_and_nothing_else_is_lost(tmp_path):
     img = Image.fromarray(make_studio(items=20, users=1).catalogue.content['image'][0])
-    img.save(tmp_path / 'good.jpg'); img.save(tmp_path / 'good.png')
-    for name in ('jpg', 'png'): (tmp_path / f'cut.{name}').write_bytes((tmp_path / f'good.{name}').read_bytes()[:900])
-    (tmp_path / 'zero.png').touch(); (tmp_path / 'text.jpg').write_text('<svg/>')
-    names = ['good.jpg', 'good.png', 'cut.jpg', 'cut.png', 'zero.png', 'text.jpg', 'gone.png', '']      # the last one is a folder
+    img.save(tmp_path / 'good.jpg')
+    img.save(tmp_path / 'good.png')
+    for name in ('jpg', 'png'):
+        (tmp_path / f'cut.{name}').write_bytes((tmp_path / f'good.{name}').read_bytes()[:900])
+    (tmp_path / 'zero.png').touch()
+    (tmp_path / 'text.jpg').write_text('<svg/>')
+    names = [
+        'good.jpg',
+        'good.png',
+        'cut.jpg',
+        'cut.png',
+        'zero.png',
+        'text.jpg',
+        'gone.png',
+        '',
+    ]  # the last one is a folder
     c = Catalogue(tuple(map(str, range(8))), {'image': [tmp_path / n for n in names]}, {'image': 'image'})
     p = profile(Dataset(c, Interactions.of_sequences([list(range(8))]), 'x'), progress=False)
     f = p.figures['modalities']['image']
-    assert (f['readable'], sum(f['unreadable'].values()), f['unreadable_ids']) == (2, 6, list('234567')), f['unreadable']
-    assert f['unreadable']['not an image'] == 2 and f['unreadable']['no such file'] == 1 and p.finding('unreadable').severity == 'serious' and p._repr_html_().count('no picture') == 6
+    assert (f['readable'], sum(f['unreadable'].values()), f['unreadable_ids']) == (2, 6, list('234567')), f[
+        'unreadable'
+    ]
+    assert (
+        f['unreadable']['not an image'] == 2
+        and f['unreadable']['no such file'] == 1
+        and p.finding('unreadable').severity == 'serious'
+        and p._repr_html_().count('no picture') == 6
+    )
 
 
 @pytest.mark.slow
@@ -162,8 +273,19 @@ def test_two_million_interactions_take_seconds():
     "Nothing loops over users or interactions: 200,000 users, 100,000 items."
     rng, n, users, items = np.random.default_rng(0), 2_000_000, 200_000, 100_000
     who, when = np.sort(rng.integers(0, users, n)), 1.4e9 + rng.integers(0, 10**8, n).astype(float)
-    inter = Interactions(tuple(f'u{k}' for k in range(users)), np.concatenate([[0], np.cumsum(np.bincount(who, minlength=users))]), np.minimum(rng.zipf(1.3, n) - 1, items - 1), when[np.lexsort((when, who))])
-    ds = Dataset(Catalogue(tuple(f'i{k}' for k in range(items)), {'text': [f'item number {k}' for k in range(items)]}, {'text': 'text'}), inter, 'generated')
+    inter = Interactions(
+        tuple(f'u{k}' for k in range(users)),
+        np.concatenate([[0], np.cumsum(np.bincount(who, minlength=users))]),
+        np.minimum(rng.zipf(1.3, n) - 1, items - 1),
+        when[np.lexsort((when, who))],
+    )
+    ds = Dataset(
+        Catalogue(
+            tuple(f'i{k}' for k in range(items)), {'text': [f'item number {k}' for k in range(items)]}, {'text': 'text'}
+        ),
+        inter,
+        'generated',
+    )
     start = time.time()
     p = profile(ds, progress=False)
     alone, start = time.time() - start, time.time()
@@ -172,29 +294,42 @@ def test_two_million_interactions_take_seconds():
         split = leave_one_out(ds)
     with_split, start = time.time() - start, time.time()
     profile(ds, split, progress=False)
-    print(f'profile of 2,000,000 interactions in {alone:.1f} s, leave_one_out in {with_split:.1f} s, profile with the split in {time.time() - start:.1f} s')
+    print(
+        f'profile of 2,000,000 interactions in {alone:.1f} s, leave_one_out in {with_split:.1f} s, profile with the split in {time.time() - start:.1f} s'
+    )
     assert alone < 60 and p.figures['size']['interactions'] == n
 
 
 # --- the value ------------------------------------------------------------------------------------------------------------------------------
 
+
 def test_every_limit_is_used_and_none_is_unknown():
     source = (ROOT / 'vlm2rec_lab' / 'profile.py').read_text()
     assert not [k for k in LIMITS if f"L['{k}']" not in source and f'L["{k}"]' not in source]
-    with pytest.raises(DataError, match="did you mean 'ties'"): find({}, {'tie': 1})
+    with pytest.raises(DataError, match="did you mean 'ties'"):
+        find({}, {'tie': 1})
 
 
 def test_a_split_of_other_data_is_refused():
     a, b = make_studio(items=60, users=300), make_studio(items=60, users=300, seed=1)
     assert profile(a, hold_out_users(a, 200, 20, 80), progress=False).figures['split']['parts']['test']['rows'] == 80
-    with pytest.raises(DataError, match='make it from this data set'): profile(make_studio(items=60, users=301), leave_one_out(b))
+    with pytest.raises(DataError, match='make it from this data set'):
+        profile(make_studio(items=60, users=301), leave_one_out(b))
 
 
 def test_ds_profile_needs_no_import_and_hides_nobody():
     "The method loads its room by itself; the standard library's `profile` and `cProfile` stay what they are."
-    code = ('import sys; from vlm2rec_lab.studio import make_studio; assert "vlm2rec_lab.profile" not in sys.modules; p = make_studio(items=60, users=40).profile(progress=False); print(p.finding("short").severity);'
-            'import cProfile, profile; assert "vlm2rec_lab" not in profile.__file__ and callable(profile.run); c = cProfile.Profile(); c.runcall(sum, [1]); assert c.getstats()')
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+    code = (
+        'import sys; from vlm2rec_lab.studio import make_studio; assert "vlm2rec_lab.profile" not in sys.modules; p = make_studio(items=60, users=40).profile(progress=False); print(p.finding("short").severity);'
+        'import cProfile, profile; assert "vlm2rec_lab" not in profile.__file__ and callable(profile.run); c = cProfile.Profile(); c.runcall(sum, [1]); assert c.getstats()'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=ROOT,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and done.stdout == 'caution\n', done.stdout + done.stderr
 
 
@@ -203,20 +338,33 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
     p.save(tmp_path / 'a.html')
     before = (tmp_path / 'a.html').read_bytes()
     monkeypatch.setattr(os, 'replace', lambda *a: (_ for _ in ()).throw(OSError('full')))
-    with pytest.raises(OSError, match='full'): p.save(tmp_path / 'a.html')
+    with pytest.raises(OSError, match='full'):
+        p.save(tmp_path / 'a.html')
     assert (tmp_path / 'a.html').read_bytes() == before
-    with pytest.raises(ValueError, match="unknown suffix '.pickle'"): p.save(tmp_path / 'a.pickle')
+    with pytest.raises(ValueError, match="unknown suffix '.pickle'"):
+        p.save(tmp_path / 'a.pickle')
 
 
 # --- in a browser ---------------------------------------------------------------------------------------------------------------------------
+
 
 def evil_shop():
     "Names that are no good, pictures of one colour, times that tie."
     n, rng = 60, np.random.default_rng(0)
     images = [np.full((40 + 3 * i, 60, 3), 30 + 20 * (i % 9), np.uint8) for i in range(n)]
     table = pd.DataFrame({'title': [f'{EVIL}{i}' if i % 2 else 'a' * 200 for i in range(n)]})
-    c = Catalogue(tuple(f'{EVIL}{i}' for i in range(n)), {'text': [f'{EVIL} {"word " * (i % 90)}' for i in range(n)], f'image {EVIL}': images}, {'text': 'text', f'image {EVIL}': 'image'}, table)
-    inter = Interactions(tuple(f'{EVIL}{u}' for u in range(50)), np.arange(51) * 8, rng.integers(0, n, 400), np.repeat(np.arange(50) * 86_400 + 1.6e9, 8))
+    c = Catalogue(
+        tuple(f'{EVIL}{i}' for i in range(n)),
+        {'text': [f'{EVIL} {"word " * (i % 90)}' for i in range(n)], f'image {EVIL}': images},
+        {'text': 'text', f'image {EVIL}': 'image'},
+        table,
+    )
+    inter = Interactions(
+        tuple(f'{EVIL}{u}' for u in range(50)),
+        np.arange(51) * 8,
+        rng.integers(0, n, 400),
+        np.repeat(np.arange(50) * 86_400 + 1.6e9, 8),
+    )
     return Dataset(c, inter, f'shop {EVIL}', (f'note {EVIL}',))
 
 
@@ -233,12 +381,28 @@ def test_the_page(page, tmp_path, scheme, width):
     page.goto(f'file://{tmp_path}/p.html')
     assert page.outside == [] and page.errors == [] and page.evaluate('window.planted') is None
     assert page.evaluate('document.documentElement.scrollWidth') == width, 'the page is wider than the screen'
-    assert page.evaluate("document.querySelectorAll('script, link, iframe, object').length") == 0 and EVIL in page.title() and page.locator('h1').inner_text() == f'shop {EVIL}'
-    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)") and page.locator('img').count() > 20
-    assert page.locator('.find.serious').count() >= 2 and page.locator('svg').count() >= 5 and page.locator('.find .pill').first.inner_text() == 'serious'
-    assert page.evaluate("[...document.querySelectorAll('svg')].every(s => s.getAttribute('aria-label') && s.getBoundingClientRect().width > 200)")
+    assert (
+        page.evaluate("document.querySelectorAll('script, link, iframe, object').length") == 0
+        and EVIL in page.title()
+        and page.locator('h1').inner_text() == f'shop {EVIL}'
+    )
+    assert (
+        page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        and page.locator('img').count() > 20
+    )
+    assert (
+        page.locator('.find.serious').count() >= 2
+        and page.locator('svg').count() >= 5
+        and page.locator('.find .pill').first.inner_text() == 'serious'
+    )
+    assert page.evaluate(
+        "[...document.querySelectorAll('svg')].every(s => s.getAttribute('aria-label') && s.getBoundingClientRect().width > 200)"
+    )
     ground, ink = page.evaluate("(s => [s.backgroundColor, s.color])(getComputedStyle(document.querySelector('main')))")
     light = lambda colour: sum(map(int, colour[4:-1].split(','))) / 3
     assert (light(ground) > 200 > 80 > light(ink)) if scheme == 'light' else (light(ground) < 60 < 200 < light(ink))
     page.locator('summary').click()
-    assert page.locator('.limits tr').count() == len(LIMITS) and page.evaluate('document.documentElement.scrollWidth') == width
+    assert (
+        page.locator('.limits tr').count() == len(LIMITS)
+        and page.evaluate('document.documentElement.scrollWidth') == width
+    )

@@ -1,4 +1,5 @@
 """Ranks against a brute-force loop in float64 under the stated rule for ties, on scores that are exact in every precision, and the same numbers from any number of threads."""
+
 import warnings
 
 import numpy as np
@@ -20,23 +21,40 @@ def brute(items, sequences, targets, tol, candidates):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.data(), st.sampled_from([np.float16, np.float32, np.float64]), st.integers(0, 9), st.integers(1, 30), st.integers(1, 3), st.integers(0, 10**6))
+@given(
+    st.data(),
+    st.sampled_from([np.float16, np.float32, np.float64]),
+    st.integers(0, 9),
+    st.integers(1, 30),
+    st.integers(1, 3),
+    st.integers(0, 10**6),
+)
 def test_ranks_are_those_of_a_loop(data, dtype, users, n_items, dims, seed):
     "Scores are whole multiples of half the tolerance, so that they and the edges of a tie are exact: copies, zero vectors, one item, seen targets, sampled negatives."
     rng, tol = np.random.default_rng(seed), 8 * float(np.finfo(dtype).eps)
     items = (rng.integers(-1, 2, (n_items, dims)) + rng.integers(-6, 7, (n_items, dims)) * tol / 2).astype(dtype)
-    items = items[rng.integers(0, n_items, n_items)] * (rng.random((n_items, 1)) > .1).astype(dtype)     # copies and zero vectors
+    items = items[rng.integers(0, n_items, n_items)] * (rng.random((n_items, 1)) > 0.1).astype(
+        dtype
+    )  # copies and zero vectors
     sequences, targets = rng.integers(-1, 2, (users, dims)).astype(dtype), rng.integers(0, n_items, users)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')                                                             # of seen targets and short negatives
-        seen = seen_items([rng.integers(0, n_items, rng.integers(0, n_items + 1)) for _ in range(users)], targets, n_items)
+        warnings.simplefilter('ignore')  # of seen targets and short negatives
+        seen = seen_items(
+            [rng.integers(0, n_items, rng.integers(0, n_items + 1)) for _ in range(users)], targets, n_items
+        )
         drawn = sample_negatives(seen, targets, n_items, data.draw(st.integers(1, 12)), seed)
     free = [set(range(n_items)) - set(seen[1][a:b].tolist()) for a, b in zip(seen[0], seen[0][1:])]
     some = [{int(t), *(int(i) for i in row if i >= 0)} for t, row in zip(targets, drawn)]
     for chunk, threads in ((None, None), (data.draw(st.integers(1, 10)), data.draw(st.integers(1, 4)))):
-        for how, candidates in ((dict(seen=seen), free), (dict(negatives=drawn), some), (dict(), [set(range(n_items))] * users)):
+        for how, candidates in (
+            (dict(seen=seen), free),
+            (dict(negatives=drawn), some),
+            (dict(), [set(range(n_items))] * users),
+        ):
             r = ranks(items, sequences, targets, chunk=chunk, threads=threads, progress=False, **how)
-            np.testing.assert_array_equal([r.greater, r.ties, r.candidates], brute(items, sequences, targets, tol, candidates))
+            np.testing.assert_array_equal(
+                [r.greater, r.ties, r.candidates], brute(items, sequences, targets, tol, candidates)
+            )
             assert r.greater.dtype == r.ties.dtype == np.int64
 
 
@@ -50,22 +68,25 @@ def test_threads_and_blocks_change_nothing(dtype):
     seen = seen_items([np.setdiff1d(rng.integers(0, 20_000, 8), [t]) for t in targets], targets, 20_000)
     tol = 8 * np.finfo(dtype).eps
     for chunk in (None, 150):
-        found = [ranks(items, sequences, targets, seen, chunk=chunk, threads=t, progress=False) for t in (None, 1, 2, 5)]
+        found = [
+            ranks(items, sequences, targets, seen, chunk=chunk, threads=t, progress=False) for t in (None, 1, 2, 5)
+        ]
         for a in range(0, 401, chunk or 401):
             rows = np.arange(a, min(a + (chunk or 401), 401))
-            s = scores(items, sequences[rows], (seen[0][a:rows[-1] + 2], seen[1]))
+            s = scores(items, sequences[rows], (seen[0][a : rows[-1] + 2], seen[1]))
             at = s[np.arange(len(rows)), targets[rows]][:, None]
             g, level = (s > at + tol).sum(1), (s >= at - tol).sum(1)
             for r in found:
                 np.testing.assert_array_equal(r.greater[rows], g)
                 np.testing.assert_array_equal(r.ties[rows], level - g - 1)
             assert (g == [(np.sort(row)[::-1] > x + tol).argmin() for row, x in zip(s, at[:, 0])]).all()
-    assert (found[0].ties > 0).sum() > 20                                                            # the copies tie
+    assert (found[0].ties > 0).sum() > 20  # the copies tie
 
 
 def test_a_block_smaller_than_a_row():
-    s = np.arange(12.).reshape(3, 4)
-    for block in (1, 3, 4, 5, 100): assert tally(s, s[:, 1:2], block=block).tolist() == [[2, 2, 2], [3, 3, 3]]
+    s = np.arange(12.0).reshape(3, 4)
+    for block in (1, 3, 4, 5, 100):
+        assert tally(s, s[:, 1:2], block=block).tolist() == [[2, 2, 2], [3, 3, 3]]
 
 
 def test_tensors_rank_as_arrays_do():
@@ -75,7 +96,11 @@ def test_tensors_rank_as_arrays_do():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         plain = evaluate(items, users, targets, seen)
-        tensors = evaluate(*({m: torch.from_numpy(x) for m, x in side.items()} for side in (items, users)), torch.from_numpy(targets), torch.from_numpy(seen))
+        tensors = evaluate(
+            *({m: torch.from_numpy(x) for m, x in side.items()} for side in (items, users)),
+            torch.from_numpy(targets),
+            torch.from_numpy(seen),
+        )
     for v in plain:
         np.testing.assert_array_equal(plain.ranks[v].greater, tensors.ranks[v].greater)
         np.testing.assert_array_equal(plain.ranks[v].ties, tensors.ranks[v].ties)

@@ -1,4 +1,5 @@
 """Sequential recommenders on cases of any shape: ranking against ir-measures and plain loops, losses in value and gradient, batches, cropping, runs cut off anywhere."""
+
 import itertools
 import signal
 import subprocess
@@ -14,7 +15,19 @@ from hypothesis import assume, given, settings, strategies as st
 
 from vlm2rec_lab.data import PAD, Catalogue, Dataset, Interactions, leave_one_out
 from vlm2rec_lab.metrics import with_negatives
-from vlm2rec_lab.seqrec import EVEN, ITEMS, LOSSES, MODELS, ItemTable, ce, draw_negatives, figures, fit, gbce, item_vectors, lessons, pooled_batches, rank_rows, represent, sampled, to_left
+from vlm2rec_lab.recommenders.fit import EVEN, draw_negatives, figures, fit, pooled_batches, rank_rows, represent
+from vlm2rec_lab.recommenders.seqrec import (
+    ITEMS,
+    LOSSES,
+    MODELS,
+    ItemTable,
+    ce,
+    gbce,
+    item_vectors,
+    lessons,
+    sampled,
+    to_left,
+)
 
 few = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 10_000)
@@ -23,12 +36,20 @@ seeds = st.integers(0, 10_000)
 def shop(seed, users=40, items=25, repeats=True):
     "Sequences of 3 to 30 items; with repeats, the same item may come again."
     rng = np.random.default_rng(seed)
-    rows = [rng.integers(0, items, n) if repeats else rng.permutation(items)[:n] for n in rng.integers(3, 15 if not repeats else 30, users)]
+    rows = [
+        rng.integers(0, items, n) if repeats else rng.permutation(items)[:n]
+        for n in rng.integers(3, 15 if not repeats else 30, users)
+    ]
     return Dataset(Catalogue([f'i{k}' for k in range(items)], {}, {}), Interactions.of_sequences(rows), f'shop {seed}')
 
 
-def net(name, split, seed=0, dim=8, dropout=0., **table):
-    return MODELS[name](ItemTable(len(split.catalogue), dim, seed=seed, **table), dropout=dropout, length=split.train.history.shape[1], seed=seed)
+def net(name, split, seed=0, dim=8, dropout=0.0, **table):
+    return MODELS[name](
+        ItemTable(len(split.catalogue), dim, seed=seed, **table),
+        dropout=dropout,
+        length=split.train.history.shape[1],
+        seed=seed,
+    )
 
 
 @few
@@ -39,7 +60,7 @@ def test_ranking_is_that_of_a_loop(seed, history, name):
     for part in ('valid', 'test'):
         rows, (u, v), found = getattr(split, part), represent(model, split, part), rank_rows(model, split, part)
         for r in range(len(rows)):
-            seen = set(rows.seen_items[rows.seen_offsets[r]:rows.seen_offsets[r + 1]].tolist())
+            seen = set(rows.seen_items[rows.seen_offsets[r] : rows.seen_offsets[r + 1]].tolist())
             s = v.astype(float) @ u[r].astype(float)
             others = [j for j in range(len(v)) if j not in seen and j != rows.targets[r]]
             assert found.candidates[r] == len(others) + 1
@@ -54,23 +75,28 @@ def test_figures_are_those_of_ir_measures(seed, name, part):
     ir = pytest.importorskip('ir_measures')
     split = leave_one_out(shop(seed, items=40, repeats=False), history=8)
     model = net(name, split, seed)
-    assume(not rank_rows(model, split, part).ties.any())                     # ir-measures breaks ties by name, the lab takes their expected value
+    assume(
+        not rank_rows(model, split, part).ties.any()
+    )  # ir-measures breaks ties by name, the lab takes their expected value
     rows, (u, v) = getattr(split, part), represent(model, split, part)
     qrels, run = [], []
     for r in range(len(rows)):
-        seen = set(rows.seen_items[rows.seen_offsets[r]:rows.seen_offsets[r + 1]].tolist())
+        seen = set(rows.seen_items[rows.seen_offsets[r] : rows.seen_offsets[r + 1]].tolist())
         scores = v.astype(float) @ u[r].astype(float)
         qrels.append(ir.Qrel(str(r), str(rows.targets[r]), 1))
         run += [ir.ScoredDoc(str(r), str(j), float(scores[j])) for j in range(len(v)) if j not in seen]
     told = ir.calc_aggregate([ir.nDCG @ 10, ir.nDCG @ 20, ir.Success @ 10, ir.Success @ 20], qrels, run)
     found = figures(model, split, part).loc['all']
     for k in (10, 20):
-        assert found[f'NDCG@{k}'] == pytest.approx(told[ir.nDCG @ k], abs=1e-6) and found[f'HR@{k}'] == pytest.approx(told[ir.Success @ k], abs=1e-6)
+        assert found[f'NDCG@{k}'] == pytest.approx(told[ir.nDCG @ k], abs=1e-6) and found[f'HR@{k}'] == pytest.approx(
+            told[ir.Success @ k], abs=1e-6
+        )
 
 
 def test_ir_measures_notices_a_wrong_rank():
     "The comparison above can fail: seen items left in change the figures."
     from dataclasses import replace
+
     split = leave_one_out(shop(1, repeats=False), history=8)
     model = net('SASRec', split, 1)
     rows = replace(split.test, seen_offsets=np.zeros(len(split.test) + 1, np.int64), seen_items=np.zeros(0, np.int64))
@@ -78,27 +104,35 @@ def test_ir_measures_notices_a_wrong_rank():
 
 
 @few
-@given(seeds, st.integers(1, 40), st.integers(2, 50), st.integers(1, 9), st.integers(1, 50), st.floats(.1, 30))
+@given(seeds, st.integers(1, 40), st.integers(2, 50), st.integers(1, 9), st.integers(1, 50), st.floats(0.1, 30))
 def test_full_loss_is_that_of_torch(seed, places, items, dim, chunk, far):
     g = torch.Generator().manual_seed(seed)
-    h, t, y = torch.randn(places, dim, generator=g, dtype=torch.float64) * far, torch.randn(items, dim, generator=g, dtype=torch.float64), torch.randint(0, items, (places,), generator=g)
+    h, t, y = (
+        torch.randn(places, dim, generator=g, dtype=torch.float64) * far,
+        torch.randn(items, dim, generator=g, dtype=torch.float64),
+        torch.randint(0, items, (places,), generator=g),
+    )
     a, b = ([v.clone().requires_grad_() for v in (h, t)] for _ in range(2))
     l1, l2 = ce(*a, y, chunk), F.cross_entropy(b[0] @ b[1].T, y)
-    l1.backward(); l2.backward()
-    assert torch.allclose(l1, l2, rtol=1e-9, atol=1e-9) and all(torch.allclose(u.grad, v.grad, rtol=1e-8, atol=1e-10) for u, v in zip(a, b))
+    l1.backward()
+    l2.backward()
+    assert torch.allclose(l1, l2, rtol=1e-9, atol=1e-9) and all(
+        torch.allclose(u.grad, v.grad, rtol=1e-8, atol=1e-10) for u, v in zip(a, b)
+    )
 
 
-@pytest.mark.parametrize('scale', [.05, .2, .5])
+@pytest.mark.parametrize('scale', [0.05, 0.2, 0.5])
 def test_full_loss_in_bfloat16_knows_what_is_learned(scale):
     "Where the next item is all but certain, the gradient is small, and as exact as elsewhere."
     torch.manual_seed(0)
     table, nxt, grads = torch.randn(500, 64) * scale, torch.randint(0, 500, (200,)), []
-    hidden = .2 * torch.randn(200, 64) + 8 * F.normalize(table[nxt], dim=1)
+    hidden = 0.2 * torch.randn(200, 64) + 8 * F.normalize(table[nxt], dim=1)
     for kind in (None, 'bfloat16'):
         h, t = hidden.clone().requires_grad_(), table.clone().requires_grad_()
         ce(h, t, nxt, autocast=kind).backward()
         grads.append((h.grad, t.grad))
-    for exact, rounded in zip(*grads): assert (exact - rounded).norm() < .15 * exact.norm()
+    for exact, rounded in zip(*grads):
+        assert (exact - rounded).norm() < 0.15 * exact.norm()
 
 
 def test_full_loss_keeps_no_scores():
@@ -118,10 +152,14 @@ def test_sampled_loss_estimates_the_full_sum(seed, k):
     h, t, y = torch.randn(1, 4, generator=g), torch.randn(12, 4, generator=g), torch.randint(0, 12, (1,), generator=g)
     log_q = torch.log_softmax(torch.randn(12, generator=g), 0)
     s = (h @ t.T)[0].double()
-    def total(negatives): # the estimated sum over the others, from the loss
+
+    def total(negatives):  # the estimated sum over the others, from the loss
         loss = float(sampled(h, t, y, negatives, log_q))
         return (np.exp(loss) - 1) * float(s[y].exp())
-    mean = sum(float(log_q[j].exp()) * total(torch.full((k,), j)) for j in range(12))            # all k draws alike: the mean over draws is exact
+
+    mean = sum(
+        float(log_q[j].exp()) * total(torch.full((k,), j)) for j in range(12)
+    )  # all k draws alike: the mean over draws is exact
     assert mean == pytest.approx(float(s.exp().sum() - s[y].exp().sum()), rel=1e-3)
 
 
@@ -129,21 +167,36 @@ def test_sampled_loss_estimates_the_full_sum(seed, k):
 @given(seeds, st.integers(1, 8), st.floats(0, 1))
 def test_binary_losses_by_hand(seed, k, t):
     g = torch.Generator().manual_seed(seed)
-    h, table, y, neg = torch.randn(6, 3, generator=g), torch.randn(9, 3, generator=g), torch.randint(0, 9, (6,), generator=g), torch.randint(0, 9, (6, k), generator=g)
+    h, table, y, neg = (
+        torch.randn(6, 3, generator=g),
+        torch.randn(9, 3, generator=g),
+        torch.randint(0, 9, (6,), generator=g),
+        torch.randint(0, 9, (6, k), generator=g),
+    )
     s, alpha = (h @ table.T).double().numpy(), k / 8
     beta, sig = alpha * (t * (1 - 1 / alpha) + 1 / alpha), lambda v: 1 / (1 + np.exp(-v))
-    wanted = np.mean([-(beta * np.log(sig(s[p, y[p]])) + sum(np.log(1 - sig(s[p, j])) for j in neg[p])) / (k + 1) for p in range(6)])
+    wanted = np.mean(
+        [-(beta * np.log(sig(s[p, y[p]])) + sum(np.log(1 - sig(s[p, j])) for j in neg[p])) / (k + 1) for p in range(6)]
+    )
     assert float(gbce(h, table, y, neg, t)) == pytest.approx(wanted, rel=1e-4)
 
 
 @few
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=200), st.integers(1, 30), st.integers(1, 20), st.sampled_from(EVEN), seeds)
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=200),
+    st.integers(1, 30),
+    st.integers(1, 20),
+    st.sampled_from(EVEN),
+    seeds,
+)
 def test_batches_hold_everybody_once(lengths, size, pool, even, seed):
     lengths = np.array(lengths)
     cut = pooled_batches(lengths, size, pool, seed, even)
     assert sorted(np.concatenate(cut)) == list(range(len(lengths))) and all(map(len, cut))
-    if even == 'sequences' or pool == 1: assert sorted(map(len, cut))[1:] == [size] * (len(cut) - 1)
-    if pool > 1: assert all((np.diff(lengths[b]) >= 0).all() for b in cut)
+    if even == 'sequences' or pool == 1:
+        assert sorted(map(len, cut))[1:] == [size] * (len(cut) - 1)
+    if pool > 1:
+        assert all((np.diff(lengths[b]) >= 0).all() for b in cut)
     assert len(cut) <= -(-len(lengths) // size)
 
 
@@ -155,7 +208,9 @@ def test_lessons_ask_for_every_training_row(seed, history):
     assert (np.diff((x != PAD).astype(int), axis=1) >= 0).all() and ((x == PAD) == (y == PAD)).all()
     there = x != PAD
     last = split.train.history[np.arange(len(split.train)), (split.train.history != PAD).sum(1) - 1]
-    assert sorted(zip(np.repeat(users, there.sum(1)), x[there], y[there])) == sorted(zip(split.train.users, last, split.train.targets))
+    assert sorted(zip(np.repeat(users, there.sum(1)), x[there], y[there])) == sorted(
+        zip(split.train.users, last, split.train.targets)
+    )
     assert (x[:, 1:] == y[:, :-1])[there[:, :-1]].all()
 
 
@@ -164,8 +219,17 @@ def test_lessons_ask_for_every_training_row(seed, history):
 def test_negatives_are_nobodys_own(seed, k, items):
     rng = np.random.default_rng(seed)
     users, targets = rng.integers(0, 5, 30), rng.integers(0, items, 30)
-    keys = np.unique(np.concatenate([users * items + targets, rng.integers(0, 5, 8) * items + rng.integers(0, items, 8)]))
-    out = draw_negatives(torch.from_numpy(users), torch.from_numpy(targets), k, items, torch.from_numpy(keys), torch.Generator().manual_seed(seed)).numpy()
+    keys = np.unique(
+        np.concatenate([users * items + targets, rng.integers(0, 5, 8) * items + rng.integers(0, items, 8)])
+    )
+    out = draw_negatives(
+        torch.from_numpy(users),
+        torch.from_numpy(targets),
+        k,
+        items,
+        torch.from_numpy(keys),
+        torch.Generator().manual_seed(seed),
+    ).numpy()
     assert out.shape == (30, k) and out.min() >= 0 and out.max() < items and (out != targets[:, None]).all()
     free = items - np.array([np.isin(np.arange(u * items, (u + 1) * items), keys).sum() for u in range(5)])
     roomy = free[users] >= items / 2
@@ -191,7 +255,8 @@ def test_fillers_change_nothing(seed, name, more, how):
 
 def test_halves_run_over_a_doubled_sequence():
     "Embedding and encoder are modules: two embeddings side by side under a mask of their own, each half as it would be alone where it may not read the other."
-    from vlm2rec_lab.seqrec import readable
+    from vlm2rec_lab.recommenders.seqrec import readable
+
     split = leave_one_out(shop(3), history=6)
     a, b = net('SASRec', split, 1).eval(), net('SASRec', split, 2).eval()
     x = torch.from_numpy(lessons(split)[1][:9])
@@ -204,15 +269,32 @@ def test_halves_run_over_a_doubled_sequence():
     assert not torch.allclose(open_[:, 5], both[:, 5], atol=1e-3)
 
 
-@pytest.mark.parametrize('name, loss', [*itertools.product(MODELS, ['ce']), *itertools.product(['SASRec'], sorted(set(LOSSES) - {'ce'}))])
+@pytest.mark.parametrize(
+    'name, loss', [*itertools.product(MODELS, ['ce']), *itertools.product(['SASRec'], sorted(set(LOSSES) - {'ce'}))]
+)
 def test_learns_what_cannot_be_guessed(name, loss):
     "A larger circle: far above the list of best sellers."
     rng = np.random.default_rng(0)
-    rows = (rng.integers(0, 60, (250, 1)) + np.cumsum(np.where(rng.random((250, 9)) < .1, rng.integers(2, 60, (250, 9)), 1), 1)) % 60
-    split = leave_one_out(Dataset(Catalogue([f'i{k}' for k in range(60)], {}, {}), Interactions.of_sequences(rows), 'circle'), history=8)
-    model = net(name, split, dim=16, dropout=.1)
-    fit(model, split, loss, negatives=16 if loss == 'sampled' else 1, epochs=40, patience=8, batch=32, lr=1e-2, progress=False)
-    assert figures(model, split).loc['all', 'NDCG@10'] > .7
+    rows = (
+        rng.integers(0, 60, (250, 1))
+        + np.cumsum(np.where(rng.random((250, 9)) < 0.1, rng.integers(2, 60, (250, 9)), 1), 1)
+    ) % 60
+    split = leave_one_out(
+        Dataset(Catalogue([f'i{k}' for k in range(60)], {}, {}), Interactions.of_sequences(rows), 'circle'), history=8
+    )
+    model = net(name, split, dim=16, dropout=0.1)
+    fit(
+        model,
+        split,
+        loss,
+        negatives=16 if loss == 'sampled' else 1,
+        epochs=40,
+        patience=8,
+        batch=32,
+        lr=1e-2,
+        progress=False,
+    )
+    assert figures(model, split).loc['all', 'NDCG@10'] > 0.7
 
 
 def test_killed_run_goes_on(tmp_path):
@@ -224,18 +306,24 @@ def test_killed_run_goes_on(tmp_path):
         torch.set_num_threads(int(sys.argv[3]))
         course(sys.argv[1], lambda r: os.kill(os.getpid(), signal.SIGKILL) if len(r) == 3 else None)
     ''')
-    killed = subprocess.run([sys.executable, '-c', script, str(tmp_path), str(Path(__file__).parent), str(torch.get_num_threads())], capture_output=True, text=True, timeout=300)
+    killed = subprocess.run(
+        [sys.executable, '-c', script, str(tmp_path), str(Path(__file__).parent), str(torch.get_num_threads())],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     whole = course(None)
     assert course(tmp_path) == whole and len(whole[0]) == 5
     file = tmp_path / 'fit.safetensors'
     file.write_bytes(file.read_bytes()[:300])
-    with pytest.warns(UserWarning, match='going on from the checkpoint before'): assert course(tmp_path) == whole, 'a damaged state: the one before it'
+    with pytest.warns(UserWarning, match='going on from the checkpoint before'):
+        assert course(tmp_path) == whole, 'a damaged state: the one before it'
 
 
-def course(folder, callback=None): # -> (losses and figures, sum of the weights)
+def course(folder, callback=None):  # -> (losses and figures, sum of the weights)
     split = leave_one_out(shop(5), history=6)
-    model = net('SASRec', split, dropout=.3)
+    model = net('SASRec', split, dropout=0.3)
     run = fit(model, split, 'bce', epochs=5, patience=None, batch=16, progress=False, folder=folder, callback=callback)
     return run.frame[['loss', 'NDCG@10']].values.tolist(), float(sum(p.double().sum() for p in model.parameters()))
 
@@ -243,12 +331,23 @@ def course(folder, callback=None): # -> (losses and figures, sum of the weights)
 def test_training_looks_at_no_test_row():
     "Whatever the test rows ask for, the run and the vectors are the same."
     from dataclasses import replace
+
     split = leave_one_out(shop(7), history=6)
-    rows = replace(split.test, targets=(split.test.targets + 1) % 25, seen_offsets=np.zeros(len(split.test) + 1, np.int64), seen_items=np.zeros(0, np.int64))
+    rows = replace(
+        split.test,
+        targets=(split.test.targets + 1) % 25,
+        seen_offsets=np.zeros(len(split.test) + 1, np.int64),
+        seen_items=np.zeros(0, np.int64),
+    )
     runs = []
     for s in (split, replace(split, test=rows)):
-        model = net('SASRec', s, dropout=.2)
-        runs.append((fit(model, s, epochs=4, batch=16, progress=False).frame[['loss', 'NDCG@10']].values.tolist(), represent(model, s)[1].tolist()))
+        model = net('SASRec', s, dropout=0.2)
+        runs.append(
+            (
+                fit(model, s, epochs=4, batch=16, progress=False).frame[['loss', 'NDCG@10']].values.tolist(),
+                represent(model, s)[1].tolist(),
+            )
+        )
     assert runs[0] == runs[1]
 
 
@@ -258,21 +357,27 @@ def test_every_row_is_taught_in_every_epoch(name):
     split, taught = leave_one_out(shop(11), history=8), []
     model = net(name, split)
     lesson = type(model).lesson
+
     class Told(type(model)):
         def lesson(self, x, y, generator):
             taught.append((int((x != PAD).sum()), bool((x[:, 0] != PAD).any())))
             return lesson(self, x, y, generator)
+
     model.__class__ = Told
     fit(model, split, epochs=2, patience=None, batch=16, progress=False)
-    assert sum(n for n, _ in taught) == 2 * int((lessons(split)[1] != PAD).sum()) and all(full for _, full in taught), 'no batch begins with a column of fillers'
+    assert sum(n for n, _ in taught) == 2 * int((lessons(split)[1] != PAD).sum()) and all(full for _, full in taught), (
+        'no batch begins with a column of fillers'
+    )
 
 
 def test_the_best_state_is_kept():
     "Not the last one: a rate that is far too high makes the last epochs worse than the best."
     split = leave_one_out(shop(12, users=80), history=8)
     model = net('SASRec', split)
-    run = fit(model, split, epochs=12, patience=None, batch=16, lr=.1, progress=False)
-    assert run.best < 12 and figures(model, split, 'valid', 10, ('NDCG',)).loc['all', 'NDCG@10'] == pytest.approx(run.frame['NDCG@10'].max()) != pytest.approx(run.frame['NDCG@10'].iloc[-1])
+    run = fit(model, split, epochs=12, patience=None, batch=16, lr=0.1, progress=False)
+    assert run.best < 12 and figures(model, split, 'valid', 10, ('NDCG',)).loc['all', 'NDCG@10'] == pytest.approx(
+        run.frame['NDCG@10'].max()
+    ) != pytest.approx(run.frame['NDCG@10'].iloc[-1])
 
 
 def test_items_without_a_vector_stay_at_zero():
@@ -282,50 +387,81 @@ def test_items_without_a_vector_stay_at_zero():
     assert not z[2].any() and torch.allclose(z[[0, 1, 3, 4, 5, 6]].mean(0), torch.zeros(4, dtype=z.dtype), atol=1e-9)
 
 
-def test_small_tables_are_heard(): # a table of any size gives the network the same items to read
+def test_small_tables_are_heard():  # a table of any size gives the network the same items to read
     split = leave_one_out(shop(13), history=6)
     x, out = torch.from_numpy(lessons(split)[1][:9]), []
-    for scale in (1., .1):
+    for scale in (1.0, 0.1):
         model = net('SASRec', split).eval()
         with torch.no_grad():
             model.embedding.places.zero_()
             out.append(model(x, model.items() * 50 * scale)[:, -1])
-    assert torch.allclose(*out, atol=1e-2) and out[0].std(0).min() > .1
+    assert torch.allclose(*out, atol=1e-2) and out[0].std(0).min() > 0.1
 
 
 def test_each_seed_has_an_embedder_of_its_own(monkeypatch):
     "The seed reaches split, adapters and batches."
     from vlm2rec_lab import train
-    from vlm2rec_lab.downstream import source_vectors
+    from vlm2rec_lab.recommenders.downstream import source_vectors
     from vlm2rec_lab.embed import VLMEmbedder
+
     given, load = [], VLMEmbedder.from_pretrained.__func__
-    class Enough(Exception): pass
-    def stop(*args, **how): given.append(how['seed']); raise Enough
-    monkeypatch.setattr(VLMEmbedder, 'from_pretrained', classmethod(lambda cls, *args, **how: (given.append(how['seed']), load(cls, *args, **how))[1]))
+
+    class Enough(Exception):
+        pass
+
+    def stop(*args, **how):
+        given.append(how['seed'])
+        raise Enough
+
+    monkeypatch.setattr(
+        VLMEmbedder,
+        'from_pretrained',
+        classmethod(lambda cls, *args, **how: (given.append(how['seed']), load(cls, *args, **how))[1]),
+    )
     monkeypatch.setattr(train, 'train', stop)
     split = leave_one_out(shop(3), history=6)
     for seed in (4, 5):
-        with pytest.raises(Enough): source_vectors(lambda s, history: (given.append(s), split)[1], 'sft', seed, progress=False)
+        with pytest.raises(Enough):
+            source_vectors(lambda s, history: (given.append(s), split)[1], 'sft', seed, progress=False)
     assert given == [4, 4, 4, 5, 5, 5]
 
 
 def test_every_source_is_asked_for(monkeypatch):
     from vlm2rec_lab import downstream
+
     asked, rng = [], np.random.default_rng(0)
-    monkeypatch.setattr(downstream, 'source_vectors', lambda tasks, source, seed, *rest: (asked.append((source, seed)), {'text': rng.normal(size=(25, 4))})[1])
-    runs = downstream.downstream_runs(lambda seed, history: leave_one_out(shop(3), history=history), seeds=(0, 1), history=6, dim=8, epochs=1, batch=16, progress=False)
-    assert asked == [(s, k) for k in (0, 1) for s in downstream.SOURCES] and set(runs['items']) == {'random ids', *(f'{s} text' for s in downstream.SOURCES)}
+    monkeypatch.setattr(
+        downstream,
+        'source_vectors',
+        lambda tasks, source, seed, *rest: (asked.append((source, seed)), {'text': rng.normal(size=(25, 4))})[1],
+    )
+    runs = downstream.downstream_runs(
+        lambda seed, history: leave_one_out(shop(3), history=history),
+        seeds=(0, 1),
+        history=6,
+        dim=8,
+        epochs=1,
+        batch=16,
+        progress=False,
+    )
+    assert asked == [(s, k) for k in (0, 1) for s in downstream.SOURCES] and set(runs['items']) == {
+        'random ids',
+        *(f'{s} text' for s in downstream.SOURCES),
+    }
 
 
 def test_negatives_of_the_split_are_heeded():
     split = with_negatives(leave_one_out(shop(2, repeats=False), history=6), 5, seed=3)
     model = net('GRU4Rec', split)
-    assert (rank_rows(model, split).candidates == 6).all() and fit(model, split, epochs=1, batch=16, metric='HR@2', progress=False).frame['HR@2'].iloc[0] > 0
+    assert (rank_rows(model, split).candidates == 6).all() and fit(
+        model, split, epochs=1, batch=16, metric='HR@2', progress=False
+    ).frame['HR@2'].iloc[0] > 0
 
 
 def test_vectors_of_any_kind_of_number():
     x = np.random.default_rng(0).normal(size=(7, 4))
-    for kind in (np.float16, np.float32, np.float64): assert torch.allclose(item_vectors(x.astype(kind)), item_vectors(x), atol=5e-3)
+    for kind in (np.float16, np.float32, np.float64):
+        assert torch.allclose(item_vectors(x.astype(kind)), item_vectors(x), atol=5e-3)
     assert torch.allclose(item_vectors(torch.from_numpy(x)), item_vectors({'text': x}, 'text'))
     assert torch.allclose(item_vectors(3 * x), item_vectors(x)), 'length is no information'
 
@@ -333,7 +469,8 @@ def test_vectors_of_any_kind_of_number():
 def test_worth_is_resumed_and_reported(tmp_path):
     "Runs that are done are read; the table goes into a report, with a name from the data escaped, and changes no verdict."
     from vlm2rec_lab.diagnose import collapse_report
-    from vlm2rec_lab.seqrec import mean_and_spread, worth_runs
+    from vlm2rec_lab.recommenders.fit import mean_and_spread, worth_runs
+
     rng = np.random.default_rng(0)
     split = leave_one_out(shop(4), history=6)
     vectors = {'text': rng.normal(size=(25, 6)), '<i>image</i>': rng.normal(size=(25, 3))}
@@ -341,14 +478,40 @@ def test_worth_is_resumed_and_reported(tmp_path):
     runs, trained = worth_runs(split, vectors, folder=tmp_path, **how), []
     again = worth_runs(split, vectors, folder=tmp_path, callback=trained.append, **how)
     assert all(p.parent == tmp_path for p in tmp_path.rglob('*') if p.is_dir()), 'a name is no path'
-    assert runs.equals(again) and not trained and list(dict.fromkeys(runs['items'])) == ['random ids', 'text', '<i>image</i>', 'fused'] and len(runs) == 8
+    assert (
+        runs.equals(again)
+        and not trained
+        and list(dict.fromkeys(runs['items'])) == ['random ids', 'text', '<i>image</i>', 'fused']
+        and len(runs) == 8
+    )
     assert runs.equals(worth_runs(split, vectors, **how))
     table, rows = mean_and_spread(runs, 'NDCG@5'), split.test
-    given = dict(items=vectors, sequences={m: v[rows.targets] + rng.normal(size=(len(rows), v.shape[1])) for m, v in vectors.items()}, targets=rows.targets, bootstrap=50, permutations=2, fuse='concat')
+    given = dict(
+        items=vectors,
+        sequences={m: v[rows.targets] + rng.normal(size=(len(rows), v.shape[1])) for m, v in vectors.items()},
+        targets=rows.targets,
+        bootstrap=50,
+        permutations=2,
+        fuse='concat',
+    )
     bare, told = collapse_report(**given), collapse_report(**given, downstream=table)
-    assert told.verdict == bare.verdict and told.to_dict()['downstream']['text']['NDCG@5 all'] == pytest.approx(table.loc['text', 'NDCG@5 all'])
+    assert told.verdict == bare.verdict and told.to_dict()['downstream']['text']['NDCG@5 all'] == pytest.approx(
+        table.loc['text', 'NDCG@5 all']
+    )
+
     def cut(records):
-        if len(records) == 1: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt, match='random ids, seed 0: stopped after 1 epochs, and nothing is told of it; the same call goes on'): worth_runs(split, vectors, folder=tmp_path / 'cut', callback=cut, **how)
+        if len(records) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(
+        KeyboardInterrupt,
+        match='random ids, seed 0: stopped after 1 epochs, and nothing is told of it; the same call goes on',
+    ):
+        worth_runs(split, vectors, folder=tmp_path / 'cut', callback=cut, **how)
     assert runs.equals(worth_runs(split, vectors, folder=tmp_path / 'cut', **how)), 'a run that was cut off goes on'
-    assert '<i>image' not in told._repr_html_() and 'downstream' in repr(told) and 'downstream' not in repr(bare) and 'downstream' not in bare.to_dict()
+    assert (
+        '<i>image' not in told._repr_html_()
+        and 'downstream' in repr(told)
+        and 'downstream' not in repr(bare)
+        and 'downstream' not in bare.to_dict()
+    )

@@ -1,4 +1,5 @@
 """The linked views in a real browser: in JupyterLab on loopback, and as saved pages."""
+
 import os
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PLANTED = '<img src=x onerror=window.planted=1>&lt;b></script>'   # under 60 characters, where titles are cut
+PLANTED = '<img src=x onerror=window.planted=1>&lt;b></script>'  # under 60 characters, where titles are cut
 SHOP = f'''
 import numpy as np, pandas as pd, time
 from vlm2rec_lab.data import Catalogue
@@ -23,7 +24,7 @@ def shop(n, planted={PLANTED!r}):
 def colour(i): return np.stack([40 + i * 37 % 200, 40 + i * 91 % 200, 40 + i * 53 % 200], -1).astype(np.uint8)
 '''
 NAMES = {}
-exec(SHOP, NAMES)   # a notebook's cell, and used here too
+exec(SHOP, NAMES)  # a notebook's cell, and used here too
 shop, colour = NAMES['shop'], NAMES['colour']
 VIEW = "document.querySelectorAll('.v2w')"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -32,12 +33,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 def run_notebook(page, lab, name, *cells):
     "Open a notebook made of these cells and run them all."
     url, root = lab
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata={'kernelspec': dict(name='python3', display_name='Python 3', language='python')}), root / name)
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(c) for c in cells],
+            metadata={'kernelspec': dict(name='python3', display_name='Python 3', language='python')},
+        ),
+        root / name,
+    )
     page.goto(f'{url}/doc/tree/{name}?token=t&reset')
     page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=60_000)
     page.locator('#jp-main-statusbar', has_text='| Idle').wait_for(timeout=60_000)
-    if page.locator('.jp-Dialog .jp-mod-accept').count(): page.locator('.jp-Dialog .jp-mod-accept').first.click()
-    page.errors.clear()   # what JupyterLab said while it started
+    if page.locator('.jp-Dialog .jp-mod-accept').count():
+        page.locator('.jp-Dialog .jp-mod-accept').first.click()
+    page.errors.clear()  # what JupyterLab said while it started
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
 
@@ -53,20 +61,28 @@ def circle(page, panel, item, r=9):
     x, y = place(page, panel, item)
     page.mouse.move(x + r, y)
     page.mouse.down()
-    for a in np.linspace(0, 2 * np.pi, 12): page.mouse.move(x + r * np.cos(a), y + r * np.sin(a))
+    for a in np.linspace(0, 2 * np.pi, 12):
+        page.mouse.move(x + r * np.cos(a), y + r * np.sin(a))
     page.mouse.up()
 
 
 def marked(page, panel, item, view=0):
     "Is something drawn on the upper canvas where an item lies?"
-    return page.evaluate(f'''([p, i]) => {{ const q = {VIEW}[{view}].view.panels[p], [x, y] = q.to(i), d = q.top.width / q.top.clientWidth
-        return q.top.getContext('2d').getImageData((x - 12) * d, (y - 12) * d, 24 * d, 24 * d).data.some(v => v > 0) }}''', [panel, item])
+    return page.evaluate(
+        f'''([p, i]) => {{ const q = {VIEW}[{view}].view.panels[p], [x, y] = q.to(i), d = q.top.width / q.top.clientWidth
+        return q.top.getContext('2d').getImageData((x - 12) * d, (y - 12) * d, 24 * d, 24 * d).data.some(v => v > 0) }}''',
+        [panel, item],
+    )
 
 
 def seen(page, selector):
     "The middle pixel of a picture, when it is there."
     page.wait_for_selector(f'{selector}[data-ready=picture]', timeout=10_000)
-    return np.array(page.locator(selector).first.evaluate("c => [...c.getContext('2d').getImageData(c.width / 2, c.height / 2, 1, 1).data].slice(0, 3)"))
+    return np.array(
+        page.locator(selector).first.evaluate(
+            "c => [...c.getContext('2d').getImageData(c.width / 2, c.height / 2, 1, 1).data].slice(0, 3)"
+        )
+    )
 
 
 def look_and_lasso(page, items=(3, 0)):
@@ -76,19 +92,28 @@ def look_and_lasso(page, items=(3, 0)):
         page.mouse.move(x - 60, y - 60)
         page.mouse.move(x, y)
         page.wait_for_function(f'() => {VIEW}[0].view.state.hover >= 0')
-        item = page.evaluate(f'{VIEW}[0].view.state.hover')       # another may lie on top
+        item = page.evaluate(f'{VIEW}[0].view.state.hover')  # another may lie on top
         title = PLANTED if item == 0 else f'product {item}'
         page.locator('.v2w .tip.on', has_text=title).wait_for()
         assert page.locator('.v2w .tip.on').text_content() == title
-        assert np.abs(seen(page, f'.v2w .tip.on canvas[data-item="{item}"]') - colour(item).astype(int)).max() < 25, 'the wrong picture'
-        page.wait_for_function(f'(i) => {VIEW}[0].view.state.told === i', arg=item)   # its neighbours came
+        assert np.abs(seen(page, f'.v2w .tip.on canvas[data-item="{item}"]') - colour(item).astype(int)).max() < 25, (
+            'the wrong picture'
+        )
+        page.wait_for_function(f'(i) => {VIEW}[0].view.state.told === i', arg=item)  # its neighbours came
         page.wait_for_timeout(100)
         assert marked(page, 1, item) and marked(page, 2, item), 'not marked in the other spaces'
-        assert page.locator('.v2w').first.locator('.near .row').count() == 3 and page.locator('.v2w').first.locator('.near .row button').count() == 18
+        assert (
+            page.locator('.v2w').first.locator('.near .row').count() == 3
+            and page.locator('.v2w').first.locator('.near .row button').count() == 18
+        )
     circle(page, 0, 3)
     page.wait_for_function(f'() => {VIEW}[0].view.state.count > 0')
     chosen = page.evaluate(f'[...{VIEW}[0].view.state.mask.keys()].filter(i => {VIEW}[0].view.state.mask[i])')
-    assert 3 in chosen and len(chosen) < 60 and f'{len(chosen)} selected' in page.locator('.v2w .strip').first.text_content()
+    assert (
+        3 in chosen
+        and len(chosen) < 60
+        and f'{len(chosen)} selected' in page.locator('.v2w .strip').first.text_content()
+    )
     return chosen
 
 
@@ -99,11 +124,15 @@ def keyboard(page):
     page.keyboard.press('Escape')
     assert page.evaluate(f'{VIEW}[0].view.state.count') == 0
     state = lambda: page.evaluate(f'[{VIEW}[0].view.state.hover, {VIEW}[0].view.state.pin]')
-    page.keyboard.press('ArrowRight'); first = state()[0]
-    page.keyboard.press('ArrowRight'); second = state()[0]
+    page.keyboard.press('ArrowRight')
+    first = state()[0]
+    page.keyboard.press('ArrowRight')
+    second = state()[0]
     assert first >= 0 and second >= 0 and first != second
     page.keyboard.press('Enter')
-    assert state()[1] == second and page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == 'solid', 'the focus cannot be seen'
+    assert state()[1] == second and page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == 'solid', (
+        'the focus cannot be seen'
+    )
     page.wait_for_function("() => /Nearest in text/.test(document.querySelector('.v2w .live').textContent)")
     page.keyboard.press(' ')
     assert page.evaluate(f'{VIEW}[0].view.state.count') == 1
@@ -120,12 +149,22 @@ def pairs(page, view):
     page.wait_for_function(f'() => {VIEW}[{view}].view.state.pin')
     assert page.evaluate(f'{VIEW}[{view}].view.state.pin') == [4, 9]
     card = page.locator('.v2w').nth(view).locator('.duet')
-    assert card.locator('canvas[data-ready=picture]').count() == 2 or card.locator('canvas[data-ready=picture]').nth(1).wait_for() is None
+    assert (
+        card.locator('canvas[data-ready=picture]').count() == 2
+        or card.locator('canvas[data-ready=picture]').nth(1).wait_for() is None
+    )
     assert page.locator('.v2w').nth(view).locator('tbody tr').count() == 3
     page.wait_for_timeout(100)
-    assert all(page.evaluate(f"(p) => {VIEW}[{view}].view.panels[p].top.getContext('2d').getImageData(0, 0, 2000, 2000).data.some(v => v > 0)", p) for p in range(4))
+    assert all(
+        page.evaluate(
+            f"(p) => {VIEW}[{view}].view.panels[p].top.getContext('2d').getImageData(0, 0, 2000, 2000).data.some(v => v > 0)",
+            p,
+        )
+        for p in range(4)
+    )
     page.locator('.v2w').nth(view).locator('.plot').nth(0).focus()
-    page.keyboard.press('ArrowDown'); page.keyboard.press('Enter')
+    page.keyboard.press('ArrowDown')
+    page.keyboard.press('Enter')
     assert page.evaluate(f'{VIEW}[{view}].view.state.pin') == [5, 9]
 
 
@@ -137,9 +176,12 @@ def quiet(page):
 def saved(tmp_path_factory):
     "Both views as pages."
     from vlm2rec_lab.widgets import spaces_drawing, topology_drawing
+
     out = tmp_path_factory.mktemp('pages')
     cat, vectors = shop(300)
-    return spaces_drawing(vectors, cat, colour='kind').to_html(out / 'spaces.html'), topology_drawing(vectors, cat, sample=40).to_html(out / 'topology.html')
+    return spaces_drawing(vectors, cat, colour='kind').to_html(out / 'spaces.html'), topology_drawing(
+        vectors, cat, sample=40
+    ).to_html(out / 'topology.html')
 
 
 def test_page_of_spaces(page, saved):
@@ -149,11 +191,17 @@ def test_page_of_spaces(page, saved):
     keyboard(page)
     page.locator('button[data-tool=box]').click()
     x, y = place(page, 1, 3)
-    page.mouse.move(x - 15, y - 15); page.mouse.down(); page.mouse.move(x, y); page.mouse.move(x + 15, y + 15); page.mouse.up()
+    page.mouse.move(x - 15, y - 15)
+    page.mouse.down()
+    page.mouse.move(x, y)
+    page.mouse.move(x + 15, y + 15)
+    page.mouse.up()
     assert page.evaluate(f'{VIEW}[0].view.state.mask[3]') == 1
     page.locator('button[data-tool=lines]').click()
     page.wait_for_timeout(100)
-    assert page.evaluate("(c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0))(document.querySelector('.wires'))")
+    assert page.evaluate(
+        "(c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0))(document.querySelector('.wires'))"
+    )
     page.locator('.v2w select').first.select_option(label='nothing')
     page.wait_for_function("() => !document.querySelector('.legend button')")
     quiet(page)
@@ -177,18 +225,36 @@ def test_pages_on_a_phone(browser, saved, scheme):
         page.goto(path.as_uri())
         page.wait_for_selector('.v2w .plot')
         assert page.evaluate('document.documentElement.scrollWidth') <= 390
-        boxes = page.evaluate("[...document.querySelectorAll('.panel')].map(e => { const b = e.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom] })")
+        boxes = page.evaluate(
+            "[...document.querySelectorAll('.panel')].map(e => { const b = e.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom] })"
+        )
         assert all(b[2] - b[0] > 120 and b[3] - b[1] > 120 for b in boxes)
-        assert all(a[2] <= b[0] + 1 or b[2] <= a[0] + 1 or a[3] <= b[1] + 1 or b[3] <= a[1] + 1 for k, a in enumerate(boxes) for b in boxes[:k])
-        assert (sum(page.evaluate("getComputedStyle(document.querySelector('.v2w')).backgroundColor.match(/\\d+/g).map(Number)")[:3]) < 200) == (scheme == 'dark')
+        assert all(
+            a[2] <= b[0] + 1 or b[2] <= a[0] + 1 or a[3] <= b[1] + 1 or b[3] <= a[1] + 1
+            for k, a in enumerate(boxes)
+            for b in boxes[:k]
+        )
+        assert (
+            sum(
+                page.evaluate(
+                    "getComputedStyle(document.querySelector('.v2w')).backgroundColor.match(/\\d+/g).map(Number)"
+                )[:3]
+            )
+            < 200
+        ) == (scheme == 'dark')
         context.close()
 
 
 def test_both_views_on_one_page(page, tmp_path):
     "Fragments of several views live beside each other."
     from vlm2rec_lab.widgets import spaces_drawing, topology_drawing
+
     cat, vectors = shop(60)
-    (tmp_path / 'both.html').write_text('<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><body>' + spaces_drawing(vectors, cat).fragment() + topology_drawing(vectors, cat).fragment())
+    (tmp_path / 'both.html').write_text(
+        '<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><body>'
+        + spaces_drawing(vectors, cat).fragment()
+        + topology_drawing(vectors, cat).fragment()
+    )
     page.goto((tmp_path / 'both.html').as_uri())
     page.wait_for_selector('.v2w .panel.thin')
     look_and_lasso(page, items=(3,))
@@ -197,18 +263,26 @@ def test_both_views_on_one_page(page, tmp_path):
 
 
 def test_in_jupyterlab(page, lab):
-    run_notebook(page, lab, 'views.ipynb', SHOP, '''
+    run_notebook(
+        page,
+        lab,
+        'views.ipynb',
+        SHOP,
+        '''
 from ipywidgets import Button, Label
 from vlm2rec_lab.widgets import spaces_view, topology_view
 cat, vectors = shop(1200)                                     # more than travel with the widget: pictures are asked for
 view, heard = spaces_view(vectors, cat, method='pca', colour='kind'), Label('none')
 heard.add_class('t-ids'); view.observe(lambda c: setattr(heard, 'value', ' '.join(c.new) or 'none'), 'selected')
 button = Button(description='choose'); button.add_class('t-choose'); button.on_click(lambda _: setattr(view, 'selected', ('id7', 'id8')))
-display(view, heard, button)''', '''
+display(view, heard, button)''',
+        '''
 t, pair = topology_view(vectors, cat, sample=40), Label('none')
 pair.add_class('t-pair'); t.observe(lambda c: setattr(pair, 'value', ' '.join(c.new)), 'selected')
-display(t, pair)''', '''
-umap = spaces_view(*reversed(shop(80)), method='umap'); umap''')
+display(t, pair)''',
+        '''
+umap = spaces_view(*reversed(shop(80)), method='umap'); umap''',
+    )
     page.wait_for_selector('.v2w .panel.thin', timeout=120_000)
     chosen = look_and_lasso(page)
     page.locator('.t-ids', has_text=' '.join(f'id{i}' for i in chosen)).wait_for(timeout=10_000)
@@ -217,12 +291,17 @@ umap = spaces_view(*reversed(shop(80)), method='umap'); umap''')
     keyboard(page)
     page.locator('.t-ids', has_text='none').wait_for(timeout=10_000)
     page.locator('.v2w').first.locator('.plot').first.focus()
-    for key in ('0', '0', 'd', 'd'): page.keyboard.press(key)        # JupyterLab's own: restart the kernel, delete the cell
+    for key in ('0', '0', 'd', 'd'):
+        page.keyboard.press(key)  # JupyterLab's own: restart the kernel, delete the cell
     page.wait_for_timeout(300)
     assert page.locator('.jp-Dialog').count() == 0 and page.locator('.t-ids').count() == 1
     pairs(page, 1)
-    page.wait_for_function("() => document.querySelector('.t-pair').textContent.split(' ').length === 2", timeout=10_000)
-    page.wait_for_function(f"() => [...{VIEW}[2].querySelectorAll('option')].some(o => o.value === 'umap')", timeout=180_000)
+    page.wait_for_function(
+        "() => document.querySelector('.t-pair').textContent.split(' ').length === 2", timeout=10_000
+    )
+    page.wait_for_function(
+        f"() => [...{VIEW}[2].querySelectorAll('option')].some(o => o.value === 'umap')", timeout=180_000
+    )
     page.wait_for_function(f"() => !{VIEW}[2].textContent.includes('being computed')")
     assert page.evaluate(f'{VIEW}[2].view.state.method') == 'umap'
     quiet(page)
@@ -257,7 +336,8 @@ def hover_times(page, n, tries=12):
         page.mouse.move(x, y)
         page.wait_for_timeout(400)
         took = page.evaluate('window.took')
-        if took: out.append(took)                # none where the pointer was on this product before
+        if took:
+            out.append(took)  # none where the pointer was on this product before
     assert len(out) > tries / 2
     return f'picture beside the pointer after {np.median(out):.0f} ms (median of {len(out)}; largest {max(out):.0f})'
 
@@ -265,10 +345,11 @@ def hover_times(page, n, tries=12):
 def big_lasso(page):
     "Around the left half of the first panel."
     b = page.locator('.v2w .plot').first.bounding_box()
-    path = [(.03, .03), (.5, .03), (.5, .97), (.03, .97)]
-    page.mouse.move(b['x'] + .03 * b['width'], b['y'] + .5 * b['height'])
+    path = [(0.03, 0.03), (0.5, 0.03), (0.5, 0.97), (0.03, 0.97)]
+    page.mouse.move(b['x'] + 0.03 * b['width'], b['y'] + 0.5 * b['height'])
     page.mouse.down()
-    for u, v in path: page.mouse.move(b['x'] + u * b['width'], b['y'] + v * b['height'], steps=6)
+    for u, v in path:
+        page.mouse.move(b['x'] + u * b['width'], b['y'] + v * b['height'], steps=6)
     start = time.time()
     page.mouse.up()
     return start
@@ -288,23 +369,33 @@ def test_twenty_thousand_in_a_page(page, tmp_path):
     hover = hover_times(page, 20_000)
     start = big_lasso(page)
     page.wait_for_function(f'() => {VIEW}[0].view.state.count > 1000')
-    print(f'20,000 products in a page: {size / 1e6:.1f} MB, written in {wrote:.1f} s, drawn after {shown:.1f} s, {hover}, lasso of {page.evaluate(VIEW + "[0].view.state.count"):,} in all panels after {time.time() - start:.2f} s')
+    print(
+        f'20,000 products in a page: {size / 1e6:.1f} MB, written in {wrote:.1f} s, drawn after {shown:.1f} s, {hover}, lasso of {page.evaluate(VIEW + "[0].view.state.count"):,} in all panels after {time.time() - start:.2f} s'
+    )
     assert size < 25e6
     quiet(page)
 
 
 def test_a_hundred_thousand_in_jupyterlab(page, lab):
-    run_notebook(page, lab, 'big.ipynb', SHOP + BIG + '''
+    run_notebook(
+        page,
+        lab,
+        'big.ipynb',
+        SHOP
+        + BIG
+        + '''
 from ipywidgets import Label
 cat, vectors = big_shop(100_000)
 import anywidget, sklearn.decomposition, sklearn.manifold
 heard = Label('none'); heard.add_class('t-ids')
-display(heard)''', '''
+display(heard)''',
+        '''
 start = time.time()
 view = spaces_view(vectors, cat, method='pca')
 view.observe(lambda c: setattr(heard, 'value', f'{len(c.new)} ids'), 'selected')
 made = Label(f'{start} {time.time()}'); made.add_class('t-made')
-display(made, view)''')
+display(made, view)''',
+    )
     page.wait_for_function(f'() => {VIEW}[0]?.view?.panels[2].w', timeout=180_000, polling=20)
     seen_at = time.time()
     began, made = map(float, page.locator('.t-made').text_content().split())
@@ -313,7 +404,10 @@ display(made, view)''')
     start = big_lasso(page)
     page.locator('.t-ids', has_text='ids').wait_for(timeout=30_000)
     took = time.time() - start
-    if os.environ.get('SHOT'): page.screenshot(path=os.environ['SHOT'])
-    print(f'100,000 products in JupyterLab: made in {made - began:.1f} s, seen {seen_at - began:.1f} s after the cell began, {hover}, lasso of {page.locator(".t-ids").text_content()} in Python after {took:.2f} s')
+    if os.environ.get('SHOT'):
+        page.screenshot(path=os.environ['SHOT'])
+    print(
+        f'100,000 products in JupyterLab: made in {made - began:.1f} s, seen {seen_at - began:.1f} s after the cell began, {hover}, lasso of {page.locator(".t-ids").text_content()} in Python after {took:.2f} s'
+    )
     assert page.locator('.t-ids').text_content() == f'{page.evaluate(VIEW + "[0].view.state.count")} ids'
     quiet(page)

@@ -1,4 +1,5 @@
 """Make .venv with everything that the lab, its tests and its demo need. Standard library only; run by `make setup`."""
+
 import hashlib
 import os
 import re
@@ -34,8 +35,11 @@ def find_links():
 
 def main():
     if sys.version_info[:2] not in ((3, 11), (3, 12)):
-        sys.exit(f'vlm2rec_lab is tested on Python 3.11 and 3.12, this is {sys.version.split()[0]}: install one of them, or pass PYTHON=/path/to/python3.11 to make')
-    if STAMP.exists() and STAMP.read_text() == wanted(): return
+        sys.exit(
+            f'vlm2rec_lab is tested on Python 3.11 and 3.12, this is {sys.version.split()[0]}: install one of them, or pass PYTHON=/path/to/python3.11 to make'
+        )
+    if STAMP.exists() and STAMP.read_text() == wanted():
+        return
     start = time.time()
     if not PYTHON.exists():
         print('making .venv ...', flush=True)
@@ -43,15 +47,20 @@ def main():
     what = ['-c', 'constraints.txt', '-e', '.[lab,dev,docs]']
     links = [a for f in find_links() for a in ('--find-links', f)]
     print('installing (a minute with a fast connection; torch is the large part) ...', flush=True)
-    done = run(PYTHON, '-m', 'pip', 'install', '-q', 'uv') and run(ENV / 'bin' / 'uv', 'pip', 'install', '-q', '--python', PYTHON, *links, *what)
+    done = run(PYTHON, '-m', 'pip', 'install', '-q', 'uv') and run(
+        ENV / 'bin' / 'uv', 'pip', 'install', '-q', '--python', PYTHON, *links, *what
+    )
     if not done:
         print('uv did not manage; trying pip ...', flush=True)
         done = run(PYTHON, '-m', 'pip', 'install', '-q', *what)
     if not done:
-        sys.exit('the installation failed, see above. If a pinned version is not to be had on your platform, relax its line in constraints.txt; '
-                 'the lower bounds that the library needs are in settings.ini')
+        sys.exit(
+            'the installation failed, see above. If a pinned version is not to be had on your platform, relax its line in constraints.txt; '
+            'the lower bounds that the library needs are in settings.ini'
+        )
     STAMP.write_text(wanted())
     print(f'ready in {time.time() - start:.0f} s: {os.path.relpath(PYTHON)}', flush=True)
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -21,7 +21,9 @@ from pathlib import Path
 # %% ../nbs/12_cli.ipynb #275671c9
 class Parser(argparse.ArgumentParser):
     "An argument parser whose errors are one line, name the nearest right name, and exit with status 2."
-    def __init__(self, *args, **kw): super().__init__(*args, allow_abbrev=False, **kw)
+
+    def __init__(self, *args, **kw):
+        super().__init__(*args, allow_abbrev=False, **kw)
 
     def error(self, message):
         self.exit(2, f'{self.prog}: {message} (see {self.prog} --help)\n')
@@ -29,128 +31,193 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         args = list(sys.argv[1:] if args is None else args)
         commands = next((list(a.choices) for a in self._actions if isinstance(a, argparse._SubParsersAction)), None)
-        if commands and args and not args[0].startswith('-') and args[0] not in commands: self.error(unlike(args[0], commands, 'command'))
+        if commands and args and not args[0].startswith('-') and args[0] not in commands:
+            self.error(unlike(args[0], commands, 'command'))
         for a in args[:1] if commands else args:
             name = a.split('=')[0]
-            if a.startswith('--') and len(a) > 2 and name not in self._option_string_actions: self.error(unlike(name, self._option_string_actions, 'option'))
+            if a.startswith('--') and len(a) > 2 and name not in self._option_string_actions:
+                self.error(unlike(name, self._option_string_actions, 'option'))
         return super().parse_known_args(args, namespace)
 
-def unlike(name,  # what was asked for
-           names, # what there is
-           what,  # what it is called, such as 'option'
-          ):
+# %% ../nbs/12_cli.ipynb #38ee2d5c
+def unlike(
+    name,  # what was asked for
+    names,  # what there is
+    what,  # what it is called, such as 'option'
+):
     "The sentence for an unknown name: the nearest right one, and the list."
     names = [n for n in names if n != '-h']
     near = get_close_matches(name, names, n=1)
-    return f"unknown {what} '{name}'" + (f", did you mean '{near[0]}'?" if near else '.') + f" There is: {', '.join(names)}"
+    return (
+        f"unknown {what} '{name}'"
+        + (f", did you mean '{near[0]}'?" if near else '.')
+        + f" There is: {', '.join(names)}"
+    )
 
 # %% ../nbs/12_cli.ipynb #a94d6b99
 def count(text):
     "A whole number, at least 1; raises argparse.ArgumentTypeError."
-    if not text.isdecimal() or int(text) < 1: raise argparse.ArgumentTypeError(f"'{text}' is no whole number of at least 1")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number of at least 1")
     return int(text)
 
+# %% ../nbs/12_cli.ipynb #b62619f8
 def fusion(text):
     "'sum' ('mean' ranks the same), 'concat', or {modality: weight} from 'text=0.7,image=0.3'; raises argparse.ArgumentTypeError."
-    if text in ('sum', 'mean', 'concat'): return 'sum' if text == 'mean' else text
-    if '=' not in text: raise argparse.ArgumentTypeError(unlike(text, ['sum', 'mean', 'concat'], 'fusion') + ', or weights such as text=0.7,image=0.3')
-    try: return {m.strip(): float(w) for m, w in (part.split('=') for part in text.split(','))}
-    except ValueError: raise argparse.ArgumentTypeError(f"'{text}': write weights as text=0.7,image=0.3") from None
+    if text in ('sum', 'mean', 'concat'):
+        return 'sum' if text == 'mean' else text
+    if '=' not in text:
+        raise argparse.ArgumentTypeError(
+            unlike(text, ['sum', 'mean', 'concat'], 'fusion') + ', or weights such as text=0.7,image=0.3'
+        )
+    try:
+        return {m.strip(): float(w) for m, w in (part.split('=') for part in text.split(','))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}': write weights as text=0.7,image=0.3") from None
 
 # %% ../nbs/12_cli.ipynb #8fb20d80
-READERS = {'amazon': 'amazon', 'movielens': 'movielens', 'microlens': 'microlens', 'sequences': 'sequence_file', 'hm': 'hm', 'log': 'log_file', 'hugging-face': 'hugging_face'}
+READERS = {
+    'amazon': 'amazon',
+    'movielens': 'movielens',
+    'microlens': 'microlens',
+    'sequences': 'sequence_file',
+    'hm': 'hm',
+    'log': 'log_file',
+    'hugging-face': 'hugging_face',
+}
 
-def open_dataset(data, # folder, or READER:FILE or READER:FILE,ITEMS
-                 core=None, # keep users and items of so many interactions; for a reader
-                 images=None, # where the pictures are: a folder, .zip or .parquet, or the folder of `fetch`
-                 **how, # further arguments of the reader
-                ): # -> Dataset
+# %% ../nbs/12_cli.ipynb #18740096
+def open_dataset(
+    data,  # folder, or READER:FILE or READER:FILE,ITEMS
+    core=None,  # keep users and items of so many interactions; for a reader
+    images=None,  # where the pictures are: a folder, .zip or .parquet, or the folder of `fetch`
+    **how,  # further arguments of the reader
+):  # -> Dataset
     "The data of a folder or of a reader. Raises DataError or ValueError for data that cannot be used."
     from vlm2rec_lab import readers
-    from vlm2rec_lab.data import load_folder
-    if images: return _pictured(open_dataset(data, core, **how), images)
+    from vlm2rec_lab.shop.tables import load_folder
+
+    if images:
+        return _pictured(open_dataset(data, core, **how), images)
     kind, colon, rest = str(data).partition(':')
     if not colon or Path(data).is_dir():
-        if core: raise ValueError('--core is for data with a reader, such as log:interactions.csv,items.csv')
+        if core:
+            raise ValueError('--core is for data with a reader, such as log:interactions.csv,items.csv')
         return load_folder(data, **how)
-    if kind not in READERS: raise ValueError(f'--data {data}: ' + unlike(kind, [*READERS, 'studio'], 'reader'))
+    if kind not in READERS:
+        raise ValueError(f'--data {data}: ' + unlike(kind, [*READERS, 'studio'], 'reader'))
     paths = rest.split(',')
     missing = [p for p in paths if not Path(p).exists()]
-    if missing: raise FileNotFoundError(f'--data {data}: there is no {missing[0]}')
-    if len(paths) > 1 and kind not in ('amazon', 'sequences', 'log', 'hugging-face') or len(paths) > 2: raise ValueError(f'--data {data}: too many files for {kind}')
+    if missing:
+        raise FileNotFoundError(f'--data {data}: there is no {missing[0]}')
+    if len(paths) > 1 and kind not in ('amazon', 'sequences', 'log', 'hugging-face') or len(paths) > 2:
+        raise ValueError(f'--data {data}: too many files for {kind}')
     return getattr(readers, READERS[kind])(*paths, core=core, **how)
 
+# %% ../nbs/12_cli.ipynb #8c8fcaab
 def _pictured(dataset, source):
     "The dataset with pictures by item id, or by link where `fetch` has got them."
-    from vlm2rec_lab.images import MANIFEST, first_link, read_manifest, with_images
-    if not (Path(source) / MANIFEST).is_file(): return with_images(dataset, source, progress=sys.stderr.isatty())
+    from vlm2rec_lab.shop.images import MANIFEST, first_link, read_manifest, with_images
+
+    if not (Path(source) / MANIFEST).is_file():
+        return with_images(dataset, source, progress=sys.stderr.isatty())
     fetched, table = read_manifest(source), dataset.catalogue.table
     column = next((c for c in table.columns if table[c].map(first_link).isin(set(fetched.rows.source)).any()), None)
     return with_images(dataset, fetched, column=column, progress=sys.stderr.isatty())
 
 # %% ../nbs/12_cli.ipynb #04c2d7ec
-SCHEMES = {'leave-one-out': 'leave_one_out', 'temporal': 'temporal_split', 'last-day': 'last_day', 'cold-items': 'cold_items'}
+SCHEMES = {
+    'leave-one-out': 'leave_one_out',
+    'temporal': 'temporal_split',
+    'last-day': 'last_day',
+    'cold-items': 'cold_items',
+}
 
-def cut(dataset, # Dataset
-        scheme='leave-one-out', # of SCHEMES, or a file of `Split.save`
-        history=10, # purchases that a model may see
-        users=None, # a seeded subset of that many users, for leave-one-out; None: all
-        seed=0, # of the subset, and of the cold items
-       ): # -> Split
+# %% ../nbs/12_cli.ipynb #3b155437
+def cut(
+    dataset,  # Dataset
+    scheme='leave-one-out',  # of SCHEMES, or a file of `Split.save`
+    history=10,  # purchases that a model may see
+    users=None,  # a seeded subset of that many users, for leave-one-out; None: all
+    seed=0,  # of the subset, and of the cold items
+):  # -> Split
     "The tasks. Raises ValueError for an unknown scheme or a subset that it does not know."
     from vlm2rec_lab import data, splits
-    if Path(scheme).is_file(): return splits.read_split(scheme, dataset)
-    if scheme not in SCHEMES: raise ValueError('--split: ' + unlike(scheme, SCHEMES, 'split') + ', or a file that an earlier run has saved')
-    if users and scheme != 'leave-one-out': raise ValueError(f'--users takes a subset of the users of leave-one-out, not of {scheme}')
-    extra = dict(users=users, seed=seed) if scheme == 'leave-one-out' else dict(seed=seed) if scheme == 'cold-items' else {}
+
+    if Path(scheme).is_file():
+        return splits.read_split(scheme, dataset)
+    if scheme not in SCHEMES:
+        raise ValueError('--split: ' + unlike(scheme, SCHEMES, 'split') + ', or a file that an earlier run has saved')
+    if users and scheme != 'leave-one-out':
+        raise ValueError(f'--users takes a subset of the users of leave-one-out, not of {scheme}')
+    extra = (
+        dict(users=users, seed=seed) if scheme == 'leave-one-out' else dict(seed=seed) if scheme == 'cold-items' else {}
+    )
     return getattr(data if scheme == 'leave-one-out' else splits, SCHEMES[scheme])(dataset, history=history, **extra)
 
-def open_data(data,        # folder, READER:FILE, or 'studio:<condition>'
-              users=None,  # a seeded subset of that many users; None: all
-              history=None,# purchases that a model may see; None: 10, in the studio 6
-              seed=0,      # of the subset, and of the studio
-              scheme=None, # of SCHEMES, or a file; None: leave-one-out
-              core=None,   # as in `open_dataset`
-              images=None, # likewise
-              **world,     # further settings of `make_studio`
-             ):            # -> Split, Dataset that it was cut from
+# %% ../nbs/12_cli.ipynb #9dd01390
+def open_data(
+    data,  # folder, READER:FILE, or 'studio:<condition>'
+    users=None,  # a seeded subset of that many users; None: all
+    history=None,  # purchases that a model may see; None: 10, in the studio 6
+    seed=0,  # of the subset, and of the studio
+    scheme=None,  # of SCHEMES, or a file; None: leave-one-out
+    core=None,  # as in `open_dataset`
+    images=None,  # likewise
+    **world,  # further settings of `make_studio`
+):  # -> Split, Dataset that it was cut from
     "The tasks and the data of a folder, a reader or the studio. Raises DataError or ValueError for data that cannot be used."
-    from vlm2rec_lab.studio import get_condition, make_studio
+    from vlm2rec_lab.shop.drawn import get_condition, make_studio
+
     kind, _, condition = str(data).partition(':')
-    if kind != 'studio': return cut(whole := open_dataset(data, core, images), scheme or 'leave-one-out', history or 10, users, seed), whole
+    if kind != 'studio':
+        return cut(
+            whole := open_dataset(data, core, images), scheme or 'leave-one-out', history or 10, users, seed
+        ), whole
     get_condition(condition)
-    if core or scheme or images: raise ValueError('the studio has a split and pictures of its own: leave --split, --core and --images out')
+    if core or scheme or images:
+        raise ValueError('the studio has a split and pictures of its own: leave --split, --core and --images out')
     n = {} if users is None else dict(train=users, valid=max(users // 2, 1), test=users)
     need = sum(n.values()) or 1600
     return (studio := make_studio(condition, seed=seed, users=need, **world)).split(**n, history=history or 6), studio
 
-def load_split(*args, **kw): # of `open_data`
+# %% ../nbs/12_cli.ipynb #51bdd879
+def load_split(*args, **kw):  # of `open_data`
     "The Split of `open_data`."
     return open_data(*args, **kw)[0]
 
 # %% ../nbs/12_cli.ipynb #ec9973d1
-def loss_settings(losses, # names
-                  **given, # alpha, lam, ...; None: not given
-                 ):
+def loss_settings(
+    losses,  # names
+    **given,  # alpha, lam, ...; None: not given
+):
     "{loss: {setting: value}}. Raises ValueError for an unknown or repeated loss, or a setting that none of them takes."
     import inspect
-    from vlm2rec_lab.losses import LOSSES, get_loss
-    for loss in losses: get_loss(loss)
-    if len(set(losses)) < len(losses): raise ValueError(f"--losses {' '.join(losses)}: name each loss once")
+
+    from vlm2rec_lab.training.losses import LOSSES, get_loss
+
+    for loss in losses:
+        get_loss(loss)
+    if len(set(losses)) < len(losses):
+        raise ValueError(f"--losses {' '.join(losses)}: name each loss once")
     given = {k: v for k, v in given.items() if v is not None}
     takes = {loss: inspect.signature(LOSSES[loss]).parameters for loss in losses}
     for k in given:
-        if not any(k in t for t in takes.values()): raise ValueError(f"--{k} is a setting of none of the losses {', '.join(losses)}")
+        if not any(k in t for t in takes.values()):
+            raise ValueError(f"--{k} is a setting of none of the losses {', '.join(losses)}")
     return {loss: {k: v for k, v in given.items() if k in takes[loss]} for loss in losses}
 
 # %% ../nbs/12_cli.ipynb #f3c7c9b5
-def open_run(out,    # folder
-             losses, # names
-             note,   # dict: what must stay the same
-             resume, # go on with what is there
-            ):
+def open_run(
+    out,  # folder
+    losses,  # names
+    note,  # dict: what must stay the same
+    resume,  # go on with what is there
+):
     "Make or check a run's folder. Raises ValueError where it holds another run, or one without `resume`."
-    from vlm2rec_lab.data import differing, write_bytes
+    from vlm2rec_lab.base.errors import differing
+    from vlm2rec_lab.base.files import write_bytes
+
     out = Path(out)
     for loss in losses:
         there = out / loss
@@ -160,97 +227,182 @@ def open_run(out,    # folder
         raise ValueError(f'{out} holds a run already: go on with --resume, or choose another --out')
     file = out / 'run.json'
     before = json.loads(file.read_text()) if file.exists() and resume else {}
-    if before and (other := differing(before, note)): raise ValueError(f'{out} was started with {other}: use these, or another --out')
+    if before and (other := differing(before, note)):
+        raise ValueError(f'{out} was started with {other}: use these, or another --out')
     write_bytes(file, json.dumps(note, indent=1).encode())
     return out
 
 # %% ../nbs/12_cli.ipynb #c3b5a0ff
-def fit(embedder, split,   # VLMEmbedder with adapters; Split
-        losses,            # {name: settings} of `loss_settings`
-        *, fuse='sum',     # fusion in the losses and in the ranking
-        seed=0,            # of batches and intervals
-        out=None,          # folder for checkpoints and results; None keeps nothing
-        resume=False,      # go on from the checkpoints in `out`
-        progress=True,     # show bars
-        base=None,         # Baselines of the test users, to be kept with the results
-        comm=None,         # accelerate.Accelerator of several processes; the first one writes
-        **settings,        # steps, batch, lr, tau and more of `train`
-       ):
+def fit(
+    embedder,
+    split,  # VLMEmbedder with adapters; Split
+    losses,  # {name: settings} of `loss_settings`
+    *,
+    fuse='sum',  # fusion in the losses and in the ranking
+    seed=0,  # of batches and intervals
+    out=None,  # folder for checkpoints and results; None keeps nothing
+    resume=False,  # go on from the checkpoints in `out`
+    progress=True,  # show bars
+    base=None,  # Baselines of the test users, to be kept with the results
+    comm=None,  # accelerate.Accelerator of several processes; the first one writes
+    **settings,  # steps, batch, lr, tau and more of `train`
+):
     "{'before' or loss: dict(vectors, metrics, history)} on the test users. Raises KeyboardInterrupt where a training was interrupted."
     import torch
-    from vlm2rec_lab.metrics import evaluate
-    from vlm2rec_lab.train import encode_split, entire, train
+
+    from vlm2rec_lab.ranking.evaluate import evaluate
+    from vlm2rec_lab.train import encode_split, train
+    from vlm2rec_lab.training.history import entire
+
     start = {n: p.detach().clone() for n, p in embedder.adapter_parameters()}
     found, first = {}, comm is None or comm.is_main_process
     for loss in [None, *losses]:
         with torch.no_grad():
-            for n, p in embedder.adapter_parameters(): p.copy_(start[n])
+            for n, p in embedder.adapter_parameters():
+                p.copy_(start[n])
         history, name = None, loss or 'before'
         if loss:
-            keep = dict(checkpoint=Path(out) / f'checkpoint-{loss}.safetensors', resume=resume, save_every=10) if out else {}
-            history = entire(train(embedder, split, loss, fuse=fuse, seed=seed, progress=progress, accelerator=comm, **keep, **settings, **losses[loss]))
-            if out and first: embedder.save_pretrained(Path(out) / loss)
+            keep = (
+                dict(checkpoint=Path(out) / f'checkpoint-{loss}.safetensors', resume=resume, save_every=10)
+                if out
+                else {}
+            )
+            history = entire(
+                train(
+                    embedder,
+                    split,
+                    loss,
+                    fuse=fuse,
+                    seed=seed,
+                    progress=progress,
+                    accelerator=comm,
+                    **keep,
+                    **settings,
+                    **losses[loss],
+                )
+            )
+            if out and first:
+                embedder.save_pretrained(Path(out) / loss)
         vectors = encode_split(embedder, split, progress=progress, comm=comm)
-        found[name] = dict(vectors=vectors, history=history, metrics=evaluate(**vectors, fuse=fuse, seed=seed, negatives=split.test.negatives))
-        if out and first: save_result(Path(out), name, split, **found[name], base=base)
+        found[name] = dict(
+            vectors=vectors,
+            history=history,
+            metrics=evaluate(**vectors, fuse=fuse, seed=seed, negatives=split.test.negatives),
+        )
+        if out and first:
+            save_result(Path(out), name, split, **found[name], base=base)
     return found
 
 # %% ../nbs/12_cli.ipynb #ccc9bec8
-def save_result(out, name,    # run folder; loss or 'before'
-                split,        # Split
-                vectors, metrics, history, # of `fit`
-                base=None,    # Baselines of the same rows
-               ):
+def save_result(
+    out,
+    name,  # run folder; loss or 'before'
+    split,  # Split
+    vectors,
+    metrics,
+    history,  # of `fit`
+    base=None,  # Baselines of the same rows
+):
     "Write `vectors-<name>.npz`, `<name>/metrics.json` with the baselines and, after training, `<name>/history.json`."
-    from vlm2rec_lab.data import write_bytes
-    from vlm2rec_lab.vectors import write_vectors
-    write_vectors(out / f'vectors-{name}.npz', vectors, item_titles(split))
-    write_bytes(out / name / 'metrics.json', json.dumps(dict(data=split.name, split=split.fingerprint, part='test', **metrics.to_dict(), **({'baselines': base.to_dict()} if base else {})), indent=1).encode())
-    if history is not None: history.save(out / name / 'history.json')
+    from vlm2rec_lab.base.files import write_bytes
+    from vlm2rec_lab.ranking.vectors import write_vectors
 
-def item_titles(split): # -> [items]
+    write_vectors(out / f'vectors-{name}.npz', vectors, item_titles(split))
+    write_bytes(
+        out / name / 'metrics.json',
+        json.dumps(
+            dict(
+                data=split.name,
+                split=split.fingerprint,
+                part='test',
+                **metrics.to_dict(),
+                **({'baselines': base.to_dict()} if base else {}),
+            ),
+            indent=1,
+        ).encode(),
+    )
+    if history is not None:
+        history.save(out / name / 'history.json')
+
+# %% ../nbs/12_cli.ipynb #cacb48f7
+def item_titles(split):  # -> [items]
     "What to call a split's items."
     return [split.catalogue.title(i) for i in range(len(split.catalogue))]
 
 # %% ../nbs/12_cli.ipynb #ae143917
-def result_table(found, # of `fit`
-                 base,  # Baselines of the same rows
-                ):
+def result_table(
+    found,  # of `fit`
+    base,  # Baselines of the same rows
+):
     "DataFrame [run or baseline, (metric, view)]: NDCG@10 and HR@10 on the test users."
-    from vlm2rec_lab.baselines import comparison
+    from vlm2rec_lab.ranking.baselines import comparison
+
     return comparison({name: f['metrics'] for name, f in found.items()}, base)
 
-def table_html(table, # of `result_table`
-               base,  # the Baselines in it
-               split, # the Split that it is about
-              ):
+# %% ../nbs/12_cli.ipynb #89c0ccc6
+def table_html(
+    table,  # of `result_table`
+    base,  # the Baselines in it
+    split,  # the Split that it is about
+):
     "The table with what is to be known about it, for a page."
     from html import escape
-    said = ''.join(f'<p><small>{escape(t)}</small></p>' for t in (base.protocol, *base.notes, *_about(split)))
-    return f'<div style="overflow-x:auto">{table.to_html(na_rep="", float_format="{:.4f}".format, border=0)}</div>{said}'
 
+    said = ''.join(f'<p><small>{escape(t)}</small></p>' for t in (base.protocol, *base.notes, *_about(split)))
+    return (
+        f'<div style="overflow-x:auto">{table.to_html(na_rep="", float_format="{:.4f}".format, border=0)}</div>{said}'
+    )
+
+# %% ../nbs/12_cli.ipynb #699fb8f9
 def _about(split):
     "Which split it was, and where the report's candidates differ from the table's."
-    return (f'split {split.fingerprint[:12]}: {split.name}', *(('this table ranks among the negatives of the split, the collapse report among all items',) if split.test.negatives is not None else ()))
+    return (
+        f'split {split.fingerprint[:12]}: {split.name}',
+        *(
+            ('this table ranks among the negatives of the split, the collapse report among all items',)
+            if split.test.negatives is not None
+            else ()
+        ),
+    )
 
+# %% ../nbs/12_cli.ipynb #da5ef02f
 def make_reports(found, split, fuse='sum', seed=0, reference=None):
     "Collapse reports of the trained losses, side by side, against a reference if there is one."
-    from vlm2rec_lab.diagnose import collapse_report, side_by_side
+    from vlm2rec_lab.diagnosis.report import collapse_report, side_by_side
+
     titles = item_titles(split)
-    return side_by_side({name: collapse_report(**f['vectors'], reference=reference, history=f['history'], fuse=fuse, seed=seed, titles=titles, name=f'{name}: {split.name}')
-                         for name, f in found.items() if f['history'] is not None})
+    return side_by_side(
+        {
+            name: collapse_report(
+                **f['vectors'],
+                reference=reference,
+                history=f['history'],
+                fuse=fuse,
+                seed=seed,
+                titles=titles,
+                name=f'{name}: {split.name}',
+            )
+            for name, f in found.items()
+            if f['history'] is not None
+        }
+    )
 
 # %% ../nbs/12_cli.ipynb #ee0d489d
-def study(o, # options: part, seeds, conditions, remedies, data, jobs, out, table, verify, seed, command
-         ):
+def study(
+    o,  # options: part, seeds, conditions, remedies, data, jobs, out, table, verify, seed, command
+):
     "`vlm2rec study`: conditions x remedies x seeds; a cell that is there is not computed again."
-    from vlm2rec_lab.study import readable, run_study, stored_cells, study_cells, verify_cells, write_study
+    from vlm2rec_lab.studies.study import readable, run_study, stored_cells, study_cells, verify_cells, write_study
+
     out = Path(o.out) / (o.part if o.data is None else Path(o.data).resolve().name)
     if o.verify:
         differ = verify_cells(out, o.verify, o.seed, o.data)
-        print(f"{o.verify} cells of {out} run again: {'all digits the same' if not differ else 'different digits in ' + ', '.join(differ)}")
+        print(
+            f"{o.verify} cells of {out} run again: {'all digits the same' if not differ else 'different digits in ' + ', '.join(differ)}"
+        )
         return 3 if differ else 0
-    if o.table: found = stored_cells(out)
+    if o.table:
+        found = stored_cells(out)
     else:
         cells = study_cells(o.part, o.seeds, o.conditions, o.remedies, o.data)
         print(f'{len(cells)} cells in {out}, {o.jobs} at a time; {o.command}', flush=True)
@@ -258,304 +410,638 @@ def study(o, # options: part, seeds, conditions, remedies, data, jobs, out, tabl
     print(f'\n{readable(write_study(found, out, o.command)).to_string(index=False)}\n\ntable.csv and study.html: {out}')
 
 # %% ../nbs/12_cli.ipynb #786a2aca
-def calibrate(o, # options: half, users, seeds, settings, jobs, out, seed, command
-             ):
+def calibrate(
+    o,  # options: half, users, seeds, settings, jobs, out, seed, command
+):
     "`vlm2rec calibrate`: sensitivity and false alarms of the verdicts on settings with known truth."
-    from vlm2rec_lab.calibrate import HALVES, SETTINGS, SIZES, VARIED, choose_rules, errors, half_of, rates, run_calibration
-    if o.half not in (*HALVES, 'all'): raise ValueError('--half: ' + unlike(o.half, [*HALVES, 'all'], 'half'))
+    from vlm2rec_lab.diagnosis.calibrate import (
+        HALVES,
+        SETTINGS,
+        SIZES,
+        VARIED,
+        choose_rules,
+        errors,
+        half_of,
+        rates,
+        run_calibration,
+    )
+
+    if o.half not in (*HALVES, 'all'):
+        raise ValueError('--half: ' + unlike(o.half, [*HALVES, 'all'], 'half'))
     names = o.settings or [n for n in SETTINGS if o.half in ('all', half_of(n))]
     sizes = {n: o.seeds or SIZES.get(n, 10) for n in o.users or SIZES}
-    print(f"{len(names)} settings; users x seeds: {', '.join(f'{n:,} x {s}' for n, s in sizes.items())}; seeds from {o.seed}; {o.command}", flush=True)
-    table = run_calibration(o.out, names, sizes, o.seed, o.jobs, varied=VARIED if o.half == 'set' else None, progress=sys.stderr.isatty())
+    print(
+        f"{len(names)} settings; users x seeds: {', '.join(f'{n:,} x {s}' for n, s in sizes.items())}; seeds from {o.seed}; {o.command}",
+        flush=True,
+    )
+    table = run_calibration(
+        o.out, names, sizes, o.seed, o.jobs, varied=VARIED if o.half == 'set' else None, progress=sys.stderr.isatty()
+    )
     table.drop(columns='other').to_csv(Path(o.out) / f'{o.half}.csv.gz', index=False)
-    print(f'\n{rates(table).T.round(3).to_string()}\n\nnot what is true:\n{errors(table).to_string(index=False)}\n\nall cases: {Path(o.out) / f"{o.half}.csv.gz"}')
+    print(
+        f'\n{rates(table).T.round(3).to_string()}\n\nnot what is true:\n{errors(table).to_string(index=False)}\n\nall cases: {Path(o.out) / f"{o.half}.csv.gz"}'
+    )
     if o.half == 'set':
         other = choose_rules(table).round(4)
         other.to_csv(Path(o.out) / 'rules.csv', index=False)
         print(f'\nother thresholds, each varied alone:\n{other.to_string(index=False)}')
 
 # %% ../nbs/12_cli.ipynb #eb4192c2
-def __getattr__(name): # `read_vectors` and `write_vectors` live in `vectors`; found here too, without loading numpy for the help
-    if name not in ('read_vectors', 'write_vectors'): raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+def __getattr__(
+    name,
+):  # `read_vectors` and `write_vectors` live in `vectors`; found here too, without loading numpy for the help
+    if name not in ('read_vectors', 'write_vectors'):
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from vlm2rec_lab import vectors
+
     return getattr(vectors, name)
 
-def _model(path, # folder or hub id; None: the shipped tiny VLM
-           data, # folder, or 'studio:<condition>', which names its checkpoint
-          ):
+# %% ../nbs/12_cli.ipynb #e11ba0df
+def _model(
+    path,  # folder or hub id; None: the shipped tiny VLM
+    data,  # folder, or 'studio:<condition>', which names its checkpoint
+):
     "Where the model is; a path that looks like a folder must be one."
     kind, _, condition = str(data).partition(':')
     if path is None:
-        from vlm2rec_lab.studio import get_condition
-        from vlm2rec_lab.tiny import tiny_vlm
+        from vlm2rec_lab.model.tiny import tiny_vlm
+        from vlm2rec_lab.shop.drawn import get_condition
+
         return tiny_vlm(get_condition(condition).reader if kind == 'studio' else 'text-first')
-    if Path(path).is_dir(): return Path(path).resolve()
-    if path.startswith(('.', '/', '~')) or path.count('/') != 1: raise FileNotFoundError(f'there is no model folder {path}')
+    if Path(path).is_dir():
+        return Path(path).resolve()
+    if path.startswith(('.', '/', '~')) or path.count('/') != 1:
+        raise FileNotFoundError(f'there is no model folder {path}')
     return path
 
-SPEED = dict(positions='last', chunk=None, vision=None, autocast=None, schedule='constant', warmup=0) # options of `train` with what is usual
+# %% ../nbs/12_cli.ipynb #fae0a61d
+SPEED = dict(
+    positions='last', chunk=None, vision=None, autocast=None, schedule='constant', warmup=0
+)  # options of `train` with what is usual
 
 # %% ../nbs/12_cli.ipynb #41f0b435
-def train(o, # options of `_training`, seed, command
-         ):
+def train(
+    o,  # options of `_training`, seed, command
+):
     "`vlm2rec train`: fine-tune with each loss, evaluate by full ranking, write adapters, vectors and a report."
     losses = loss_settings(o.losses, alpha=o.alpha, lam=o.lam, weight=o.weight)
     model, kind = _model(o.model, o.data), str(o.data).partition(':')[0]
-    name = str(o.data).replace(':', '-') if kind == 'studio' else Path(str(o.data).split(',')[0].split(':')[-1]).resolve().name.split('.')[0]
+    name = (
+        str(o.data).replace(':', '-')
+        if kind == 'studio'
+        else Path(str(o.data).split(',')[0].split(':')[-1]).resolve().name.split('.')[0]
+    )
     out = Path(o.out or Path('runs') / name)
-    note = dict(data=str(o.data), model=str(o.model or 'tiny_vlm'), lora=o.lora, users=o.users, history=o.history, seed=o.seed, fuse=o.fuse, apart=o.apart)
-    note |= {k: getattr(o, k) for k, usual in dict(split=None, core=None, images=None, negatives=None, prompts=None, quantise=None, **SPEED).items() if getattr(o, k) != usual and k not in ('chunk', 'vision')}
+    note = dict(
+        data=str(o.data),
+        model=str(o.model or 'tiny_vlm'),
+        lora=o.lora,
+        users=o.users,
+        history=o.history,
+        seed=o.seed,
+        fuse=o.fuse,
+        apart=o.apart,
+    )
+    note |= {
+        k: getattr(o, k)
+        for k, usual in dict(
+            split=None, core=None, images=None, negatives=None, prompts=None, quantise=None, **SPEED
+        ).items()
+        if getattr(o, k) != usual and k not in ('chunk', 'vision')
+    }
     split, whole = open_data(o.data, o.users, o.history, o.seed, o.split, o.core, o.images)
-    if o.negatives: split = _with_negatives(split, o.negatives, o.seed)
+    if o.negatives:
+        split = _with_negatives(split, o.negatives, o.seed)
     comm = _processes()
     if comm is None or comm.is_main_process:
         open_run(out, o.losses, note, o.resume)
         split.save(out / 'split.safetensors')
     found = _run(o, model, split, whole, losses, out, comm)
-    if found is None: return
+    if found is None:
+        return
     reports, extra = found
     reports.save(out / 'report.html', extra, title=f'{", ".join(o.losses)} on {split.name}')
     print(f'\nadapters, vectors, split and report.html: {out}')
 
+# %% ../nbs/12_cli.ipynb #05c461b2
 def _with_negatives(split, n, seed):
-    from vlm2rec_lab.metrics import with_negatives
+    from vlm2rec_lab.ranking.candidates import with_negatives
+
     return with_negatives(split, n, seed)
 
+# %% ../nbs/12_cli.ipynb #5fc67043
 def _processes():
     "An Accelerator where `accelerate launch` has started several processes, else None. Only the first of them prints."
-    if int(os.environ.get('WORLD_SIZE', 1)) < 2: return None
+    if int(os.environ.get('WORLD_SIZE', 1)) < 2:
+        return None
     import torch
     from accelerate import Accelerator
+
     comm = Accelerator(cpu=not torch.cuda.is_available())
-    if not comm.is_main_process: sys.stdout = open(os.devnull, 'w')
+    if not comm.is_main_process:
+        sys.stdout = open(os.devnull, 'w')
     return comm
 
-def read_prompts(path, # JSON file: {"item": ..., "sequence": ..., "separator": ..., "missing": ...}, or one such object per modality; None
-                ): # -> Prompts, {modality: Prompts}, or None
+# %% ../nbs/12_cli.ipynb #39f0316b
+def read_prompts(
+    path,  # JSON file: {"item": ..., "sequence": ..., "separator": ..., "missing": ...}, or one such object per modality; None
+):  # -> Prompts, {modality: Prompts}, or None
     "Prompt templates of a file. Raises ValueError for what is no JSON or has other keys."
-    from vlm2rec_lab.data import known
-    from vlm2rec_lab.embed import Prompts
-    if path is None: return None
-    try: found = json.loads(Path(path).read_text(encoding='utf-8'))
-    except json.JSONDecodeError as e: raise ValueError(f'{path} is no JSON: {e}') from None
-    one = lambda d: Prompts(**{known(k, ('item', 'sequence', 'separator', 'missing'), 'part of a prompt', f' in {path}'): v for k, v in d.items()})
-    if not isinstance(found, dict) or not found: raise ValueError(f'{path}: write {{"item": "...{{}}...", "sequence": "...{{}}..."}}, or one such object for each modality')
+    from vlm2rec_lab.base.errors import known
+    from vlm2rec_lab.model.pieces import Prompts
+
+    if path is None:
+        return None
+    try:
+        found = json.loads(Path(path).read_text(encoding='utf-8'))
+    except json.JSONDecodeError as e:
+        raise ValueError(f'{path} is no JSON: {e}') from None
+    one = lambda d: Prompts(
+        **{
+            known(k, ('item', 'sequence', 'separator', 'missing'), 'part of a prompt', f' in {path}'): v
+            for k, v in d.items()
+        }
+    )
+    if not isinstance(found, dict) or not found:
+        raise ValueError(
+            f'{path}: write {{"item": "...{{}}...", "sequence": "...{{}}..."}}, or one such object for each modality'
+        )
     return {m: one(d) for m, d in found.items()} if all(isinstance(v, dict) for v in found.values()) else one(found)
 
 # %% ../nbs/12_cli.ipynb #39c97efb
 def _run(o, model, split, whole, losses, out, comm=None):
     "Load, fit, print; the SideBySide of reports, and the table for their page; None in any process but the first."
     import transformers
-    from vlm2rec_lab.baselines import baselines
-    from vlm2rec_lab.embed import VLMEmbedder
-    from vlm2rec_lab.prompts import token_budget
-    from vlm2rec_lab.shard import load_settings, shard
+
+    from vlm2rec_lab.model.embedder import VLMEmbedder
+    from vlm2rec_lab.model.prompts import token_budget
+    from vlm2rec_lab.ranking.baselines import baselines
+    from vlm2rec_lab.training.shard import load_settings, shard
+
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     print(split)
-    kw = dict(lora=o.lora, seed=o.seed, prompts=read_prompts(o.prompts), quantise=o.quantise, recompute=o.recompute, **load_settings(comm))
-    embedder = shard(VLMEmbedder.from_pretrained(model, adapters=split.catalogue.modalities if o.apart else None, **kw), comm)
+    kw = dict(
+        lora=o.lora,
+        seed=o.seed,
+        prompts=read_prompts(o.prompts),
+        quantise=o.quantise,
+        recompute=o.recompute,
+        **load_settings(comm),
+    )
+    embedder = shard(
+        VLMEmbedder.from_pretrained(model, adapters=split.catalogue.modalities if o.apart else None, **kw), comm
+    )
     how = {k: getattr(o, k) for k, usual in SPEED.items() if getattr(o, k) != usual}
-    print(f'{embedder}\nseed {o.seed}; {o.steps} steps of {o.batch}, lr {o.lr:g}, tau {o.tau:g}, fusion {o.fuse}{"".join(f", {k} {v}" for k, v in how.items())}; {o.command}', flush=True)
+    print(
+        f'{embedder}\nseed {o.seed}; {o.steps} steps of {o.batch}, lr {o.lr:g}, tau {o.tau:g}, fusion {o.fuse}{"".join(f", {k} {v}" for k, v in how.items())}; {o.command}',
+        flush=True,
+    )
     bars = sys.stderr.isatty() and (comm is None or comm.is_main_process)
     embedder.bank(split.catalogue, bars, o.vision)
-    print(f'{token_budget(embedder, split.catalogue, split.test.history.shape[1])}\n{_expected(o, embedder, split)}', flush=True)
+    print(
+        f'{token_budget(embedder, split.catalogue, split.test.history.shape[1])}\n{_expected(o, embedder, split)}',
+        flush=True,
+    )
     base = baselines(split, dataset=whole, seed=o.seed, negatives=split.test.negatives, progress=bars)
-    rest = dict(fuse=o.fuse, seed=o.seed, resume=o.resume, steps=o.steps, batch=o.batch, lr=o.lr, tau=o.tau, progress=bars, base=base, comm=comm, **how)
+    rest = dict(
+        fuse=o.fuse,
+        seed=o.seed,
+        resume=o.resume,
+        steps=o.steps,
+        batch=o.batch,
+        lr=o.lr,
+        tau=o.tau,
+        progress=bars,
+        base=base,
+        comm=comm,
+        **how,
+    )
     found = fit(embedder, split, losses, out=out, **rest)
     ceiling = _ceiling(o, model, split, out, {**rest, 'fuse': 'concat'}, kw) if o.ceiling else None
-    if comm is not None and not comm.is_main_process: return None
+    if comm is not None and not comm.is_main_process:
+        return None
     reports, table = make_reports(found, split, o.fuse, o.seed, ceiling), result_table(found, base)
-    print(f"\ntest of {split.name}: {found['before']['metrics'].protocol}\n{table.round(4).to_string(na_rep='')}\n" + '\n'.join(['baselines: ' + base.protocol, *(f'note: {n}' for n in (*base.notes, *_about(split)))]) + f'\n\n{reports}')
+    print(
+        f"\ntest of {split.name}: {found['before']['metrics'].protocol}\n{table.round(4).to_string(na_rep='')}\n"
+        + '\n'.join(['baselines: ' + base.protocol, *(f'note: {n}' for n in (*base.notes, *_about(split)))])
+        + f'\n\n{reports}'
+    )
     return reports, {'Beside what needs no model': table_html(table, base, split)}
 
 # %% ../nbs/12_cli.ipynb #7675fc78
 def _expected(o, embedder, split):
     "What the run will take, of `estimate`, or why nobody knows."
     import torch
-    from vlm2rec_lab.estimate import estimate
-    try: return estimate(embedder, split, o.steps, o.batch, o.seed, len(o.losses) if hasattr(o, 'losses') else 2, getattr(torch, o.autocast) if o.autocast else None, positions=o.positions, chunk=o.chunk)
-    except (ValueError, RuntimeError) as e: return f'no estimate: {e}'
 
+    from vlm2rec_lab.training.estimate import estimate
+
+    try:
+        return estimate(
+            embedder,
+            split,
+            o.steps,
+            o.batch,
+            o.seed,
+            len(o.losses) if hasattr(o, 'losses') else 2,
+            getattr(torch, o.autocast) if o.autocast else None,
+            positions=o.positions,
+            chunk=o.chunk,
+        )
+    except (ValueError, RuntimeError) as e:
+        return f'no estimate: {e}'
+
+# %% ../nbs/12_cli.ipynb #9a7bf8d8
 def _ceiling(o, model, split, out, rest, kw):
     "Vectors of experts, one modality each, to hold the others against; for `reference=`."
-    from vlm2rec_lab.embed import VLMEmbedder
-    from vlm2rec_lab.shard import shard
+    from vlm2rec_lab.model.embedder import VLMEmbedder
+    from vlm2rec_lab.training.shard import shard
+
     experts = shard(VLMEmbedder.from_pretrained(model, adapters=split.catalogue.modalities, **kw), rest['comm'])
     found = fit(experts, split, {'experts': {}}, out=out and out / 'ceiling', **rest)['experts']
     alone = ', '.join(f'{m} {found["metrics"][m]["NDCG@10"]:.4f}' for m in split.catalogue.modalities)
     print(f'\nceiling: experts of one modality each, NDCG@10 alone: {alone}', flush=True)
     return {k: found['vectors'][k] for k in ('items', 'sequences')}
 
-def demo(o, # options: condition, seed, steps, users, out, command
-        ):
+# %% ../nbs/12_cli.ipynb #b65d6311
+def demo(
+    o,  # options: condition, seed, steps, users, out, command
+):
     "`vlm2rec demo`: SFT and VLM2Rec on the embedded studio."
-    o.batch, o.lr, o.tau, o.fuse, o.lora, o.apart, o.resume, o.ceiling = 32, 2e-3, .07, 'sum', 4, False, False, True
+    o.batch, o.lr, o.tau, o.fuse, o.lora, o.apart, o.resume, o.ceiling = 32, 2e-3, 0.07, 'sum', 4, False, False, True
     o.prompts, o.quantise, o.recompute = None, None, False
-    for k, usual in SPEED.items(): setattr(o, k, usual)
-    if Path(o.out).suffix not in ('.html', '.json'): raise ValueError(f'--out {o.out}: name a file that ends in .html or .json')
+    for k, usual in SPEED.items():
+        setattr(o, k, usual)
+    if Path(o.out).suffix not in ('.html', '.json'):
+        raise ValueError(f'--out {o.out}: name a file that ends in .html or .json')
     split, studio = open_data(f'studio:{o.condition}', o.users, None, o.seed)
-    reports, extra = _run(o, _model(None, f'studio:{o.condition}'), split, studio, loss_settings(['sft', 'vlm2rec']), None)
+    reports, extra = _run(
+        o, _model(None, f'studio:{o.condition}'), split, studio, loss_settings(['sft', 'vlm2rec']), None
+    )
     print(f'\nreport: {reports.save(o.out, extra, title=f"SFT and VLM2Rec on {split.name}")}')
 
 # %% ../nbs/12_cli.ipynb #67a335ec
-def profile(o, # options: data, history, split, core, images, model, out, seed, command
-           ):
+def profile(
+    o,  # options: data, history, split, core, images, model, out, seed, command
+):
     "`vlm2rec profile`: what is in the data, as text and as one page."
-    from vlm2rec_lab.tiny import tiny_vlm
-    if Path(o.out).suffix not in ('.html', '.json', '.md'): raise ValueError(f'--out {o.out}: name a file that ends in .html, .json or .md')
-    split, whole = open_data(o.data, None, o.history, o.seed, o.split, o.core, o.images)
-    found = whole.profile(split, tokenizer=_model(o.model, o.data) if o.model else tiny_vlm(), progress=sys.stderr.isatty())
-    print(found, f'page: {found.save(o.out)}' if Path(o.out).suffix == '.html' else f'written: {found.save(o.out)}', o.command, sep='\n')
+    from vlm2rec_lab.model.tiny import tiny_vlm
 
-def fetch(o, # options: data, core, column, hosts, out, workers, max_total, command
-         ):
+    if Path(o.out).suffix not in ('.html', '.json', '.md'):
+        raise ValueError(f'--out {o.out}: name a file that ends in .html, .json or .md')
+    split, whole = open_data(o.data, None, o.history, o.seed, o.split, o.core, o.images)
+    found = whole.profile(
+        split, tokenizer=_model(o.model, o.data) if o.model else tiny_vlm(), progress=sys.stderr.isatty()
+    )
+    print(
+        found,
+        f'page: {found.save(o.out)}' if Path(o.out).suffix == '.html' else f'written: {found.save(o.out)}',
+        o.command,
+        sep='\n',
+    )
+
+# %% ../nbs/12_cli.ipynb #fac709bd
+def fetch(
+    o,  # options: data, core, column, hosts, out, workers, max_total, command
+):
     "`vlm2rec fetch`: get the pictures that a column of links names; called again, it goes on. 3 where some were not to be had."
-    from vlm2rec_lab.images import fetch_images
-    manifest = fetch_images(open_dataset(o.data, o.core), o.out, hosts=o.hosts, column=o.column, workers=o.workers, max_total=o.max_total and int(o.max_total * 2**30), progress=sys.stderr.isatty())
+    from vlm2rec_lab.shop.fetch import fetch_images
+
+    manifest = fetch_images(
+        open_dataset(o.data, o.core),
+        o.out,
+        hosts=o.hosts,
+        column=o.column,
+        workers=o.workers,
+        max_total=o.max_total and int(o.max_total * 2**30),
+        progress=sys.stderr.isatty(),
+    )
     print(manifest, f'pictures and manifest: {o.out}', o.command, sep='\n')
     return 3 if len(manifest.failed) else 0
 
 # %% ../nbs/12_cli.ipynb #e3d7805c
-def given_vectors(whole,    # .npz file of both sides, or None
-                  items,    # .parquet, .npz or .safetensors file, or None
-                  sequences,# the same
-                  names=('VECTORS.npz', '--items', '--sequences'), # of the options, for errors
-                  **kw):    # of `read_task`
+def given_vectors(
+    whole,  # .npz file of both sides, or None
+    items,  # .parquet, .npz or .safetensors file, or None
+    sequences,  # the same
+    names=('VECTORS.npz', '--items', '--sequences'),  # of the options, for errors
+    **kw,
+):  # of `read_task`
     "(dict(items, sequences, targets, seen), titles) from one file or from two. Raises ValueError for neither and for both."
-    from vlm2rec_lab.vectors import read_task, read_vectors
-    if bool(whole) == bool(items or sequences): raise ValueError(f"give either {names[0]}, or {names[1]} with {names[2]}")
-    if whole: return read_vectors(whole)
-    if not (items and sequences): raise ValueError(f"{names[1] if items else names[2]} alone is half of the vectors: give {names[2] if items else names[1]} too")
+    from vlm2rec_lab.ranking.vectors import read_task, read_vectors
+
+    if bool(whole) == bool(items or sequences):
+        raise ValueError(f"give either {names[0]}, or {names[1]} with {names[2]}")
+    if whole:
+        return read_vectors(whole)
+    if not (items and sequences):
+        raise ValueError(
+            f"{names[1] if items else names[2]} alone is half of the vectors: give {names[2] if items else names[1]} too"
+        )
     return read_task(items, sequences, **kw)
 
-def evaluate(o, # options: vectors, items, sequences, fuse, k, seed
-            ):
+# %% ../nbs/12_cli.ipynb #8d960176
+def evaluate(
+    o,  # options: vectors, items, sequences, fuse, k, seed
+):
     "`vlm2rec evaluate`: ranking metrics of the vectors in a file."
-    from vlm2rec_lab.metrics import evaluate
-    print(evaluate(**given_vectors(o.vectors, o.items, o.sequences)[0], fuse=o.fuse, k=tuple(o.k), seed=o.seed), o.command, sep='\n')
+    from vlm2rec_lab.ranking.evaluate import evaluate
 
-def report(o, # options: vectors, items, sequences, reference, reference_items, reference_sequences, fuse, k, seed, out, fail_on
-          ):
+    print(
+        evaluate(**given_vectors(o.vectors, o.items, o.sequences)[0], fuse=o.fuse, k=tuple(o.k), seed=o.seed),
+        o.command,
+        sep='\n',
+    )
+
+# %% ../nbs/12_cli.ipynb #a26abdb8
+def report(
+    o,  # options: vectors, items, sequences, reference, reference_items, reference_sequences, fuse, k, seed, out, fail_on
+):
     "`vlm2rec report`: the collapse report of the vectors in a file; 3 where the verdict is `fail_on` or worse."
-    from vlm2rec_lab.data import known
-    from vlm2rec_lab.diagnose import VERDICTS, collapse_report
-    if o.fail_on: known(o.fail_on, VERDICTS, 'verdict')
-    if Path(o.out).suffix not in ('.html', '.json', '.md'): raise ValueError(f'--out {o.out}: name a file that ends in .html, .json or .md')
+    from vlm2rec_lab.base.errors import known
+    from vlm2rec_lab.diagnosis.report import collapse_report
+    from vlm2rec_lab.diagnosis.verdict import VERDICTS
+
+    if o.fail_on:
+        known(o.fail_on, VERDICTS, 'verdict')
+    if Path(o.out).suffix not in ('.html', '.json', '.md'):
+        raise ValueError(f'--out {o.out}: name a file that ends in .html, .json or .md')
     vectors, titles = given_vectors(o.vectors, o.items, o.sequences)
     before = (o.reference, o.reference_items, o.reference_sequences)
-    reference = given_vectors(*before, names=('--reference', '--reference-items', '--reference-sequences'), targets=vectors['targets'])[0] if any(before) else None
-    if reference: reference = {k: reference[k] for k in ('items', 'sequences')}
-    found = collapse_report(**vectors, reference=reference, fuse=o.fuse, k=o.k, seed=o.seed, titles=None if titles is None else list(map(str, titles)), name=Path(o.vectors or o.sequences).name)
+    reference = (
+        given_vectors(
+            *before, names=('--reference', '--reference-items', '--reference-sequences'), targets=vectors['targets']
+        )[0]
+        if any(before)
+        else None
+    )
+    if reference:
+        reference = {k: reference[k] for k in ('items', 'sequences')}
+    found = collapse_report(
+        **vectors,
+        reference=reference,
+        fuse=o.fuse,
+        k=o.k,
+        seed=o.seed,
+        titles=None if titles is None else list(map(str, titles)),
+        name=Path(o.vectors or o.sequences).name,
+    )
     print(f'{found}\nreport: {found.save(o.out)}\n{o.command}')
     if o.fail_on and VERDICTS[found.verdict] >= VERDICTS[o.fail_on]:
         print(f'verdict {found.verdict}: fails on {o.fail_on} or worse', file=sys.stderr)
         return 3
 
 # %% ../nbs/12_cli.ipynb #994c0ad2
-def downstream(o, # options: data, sources, seeds, how, epochs, patience, steps, model, out, command
-              ):
+def downstream(
+    o,  # options: data, sources, seeds, how, epochs, patience, steps, model, out, command
+):
     "`vlm2rec downstream`: SASRec begun with random ids and with item vectors of several sources."
-    from vlm2rec_lab.downstream import Tuning, downstream_runs, write_downstream
-    drawn = o.data.startswith('studio:')                       # anew for every seed; other data are read once
+    from vlm2rec_lab.recommenders.downstream import Tuning, downstream_runs, write_downstream
+
+    drawn = o.data.startswith('studio:')  # anew for every seed; other data are read once
     whole = None if drawn else open_dataset(o.data, o.core, o.images)
+
     def tasks(seed, history):
         length = min(history, o.history or history)
-        return open_data(o.data, None, length, seed, o.split, o.core, o.images)[0] if drawn else cut(whole, o.split or 'leave-one-out', length, None, seed)
-    runs = downstream_runs(tasks, o.sources, o.seeds, o.how, tuning=Tuning(steps=o.steps), model=o.model, folder=o.out, epochs=o.epochs, patience=o.patience, progress=sys.stderr.isatty())
+        return (
+            open_data(o.data, None, length, seed, o.split, o.core, o.images)[0]
+            if drawn
+            else cut(whole, o.split or 'leave-one-out', length, None, seed)
+        )
+
+    runs = downstream_runs(
+        tasks,
+        o.sources,
+        o.seeds,
+        o.how,
+        tuning=Tuning(steps=o.steps),
+        model=o.model,
+        folder=o.out,
+        epochs=o.epochs,
+        patience=o.patience,
+        progress=sys.stderr.isatty(),
+    )
     name = tasks(o.seeds[0], 50).name
-    print(name, write_downstream(runs, o.out, name, o.command).round(4).to_string(index=False), f'runs.csv, table.csv and downstream.html: {o.out}', o.command, sep='\n')
+    print(
+        name,
+        write_downstream(runs, o.out, name, o.command).round(4).to_string(index=False),
+        f'runs.csv, table.csv and downstream.html: {o.out}',
+        o.command,
+        sep='\n',
+    )
 
 # %% ../nbs/12_cli.ipynb #2fb04ec6
-def bench(o, # options: items, users, modalities, dims, seed, out, command
-         ):
+def bench(
+    o,  # options: items, users, modalities, dims, seed, out, command
+):
     "`vlm2rec bench`: time and memory of every part of a collapse report on synthetic vectors."
-    from vlm2rec_lab.bench import bench
-    if o.out and Path(o.out).suffix != '.json': raise ValueError(f'--out {o.out}: name a file that ends in .json')
+    from vlm2rec_lab.diagnosis.bench import bench
+
+    if o.out and Path(o.out).suffix != '.json':
+        raise ValueError(f'--out {o.out}: name a file that ends in .json')
     found = bench(o.items, o.users, o.modalities, o.dims, seed=o.seed, progress=sys.stderr.isatty())
     print(found, o.command, sep='\n')
-    if o.out: found.save(o.out)
+    if o.out:
+        found.save(o.out)
 
 # %% ../nbs/12_cli.ipynb #4523c118
-NAMES = dict(losses='sft, wpcl, cmrtr, vlm2rec, per-modality, weak-infonce, modality-dropout, ogm-ge, experts',
-             conditions='text-easy, even-reader, image-easy, balanced, redundant, complementary, wrong-picture, memorable, three',
-             verdicts='collapsed, under-used, undecided, uninformative, healthy', readers='amazon, movielens, microlens, sequences, hm, log, hugging-face',
-             splits='leave-one-out, temporal, last-day, cold-items')
+NAMES = dict(
+    losses='sft, wpcl, cmrtr, vlm2rec, per-modality, weak-infonce, modality-dropout, ogm-ge, experts',
+    conditions='text-easy, even-reader, image-easy, balanced, redundant, complementary, wrong-picture, memorable, three',
+    verdicts='collapsed, under-used, undecided, uninformative, healthy',
+    readers='amazon, movielens, microlens, sequences, hm, log, hugging-face',
+    splits='leave-one-out, temporal, last-day, cold-items',
+)
 
+# %% ../nbs/12_cli.ipynb #9a0636d4
 def _data(add, more=''):
     "Options that say what the data are."
-    add('--data', required=True, metavar='DATA', help=f"folder with items.csv and interactions.csv, or READER:FILE or READER:FILE,ITEMS with one of {NAMES['readers']}{', ' + more if more else ''}")
+    add(
+        '--data',
+        required=True,
+        metavar='DATA',
+        help=f"folder with items.csv and interactions.csv, or READER:FILE or READER:FILE,ITEMS with one of {NAMES['readers']}{', ' + more if more else ''}",
+    )
     add('--core', type=count, metavar='K', help='keep users and items of at least K interactions (with a reader)')
-    if more: add('--images', metavar='FROM', help='pictures from elsewhere: a folder, .zip or .parquet with a file per item id, or the folder that `vlm2rec fetch` filled')
-    add('--split', metavar='HOW', help=f"{NAMES['splits']}, or a split.safetensors of an earlier run (default: leave-one-out)")
+    if more:
+        add(
+            '--images',
+            metavar='FROM',
+            help='pictures from elsewhere: a folder, .zip or .parquet with a file per item id, or the folder that `vlm2rec fetch` filled',
+        )
+    add(
+        '--split',
+        metavar='HOW',
+        help=f"{NAMES['splits']}, or a split.safetensors of an earlier run (default: leave-one-out)",
+    )
     add('--history', type=count, metavar='N', help='purchases that the model may see (default: 10, in the studio 6)')
 
+# %% ../nbs/12_cli.ipynb #f76c2f84
 def _training(p, add):
     "Options of `train`."
     _data(add, 'or studio:CONDITION')
     add('--model', metavar='PATH', help='Qwen2.5-VL folder or hub id (default: the shipped tiny VLM)')
-    add('--losses', nargs='+', default=['sft', 'vlm2rec'], metavar='LOSS', help=f"one or more of {NAMES['losses']} (default: sft vlm2rec)")
+    add(
+        '--losses',
+        nargs='+',
+        default=['sft', 'vlm2rec'],
+        metavar='LOSS',
+        help=f"one or more of {NAMES['losses']} (default: sft vlm2rec)",
+    )
     add('--users', type=count, metavar='N', help='learn from and test on a seeded subset of N users (default: all)')
-    add('--negatives', type=count, metavar='N', help='rank the next item among N sampled items only (default: among all)')
-    for name, kind, default, text in (('steps', count, 120, 'optimiser steps'), ('batch', count, 32, 'sequences per step'), ('lr', float, 2e-3, 'learning rate of AdamW'),
-                                      ('tau', float, .07, 'temperature of the loss'), ('lora', count, 8, 'rank of the adapters')):
+    add(
+        '--negatives',
+        type=count,
+        metavar='N',
+        help='rank the next item among N sampled items only (default: among all)',
+    )
+    for name, kind, default, text in (
+        ('steps', count, 120, 'optimiser steps'),
+        ('batch', count, 32, 'sequences per step'),
+        ('lr', float, 2e-3, 'learning rate of AdamW'),
+        ('tau', float, 0.07, 'temperature of the loss'),
+        ('lora', count, 8, 'rank of the adapters'),
+    ):
         add(f'--{name}', type=kind, default=default, metavar='X', help=f'{text} (default: %(default)s)')
     add('--fuse', type=fusion, default='sum', help='fusion of the modalities: sum or concat (default: sum)')
-    for name in ('alpha', 'lam', 'weight'): add(f'--{name}', type=float, metavar='X', help="of the losses that take it (default: the loss's own)")
-    add('--prompts', metavar='FILE', help='JSON file of prompt templates: item, sequence, separator, missing; or one such object per modality')
-    add('--positions', default='last', help='last: a pair per sequence, as in the paper; all: every position of a sequence is a pair, several times as many per second (default: last)')
-    add('--chunk', type=count, metavar='N', help='prompts at a time, by gradient caching: bounds the memory of a large batch')
+    for name in ('alpha', 'lam', 'weight'):
+        add(f'--{name}', type=float, metavar='X', help="of the losses that take it (default: the loss's own)")
+    add(
+        '--prompts',
+        metavar='FILE',
+        help='JSON file of prompt templates: item, sequence, separator, missing; or one such object per modality',
+    )
+    add(
+        '--positions',
+        default='last',
+        help='last: a pair per sequence, as in the paper; all: every position of a sequence is a pair, several times as many per second (default: last)',
+    )
+    add(
+        '--chunk',
+        type=count,
+        metavar='N',
+        help='prompts at a time, by gradient caching: bounds the memory of a large batch',
+    )
     add('--vision', metavar='DIR', help='folder that keeps picture features from run to run (default: in memory)')
     add('--autocast', metavar='TYPE', help='bfloat16 or float16 for the passes')
     add('--schedule', default='constant', help='of the learning rate: constant, linear or cosine (default: constant)')
     add('--warmup', type=int, default=0, metavar='N', help='steps of rising learning rate (default: 0)')
     add('--quantise', metavar='BITS', help='4bit: base weights in four bits, where bitsandbytes is installed')
-    add('--recompute', action='store_true', help='keep no activations and compute them again on the way back: less memory, more time')
+    add(
+        '--recompute',
+        action='store_true',
+        help='keep no activations and compute them again on the way back: less memory, more time',
+    )
     add('--apart', action='store_true', help='adapters of its own for every modality')
-    add('--ceiling', action='store_true', help='train experts of one modality each as well, and hold the reports against them')
+    add(
+        '--ceiling',
+        action='store_true',
+        help='train experts of one modality each as well, and hold the reports against them',
+    )
     add('--out', metavar='DIR', help='where checkpoints and results go (default: runs/NAME)')
     add('--resume', action='store_true', help='go on from the checkpoints in DIR')
 
 # %% ../nbs/12_cli.ipynb #22118367
 def _vectors(p, add, k):
     "Options that `evaluate` and `report` share."
-    add('vectors', nargs='?', metavar='VECTORS.npz', help='arrays items/<modality>, sequences/<modality>, targets, and perhaps seen_offsets with seen_items, titles')
-    add('--items', metavar='FILE', help='in its place: .parquet, .npz or .safetensors with a column of vectors per modality, and item_id and title')
-    add('--sequences', metavar='FILE', help='the same for the users, with the item_id of the next item in the column target, and perhaps seen')
-    add('--fuse', type=fusion, default='sum', help='sum, mean (ranks the same), concat, or weights such as text=0.7,image=0.3 (default: sum)')
-    add('--k', type=count, default=k, metavar='K', help='cut-off of the metrics (default: %(default)s)', **({'nargs': '+'} if isinstance(k, list) else {}))
+    add(
+        'vectors',
+        nargs='?',
+        metavar='VECTORS.npz',
+        help='arrays items/<modality>, sequences/<modality>, targets, and perhaps seen_offsets with seen_items, titles',
+    )
+    add(
+        '--items',
+        metavar='FILE',
+        help='in its place: .parquet, .npz or .safetensors with a column of vectors per modality, and item_id and title',
+    )
+    add(
+        '--sequences',
+        metavar='FILE',
+        help='the same for the users, with the item_id of the next item in the column target, and perhaps seen',
+    )
+    add(
+        '--fuse',
+        type=fusion,
+        default='sum',
+        help='sum, mean (ranks the same), concat, or weights such as text=0.7,image=0.3 (default: sum)',
+    )
+    add(
+        '--k',
+        type=count,
+        default=k,
+        metavar='K',
+        help='cut-off of the metrics (default: %(default)s)',
+        **({'nargs': '+'} if isinstance(k, list) else {}),
+    )
 
 # %% ../nbs/12_cli.ipynb #1d543559
 def _studies(command):
     "Options of the studies."
     p, add = command(study, 'conditions x remedies x seeds: the study of the docs, resumable')
-    add('--part', default='main', help='main, missing (items without contents), settings or training (both on development studios) (default: main)')
+    add(
+        '--part',
+        default='main',
+        help='main, missing (items without contents), settings or training (both on development studios) (default: main)',
+    )
     add('--seeds', type=count, metavar='N', help='how many (default: 5; missing 3, training 2, settings 1)')
     add('--conditions', nargs='+', metavar='NAME', help=f"some of {NAMES['conditions']} (default: all)")
     add('--data', metavar='FOLDER', help='folder with items.csv and interactions.csv, in place of the studio')
-    add('--remedies', nargs='+', metavar='NAME', help='some of the remedies, see the notebook 11_study (default: all in text-easy, the main ones elsewhere)')
+    add(
+        '--remedies',
+        nargs='+',
+        metavar='NAME',
+        help='some of the remedies, see the notebook 11_study (default: all in text-easy, the main ones elsewhere)',
+    )
     add('--jobs', type=count, default=2, metavar='N', help='cells at a time, one thread each (default: 2)')
     add('--out', default='runs/study', metavar='DIR', help='where the cells are kept (default: runs/study)')
     add('--table', action='store_true', help='run nothing: write the table and the page from the cells that are there')
     add('--verify', type=count, metavar='N', help='run N of the stored cells again and compare every digit')
     p, add = command(calibrate, 'how often the verdicts of `report` are right, on settings whose truth is known')
-    add('--half', default='report', metavar='HALF', help='set (thresholds are set on it), report (they are judged on it) or all (default: report)')
-    add('--settings', nargs='+', metavar='NAME', help='some of the settings, see the notebook 04a_calibrate (default: all of the half)')
+    add(
+        '--half',
+        default='report',
+        metavar='HALF',
+        help='set (thresholds are set on it), report (they are judged on it) or all (default: report)',
+    )
+    add(
+        '--settings',
+        nargs='+',
+        metavar='NAME',
+        help='some of the settings, see the notebook 04a_calibrate (default: all of the half)',
+    )
     add('--users', type=count, nargs='+', metavar='N', help='numbers of users (default: 100 300 1000 10000)')
-    add('--seeds', type=count, metavar='N', help='seeds of each setting and number of users (default: 30, at 10,000 users 4)')
+    add(
+        '--seeds',
+        type=count,
+        metavar='N',
+        help='seeds of each setting and number of users (default: 30, at 10,000 users 4)',
+    )
     add('--jobs', type=count, default=2, metavar='N', help='processes of one thread each (default: 2)')
-    add('--out', default='runs/calibrate', metavar='DIR', help='where results and trained vectors are kept (default: runs/calibrate)')
+    add(
+        '--out',
+        default='runs/calibrate',
+        metavar='DIR',
+        help='where results and trained vectors are kept (default: runs/calibrate)',
+    )
 
 # %% ../nbs/12_cli.ipynb #6b283176
 def make_parser():
     "The parser of `vlm2rec`."
-    top = Parser(prog='vlm2rec', description='Train, diagnose and show vision-language embedders for multimodal sequential recommendation.')
+    top = Parser(
+        prog='vlm2rec',
+        description='Train, diagnose and show vision-language embedders for multimodal sequential recommendation.',
+    )
     commands = top.add_subparsers(dest='name', metavar='COMMAND', required=True)
+
     def command(run, text):
         p = commands.add_parser(run.__name__, help=text, description=text)
         p.set_defaults(run=run)
-        p.add_argument('--seed', type=int, default=0, metavar='N', help='everything random follows from it (default: 0)')
+        p.add_argument(
+            '--seed', type=int, default=0, metavar='N', help='everything random follows from it (default: 0)'
+        )
         return p, p.add_argument
+
     _, add = command(demo, 'SFT and VLM2Rec from the same start on the embedded studio')
     add('--condition', default='text-easy', help=f"one of {NAMES['conditions']} (default: text-easy)")
     add('--steps', type=count, default=120, metavar='N', help='optimiser steps of each loss (default: 120)')
@@ -565,11 +1051,21 @@ def make_parser():
     _studies(command)
     _, add = command(profile, 'what is in the data, and what in it will spoil an experiment')
     _data(add, 'or studio:CONDITION')
-    add('--model', metavar='PATH', help='Qwen2.5-VL folder or hub id whose tokenizer counts the texts (default: the shipped tiny VLM)')
+    add(
+        '--model',
+        metavar='PATH',
+        help='Qwen2.5-VL folder or hub id whose tokenizer counts the texts (default: the shipped tiny VLM)',
+    )
     add('--out', default='profile.html', help='.html, .json or .md file to write (default: profile.html)')
     _, add = command(fetch, 'get the pictures that a column of links names; resumable')
     _data(add)
-    add('--hosts', nargs='+', required=True, metavar='HOST', help='hosts that may be asked, such as images.example.com or *.example.com; no other is')
+    add(
+        '--hosts',
+        nargs='+',
+        required=True,
+        metavar='HOST',
+        help='hosts that may be asked, such as images.example.com or *.example.com; no other is',
+    )
     add('--column', default='image_url', metavar='NAME', help='of the items (default: image_url)')
     add('--workers', type=count, default=8, metavar='N', help='downloads at a time (default: 8)')
     add('--max-total', type=float, metavar='GB', help='stop before so much has been fetched')
@@ -578,38 +1074,79 @@ def make_parser():
     p, add = command(report, 'collapse report of the vectors in a file')
     _vectors(p, add, 10)
     add('--reference', metavar='BEFORE.npz', help='vectors of the same items and users before fine-tuning')
-    for side in ('items', 'sequences'): add(f'--reference-{side}', metavar='FILE', help=f'the same as a file of the {side}')
+    for side in ('items', 'sequences'):
+        add(f'--reference-{side}', metavar='FILE', help=f'the same as a file of the {side}')
     add('--out', default='report.html', help='.html, .json or .md file to write (default: report.html)')
-    add('--fail-on', metavar='VERDICT', help=f"exit with status 3 for this overall verdict or a worse one: {NAMES['verdicts']}")
-    _, add = command(downstream, 'what the vectors are worth: SASRec begun with random ids and with item vectors of several sources; resumable')
+    add(
+        '--fail-on',
+        metavar='VERDICT',
+        help=f"exit with status 3 for this overall verdict or a worse one: {NAMES['verdicts']}",
+    )
+    _, add = command(
+        downstream,
+        'what the vectors are worth: SASRec begun with random ids and with item vectors of several sources; resumable',
+    )
     _data(add, 'or studio:CONDITION')
     add('--model', metavar='PATH', help='Qwen2.5-VL folder or hub id (default: the shipped tiny VLM)')
-    add('--sources', nargs='+', default=['raw', 'sft', 'vlm2rec'], metavar='NAME', help=f"raw, the checkpoint as it is, or one of {NAMES['losses']} (default: raw sft vlm2rec)")
-    add('--how', nargs='+', default=['init'], metavar='HOW', help='init: training begins at the vectors; frozen: they stay, behind an adapter (default: init)')
-    add('--seeds', type=int, nargs='+', default=[0, 1, 2], metavar='N', help='of adapters, batches and recommender, in the studio of the world too (default: 0 1 2)')
-    for name, n, text in (('steps', 120, 'optimiser steps of the embedder'), ('epochs', 200, 'of the recommender, at most'), ('patience', 10, 'epochs without a better validation before it ends')):
+    add(
+        '--sources',
+        nargs='+',
+        default=['raw', 'sft', 'vlm2rec'],
+        metavar='NAME',
+        help=f"raw, the checkpoint as it is, or one of {NAMES['losses']} (default: raw sft vlm2rec)",
+    )
+    add(
+        '--how',
+        nargs='+',
+        default=['init'],
+        metavar='HOW',
+        help='init: training begins at the vectors; frozen: they stay, behind an adapter (default: init)',
+    )
+    add(
+        '--seeds',
+        type=int,
+        nargs='+',
+        default=[0, 1, 2],
+        metavar='N',
+        help='of adapters, batches and recommender, in the studio of the world too (default: 0 1 2)',
+    )
+    for name, n, text in (
+        ('steps', 120, 'optimiser steps of the embedder'),
+        ('epochs', 200, 'of the recommender, at most'),
+        ('patience', 10, 'epochs without a better validation before it ends'),
+    ):
         add(f'--{name}', type=count, default=n, metavar='N', help=f'{text} (default: %(default)s)')
     add('--out', default='runs/downstream', metavar='DIR', help='where everything is kept (default: runs/downstream)')
     _, add = command(bench, 'what a collapse report costs, part by part, on synthetic vectors')
-    for name, n, text in (('items', 20_000, 'items'), ('users', 50_000, 'users'), ('modalities', 2, 'modalities, 8 at most'), ('dims', 128, 'dimensions of the vectors')):
+    for name, n, text in (
+        ('items', 20_000, 'items'),
+        ('users', 50_000, 'users'),
+        ('modalities', 2, 'modalities, 8 at most'),
+        ('dims', 128, 'dimensions of the vectors'),
+    ):
         add(f'--{name}', type=count, default=n, metavar='N', help=f'{text} (default: %(default)s)')
     add('--out', metavar='FILE', help='.json file to write')
     return top
 
 # %% ../nbs/12_cli.ipynb #319454b7
-def _line(message): return ' '.join(str(message).split()) # -> on one line
+def _line(message):
+    return ' '.join(str(message).split())  # -> on one line
 
-def main(argv=None, # list of arguments; None: those of the process
-        ):
+# %% ../nbs/12_cli.ipynb #64b892fb
+def main(
+    argv=None,  # list of arguments; None: those of the process
+):
     "The command `vlm2rec`; returns the exit status: 0, 2 for what cannot be used, 3 for a failed report, 130 when interrupted."
     argv = sys.argv[1:] if argv is None else [str(a) for a in argv]
-    if not argv: argv = ['--help']
+    if not argv:
+        argv = ['--help']
     o = make_parser().parse_args(argv)
     o.command = shlex.join(['vlm2rec', *argv])
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)     # of libraries to their callers
+        warnings.simplefilter('ignore', FutureWarning)  # of libraries to their callers
         warnings.showwarning = lambda message, *rest, **kw: print(f'vlm2rec: note: {_line(message)}', file=sys.stderr)
-        try: return o.run(o) or 0
+        try:
+            return o.run(o) or 0
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
@@ -617,5 +1154,9 @@ def main(argv=None, # list of arguments; None: those of the process
             print(f'vlm2rec {o.name}: {_line(e)}', file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print(f'vlm2rec {o.name}: interrupted' + {'train': '; go on with --resume', 'downstream': '; the same command goes on'}.get(o.name, ''), file=sys.stderr)
+            print(
+                f'vlm2rec {o.name}: interrupted'
+                + {'train': '; go on with --resume', 'downstream': '; the same command goes on'}.get(o.name, ''),
+                file=sys.stderr,
+            )
             return 130
