@@ -15,7 +15,7 @@ import pandas as pd
 from fastcore.basics import patch
 from PIL import Image
 
-from ..base.errors import DataError, _few, _n, _warn, known
+from ..base.errors import DataError, few, counted, warn, known
 from ..base.ragged import Ragged
 from .pictures import LazyImage, open_image, thumbnail
 
@@ -40,7 +40,7 @@ class Catalogue:
         )
         twice = pd.Index(self.ids)[pd.Index(self.ids).duplicated()] if self.ids else ()
         if len(twice):
-            raise DataError(f'{_n(len(twice), "item id")} more than once: {_few(twice)}; keep one of each')
+            raise DataError(f'{counted(len(twice), "item id")} more than once: {few(twice)}; keep one of each')
         if set(self.content) != set(self.kinds):
             raise DataError(
                 f'content has the modalities {list(self.content)} and kinds {list(self.kinds)}: name the same ones'
@@ -106,7 +106,7 @@ def title(
 def __repr__(self: Catalogue):
     gaps = {m: int(x.sum()) for m, x in self.missing().items()}
     parts = [f"{m} ({self.kinds[m]}" + (f', {gaps[m]:,} missing)' if gaps[m] else ')') for m in self.content]
-    return f"Catalogue of {_n(len(self), 'item')}: {', '.join(parts) or 'ids alone, no content'}"
+    return f"Catalogue of {counted(len(self), 'item')}: {', '.join(parts) or 'ids alone, no content'}"
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #c3460d28
 def _cell(cat, modality, i):
@@ -190,7 +190,7 @@ class Interactions:
 
     def __repr__(self):
         span = f', {self.lengths.min()} to {self.lengths.max()} each' if len(self) else ''
-        return f"Interactions of {_n(len(self), 'user')}: {len(self.items):,} in order{' of time' if self.times is not None else ''}{span}"
+        return f"Interactions of {counted(len(self), 'user')}: {len(self.items):,} in order{' of time' if self.times is not None else ''}{span}"
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #797d5404
 def as_ids(
@@ -208,12 +208,12 @@ def as_ids(
     empty = column.index[(text.isna() | (text == '')).to_numpy(bool)]
     if len(empty):
         raise DataError(
-            f'{where or "the table"}: {_n(len(empty), "row")} without {what}: row {_few(empty)}; fill it in or delete the row'
+            f'{where or "the table"}: {counted(len(empty), "row")} without {what}: row {few(empty)}; fill it in or delete the row'
         )
     broken = column.index[text.str.contains('[\r\n]', regex=True).to_numpy(bool)]
     if len(broken):
         raise DataError(
-            f'{where or "the table"}: {_n(len(broken), "row")} with a line break inside the {what}: row {_few(broken)}; a quotation mark is left open there'
+            f'{where or "the table"}: {counted(len(broken), "row")} with a line break inside the {what}: row {few(broken)}; a quotation mark is left open there'
         )
     return text.astype(object)
 
@@ -239,8 +239,8 @@ def as_times(
     bad = np.flatnonzero(~np.isfinite(out.to_numpy(float)))
     if len(bad):
         raise DataError(
-            f"{where or 'the table'}: {_n(len(bad), 'row')} of column '{column.name}' without a readable time: "
-            + _few(f'row {column.index[k]} ({str(column.iloc[k])!r})' for k in bad)
+            f"{where or 'the table'}: {counted(len(bad), 'row')} of column '{column.name}' without a readable time: "
+            + few(f'row {column.index[k]} ({str(column.iloc[k])!r})' for k in bad)
             + '; write a number or a date such as 2024-05-31, or delete the row'
         )
     return out.to_numpy(float)
@@ -265,8 +265,8 @@ def from_frame(
     bad = df.index[number < 0]
     if len(bad):
         raise DataError(
-            f'{where}: {_n(len(bad), "row")} with an item that the catalogue lacks: '
-            + _few(f"row {r} ('{i}')" for r, i in zip(bad, items[number < 0]))
+            f'{where}: {counted(len(bad), "row")} with an item that the catalogue lacks: '
+            + few(f"row {r} ('{i}')" for r, i in zip(bad, items[number < 0]))
             + '; add the item to the catalogue or delete the row'
         )
     code, names = pd.factorize(users)
@@ -276,10 +276,10 @@ def from_frame(
         times = as_times(df[time], where)
         again = pd.DataFrame({'u': code, 'i': number, 't': times}).duplicated().to_numpy()
         if again.any():
-            _warn(
+            warn(
                 [] if notes is None else notes,
-                f'{where}: {_n(int(again.sum()), "row")} repeating an earlier one with the same user, item and {time}: '
-                f'row {_few(df.index[again])}; the first of each is kept, the repeats are removed',
+                f'{where}: {counted(int(again.sum()), "row")} repeating an earlier one with the same user, item and {time}: '
+                f'row {few(df.index[again])}; the first of each is kept, the repeats are removed',
             )
             code, number, times = code[~again], number[~again], times[~again]
         order = np.lexsort((times, code))

@@ -24,7 +24,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..base.errors import DataError, _few, _n, _warn, known
+from ..base.errors import DataError, few, counted, warn, known
 from ..base.files import inside, write_bytes
 from .catalogue import Catalogue
 from vlm2rec_lab.shop.images import (
@@ -463,7 +463,7 @@ def fetch_images(
     links = _links(urls, column)
     if not hosts:
         raise DataError(
-            f"name the hosts that may be asked; the links have {_few(Counter(_shown(u).split('/')[2] for u in links if u.count('/') > 1), 8) or 'none'}: hosts=['...', '*.example.com']"
+            f"name the hosts that may be asked; the links have {few(Counter(_shown(u).split('/')[2] for u in links if u.count('/') > 1), 8) or 'none'}: hosts=['...', '*.example.com']"
         )
     ways, folder, lock, kept, stop, local, lines = (
         _Ways(host_rules(hosts), host_rules(private, wild=False), resolve, timeout, patience, max_bytes, redirects),
@@ -507,9 +507,9 @@ def fetch_images(
     )
     bad = out.failed
     if len(bad):
-        _warn(
+        warn(
             [],
-            f"{_n(len(bad), 'picture')} of {len(out):,} not fetched ({', '.join(f'{n:,} {k}' for k, n in bad.reason.value_counts().items())}): {_few(bad.source)}; the manifest says why",
+            f"{counted(len(bad), 'picture')} of {len(out):,} not fetched ({', '.join(f'{n:,} {k}' for k, n in bad.reason.value_counts().items())}): {few(bad.source)}; the manifest says why",
         )
     return out
 

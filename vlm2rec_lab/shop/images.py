@@ -31,7 +31,7 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..base.errors import DataError, _few, _n, _warn, known
+from ..base.errors import DataError, few, counted, warn, known
 from ..base.files import inside, write_bytes
 from .catalogue import Catalogue, as_ids
 from .pictures import MAX_PIXELS, LazyImage, open_image
@@ -132,7 +132,7 @@ def _read_lines(path):
         else:
             bad.append(k)
     if bad:
-        _warn([], f'{path.name}: {_n(len(bad), "line")} without a picture left out: line {_few(bad)}')
+        warn([], f'{path.name}: {counted(len(bad), "line")} without a picture left out: line {few(bad)}')
     return rows, whole
 
 # %% ../../nbs/00_shop/09_images.ipynb #43d9ab61
@@ -220,7 +220,7 @@ class ImageSource:
         return len(self.files)
 
     def __repr__(self):
-        return f"ImageSource({self.where}: {_n(len(self.files), 'file')})"
+        return f"ImageSource({self.where}: {counted(len(self.files), 'file')})"
 
 # %% ../../nbs/00_shop/09_images.ipynb #65f970bb
 def _in_folder(folder, notes):
@@ -234,7 +234,7 @@ def _in_folder(folder, notes):
             else:
                 files[p.relative_to(root).as_posix()] = p
     if out:
-        _warn(notes, f'{folder.name}: {_n(len(out), "link")} out of the folder not followed: {_few(out)}')
+        warn(notes, f'{folder.name}: {counted(len(out), "link")} out of the folder not followed: {few(out)}')
     return files
 
 # %% ../../nbs/00_shop/09_images.ipynb #5c3cf5ca
@@ -249,7 +249,7 @@ def _in_zip(path, max_bytes, notes):
         else:
             files[name] = LazyImage(f'{path.name}/{name}', partial(archive.read, name, max_bytes))
     if out:
-        _warn(notes, f'{path.name}: {_n(len(out), "member")} with a name that leads elsewhere left out: {_few(out)}')
+        warn(notes, f'{path.name}: {counted(len(out), "member")} with a name that leads elsewhere left out: {few(out)}')
     return files
 
 # %% ../../nbs/00_shop/09_images.ipynb #d781581b
@@ -291,9 +291,9 @@ def _in_table(path, item, image, max_bytes, notes):
             continue
         files[name] = LazyImage(f'{path.name} row {k + 1}', partial(cells.read, k, max_bytes))
     if twice:
-        _warn(
+        warn(
             notes,
-            f'{path.name}: {_n(len(twice), "row")} without a name of its own left out, the first of each counts: row {_few(twice)}',
+            f'{path.name}: {counted(len(twice), "row")} without a name of its own left out, the first of each counts: row {few(twice)}',
         )
     return files, item not in kinds
 
@@ -309,7 +309,7 @@ def _joined(parts, notes):
     twice = sum(map(len, parts)) - len(files)
     where = parts[0].where if len(parts) == 1 else f'{parts[0].where} and {len(parts) - 1} more'
     if twice:
-        _warn(notes, f'{where}: {_n(twice, "name")} in more than one source, the first counts')
+        warn(notes, f'{where}: {counted(twice, "name")} in more than one source, the first counts')
     return ImageSource(where, files, parts[0].paths, reasons)
 
 # %% ../../nbs/00_shop/09_images.ipynb #1d992441
@@ -420,20 +420,20 @@ def with_images(
     chosen, several = _by_name(found, names)
     if not any(f is not None for f in chosen):
         raise DataError(
-            f"{found.where}: none of {_n(len(found.files), 'file')} ({_few(found.files, 2)}) fits {'the column ' + repr(column) if column else 'an id'} of {_n(len(names), 'item')} ({_few(names, 2)})"
+            f"{found.where}: none of {counted(len(found.files), 'file')} ({few(found.files, 2)}) fits {'the column ' + repr(column) if column else 'an id'} of {counted(len(names), 'item')} ({few(names, 2)})"
         )
     if several:
-        _warn(
+        warn(
             fresh,
-            f'{found.where}: {_n(len(several), "item")} with more than one file, the first is taken: {_few(several)}',
+            f'{found.where}: {counted(len(several), "item")} with more than one file, the first is taken: {few(several)}',
         )
     pictures = [None if f is None else found.files[f] for f in chosen]
     gone = [i for i, p in enumerate(pictures) if p is None]
     if gone:
         why = Counter(found.reasons.get(names[i], 'no link' if column and not names[i] else 'no file') for i in gone)
-        _warn(
+        warn(
             fresh,
-            f"{found.where}: {_n(len(gone), 'item')} of {len(names):,} without '{modality}' ({', '.join(f'{n:,} {k}' for k, n in why.most_common())}): {_few(c.ids[i] for i in gone)}",
+            f"{found.where}: {counted(len(gone), 'item')} of {len(names):,} without '{modality}' ({', '.join(f'{n:,} {k}' for k, n in why.most_common())}): {few(c.ids[i] for i in gone)}",
         )
     if check:
         pictures = _checked(c.ids, pictures, modality, found.where, max_bytes, progress, fresh)
@@ -469,10 +469,10 @@ def _checked(ids, pictures, modality, where, max_bytes, progress, notes):
         )
     bad = [i for i in at if faults[i]]
     if bad:
-        _warn(
+        warn(
             notes,
-            f"{where}: {_n(len(bad), 'image')} of '{modality}' cannot be decoded: "
-            + _few(f'{ids[i]} ({_called(pictures[i])}: {faults[i]})' for i in bad)
+            f"{where}: {counted(len(bad), 'image')} of '{modality}' cannot be decoded: "
+            + few(f'{ids[i]} ({_called(pictures[i])}: {faults[i]})' for i in bad)
             + '; those items have none',
         )
     return [None if faults.get(i) else p for i, p in enumerate(pictures)]
@@ -688,7 +688,7 @@ class PixelCache:
         return key in self.rows  # key: 32 bytes
 
     def __repr__(self):
-        return f'PixelCache({self.folder.name}: {_n(len(self), "picture")}, {self.end / 1e6:,.1f} MB)'
+        return f'PixelCache({self.folder.name}: {counted(len(self), "picture")}, {self.end / 1e6:,.1f} MB)'
 
     def add(self, key, picture):  # 32 bytes, uint8 [h, w, 3]
         "Append a picture, once. Raises `DataError` while another process writes."
@@ -844,10 +844,10 @@ def _count(ids, modality, pictures, rows, settings, notes):
     bad = [r for r in rows if r['status'] != 'ok']
     why = Counter(r['reason'] for r in bad)
     if bad:
-        _warn(
+        warn(
             notes,
-            f"{_n(len(bad), 'image')} of '{modality}' cannot be used ({', '.join(f'{n:,} {k}' for k, n in why.most_common())}): "
-            + _few(f"{r['item']} ({r['source']}: {r['reason']}{', ' if r['detail'] else ''}{r['detail']})" for r in bad)
+            f"{counted(len(bad), 'image')} of '{modality}' cannot be used ({', '.join(f'{n:,} {k}' for k, n in why.most_common())}): "
+            + few(f"{r['item']} ({r['source']}: {r['reason']}{', ' if r['detail'] else ''}{r['detail']})" for r in bad)
             + '; those items have none',
         )
     sizes = Counter(p.shape[:2] for p in pictures if p is not None)
@@ -860,7 +860,7 @@ def _count(ids, modality, pictures, rows, settings, notes):
 
     odd = [s for s in sizes if again(*s)]
     if odd:
-        _warn(
+        warn(
             notes,
-            f"{_n(sum(sizes[s] for s in odd), 'image')} of '{modality}' of a shape that the model sizes once more when it reads the cache, {_few(f'{w} x {h}' for h, w in odd)}: its pixels differ a little from those of the file",
+            f"{counted(sum(sizes[s] for s in odd), 'image')} of '{modality}' of a shape that the model sizes once more when it reads the cache, {few(f'{w} x {h}' for h, w in odd)}: its pixels differ a little from those of the file",
         )

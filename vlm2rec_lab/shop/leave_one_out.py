@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from ..base.errors import DataError, _few, _n, _warn
+from ..base.errors import DataError, few, counted, warn
 from .rows import Split, _distinct, _spans, rows_at
 
 # %% ../../nbs/00_shop/03_leave_one_out.ipynb #7188dd8d
@@ -21,7 +21,7 @@ def _leak(inter, last, trained, tests):
         return ()
     share = (inter.times[tests] < inter.times[last[trained]].max()).mean()
     return (
-        f'leave-one-out knows the future: for {share:.1%} of {_n(len(tests), "test row")} training holds interactions later than the target; a split by time holds none',
+        f'leave-one-out knows the future: for {share:.1%} of {counted(len(tests), "test row")} training holds interactions later than the target; a split by time holds none',
     )
 
 # %% ../../nbs/00_shop/03_leave_one_out.ipynb #07711118
@@ -37,19 +37,19 @@ def leave_one_out(
     if min_length < 3:
         raise DataError(f'min_length={min_length}: a history, a validation and a test item make 3')
     inter, notes = dataset.interactions, list(dataset.notes)
-    length, start, name = inter.lengths, inter.offsets[:-1], _n(len(inter), 'user')
+    length, start, name = inter.lengths, inter.offsets[:-1], counted(len(inter), 'user')
     whole, chosen = length >= min_length, np.ones(len(inter), bool)
     if not whole.any():
         raise DataError(f'{dataset.name}: no user has {min_length} interactions, so there is nothing to test')
     if users is not None:
         chosen = _choose(np.flatnonzero(whole), users, seed, len(inter), f'with at least {min_length} interactions')
-        name = f'{users:,} of {_n(len(inter), "user")} (drawn with seed {seed})'
+        name = f'{users:,} of {counted(len(inter), "user")} (drawn with seed {seed})'
     short = np.flatnonzero(chosen & ~whole)
     if len(short):
-        _warn(
+        warn(
             notes,
-            f'{dataset.name}: {_n(len(short), "user")} of {len(inter):,} with fewer than {min_length} interactions '
-            f'({_few(inter.user_ids[u] for u in short[:50])}{"..." if len(short) > 50 else ""}): in training only, not tested',
+            f'{dataset.name}: {counted(len(short), "user")} of {len(inter):,} with fewer than {min_length} interactions '
+            f'({few(inter.user_ids[u] for u in short[:50])}{"..." if len(short) > 50 else ""}): in training only, not tested',
         )
     stop = np.where(chosen, length - 2 * whole, 0)  # items that training may see
     tested = chosen & whole
@@ -108,9 +108,9 @@ def hold_out_users(
             raise DataError(f'{part}={n}: give a number of users')
     usable, short = np.flatnonzero(inter.lengths >= 2), np.flatnonzero(inter.lengths < 2)
     if len(short):
-        _warn(
+        warn(
             notes,
-            f'{dataset.name}: {_n(len(short), "user")} with a single interaction ({_few(inter.user_ids[u] for u in short[:50])}'
+            f'{dataset.name}: {counted(len(short), "user")} with a single interaction ({few(inter.user_ids[u] for u in short[:50])}'
             f'{"..." if len(short) > 50 else ""}): left out, there is no next item to predict',
         )
     if train + valid + test > len(usable):

@@ -23,7 +23,7 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..base.errors import DataError, _few, _n, known
+from ..base.errors import DataError, few, counted, known
 from ..base.files import write_bytes
 from ..base.ragged import PAD, is_member
 from .pictures import open_image, thumbnail
@@ -624,7 +624,7 @@ class Finding:
     def __str__(self):
         return (
             f'{self.severity}: {self.sentence}'
-            + (f' Such as {_few(self.ids, 5)}.' if self.ids else '')
+            + (f' Such as {few(self.ids, 5)}.' if self.ids else '')
             + f' -> {self.remedy}'
         )
 
@@ -684,7 +684,7 @@ def time_findings(
         say(
             'odd_dates',
             'serious' if t['past'] + t['future'] >= 0.01 * total else 'caution',
-            f'{_n(t["past"], "interaction")} before 1971 and {t["future"]:,} in the future, of {total:,}: clocks that were not set, zeros for missing times, or rows in another unit.',
+            f'{counted(t["past"], "interaction")} before 1971 and {t["future"]:,} in the future, of {total:,}: clocks that were not set, zeros for missing times, or rows in another unit.',
             'Correct or delete these rows: a time split puts all of them into one part.',
             {k: t[k] for k in ('past', 'future', 'lowest', 'highest')},
             tuple(t['odd_users']),
@@ -706,7 +706,7 @@ def log_findings(
             say(
                 'bots',
                 'caution',
-                f'{"Ten or more users" if len(bots) > 9 else _n(len(bots), "user")} of {users:,} with {L["bots"]:g} times the median length of {_num(l["median"])} or more, up to {bots[0][1]:,} interactions; the longest ten make {_pct(sum(k for _, k in l["longest"]) / max(s["interactions"], 1))} of the log.',
+                f'{"Ten or more users" if len(bots) > 9 else counted(len(bots), "user")} of {users:,} with {L["bots"]:g} times the median length of {_num(l["median"])} or more, up to {bots[0][1]:,} interactions; the longest ten make {_pct(sum(k for _, k in l["longest"]) / max(s["interactions"], 1))} of the log.',
                 'Look at them: scripts, resellers and shared accounts are not customers. Leave them out, or cut sequences at a stated length.',
                 dict(longest=bots[0][1], median=l['median']),
                 tuple(u for u, _ in bots),
@@ -715,7 +715,7 @@ def log_findings(
             say(
                 'short',
                 'caution',
-                f'{_n(l["testable"], "user")} of {users:,} ({_pct(l["testable"] / users)}) have the three interactions that a history, a validation and a test item need'
+                f'{counted(l["testable"], "user")} of {users:,} ({_pct(l["testable"] / users)}) have the three interactions that a history, a validation and a test item need'
                 + (
                     f'; with so few, a hit rate of one half has an interval of {98 / max(l["testable"], 1) ** 0.5:.0f} points to each side'
                     if l['testable'] < L['testable']
@@ -729,7 +729,7 @@ def log_findings(
         say(
             'never',
             'note',
-            f'{_n(s["never"], "item")} of {s["items"]:,} ({_pct(s["never"] / s["items"])}) were never chosen.',
+            f'{counted(s["never"], "item")} of {s["items"]:,} ({_pct(s["never"] / s["items"])}) were never chosen.',
             'They stay candidates of a full ranking and make it harder; drop them, or keep them and say so. Content can rank them, ids cannot.',
             dict(items=s['never']),
             tuple(s['never_ids']),
@@ -782,7 +782,7 @@ def content_findings(
         say(
             'empty',
             'serious' if c['empty'] >= 0.05 * n or (c['empty_interactions'] or 0) >= 0.05 else 'caution',
-            f'{_n(c["empty"], "item")} of {n:,} without any content, with {_pct(c["empty_interactions"])} of the interactions: to a content model they are one and the same.',
+            f'{counted(c["empty"], "item")} of {n:,} without any content, with {_pct(c["empty_interactions"])} of the interactions: to a content model they are one and the same.',
             'Complete them, or leave them out of catalogue and log before splitting.',
             dict(items=c['empty'], interactions=c['empty_interactions']),
             tuple(c['empty_ids']),
@@ -792,7 +792,7 @@ def content_findings(
             say(
                 'missing',
                 'caution' if x['items'] >= 0.2 * n else 'note',
-                f'{_n(x["items"], "item")} of {n:,} ({_pct(x["items"] / n)}) lack {m!r}, with {_pct(x["interactions"])} of the interactions.',
+                f'{counted(x["items"], "item")} of {n:,} ({_pct(x["items"] / n)}) lack {m!r}, with {_pct(x["interactions"])} of the interactions.',
                 f"Report results with and without them: a model may learn that a missing '{m}' means unpopular.",
                 dict(items=x['items'], interactions=x['interactions']),
                 tuple(x['ids']),
@@ -812,7 +812,7 @@ def content_findings(
         say(
             'twins',
             'caution',
-            f'{t["items"]:,} of {n:,} items ({_pct(t["items"] / n)}) equal another one in every modality, in {_n(t["groups"], "group")}: one product under several ids.',
+            f'{t["items"]:,} of {n:,} items ({_pct(t["items"] / n)}) equal another one in every modality, in {counted(t["groups"], "group")}: one product under several ids.',
             'Join their ids before splitting: a model cannot tell them apart, and is blamed for it.',
             dict(items=t['items'], groups=t['groups']),
             tuple(t['examples'][0]),
@@ -887,7 +887,7 @@ def _image_findings(m, x, L):
         say(
             'near',
             'caution',
-            f'{x["near"]["items"]:,} of {x["readable"]:,} pictures in {q} ({_pct(x["near"]["items"] / n)}) are nearly the same as another, {x["same"]["items"]:,} of them byte for byte, in {_n(x["near"]["groups"], "group")}.',
+            f'{x["near"]["items"]:,} of {x["readable"]:,} pictures in {q} ({_pct(x["near"]["items"] / n)}) are nearly the same as another, {x["same"]["items"]:,} of them byte for byte, in {counted(x["near"]["groups"], "group")}.',
             'Look at the groups: variants of one product are false negatives in training and unfair misses in a test; wrong pictures should go.',
             dict(near=x['near']['items'], same=x['same']['items'], groups=x['near']['groups']),
             tuple(x['near']['examples'][0]),
@@ -896,7 +896,7 @@ def _image_findings(m, x, L):
         say(
             'small',
             'caution',
-            f'{_n(x["small"], "picture")} in {q} ({_pct(x["small"] / n)}) are smaller than {x["patch"]} pixels on a side, which is one token of the model.',
+            f'{counted(x["small"], "picture")} in {q} ({_pct(x["small"] / n)}) are smaller than {x["patch"]} pixels on a side, which is one token of the model.',
             'Get larger ones, or make them missing.',
             dict(items=x['small']),
             tuple(x['small_ids']),
@@ -905,7 +905,7 @@ def _image_findings(m, x, L):
         say(
             'stretched',
             'note',
-            f'{_n(x["stretched"], "picture")} in {q} ({_pct(x["stretched"] / n)}) are more than {x["most_ratio"]:g} times as long as wide.',
+            f'{counted(x["stretched"], "picture")} in {q} ({_pct(x["stretched"] / n)}) are more than {x["most_ratio"]:g} times as long as wide.',
             'Crop banners and strips, or check what resizing leaves of them.',
             dict(items=x['stretched']),
             tuple(x['stretched_ids']),
@@ -943,7 +943,7 @@ def split_findings(
         say(
             'lost',
             'caution',
-            f'{_n(s["lost"], "user")} of {s["users"]:,} ({_pct(s["lost"] / s["users"])}) are in no row of the split.',
+            f'{counted(s["lost"], "user")} of {s["users"]:,} ({_pct(s["lost"] / s["users"])}) are in no row of the split.',
             'Results do not speak for them: say so, or use a split that keeps them.',
             dict(lost=s['lost'], users=s['users']),
         )
@@ -951,7 +951,7 @@ def split_findings(
         say(
             'few_tests',
             'caution',
-            f'{_n(test["users"], "user")} in the test: a hit rate of one half has an interval of {98 / test["users"] ** 0.5:.0f} points to each side.',
+            f'{counted(test["users"], "user")} in the test: a hit rate of one half has an interval of {98 / test["users"] ** 0.5:.0f} points to each side.',
             f'Test on at least {L["testable"]:,} users, or repeat over several seeds and say how far results vary.',
             dict(users=test['users']),
         )
@@ -1078,7 +1078,7 @@ def profile_lines(
             (
                 f'split: {part}',
                 f'{x["rows"]:,} rows',
-                f'{_n(x["users"], "user")}, history {_range(x["history"])}; targets: {_pct(x["cold"])} cold, {_pct(x["again"])} had before',
+                f'{counted(x["users"], "user")}, history {_range(x["history"])}; targets: {_pct(x["cold"])} cold, {_pct(x["again"])} had before',
             )
         )
     if f['split'] and f['split']['leak']:
@@ -1108,7 +1108,7 @@ def profile_text(d):  # -> text for a terminal
     out = [f"profile of '{d['name']}': {verdict(d)}", ''] + [f'  {x:{a}}  {y:>{b}}  {z}' for x, y, z in lines] + ['']
     for x in d['findings']:
         out += [
-            f'  {x["severity"].upper()}: {x["sentence"]}' + (f' Such as {_few(x["ids"], 5)}.' if x['ids'] else ''),
+            f'  {x["severity"].upper()}: {x["sentence"]}' + (f' Such as {few(x["ids"], 5)}.' if x['ids'] else ''),
             f'    -> {x["remedy"]}',
         ]
     return '\n'.join([*out, *[''] * bool(d['findings']), d['protocol'], *(f'Note: {n}' for n in d['notes'])])
@@ -1129,7 +1129,7 @@ def profile_markdown(d):  # -> Markdown
     ]
     for x in d['findings']:
         out.append(
-            f'- **{x["severity"]}**: {safe(x["sentence"])}{" Such as " + safe(_few(x["ids"], 5)) + "." if x["ids"] else ""} *{safe(x["remedy"])}*'
+            f'- **{x["severity"]}**: {safe(x["sentence"])}{" Such as " + safe(few(x["ids"], 5)) + "." if x["ids"] else ""} *{safe(x["remedy"])}*'
         )
     return '\n'.join([*out, '', safe(d['protocol']), *(f'- {safe(n)}' for n in d['notes']), ''])
 
@@ -1228,7 +1228,7 @@ def findings_html(d):  # -> HTML
     "A card per finding, the serious first."
     if not d['findings']:
         return '<p>Nothing was found that would spoil an experiment. What was looked for is listed at the end, with its limits.</p>'
-    such = lambda x: f'<p class="soft">Such as {escape(_few(x["ids"], 5))}.</p>' if x['ids'] else ''
+    such = lambda x: f'<p class="soft">Such as {escape(few(x["ids"], 5))}.</p>' if x['ids'] else ''
     return (
         '<div class="finds">'
         + ''.join(
@@ -1319,7 +1319,8 @@ def profile_html(
         if d['groups'][m]
     )
     heads = [
-        f'{_n(x["length"], "interaction")}' + (f', the last {len(x["items"])}' if len(x['items']) < x['length'] else '')
+        f'{counted(x["length"], "interaction")}'
+        + (f', the last {len(x["items"])}' if len(x['items']) < x['length'] else '')
         for x in d['users']
     ]
     people = ''.join(
@@ -1467,7 +1468,7 @@ def profile(
         for m, x in f['modalities'].items()
     ]
     protocol = (
-        f'Profile of {dataset.name}: all {_n(len(inter.items), "interaction")}; looked at: {", ".join(looked) or "no content"}; samples drawn with seed {seed}; the future begins {_date(now)} UTC'
+        f'Profile of {dataset.name}: all {counted(len(inter.items), "interaction")}; looked at: {", ".join(looked) or "no content"}; samples drawn with seed {seed}; the future begins {_date(now)} UTC'
         + ('' if split is None else f'; split: {split.name}')
         + f'. Made by profile(dataset, seed={seed}, budget={budget}, max_images={max_images}, max_texts={max_texts}{", split=..." if split is not None else ""}{", tokenizer=..." if tokenizer is not None else ""}{f", limits={limits}" if limits else ""}).'
     )

@@ -27,7 +27,7 @@ import pandas as pd
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from ..base.errors import DataError, _few, _n, _warn, known
+from ..base.errors import DataError, few, counted, warn, known
 from ..base.files import inside
 from .catalogue import Catalogue, Interactions, as_ids, as_times
 from .dataset import Dataset
@@ -98,8 +98,8 @@ def _ratings(column, where, rows):
     bad = np.flatnonzero(((out.isna() & cells.notna()) | np.isinf(out)).to_numpy(bool))
     if len(bad):
         raise DataError(
-            f"{where}: {_n(len(bad), 'row')} with a rating that is no number: "
-            + _few(f'row {rows[k]} ({str(cells.iloc[k])!r})' for k in bad)
+            f"{where}: {counted(len(bad), 'row')} with a rating that is no number: "
+            + few(f'row {rows[k]} ({str(cells.iloc[k])!r})' for k in bad)
         )
     return out.to_numpy(float)
 
@@ -120,7 +120,7 @@ class Log:
         return len(self.items)
 
     def __repr__(self):
-        return f'{self.where}: {len(self):,} interactions of {_n(len(self.user_ids), "user")} with {_n(len(self.item_ids), "item")}'
+        return f'{self.where}: {len(self):,} interactions of {counted(len(self.user_ids), "user")} with {counted(len(self.item_ids), "item")}'
 
     def take(self, keep):  # keep: bool [n]
         "The interactions to keep; users and items without any are gone, the others keep their order."
@@ -187,9 +187,9 @@ def as_log(
     log = Log(users, items, times, ratings, user_ids, item_ids, where)
     if not again.any():
         return log
-    _warn(
+    warn(
         notes,
-        f'{where}: {_n(int(again.sum()), "row")} repeating an earlier one with the same user, item and time: row {_few(np.sort(rows[order[again]]))}; '
+        f'{where}: {counted(int(again.sum()), "row")} repeating an earlier one with the same user, item and time: row {few(np.sort(rows[order[again]]))}; '
         'the first of each is kept, the repeats are removed',
     )
     return replace(
@@ -254,7 +254,7 @@ def filtered(
             )
         )
         notes.append(
-            f'{log.where}: the core of at least {ks[0]} per user and {ks[1]} per item leaves out {left}, in {_n(rounds, "round")}'
+            f'{log.where}: the core of at least {ks[0]} per user and {ks[1]} per item leaves out {left}, in {counted(rounds, "round")}'
         )
     if len(start) and not len(log):
         raise DataError(
@@ -312,13 +312,13 @@ class _Bad:
 
     def close(self, total, notes):
         "Say how many."
-        told = f'{self.where}: {len(self.lines):,} of {_n(total, "line")} malformed and left out: ' + _few(
+        told = f'{self.where}: {len(self.lines):,} of {counted(total, "line")} malformed and left out: ' + few(
             f'line {k:,} ({why})' for k, why in self.lines
         )
         if len(self.lines) > self.share * total:
             raise DataError(f'{told}; that is more than malformed={self.share}')
         if self.lines:
-            _warn(notes, told)
+            warn(notes, told)
 
 # %% ../../nbs/00_shop/08_readers.ipynb #7a416c33
 MAX_LINE = 1 << 22  # bytes of a line that is parsed
@@ -546,7 +546,7 @@ def _csv_log(path, columns, sep=',', names=None, quote='"', slow=False):
     where, head = Path(path).name, names or _header(path, sep)[0]
     if len(set(head)) < len(head):
         raise DataError(
-            f'{where} has two columns of the same name: {_few(c for c in head if head.count(c) > 1)}; rename one'
+            f'{where} has two columns of the same name: {few(c for c in head if head.count(c) > 1)}; rename one'
         )
     for c in columns.values():
         known(c, head, 'column', f' in {where}')
@@ -684,12 +684,12 @@ def _pictures(found, ids, where, name, check, progress, notes):
                 broken.append(f'{ids[k]} ({why})')
     none = [i for i in ids if i not in found]
     if broken:
-        _warn(
+        warn(
             notes,
-            f"{where}: {_n(len(broken), 'image')} of '{name}' cannot be decoded: {_few(broken)}; those items have none",
+            f"{where}: {counted(len(broken), 'image')} of '{name}' cannot be decoded: {few(broken)}; those items have none",
         )
     if none:
-        _warn(notes, f"{where}: {_n(len(none), 'item')} of {len(ids):,} without '{name}': {_few(none)}")
+        warn(notes, f"{where}: {counted(len(none), 'item')} of {len(ids):,} without '{name}': {few(none)}")
     return out
 
 # %% ../../nbs/00_shop/08_readers.ipynb #e4c5ad1e
@@ -705,20 +705,22 @@ def join(log, items, name, notes, unseen=False, check=True, progress=True):
                 f"no item of {log.where} is in {items.where}: '{ids[0]}' there, '{next(iter(items.table.index), 'nothing')}' here; are these the same ids?"
             )
         if not there.all():
-            _warn(
+            warn(
                 notes,
-                f"{log.where}: {_n(int((~there).sum()), 'item')} of {len(ids):,} not in {items.where}: {_few(i for i, t in zip(ids, there) if not t)}; kept, without content",
+                f"{log.where}: {counted(int((~there).sum()), 'item')} of {len(ids):,} not in {items.where}: {few(i for i, t in zip(ids, there) if not t)}; kept, without content",
             )
         chosen = set(ids)
         rest = [i for i in items.table.index if i not in chosen] if unseen else []
         if rest:
-            _warn(
+            warn(
                 notes,
-                f'{items.where}: {_n(len(rest), "item")} without interactions ({_few(rest)}): kept as candidates that nobody has chosen yet',
+                f'{items.where}: {counted(len(rest), "item")} without interactions ({few(rest)}): kept as candidates that nobody has chosen yet',
             )
         left = len(items.table) - int(there.sum()) - len(rest)
         if left:
-            notes.append(f'{items.where}: {_n(left, "item")} without interactions left out; unseen=True keeps them')
+            notes.append(
+                f'{items.where}: {counted(left, "item")} without interactions left out; unseen=True keeps them'
+            )
         catalogue = _catalogue(ids + rest, items, check, progress, notes)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(log.users, minlength=len(log.user_ids)), dtype=np.int64)])
     return Dataset(catalogue, Interactions(tuple(log.user_ids), offsets, log.items, log.times), name, tuple(notes))
@@ -732,9 +734,9 @@ def _catalogue(ids, items, check, progress, notes):
         content[m] = [compose_text(dict(zip(cols, values))) for values in zip(*columns)]
         none = [i for i, t in zip(ids, content[m]) if t is None]
         if none:
-            _warn(
+            warn(
                 notes,
-                f"{items.where}: {_n(len(none), 'item')} of {len(ids):,} without '{m}' ({', '.join(cols)}): {_few(none)}",
+                f"{items.where}: {counted(len(none), 'item')} of {len(ids):,} without '{m}' ({', '.join(cols)}): {few(none)}",
             )
     for m, found in items.images.items():
         content[m] = _pictures(found, ids, items.where, m, check, progress, notes)
@@ -769,15 +771,15 @@ def own_items(
     twice = ids[ids.duplicated(keep=False)]
     if len(twice):
         raise DataError(
-            f'{where}: {_n(twice.nunique(), "item id")} more than once: row {_few(twice.index)}; keep one row of each'
+            f'{where}: {counted(twice.nunique(), "item id")} more than once: row {few(twice.index)}; keep one row of each'
         )
     wanted = modality_columns([c for c in df.columns if c != item], text, image, where, notes)
     for c in (cols[0] for kind, cols in wanted.values() if kind == 'image'):
         links = df.index[df[c].map(lambda v: isinstance(v, str) and v.strip().startswith(('http://', 'https://')))]
         if len(links):
-            _warn(
+            warn(
                 notes,
-                f"{where}: {_n(len(links), 'link')} in column '{c}' not followed: row {_few(links)}; fetch_images gets the pictures, with_images puts them to the items",
+                f"{where}: {counted(len(links), 'link')} in column '{c}' not followed: row {few(links)}; fetch_images gets the pictures, with_images puts them to the items",
             )
     images = {m: _paths(df[cols[0]], ids, folder, where) for m, (kind, cols) in wanted.items() if kind == 'image'}
     return Items(
@@ -925,17 +927,17 @@ def _amazon_items(path, item, wanted, python, text, malformed, notes, progress):
         rows[i] = _amazon_row(row)
         strange += 'getTime()' in str(row.get('title'))
     if nameless:
-        _warn(
+        warn(
             notes,
-            f"{where}: {_n(len(nameless), 'entry').replace('entrys', 'entries')} without '{item}' left out: line {_few(nameless)}",
+            f"{where}: {counted(len(nameless), 'entry').replace('entrys', 'entries')} without '{item}' left out: line {few(nameless)}",
         )
     if twice:
-        _warn(
+        warn(
             notes,
-            f'{where}: {_n(len(twice), "line")} about a product that an earlier line describes: line {_few(twice)}; the first of each is kept',
+            f'{where}: {counted(len(twice), "line")} about a product that an earlier line describes: line {few(twice)}; the first of each is kept',
         )
     if strange:
-        _warn(notes, f'{where}: {_n(strange, "title")} holding a script in place of a title: taken as missing')
+        warn(notes, f'{where}: {counted(strange, "title")} holding a script in place of a title: taken as missing')
     if other:
         notes.append(f'{where}: {other:,} products without interactions left out; unseen=True keeps them')
     if not rows:
@@ -1072,7 +1074,7 @@ def _split_lines(path, sep, least, edges=None):
         cells = line.rstrip('\r').split(sep)
         if len(cells) < least or not cells[0].strip():
             raise DataError(
-                f'{where}: line {k} has {_n(len(cells), "field")} between {sep!r}, it needs {least} and an id: mend or delete it'
+                f'{where}: line {k} has {counted(len(cells), "field")} between {sep!r}, it needs {least} and an id: mend or delete it'
             )
         if edges:
             cells = (
@@ -1197,7 +1199,7 @@ def _movielens(folder, rated, tags, notes):
         )
     else:
         raise DataError(
-            f"'{folder.name}' has none of the layouts u.data + u.item, ratings.dat + movies.dat, ratings.csv + movies.csv; it has: {_few(sorted(p.name for p in folder.iterdir()), 8) or 'nothing'}"
+            f"'{folder.name}' has none of the layouts u.data + u.item, ratings.dat + movies.dat, ratings.csv + movies.csv; it has: {few(sorted(p.name for p in folder.iterdir()), 8) or 'nothing'}"
         )
     return as_log(table, file, rows, notes), movies
 
@@ -1252,13 +1254,13 @@ def _one_of(folder, patterns, what, needed=True):
         found = sorted(folder.glob(pattern))
         if len(found) > 1:
             raise DataError(
-                f"'{folder.name}' has {len(found)} files of {what}: {_few(p.name for p in found)}; keep one, or read a folder of one release"
+                f"'{folder.name}' has {len(found)} files of {what}: {few(p.name for p in found)}; keep one, or read a folder of one release"
             )
         if found:
             return found[0]
     if needed:
         raise DataError(
-            f"'{folder.name}' has no {what} ({' or '.join(patterns)}); it has: {_few(sorted(p.name for p in folder.iterdir()), 8) or 'nothing'}"
+            f"'{folder.name}' has no {what} ({' or '.join(patterns)}); it has: {few(sorted(p.name for p in folder.iterdir()), 8) or 'nothing'}"
         )
 
 # %% ../../nbs/00_shop/08_readers.ipynb #ed088fb5
@@ -1364,20 +1366,20 @@ def _sequences_log(path, form, notes):
         form = 'pairs' if (sizes == 2).all() and len(user_ids) < len(sizes) else 'sequences'
     if form == 'pairs' and (sizes != 2).any():
         raise DataError(
-            f'{where}: {_n(int((sizes != 2).sum()), "line")} without exactly a user and an item: line {_few(rows[sizes != 2])}; is it one line per user (form=\'sequences\')?'
+            f'{where}: {counted(int((sizes != 2).sum()), "line")} without exactly a user and an item: line {few(rows[sizes != 2])}; is it one line per user (form=\'sequences\')?'
         )
     if form == 'sequences':
         again = np.ones(len(users), bool)
         again[np.unique(users, return_index=True)[1]] = False
         if again.any():
-            _warn(
+            warn(
                 notes,
-                f'{where}: {_n(int(again.sum()), "line")} about a user of an earlier line: line {_few(rows[again])}; joined to it, in this order',
+                f'{where}: {counted(int(again.sum()), "line")} about a user of an earlier line: line {few(rows[again])}; joined to it, in this order',
             )
         if (sizes == 1).any():
-            _warn(
+            warn(
                 notes,
-                f'{where}: {_n(int((sizes == 1).sum()), "line")} with a user and no item left out: line {_few(rows[sizes == 1])}',
+                f'{where}: {counted(int((sizes == 1).sum()), "line")} with a user and no item left out: line {few(rows[sizes == 1])}',
             )
     items, item_ids = coded(words.filter(pa.array(~first)), 'item id', where, np.repeat(rows, sizes - 1))
     users = np.repeat(users, sizes - 1)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..base.errors import DataError, _n, known
+from ..base.errors import DataError, counted, known
 from ..base.ragged import PAD, Ragged, gather
 from .catalogue import Catalogue
 
@@ -78,7 +78,7 @@ class Rows:
         )
 
     def __repr__(self):
-        return f'{_n(len(self), "row")} of {_n(len(np.unique(self.users)), "user")}, history of up to {self.history.shape[1]}'
+        return f'{counted(len(self), "row")} of {counted(len(np.unique(self.users)), "user")}, history of up to {self.history.shape[1]}'
 
 # %% ../../nbs/00_shop/02_rows.ipynb #7639632c
 def rows_at(

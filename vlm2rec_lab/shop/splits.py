@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..base.errors import DataError, _warn, known
+from ..base.errors import DataError, warn, known
 from .catalogue import Interactions
 from .rows import PARTS, Split, _places, check_split, rows_at, warm_items
 
@@ -390,12 +390,12 @@ def _by_time(dataset, early, late, said, about, history, ask, new_users, new_ite
     )
     left = {'repeats removed': int(removed.sum())} | {r: a[r] + b[r] for r in a}
     if left[bare := 'with nothing before them to look back on']:
-        _warn(
+        warn(
             notes,
             f"{dataset.name}: no row asks for {left[bare]:,} of the interactions after the cut, for they are their user's first",
         )
     if early < late and not valid.any():
-        _warn(notes, f'{dataset.name}: no validation row, {said}')
+        warn(notes, f'{dataset.name}: no validation row, {said}')
     for part, m in (('validation', valid), ('test', test)):
         if m.any():
             notes.append(

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..base.errors import DataError, _few, _n, _warn, known
+from ..base.errors import DataError, few, counted, warn, known
 from ..base.files import inside
 from .catalogue import Catalogue, Interactions, as_ids
 from .dataset import Dataset
@@ -38,7 +38,7 @@ def _csv(path, text):
         .str.strip()
     )
     if head.duplicated().any():
-        raise DataError(f'{path.name} has two columns of the same name: {_few(head[head.duplicated()])}; rename one')
+        raise DataError(f'{path.name} has two columns of the same name: {few(head[head.duplicated()])}; rename one')
     other = next((s for s in ';\t|' if len(head) == 1 and s in head.iloc[0]), None)
     if other:
         raise DataError(
@@ -122,7 +122,7 @@ def read_table(
         none = f'no {names[0]}' if len(names) == 1 else f'neither {names[0]} nor {names[2]} nor {names[3]}'
         raise DataError(
             f"the folder '{Path(folder).name}' has {none}; it has: "
-            + (_few(sorted(p.name for p in Path(folder).iterdir()), 8) or 'nothing')
+            + (few(sorted(p.name for p in Path(folder).iterdir()), 8) or 'nothing')
         )
     if len(found) > 1:
         raise DataError(f"both {' and '.join(p.name for p in found)} are there: keep one, for they may differ")
@@ -146,7 +146,7 @@ def read_table(
     df.columns = [str(c).strip() for c in df.columns]
     if not df.columns.is_unique:
         raise DataError(
-            f'{path.name} has two columns of the same name: {_few(df.columns[df.columns.duplicated()])}; rename one'
+            f'{path.name} has two columns of the same name: {few(df.columns[df.columns.duplicated()])}; rename one'
         )
     df.index = np.arange(first, first + len(df))
     return _without_blanks(df, path.name, [] if notes is None else notes), path.name
@@ -159,7 +159,7 @@ def _without_blanks(df, where, notes):
         raise DataError(f'{where} has no rows')
     inner = df.index[: np.flatnonzero(~blank)[-1]][blank[: np.flatnonzero(~blank)[-1]]]
     if len(inner):
-        _warn(notes, f'{where}: {_n(len(inner), "row")} without anything skipped: row {_few(inner)}')
+        warn(notes, f'{where}: {counted(len(inner), "row")} without anything skipped: row {few(inner)}')
     return df[~blank]
 
 # %% ../../nbs/00_shop/07_tables.ipynb #da8c96ad
@@ -187,7 +187,7 @@ def modality_columns(
         image = {'image': 'image'} if 'image' in columns else {}
         near = get_close_matches('image', columns, n=1, cutoff=0.7)
         if not image and near:
-            _warn(
+            warn(
                 notes,
                 f"{where} has no column 'image', so no image is read; "
                 + (
@@ -233,7 +233,7 @@ def read_images(
     out = [f'row {r} ({n!r})' for r, n, p in zip(rows, names, paths) if n and p is None]
     if out:
         raise DataError(
-            f"{where}: {_n(len(out), 'path')} of column '{column.name}' outside the folder: {_few(out)}; copy the files into it and write paths relative to it"
+            f"{where}: {counted(len(out), 'path')} of column '{column.name}' outside the folder: {few(out)}; copy the files into it and write paths relative to it"
         )
     trouble = {}
     with warnings.catch_warnings():
@@ -246,15 +246,17 @@ def read_images(
         if kind and any(names[k].startswith(('http://', 'https://')) for k in bad):
             remedy = 'get links with fetch_images'
         if bad:
-            _warn(
+            warn(
                 notes,
-                f"{where}: {_n(len(bad), 'image')} of column '{column.name}' {'not found' if kind else 'cannot be decoded'}: "
-                + _few(f"row {rows[k]} ({names[k]}{'' if kind else ': ' + trouble[k]})" for k in bad)
+                f"{where}: {counted(len(bad), 'image')} of column '{column.name}' {'not found' if kind else 'cannot be decoded'}: "
+                + few(f"row {rows[k]} ({names[k]}{'' if kind else ': ' + trouble[k]})" for k in bad)
                 + f'; those items have none, {remedy} to change that',
             )
     empty = [r for r, n in zip(rows, names) if not n]
     if empty:
-        _warn(notes, f"{where}: {_n(len(empty), 'item')} of {len(names):,} without '{column.name}': row {_few(empty)}")
+        warn(
+            notes, f"{where}: {counted(len(empty), 'item')} of {len(names):,} without '{column.name}': row {few(empty)}"
+        )
     return [None if trouble.get(k, 'none') else p for k, p in enumerate(paths)]
 
 # %% ../../nbs/00_shop/07_tables.ipynb #183a9734
@@ -288,9 +290,9 @@ def load_folder(
     inter = Interactions.from_frame(df, catalogue, user, item, time, where=file, notes=notes)
     never = np.flatnonzero(np.bincount(inter.items, minlength=len(catalogue)) == 0)
     if len(never):
-        _warn(
+        warn(
             notes,
-            f'{where}: {_n(len(never), "item")} of {len(catalogue):,} without interactions ({_few(catalogue.ids[i] for i in never[:50])}'
+            f'{where}: {counted(len(never), "item")} of {len(catalogue):,} without interactions ({few(catalogue.ids[i] for i in never[:50])}'
             f'{"..." if len(never) > 50 else ""}): kept as candidates that nobody has chosen yet',
         )
     return Dataset(catalogue, inter, folder.resolve().name, tuple(notes))
@@ -310,8 +312,10 @@ def _read_items(folder, stem, text, image, item, check, progress, notes):
     ids = as_ids(df[item], 'item id', where)
     if ids.duplicated().any():
         rows = ids[ids.duplicated(keep=False)]
-        groups = [f"'{i}' in rows {_few(g.index, 5)}" for i, g in rows.groupby(rows, sort=False)]
-        raise DataError(f'{where}: {_n(len(groups), "item id")} more than once: {_few(groups)}; keep one row of each')
+        groups = [f"'{i}' in rows {few(g.index, 5)}" for i, g in rows.groupby(rows, sort=False)]
+        raise DataError(
+            f'{where}: {counted(len(groups), "item id")} more than once: {few(groups)}; keep one row of each'
+        )
     wanted = modality_columns([c for c in df.columns if c != item], text, image, where, notes)
     content, kinds = {}, {m: kind for m, (kind, _) in wanted.items()}
     for m, (kind, cols) in wanted.items():
@@ -322,8 +326,8 @@ def _read_items(folder, stem, text, image, item, check, progress, notes):
         content[m] = [compose_text(dict(zip(cols, values))) for values in zip(*columns)]
         empty = [r for r, t in zip(df.index, content[m]) if t is None]
         if empty:
-            _warn(
+            warn(
                 notes,
-                f"{where}: {_n(len(empty), 'item')} of {len(df):,} without '{m}' ({', '.join(cols)}): row {_few(empty)}",
+                f"{where}: {counted(len(empty), 'item')} of {len(df):,} without '{m}' ({', '.join(cols)}): row {few(empty)}",
             )
     return Catalogue(tuple(ids), content, kinds, df.drop(columns=item)), where
