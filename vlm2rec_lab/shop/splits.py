@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..base.errors import DataError, warn, known
 from .catalogue import Interactions
-from .rows import PARTS, Split, _places, check_split, rows_at, warm_items
+from .rows import PARTS, Split, _places, _plain, check_split, rows_at, warm_items
 
 # %% ../../nbs/00_shop/04_splits.ipynb #57ac425e
 def _owner(inter):
