@@ -534,7 +534,7 @@ def _lay_out(self: Panel):
     def row(widgets):
         return w.HBox(list(widgets), layout=w.Layout(flex_flow='row wrap', margin='2px 0 6px'))
 
-    self.below = w.VBox([])
+    self.below = w.VBox([], layout=w.Layout(margin='8px 0 0'))
     fields = [self.loss, self.name, self.steps, self.seed]
     rows = [row(fields), row(self.sliders.values()), row(self.buttons.values())]
     layout = w.Layout(overflow='visible', max_width='1180px')
