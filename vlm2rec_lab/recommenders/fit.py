@@ -27,7 +27,7 @@ from ..ranking.candidates import given_negatives, seen_items
 from ..ranking.ranks import GAINS, metric_at_k, ranks
 from .seqrec import LOSSES, MODELS, ItemTable, lessons, to_left
 from ..shop.splits import cold_rows
-from ..training.checkpoint import load_checkpoint, previous, read_checkpoint, save_checkpoint
+from ..base.checkpoint import load_checkpoint, previous, read_checkpoint, save_checkpoint
 from ..training.history import entire, heed_interrupt
 
 # %% ../../nbs/06_recommenders/01_fit.ipynb #03184ff2
