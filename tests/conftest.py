@@ -64,6 +64,22 @@ def demo(tmp_path_factory):
     return out, done.stdout, time.time() - start
 
 
+@pytest.fixture(scope='session')
+def checkpoint(tmp_path_factory):
+    "A small random checkpoint of the genuine classes: the folder of a model that trains in milliseconds."
+    import torch
+    import transformers
+
+    from vlm2rec_lab.model.tiny import build_tiny, build_tokenizer, save_tiny, studio_corpus
+
+    transformers.utils.logging.disable_progress_bar()
+    path = tmp_path_factory.mktemp('model') / 'tiny-random'
+    tokenizer = build_tokenizer(studio_corpus(300))
+    model = build_tiny(tokenizer=tokenizer, hidden=32, layers=1, vision=32, vision_layers=1)
+    save_tiny(path, *model, dtype=torch.float32)
+    return path
+
+
 def pytest_terminal_summary(terminalreporter):
     "Flagged notebook cells: how many the inline tests left out, and who runs them."
     import json

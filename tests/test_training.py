@@ -20,23 +20,6 @@ ROOT = Path(__file__).resolve().parent.parent
 STEPS = 12
 
 
-@pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory):
-    "A small random checkpoint of the genuine classes."
-    import torch
-    import transformers
-    from vlm2rec_lab.model.tiny import build_tiny, build_tokenizer, save_tiny, studio_corpus
-
-    transformers.utils.logging.disable_progress_bar()
-    path = tmp_path_factory.mktemp('model') / 'tiny-random'
-    save_tiny(
-        path,
-        *build_tiny(tokenizer=build_tokenizer(studio_corpus(300)), hidden=32, layers=1, vision=32, vision_layers=1),
-        dtype=torch.float32,
-    )
-    return path
-
-
 def job(path, **kw):
     "Load, train and return the History."
     import torch

@@ -100,7 +100,8 @@ class Run:
         "The weights of a learned fusion as they stand."
         if not _is_learned(self.fusion):
             return {}
-        return dict(zip(self.fusion, torch.tensor(list(self.fusion.values())).softmax(0).tolist()))
+        weights = torch.stack([w.detach() for w in self.fusion.values()])
+        return dict(zip(self.fusion, weights.softmax(0).tolist()))
 
 # %% ../nbs/03_train.ipynb #f447e46e
 def _is_learned(fusion):
@@ -360,7 +361,7 @@ def train(
             value.backward()
             gradients = modality_gradients(vectors, run.parameters, switch=embedder.switch, comm=accelerator)
 
-            record = _record(step, value, gradients, turned)
+            record = _record(step, value.detach(), gradients, turned)
             _check_finite(record, this, run, file)
             _update(run, gradients, lr_at(step, steps, schedule.lr, schedule.shape, schedule.warmup))
             record |= {f'weight/{m}': w for m, w in run.learned.items()}
