@@ -327,7 +327,7 @@ def train(
     accelerator=None,  # accelerate.Accelerator of several processes
     **settings,  # alpha, lam, ... of the loss; or options of Schedule, Speed and Saving by keyword
 ):  # -> History
-    "Fine-tune the adapters in place. Raises ValueError for nothing to train, FloatingPointError for a loss that is not finite."
+    "Fine-tune the adapters in place. Raises ValueError for nothing to train, FloatingPointError for a broken loss."
     from tqdm.auto import tqdm
 
     schedule = Schedule(shape=schedule) if isinstance(schedule, str) else schedule

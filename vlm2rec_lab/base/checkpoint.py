@@ -145,7 +145,7 @@ def load_checkpoint(
     settings,  # of this run, which must be those of the file
     memory=None,  # dict to put the loss's memory into
 ):  # -> list of dict, the records of the steps done
-    "Put a saved state back. Raises ValueError where it belongs to another run, or neither it nor the one before can be read."
+    "Put a saved state back. Raises ValueError where it is of another run, or neither file can be read."
     state, run = _last_whole(path)
     _same_run(path, run['settings'], settings)
     _same_parameters(path, state, named)

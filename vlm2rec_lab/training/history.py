@@ -136,7 +136,7 @@ def controls(self: History):  # -> list of {setting: value}, or None for a run w
 # %% ../../nbs/02_training/06_history.ipynb #16295dc7
 @contextmanager
 def heed_interrupt():
-    "Within it an interrupt sets the Event that it yields; a second one, or one that was raised by hand, ends the block."
+    "Within it an interrupt sets the Event that it yields; a second one, or one raised by hand, ends the block."
     asked = threading.Event()
 
     def note(*_):
