@@ -53,7 +53,7 @@ def save_checkpoint(
     settings,  # of the run
     memory=None,  # dict of floats that the loss keeps from batch to batch
 ):
-    "Write a run's state, atomically, and keep the one before as `previous(path)`. Raises OSError where there is no room."
+    "Write a run's state, atomically; the one before becomes `previous(path)`. Raises OSError where there is no room."
     from safetensors.torch import save
 
     path = Path(path)
