@@ -219,10 +219,17 @@ def long(sequences, items, *rest):
     return get_loss('vlm2rec')(sequences, items, *rest) + 0.01 * (sequences['text'] @ items['text'].T).square().mean()
 
 
-def start(rank, port, *arguments):
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return str(s.getsockname()[1])
+
+
+def start(rank, port, *arguments, env=()):
     "One of two processes that talk over loopback."
     env = {
         **os.environ,
+        **dict(env),
         'OMP_NUM_THREADS': '1',
         'RANK': str(rank),
         'LOCAL_RANK': str(rank),
@@ -231,6 +238,7 @@ def start(rank, port, *arguments):
         'MASTER_ADDR': '127.0.0.1',
         'MASTER_PORT': port,
         'ACCELERATE_USE_CPU': 'true',
+        'GLOO_SOCKET_IFNAME': 'lo',
     }
     command = [sys.executable, '-W', 'ignore', *map(str, arguments)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -240,9 +248,7 @@ def start(rank, port, *arguments):
 def test_two_processes_are_one(task, checkpoint, tmp_path):
     script, out = tmp_path / 'two.py', tmp_path / 'out'
     script.write_text(TWO)
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = str(s.getsockname()[1])
+    port = free_port()
     both = [start(rank, port, script, out, checkpoint, Path(__file__).parent) for rank in range(2)]
     said = [p.communicate(timeout=240) for p in both]
     assert all(p.returncode == 0 for p in both), said[0][1][-3000:]

@@ -7,6 +7,7 @@ __all__ = ['fsdp_plugin', 'load_settings', 'shard', 'even_works']
 
 # %% ../../nbs/02_training/04_shard.ipynb #aec01713
 import os
+from functools import partial
 
 import torch
 
@@ -15,24 +16,24 @@ from ..model.encode import forward
 from .step import Work
 
 # %% ../../nbs/02_training/04_shard.ipynb #d74ff896
-def fsdp_plugin(
-    comm,  # accelerate.Accelerator, or None
-):  # -> accelerate.FullyShardedDataParallelPlugin, or None where no FSDP is configured
-    "What Accelerate's configuration says of FSDP. Raises ValueError, with the remedy, for what cannot be followed."
-    kind = str(getattr(getattr(comm, 'distributed_type', ''), 'value', ''))
-    if kind in ('DEEPSPEED', 'MEGATRON_LM', 'TP'):
-        raise ValueError(
-            f'Accelerate is configured for {kind}; to split the weights over cards use docs/fsdp.yaml, or distributed_type MULTI_GPU where they fit on one'
-        )
+def _plugin_of(comm):
+    "Accelerate's plugin for FSDP; on processors, where Accelerator makes none, one from the same environment."
     plugin = getattr(getattr(comm, 'state', None), 'fsdp_plugin', None)
-    if plugin is None and kind == 'MULTI_CPU' and os.environ.get('ACCELERATE_USE_FSDP', '').lower() == 'true':
-        from accelerate import FullyShardedDataParallelPlugin
+    kind = str(getattr(getattr(comm, 'distributed_type', ''), 'value', ''))
+    asked = os.environ.get('ACCELERATE_USE_FSDP', '').lower() == 'true'
+    if plugin is not None or kind != 'MULTI_CPU' or not asked:
+        return plugin
+    from accelerate import FullyShardedDataParallelPlugin
 
-        plugin = FullyShardedDataParallelPlugin()
-        if comm.mixed_precision != 'no':
-            plugin.set_mixed_precision(comm.mixed_precision)
-    if plugin is None:
-        return None
+    plugin = FullyShardedDataParallelPlugin()
+    if comm.mixed_precision != 'no':
+        plugin.set_mixed_precision(comm.mixed_precision)
+    return plugin
+
+# %% ../../nbs/02_training/04_shard.ipynb #b6263ec0
+def _cannot_be_followed(plugin, comm):  # -> (name, what to write), or None
+    "The first setting that this loop cannot follow."
+    wrap = getattr(plugin.auto_wrap_policy, '__name__', '')
     wrong = {
         'fsdp_version': (plugin.fsdp_version != 2, '2'),
         'fsdp_cpu_ram_efficient_loading': (
@@ -44,54 +45,62 @@ def fsdp_plugin(
             'false, and load the embedder with recompute=True',
         ),
         'fsdp_ignored_modules': (plugin.ignored_modules, 'nothing: adapters and the vision tower stay whole anyway'),
-        'fsdp_auto_wrap_policy': (
-            getattr(plugin.auto_wrap_policy, '__name__', '') != 'transformer_auto_wrap_policy',
-            'TRANSFORMER_BASED_WRAP',
-        ),
+        'fsdp_auto_wrap_policy': (wrap != 'transformer_auto_wrap_policy', 'TRANSFORMER_BASED_WRAP'),
         'parallelism_config': (getattr(comm, 'parallelism_config', None), 'nothing'),
     }
-    for name, (bad, remedy) in wrong.items():
-        if bad:
-            raise ValueError(
-                f"Accelerate's configuration, {name}: write {remedy} (docs/fsdp.yaml is a file that works)"
-            )
+    return next(((name, remedy) for name, (bad, remedy) in wrong.items() if bad), None)
+
+# %% ../../nbs/02_training/04_shard.ipynb #9a2ee2f1
+def fsdp_plugin(
+    comm,  # accelerate.Accelerator, or None
+):  # -> accelerate.FullyShardedDataParallelPlugin, or None where no FSDP is configured
+    "What Accelerate's configuration says of FSDP. Raises ValueError, with the remedy, for what cannot be followed."
+    kind = str(getattr(getattr(comm, 'distributed_type', ''), 'value', ''))
+    if kind in ('DEEPSPEED', 'MEGATRON_LM', 'TP'):
+        raise ValueError(
+            f'Accelerate is configured for {kind}; to split the weights over cards use docs/fsdp.yaml, '
+            'or distributed_type MULTI_GPU where they fit on one'
+        )
+    plugin = _plugin_of(comm)
+    if plugin is None:
+        return None
+    if found := _cannot_be_followed(plugin, comm):
+        name, remedy = found
+        raise ValueError(f"Accelerate's configuration, {name}: write {remedy} (docs/fsdp.yaml is a file that works)")
     return plugin
 
-# %% ../../nbs/02_training/04_shard.ipynb #b6263ec0
+# %% ../../nbs/02_training/04_shard.ipynb #2616978b
 def load_settings(
     comm,  # accelerate.Accelerator, or None
 ):  # -> dict(device, dtype) for `VLMEmbedder.from_pretrained`
-    "Where a process loads a model: on its own device, or in main memory where the weights are to be split, since a card need never hold them all."
+    "Where a process loads a model: on its own device, or in main memory where the weights are to be split."
     if fsdp_plugin(comm) is None:
         return dict(device=comm and comm.device)
     return dict(device='cpu', dtype=None if comm.device.type == 'cpu' else torch.bfloat16)
 
 # %% ../../nbs/02_training/04_shard.ipynb #72b41bc2
-def shard(
-    embedder,  # VLMEmbedder, in main memory or on the process's device
-    comm,  # accelerate.Accelerator, or None
-):  # -> the embedder
-    "Split the frozen weights of the language model over the processes, in place and for good, where Accelerate is configured for FSDP; else nothing happens. Raises ValueError for what cannot be split."
-    if embedder.sharded or (plugin := fsdp_plugin(comm)) is None:
-        return embedder
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    core, whole = embedder.core, {p for n, p in embedder.model.named_parameters() if 'lora_' in n}
-    lm, usual = core.model.language_model, type(core.model.language_model.layers[0]).__name__
-    names = [
-        known(n, sorted({type(m).__name__ for m in core.modules()}), 'fsdp_transformer_layer_cls_to_wrap')
-        for n in plugin.transformer_cls_names_to_wrap or [usual]
-    ]
+def _layers(core, plugin):
+    "The layers that are to travel in one message each. Raises DataError or ValueError for names that are no layers."
+    lm = core.model.language_model
+    usual = type(lm.layers[0]).__name__
+    there = sorted({type(m).__name__ for m in core.modules()})
+    asked = plugin.transformer_cls_names_to_wrap or [usual]
+    names = [known(n, there, 'fsdp_transformer_layer_cls_to_wrap') for n in asked]
     layers = [m for m in lm.modules() if type(m).__name__ in names]
     if not layers:
         raise ValueError(
-            f"Accelerate's configuration, fsdp_transformer_layer_cls_to_wrap: {', '.join(names)} is no layer of the language model; write {usual}"
+            f"Accelerate's configuration, fsdp_transformer_layer_cls_to_wrap: {', '.join(names)} is no layer of the "
+            f'language model; write {usual}'
         )
-    if not all(p.is_floating_point() for p in lm.parameters()):
-        raise ValueError(
-            "weights in four bits cannot be split over processes: leave quantise= out, or use distributed_type MULTI_GPU"
-        )
+    return layers
+
+# %% ../../nbs/02_training/04_shard.ipynb #8efa171f
+def _split(core, layers, whole, plugin, comm):
+    "Split the layers, the embeddings, the last norm and the output layer; tied weights stay tied."
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    lm = core.model.language_model
     how = dict(
         mesh=init_device_mesh(comm.device.type, (comm.num_processes,)),
         ignored_params=whole,
@@ -104,21 +113,48 @@ def shard(
         fully_shard(module, **how)
     if tied:
         core.lm_head.weight = lm.embed_tokens.weight
+
+# %% ../../nbs/02_training/04_shard.ipynb #a2d1f5f6
+def _teach_the_order(lm, layers, device):
+    "On the way back each layer has the one before it fetched: FSDP's own guess is wrong where several passes go back."
+    for layer, before in zip(layers, [layers[0], *layers]):
+        layer.set_modules_to_backward_prefetch([before])  # the first fetches itself, which is there
+    with torch.no_grad():
+        lm(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+
+# %% ../../nbs/02_training/04_shard.ipynb #0616452e
+def shard(
+    embedder,  # VLMEmbedder, in main memory or on the process's device
+    comm,  # accelerate.Accelerator, or None
+):  # -> the embedder
+    "Split the frozen weights over the processes where Accelerate is configured for FSDP. ValueError for what cannot be."
+    plugin = None if embedder.sharded else fsdp_plugin(comm)
+    if plugin is None:
+        return embedder
+    core, lm = embedder.core, embedder.core.model.language_model
+    layers = _layers(core, plugin)
+    if not all(p.is_floating_point() for p in lm.parameters()):
+        raise ValueError(
+            'weights in four bits cannot be split over processes: leave quantise= out, '
+            'or use distributed_type MULTI_GPU'
+        )
+    whole = {p for n, p in embedder.model.named_parameters() if 'lora_' in n}
+    _split(core, layers, whole, plugin, comm)
     for t in (*whole, *core.model.visual.parameters(), *core.buffers()):
         t.data = t.data.to(comm.device)
-    for layer, before in zip(layers, [layers[0], *layers]):
-        layer.set_modules_to_backward_prefetch(
-            [before]
-        )  # the first fetches itself, which is there; left to itself FSDP would guess, wrongly where several passes are walked back
-    with torch.no_grad():
-        lm(input_ids=torch.zeros(1, 1, dtype=torch.long, device=comm.device), use_cache=False)
+    _teach_the_order(lm, layers, comm.device)
     embedder.sharded = True
     return embedder
 
 # %% ../../nbs/02_training/04_shard.ipynb #246c363f
+def _idle(embedder, bank, view):
+    "A pass whose vector goes nowhere."
+    return forward(embedder, bank, view, bank.item_plan([0]))[:0]
+
+# %% ../../nbs/02_training/04_shard.ipynb #7f0b9cd5
 def even_works(
-    embedder,
-    bank,  # VLMEmbedder and its Bank
+    embedder,  # VLMEmbedder
+    bank,  # its Bank
     works,  # {view: list of Work} of this process, sequences first, of `plan_works`
     comm,  # accelerate.Accelerator, or None
 ):  # -> {view: list of Work}, equally many in all processes for each view and side
@@ -130,8 +166,6 @@ def even_works(
     counts[comm.process_index] = torch.tensor([float(len(ws)) for *_, ws in sides])
     even = {m: [] for m in works}
     for (m, side, ws), most in zip(sides, comm.reduce(counts, 'sum').amax(0).int().tolist()):
-        idle = Work(
-            side, torch.zeros(0, dtype=torch.long), lambda m=m: forward(embedder, bank, m, bank.item_plan([0]))[:0]
-        )
+        idle = Work(side, torch.zeros(0, dtype=torch.long), partial(_idle, embedder, bank, m))
         even[m] += [*ws, *[idle] * (most - len(ws))]
     return even
