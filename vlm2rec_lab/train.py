@@ -12,9 +12,11 @@ __all__ = ['encode_split', 'Run', 'start_run', 'objective_of', 'lr_at', 'train',
 import functools
 import inspect
 import json
+import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -380,3 +382,15 @@ def train(
     if interrupted.is_set() and len(run.records) < steps:
         warnings.warn(f'interrupted after {len(run.records)} of {steps} steps; the adapters keep what they learned')
     return History(pd.DataFrame(run.records), said)
+
+# %% ../nbs/03_train.ipynb #d40e49be
+class _Callable(ModuleType):
+    "A room that stands for its main function: `vlm2rec_lab.train(...)` is `vlm2rec_lab.train.train(...)`."
+
+    def __call__(self, *args, **kw):
+        return self.train(*args, **kw)
+
+# %% ../nbs/03_train.ipynb #1053f6ad
+if __name__ in sys.modules and __name__ != '__main__':
+    sys.modules[__name__].__class__ = _Callable
+    sys.modules[__name__].__signature__ = inspect.signature(train)
