@@ -26,7 +26,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    "Where several processes test, the tests of a file stay together and share what they set up; those of notebooks and rooms are given out one by one."
+    """Where several processes test, the tests of a file stay together and share what they set up; those of notebooks
+    and rooms are given out one by one."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):

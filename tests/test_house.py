@@ -1,4 +1,5 @@
-"""Rules of the house: modules in step with notebooks, imports that go one way, lines one can read, a light repository."""
+"""Rules of the house: modules in step with notebooks, imports that go one way, lines one can read, a light repository.
+Rules of the house: modules in step with notebooks, imports that go one way, lines one can read, a light repository."""
 
 import ast
 import json

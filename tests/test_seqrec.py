@@ -1,4 +1,5 @@
-"""Sequential recommenders on cases of any shape: ranking against ir-measures and plain loops, losses in value and gradient, batches, cropping, runs cut off anywhere."""
+"""Sequential recommenders on cases of any shape: ranking against ir-measures and plain loops, losses in value and
+gradient, batches, cropping, runs cut off anywhere."""
 
 import itertools
 import signal
@@ -254,7 +255,8 @@ def test_fillers_change_nothing(seed, name, more, how):
 
 
 def test_halves_run_over_a_doubled_sequence():
-    "Embedding and encoder are modules: two embeddings side by side under a mask of their own, each half as it would be alone where it may not read the other."
+    """Embedding and encoder are modules: two embeddings side by side under a mask of their own, each half as it would
+    be alone where it may not read the other."""
     from vlm2rec_lab.recommenders.seqrec import readable
 
     split = leave_one_out(shop(3), history=6)
@@ -467,7 +469,8 @@ def test_vectors_of_any_kind_of_number():
 
 
 def test_worth_is_resumed_and_reported(tmp_path):
-    "Runs that are done are read; the table goes into a report, with a name from the data escaped, and changes no verdict."
+    """Runs that are done are read; the table goes into a report, with a name from the data escaped, and changes no
+    verdict."""
     from vlm2rec_lab.diagnose import collapse_report
     from vlm2rec_lab.recommenders.fit import mean_and_spread, worth_runs
 

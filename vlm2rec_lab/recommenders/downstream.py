@@ -44,7 +44,8 @@ def source_vectors(
     folder=None,  # keeps the training, and the vectors when they are there
     progress=True,  # bars
 ):  # -> {modality: float32 [n, D]}, normalised, zero where an item has no such content
-    "Item vectors of a source. Raises DataError for an unknown source, KeyboardInterrupt where the training was stopped: no vectors of half a training."
+    """Item vectors of a source. Raises DataError for an unknown source, KeyboardInterrupt where the training was
+    stopped: no vectors of half a training."""
     from vlm2rec_lab.model.embedder import VLMEmbedder
     from vlm2rec_lab.model.tiny import tiny_vlm
     from vlm2rec_lab.train import train
@@ -124,7 +125,8 @@ def downstream_runs(
     progress=True,  # bars
     **training,  # of `seqrec.fit`
 ):  # -> DataFrame: items, how, seed, group ('all', 'warm', 'cold'), rows, figures, best epoch
-    "Train and test every recommender. Chosen is on validation rows, figures are of test rows. Raises DataError for unknown names."
+    """Train and test every recommender. Chosen is on validation rows, figures are of test rows. Raises DataError for
+    unknown names."""
     for h in how:
         known(h, ('init', 'frozen'), 'way to use vectors')
     for s in sources:

@@ -41,7 +41,8 @@ def pooled_batches(
     seed=0,  # of the order; a number or a list
     even='places',  # what batches have in equal number, of EVEN
 ):  # -> list of int64 arrays
-    "Every sequence once, in batches of like lengths, in random order. Raises DataError for sizes below 1 or an unknown `even`."
+    """Every sequence once, in batches of like lengths, in random order. Raises DataError for sizes below 1 or an
+    unknown `even`."""
     if min(size, pool) < 1:
         raise DataError(f'batch={size}, pool={pool}: at least one sequence and one batch')
     known(even, EVEN, 'way to cut batches')
@@ -68,8 +69,13 @@ def draw_negatives(
     generator,  # torch.Generator
 ):  # -> long [P, k]
     "Items that the user does not have; after twenty tries (users who have nearly everything) any but the next one."
-    draw = lambda shape: torch.randint(0, n - 1, shape, generator=generator)
-    other = lambda d, t: d + (d >= t)  # any item but t
+
+    def draw(shape):
+        return torch.randint(0, n - 1, shape, generator=generator)
+
+    def other(d, t):
+        return d + (d >= t)  # any item but t
+
     out = other(draw((len(users), k)), targets[:, None])
     for _ in range(20):
         keys = users[:, None] * n + out
@@ -118,7 +124,8 @@ def represent(
 
 # %% ../../nbs/06_recommenders/01_fit.ipynb #d6e0b946
 def rank_rows(model, split, part='test', progress=False):  # -> metrics.Ranks
-    "Ranks of the next items of a part, among all items that its user has not seen, or among the part's own negatives where it has them."
+    """Ranks of the next items of a part, among all items that its user has not seen, or among the part's own negatives
+    where it has them."""
     rows = getattr(split, known(part, ('train', 'valid', 'test'), 'part'))
     users, items = represent(model, split, part)
     out = seen_items((rows.seen_offsets, rows.seen_items), rows.targets, len(items))
@@ -139,7 +146,8 @@ def figures(
     k=(10, 20),  # cut-offs
     metrics=('HR', 'NDCG'),  # of GAINS
 ):  # -> DataFrame: all, warm, cold x rows and metrics
-    "Figures of a part, and apart where the next item is in no training row. Raises DataError for an unknown metric or part."
+    """Figures of a part, and apart where the next item is in no training row. Raises DataError for an unknown metric
+    or part."""
     for m in metrics:
         known(m, GAINS, 'metric')
     r, cold = rank_rows(model, split, part), cold_rows(split, part)
@@ -184,7 +192,8 @@ class Fit:
     def __repr__(self):
         t, s = self.frame, self.settings
         return (
-            f"Fit of {s['model']} by {s['loss']}: {len(t)} epochs{'' if self.finished else ', interrupted'}, best after {self.best} with a validation {self.metric} of {t[self.metric].max():.4f}; "
+            f"Fit of {s['model']} by {s['loss']}: {len(t)} epochs{'' if self.finished else ', interrupted'}, best "
+            f"after {self.best} with a validation {self.metric} of {t[self.metric].max():.4f}; "
             f"loss {t.loss.iloc[-1]:.3f}; {t.seconds.sum():.1f} s"
         )
 
@@ -235,7 +244,8 @@ def _epoch(model, optimiser, objective, data, batches, epoch, seed, clip):
 
 # %% ../../nbs/06_recommenders/01_fit.ipynb #101a66fb
 def _kept(path, named, optimiser, settings):
-    "The records of the run in a folder, its state put back; none where there is no run. Raises DataError where it has other settings."
+    """The records of the run in a folder, its state put back; none where there is no run. Raises DataError where it
+    has other settings."""
     if not path or not (path.exists() or previous(path).exists()):
         return []
     _same_run(path, settings)
@@ -253,7 +263,8 @@ def _same_run(path, settings):
 
 # %% ../../nbs/06_recommenders/01_fit.ipynb #10de83a7
 def _checked(model, split, metric):
-    "Name and cut-off of the metric, the training sequences, and what users have; raises DataError for what does not fit the model."
+    """Name and cut-off of the metric, the training sequences, and what users have; raises DataError for what does not
+    fit the model."""
     name, _, cut = metric.partition('@')
     known(name, GAINS, 'metric')
     if not cut.isdecimal():
@@ -265,7 +276,8 @@ def _checked(model, split, metric):
         raise DataError(f'the table has {model.items.n} items and the catalogue {n}')
     if x.shape[1] > model.length:
         raise DataError(
-            f'{split.name}: windows of {x.shape[1]} items, and the model reads {model.length}: make it with length={x.shape[1]}'
+            f'{split.name}: windows of {x.shape[1]} items, and the model reads {model.length}: make it with '
+            f'length={x.shape[1]}'
         )
     offsets, have = split.user_items
     return (
@@ -298,7 +310,10 @@ def _rounds(
     records, teach, look, keep, epochs, patience, metric, every, bar, callback
 ):  # -> whether it came to its end
     "Teach an epoch, look at validation, keep the state; until it has waited long enough."
-    ended = lambda: len(records) >= epochs or patience is not None and _waited(records, metric) >= patience
+
+    def ended():
+        return len(records) >= epochs or patience is not None and _waited(records, metric) >= patience
+
     with heed_interrupt() as interrupted:
         while not ended():
             e, wall, cpu = len(records) + 1, time.perf_counter(), time.process_time()
@@ -345,7 +360,8 @@ def fit(
     progress=True,  # show a bar
     callback=None,  # called with the list of records after each epoch; may return 'stop'
 ):  # -> Fit; the model has its best state
-    "Train in place, choosing on validation alone. Raises DataError for unknown names or another run's folder, FloatingPointError for a loss that is not finite."
+    """Train in place, choosing on validation alone. Raises DataError for unknown names or another run's folder,
+    FloatingPointError for a loss that is not finite."""
     (name, cut, data, owned), how = (
         _checked(model, split, metric),
         loss if isinstance(loss, str) else getattr(loss, '__name__', repr(loss)),
@@ -375,17 +391,21 @@ def fit(
     best = {a: p.detach().clone() for a, p in parameters}
     kept, path = parameters + [(f'best/{a}', v) for a, v in best.items()], folder and Path(folder) / 'fit.safetensors'
     records = _kept(path, kept, optimiser, settings)
-    teach = lambda e: _epoch(
-        model,
-        optimiser,
-        objective,
-        data,
-        pooled_batches(data[3].numpy(), batch, pool, [seed, e], even),
-        e,
-        _mixed(seed, e),
-        clip,
-    )
-    look = lambda: float(metric_at_k(rank_rows(model, split, 'valid'), cut, name).mean()) if len(split.valid) else None
+
+    def teach(e):
+        return _epoch(
+            model,
+            optimiser,
+            objective,
+            data,
+            pooled_batches(data[3].numpy(), batch, pool, [seed, e], even),
+            e,
+            _mixed(seed, e),
+            clip,
+        )
+
+    def look():
+        return float(metric_at_k(rank_rows(model, split, 'valid'), cut, name).mean()) if len(split.valid) else None
 
     def keep(better):
         if better:
@@ -421,7 +441,8 @@ def worth_runs(
     progress=True,  # bars
     **training,  # of `fit`
 ):  # -> DataFrame: items, seed, group ('all', 'warm', 'cold'), rows, figures, best epoch
-    "A run for every table of items and every seed. Raises DataError for unknown names and vectors that do not fit, KeyboardInterrupt for a run that was stopped."
+    """A run for every table of items and every seed. Raises DataError for unknown names and vectors that do not fit,
+    KeyboardInterrupt for a run that was stopped."""
     if how == 'ids':
         raise DataError("how='ids' looks at no vectors: 'init' or 'frozen'")
     tables, out = [*['random ids'] * ids, *vectors, *['fused'] * (len(vectors) > 1)], []
@@ -456,7 +477,8 @@ def mean_and_spread(
     runs,  # of `worth_runs`
     metric='NDCG@10',
 ):  # -> DataFrame: items x mean and spread of the metric, for every group
-    "The table of a metric over seeds; the spread is the standard deviation, NaN for one seed. Raises DataError for an unknown metric."
+    """The table of a metric over seeds; the spread is the standard deviation, NaN for one seed. Raises DataError for
+    an unknown metric."""
     known(metric, [c for c in runs if '@' in c], 'metric')
     g = runs.groupby(['items', 'group'], sort=False)[metric]
     out = pd.DataFrame({'mean': g.mean(), 'spread': g.std(ddof=1)}).unstack('group')

@@ -26,7 +26,8 @@ def split_points(
     layers,  # blocks of a network
     modules=2,  # to cut it into
 ):  # -> tuple of the number of blocks before each cut
-    "The first cut is behind the embedding, the others as evenly between the blocks as can be. Raises DataError for more modules than there are links."
+    """The first cut is behind the embedding, the others as evenly between the blocks as can be. Raises DataError for
+    more modules than there are links."""
     if not 1 <= modules <= layers + 1:
         raise DataError(
             f'modules={modules}: a network of {layers} blocks and an embedding can be cut into 1 to {layers + 1}'
@@ -35,7 +36,8 @@ def split_points(
 
 # %% ../../nbs/06_recommenders/02_flame.ipynb #700cb4f0
 def path_names(modules=2):  # -> list of 2 ** modules names
-    "Which network each module of a path comes from, L learnable and F frozen, first module first; in the order of `modular`."
+    """Which network each module of a path comes from, L learnable and F frozen, first module first; in the order of
+    `modular`."""
     return [''.join(reversed(p)) for p in itertools.product('LF', repeat=modules)]
 
 # %% ../../nbs/06_recommenders/02_flame.ipynb #ac7a5aea
@@ -58,9 +60,12 @@ def read_ends(
 ):  # -> [B, halves, d]
     "What the block gives at the last place of each half."
     d, ends, h = x.shape[-1], slice(L - 1, None, L), block.before(x)
-    cut = lambda v: v.unflatten(-1, (-1, block.heads, d // block.heads)).permute(
-        2, 0, 3, 1, 4
-    )  # [parts, B, heads, places, d / heads]
+
+    def cut(v):
+        return v.unflatten(-1, (-1, block.heads, d // block.heads)).permute(
+            2, 0, 3, 1, 4
+        )  # [parts, B, heads, places, d / heads]
+
     (q,) = cut(F.linear(h[:, ends], block.qkv.weight[:d], block.qkv.bias[:d]))
     k, v = cut(F.linear(h, block.qkv.weight[d:], block.qkv.bias[d:]))
     read = F.scaled_dot_product_attention(q, k, v, mask[:, :, ends], block.dropout if block.training else 0.0)
@@ -99,7 +104,8 @@ def pair_losses(
     z,  # float [R, B, d]
     agree='product',  # what agreement is the mean of, of AGREE
 ):  # -> InfoNCE [pairs], agreement [pairs]
-    "Symmetric InfoNCE of all pairs of representations, in the order of itertools.combinations, and how well they are aligned. Raises DataError for an unknown agreement."
+    """Symmetric InfoNCE of all pairs of representations, in the order of itertools.combinations, and how well they are
+    aligned. Raises DataError for an unknown agreement."""
     a, b = (torch.tensor(k, device=z.device) for k in zip(*itertools.combinations(range(len(z)), 2)))
     s = z[a] @ z[b].mT
     return ((s.logsumexp(1) + s.logsumexp(2)) / 2 - s.diagonal(dim1=1, dim2=2)).mean(1), AGREE[
@@ -130,7 +136,8 @@ def falling(
     rounds,  # epochs that are planned
     shares=(1.0, 1e-5),  # at epoch 1; at epoch `rounds`, and after
 ):  # -> float
-    "The weight of the contrastive loss: exponentially from the first share to the last; 0 throughout where the first is."
+    """The weight of the contrastive loss: exponentially from the first share to the last; 0 throughout where the first
+    is."""
     first, last = shares
     return first * (last / first) ** (min(epoch - 1, rounds - 1) / max(rounds - 1, 1)) if first else 0.0
 
@@ -155,7 +162,10 @@ class Guided:
         nets, there = (model, self.anchor) if self.anchor is not None else (model.first, model.second), asked != PAD
         tables = [net.items() for net in nets]
         with_table = list(zip(nets, tables))
-        own = lambda net, table: ce(net(inputs, table)[there], table, asked[there], autocast=self.autocast)
+
+        def own(net, table):
+            return ce(net(inputs, table)[there], table, asked[there], autocast=self.autocast)
+
         value = own(*with_table[0])
         with torch.random.fork_rng(devices=[inputs.device] if inputs.device.type == 'cuda' else []):
             torch.manual_seed(int(torch.randint(2**62, ())))  # draws of its own
@@ -188,7 +198,8 @@ def _alike(one, other):
     for k in shapes[0] | shapes[1]:
         if shapes[0].get(k) != shapes[1].get(k):
             raise DataError(
-                f'two networks of one shape are needed, and {k} is {shapes[0].get(k)} in one and {shapes[1].get(k)} in the other'
+                f'two networks of one shape are needed, and {k} is {shapes[0].get(k)} in one and {shapes[1].get(k)} in '
+                'the other'
             )
 
 # %% ../../nbs/06_recommenders/02_flame.ipynb #bd8308e5

@@ -33,7 +33,8 @@ def to_left(
 def lessons(
     split,  # Split
 ):  # -> users int64 [S], sequences int64 [S, L], next items int64 [S, L]; PAD at the left
-    "Training sequences and what comes after each place. Raises DataError where there are none, ValueError where a user's rows are not each purchase in turn."
+    """Training sequences and what comes after each place. Raises DataError where there are none, ValueError where a
+    user's rows are not each purchase in turn."""
     if not len(split.train):
         raise DataError(f'{split.name}: no training rows; users need at least two purchases in the training part')
     rows = split.train.take(training_rows(split, 'all'))
@@ -48,7 +49,8 @@ def item_vectors(
     vectors,  # float [n, D], or {modality: [n, D]}
     which='fused',  # modality, or 'fused': the normalised vectors of all, side by side
 ):  # -> float64 [n, D] of mean 0 and mean square 1; rows of zeros, which have no vector, stay zero
-    "What a table is made of. Raises DataError for an unknown modality, modalities of other numbers of items, and what is not finite."
+    """What a table is made of. Raises DataError for an unknown modality, modalities of other numbers of items, and
+    what is not finite."""
     if not isinstance(vectors, dict):
         vectors, which = {'vectors': vectors}, 'fused'
     if which != 'fused':
@@ -77,7 +79,8 @@ def reduce_vectors(
 
 # %% ../../nbs/06_recommenders/00_seqrec.ipynb #1308d760
 class ItemTable(nn.Module):
-    "Item embeddings. Raises DataError for an unknown way, or for vectors that are missing, not wanted or of another number."
+    """Item embeddings. Raises DataError for an unknown way, or for vectors that are missing, not wanted or of another
+    number."""
 
     def __init__(
         self,
