@@ -169,7 +169,7 @@ class RowWriter:
             held.enter_context(writing(store.folder))
             if any(_size(store.folder / name) != end for name, end in self.ends().items()):
                 store.read()  # somebody else wrote, or was killed
-            self._open()
+            self._begin()
             self.held = held.pop_all()
 
     def ends(self):
@@ -181,12 +181,16 @@ class RowWriter:
         "Where the values end that were added."
         return self.waiting[-1][2] if self.waiting else self.ends()[VALUES]
 
-    def _open(self):
-        "Open the values' file at the end of what has a record."
-        self.file = open(self.store.folder / VALUES, 'ab')
-        self.file.truncate(self.ends()[VALUES])
-
 # %% ../../nbs/00_base/03_store.ipynb #ed33eb1b
+@patch
+def _begin(self: RowWriter):
+    "Cut off what has no record, or no values, and open the values' file at its end."
+    for name, end in reversed(self.ends().items()):
+        if _size(self.store.folder / name) > end:
+            os.truncate(self.store.folder / name, end)
+    self.file = open(self.store.folder / VALUES, 'ab')
+
+# %% ../../nbs/00_base/03_store.ipynb #8b235973
 @patch
 @contextmanager
 def _or_undone(self: RowWriter, more):
@@ -201,10 +205,7 @@ def _or_undone(self: RowWriter, more):
             self.file.close()
         except OSError:
             pass  # the same disk, still full
-        for name, end in self.ends().items():
-            if _size(self.store.folder / name) > end:
-                os.truncate(self.store.folder / name, end)
-        self._open()
+        self._begin()
         place = self.store.folder.name
         raise OSError(
             e.errno,
