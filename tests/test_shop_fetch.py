@@ -1,4 +1,4 @@
-"""Links: which ones are followed, which addresses are public, and what a run keeps. The hostile web is in test_images."""
+"""Links: which ones are followed, which addresses are public, what a run keeps. The hostile web is in test_images."""
 
 import io
 import threading
@@ -213,7 +213,7 @@ class Shop(BaseHTTPRequestHandler):
         body = b'<html>sold out</html>'
         if name in ('p0.jpg', 'p1.jpg', 'p2.jpg', 'p3.jpg'):
             out = io.BytesIO()
-            Image.new('RGB', (60, 50), (50 * int(name[1]), 0, 0)).save(out, 'PNG')
+            Image.new('RGB', (60, 50), (50 * int(name[1]), 0, 0)).save(out, 'BMP')  # all of one size
             body = out.getvalue()
         self.send_header('Content-Length', str(len(body)))
         self.end_headers()
