@@ -27,6 +27,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import urllib3
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from PIL import Image, ImageCms
 
@@ -889,6 +890,37 @@ def test_connections_are_kept(tmp_path, web):
     assert len({port for _, _, port in web.asked}) == 1 and len(web.asked) == 20
 
 
+def test_nothing_is_sent_but_the_request(tmp_path, web, monkeypatch):
+    "No proxies of the environment, which would look up names by themselves, and no cookies; the host is named."
+    for name in ('http_proxy', 'HTTP_PROXY', 'https_proxy', 'all_proxy', 'ALL_PROXY'):
+        monkeypatch.setenv(name, 'http://127.0.0.1:9')
+    heads = []
+
+    class Sweet(Web):
+        def ok(self, n='5', times=0):
+            heads.append(dict(self.headers))
+            self.send(GOOD, Set_Cookie='id=7; Path=/')
+
+    web.RequestHandlerClass = Sweet
+    rows, _ = fetch(web, [f'ok/{i}.jpg' for i in range(3)], tmp_path, workers=1, retries=0)
+    assert all(r['status'] == 'ok' for r in rows.values())
+    assert heads == [{'Host': web.here, **fetching.HEADERS}] * 3
+
+
+@pytest.mark.parametrize(
+    'place, host',
+    [
+        (('http', 'a.example', 80), 'a.example'),
+        (('https', 'a.example', 443), 'a.example'),
+        (('https', 'a.example', 80), 'a.example:80'),
+        (('http', '::1', 80), '[::1]'),
+        (('http', '::1', 81), '[::1]:81'),
+    ],
+)
+def test_hosts_are_named_with_their_port(place, host):
+    assert fetching._headers(*place)['Host'] == host
+
+
 def test_a_kept_connection_that_was_closed(tmp_path, web):
     class Curt(Web):
         def ok(self, n='5', times=0):
@@ -1021,7 +1053,7 @@ def test_names_that_lead_home(tmp_path, web, monkeypatch):
     It is looked up once per connection, and the connection goes to the address that was looked at.
     """
     port, asked, reached = web.server_port, [], []
-    real = socket.create_connection
+    real = urllib3.util.connection.create_connection
 
     def connect(address, *a, **k):
         reached.append(address)
@@ -1029,7 +1061,7 @@ def test_names_that_lead_home(tmp_path, web, monkeypatch):
             raise ConnectionRefusedError('nobody there')
         return real(address, *a, **k)
 
-    monkeypatch.setattr(fetching.socket, 'create_connection', connect)
+    monkeypatch.setattr(urllib3.util.connection, 'create_connection', connect)
 
     def answers(*turns):
         turns = list(turns)

@@ -12,6 +12,7 @@ import http.client
 import io
 import math
 import socket
+import ssl
 import threading
 import time
 import warnings
@@ -25,6 +26,9 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import pandas as pd
 from tqdm.auto import tqdm
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError, NewConnectionError
+from urllib3.exceptions import TimeoutError as StepTimeout
 
 from ..base.errors import DataError, counted, few, known, warn
 from ..base.files import inside, sole_writer, write_bytes
@@ -213,11 +217,14 @@ class _Reader(io.RawIOBase):
 
 # %% ../../nbs/00_shop/10_fetch.ipynb #432870ba
 class _Line:
-    "A socket with a deadline, in the shape that http.client wants."
+    "A socket with a deadline, in the shape that a connection wants."
 
-    def __init__(self, sock, timeout):
-        self.sock, self.timeout, self.deadline = sock, timeout, math.inf
+    def __init__(self, sock):
+        self.sock, self.timeout, self.deadline = sock, None, math.inf
         self.readers, self.left = 0, False
+
+    def settimeout(self, seconds):
+        self.timeout = seconds
 
     def wind(self):
         "Set the time that the next step may take. Raises TimeoutError when none is left."
@@ -243,34 +250,27 @@ class _Line:
             self.sock.close()
 
 # %% ../../nbs/00_shop/10_fetch.ipynb #9b77516e
-def _socket(scheme, host, port, ways):
-    "A socket to one of a host's addresses, after the check. Raises ImageFault, OSError."
-    error = None
-    for address in _addresses(scheme, host, port, ways):
-        try:
-            sock = socket.create_connection((address, port), timeout=ways.timeout)
-            break
-        except OSError as e:
-            error = e
-    else:
-        raise error
-    try:
-        if scheme == 'https':
-            import ssl
-
-            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+def _new_connection(scheme, host, address, port, timeout):
+    "A connection to an address, not yet open, that expects the host there."
+    if scheme == 'http':
+        return HTTPConnection(address, port, timeout=timeout)
+    context = ssl.create_default_context()
+    return HTTPSConnection(address, port, timeout=timeout, server_hostname=host, ssl_context=context)
 
 # %% ../../nbs/00_shop/10_fetch.ipynb #ffd5307a
 def _connect(scheme, host, port, ways):
-    "A connection to an address that was checked. Raises ImageFault, OSError."
-    connection = http.client.HTTPConnection(f'[{host}]' if ':' in host else host, port)
-    connection.default_port = PORTS[scheme]
-    connection.sock, connection.auto_open = _Line(_socket(scheme, host, port, ways), ways.timeout), 0
-    return connection
+    "An open connection to an address that was checked. Raises ImageFault, OSError, HTTPError."
+    error = None
+    for address in _addresses(scheme, host, port, ways):
+        connection = _new_connection(scheme, host, address, port, ways.timeout)
+        try:
+            connection.connect()
+        except (NewConnectionError, StepTimeout) as e:
+            error = e
+            continue
+        connection.sock, connection.auto_open = _Line(connection.sock), 0
+        return connection
+    raise error
 
 # %% ../../nbs/00_shop/10_fetch.ipynb #5e124474
 HEADERS = {'User-Agent': 'vlm2rec_lab (image fetcher)', 'Accept': 'image/*,*/*;q=0.5', 'Accept-Encoding': 'identity'}
@@ -278,6 +278,12 @@ LATER = (408, 425, 429, 500, 502, 503, 504)  # statuses that another try can cha
 MOVED = (301, 302, 303, 307, 308)
 
 # %% ../../nbs/00_shop/10_fetch.ipynb #6669ad1d
+def _headers(scheme, host, port):
+    "The headers of a request: the host is named as in the link, for the connection knows its address alone."
+    name = f'[{host}]' if ':' in host else host
+    return {'Host': name if port == PORTS[scheme] else f'{name}:{port}', **HEADERS}
+
+# %% ../../nbs/00_shop/10_fetch.ipynb #8fd56e69
 def _ask(parts, ways, held):
     "(connection, response) of one request. `held`: {(scheme, host, port): open connection}."
     *place, target = parts
@@ -285,7 +291,7 @@ def _ask(parts, ways, held):
         connection = old or _connect(*place, ways)
         connection.sock.deadline = time.monotonic() + ways.patience
         try:
-            connection.request('GET', target, headers=HEADERS)
+            connection.request('GET', target, headers=_headers(*place), preload_content=False, decode_content=False)
             return connection, connection.getresponse()
         except BaseException as e:
             connection.close()
@@ -295,9 +301,9 @@ def _ask(parts, ways, held):
 
 # %% ../../nbs/00_shop/10_fetch.ipynb #4c0ffd4e
 def _body(response, max_bytes):
-    "The whole body. Raises ImageFault for more than `max_bytes`, less than announced, or compressed."
-    announced, parts, total = response.length, [], 0
-    if response.getheader('Content-Encoding', 'identity').strip().lower() not in ('', 'identity'):
+    "The whole body. Raises ImageFault for more than `max_bytes` or compressed, HTTPError for less than announced."
+    announced, parts, total = response.length_remaining, [], 0
+    if response.headers.get('Content-Encoding', 'identity').strip().lower() not in ('', 'identity'):
         raise ImageFault('not an image', 'the answer is compressed')
     if (announced or 0) > max_bytes:
         raise ImageFault('too large', f'{announced:,} bytes announced, more than {max_bytes:,}')
@@ -306,8 +312,6 @@ def _body(response, max_bytes):
         total += len(part)
         if total > max_bytes:
             raise ImageFault('too large', f'more than {max_bytes:,} bytes')
-    if announced is not None and total < announced:
-        raise ImageFault('cut short', f'{total:,} of {announced:,} bytes', again=True)
     return b''.join(parts)
 
 # %% ../../nbs/00_shop/10_fetch.ipynb #ea314c54
@@ -363,23 +367,23 @@ def _answer(response, ways):
     "The body of an answer that is a picture's. Raises ImageFault for any other status."
     status = response.status
     if status != 200:
-        pause = _retry_after(response.getheader('Retry-After'))
+        pause = _retry_after(response.headers.get('Retry-After'))
         raise ImageFault(f'HTTP {status}', str(response.reason)[:60], status in LATER, pause)
     return _body(response, ways.max_bytes)
 
 # %% ../../nbs/00_shop/10_fetch.ipynb #61e7702e
 def _attempt(url, ways, held):
-    "Bytes behind a link. Raises ImageFault, OSError, HTTPException."
+    "Bytes behind a link. Raises one of `FAILURES`."
     seen = []
     while True:
         parts = _hop(url, seen, ways)
         connection, response = _ask(parts, ways, held)
         try:
-            if response.status in MOVED and response.getheader('Location'):
-                url = urljoin(url, response.getheader('Location'))
+            if response.status in MOVED and response.headers.get('Location'):
+                url = urljoin(url, response.headers.get('Location'))
                 continue
             data = _answer(response, ways)
-            if not response.will_close:
+            if not connection.is_closed:
                 if len(held) > 8:
                     _hang_up(held)
                 held[parts[:3]], connection = connection, None
@@ -390,17 +394,19 @@ def _attempt(url, ways, held):
                 connection.close()
 
 # %% ../../nbs/00_shop/10_fetch.ipynb #7aba2a27
-FAILURES = (ImageFault, OSError, http.client.HTTPException, ValueError)  # what an attempt raises
+FAILURES = (ImageFault, OSError, HTTPError, http.client.HTTPException, ValueError)  # what an attempt raises
 
 # %% ../../nbs/00_shop/10_fetch.ipynb #660b098b
 def _named(error):
     "What a connection raised, as an ImageFault."
     if isinstance(error, ImageFault):
         return error
+    if isinstance(error, HTTPError) and error.__cause__:
+        error = error.__cause__
     text = ' '.join(str(error).split())[:160]
     if isinstance(error, TimeoutError):
         return ImageFault('timeout', text, again=True)
-    if type(error).__name__ == 'SSLCertVerificationError':
+    if isinstance(error, ssl.SSLCertVerificationError):
         return ImageFault('no connection', text)
     if isinstance(error, http.client.IncompleteRead):
         return ImageFault('cut short', text, again=True)
