@@ -1,4 +1,4 @@
-"What the benchmarks share: the machine in words, clocks, interleaved timing, tables, results written at once or not at all."
+"What the benchmarks share: the machine in words, clocks, interleaved timing, tables, results written whole or not."
 
 import hashlib
 import json
@@ -134,7 +134,10 @@ def table(rows):  # list of dict with the same keys
     "Rows as a Markdown table."
     if not rows:
         return ''
-    line = lambda cells: '| ' + ' | '.join(str(c) for c in cells) + ' |'
+
+    def line(cells):
+        return '| ' + ' | '.join(str(c) for c in cells) + ' |'
+
     return '\n'.join([line(rows[0]), line(['---'] * len(rows[0])), *(line(r.values()) for r in rows)])
 
 

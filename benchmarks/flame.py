@@ -1,11 +1,20 @@
-"""FLAME on a file of sequences, against a plain SASRec given the same time, an ensemble of two, and mutual learning from scratch.
+"""FLAME on a file of sequences, against a plain SASRec given the same time, an ensemble of two, and mutual learning
+from scratch.
 
 python benchmarks/flame.py FILE [--seeds 0 1 2] [--cells runs/benchmarks/flame] [--out benchmarks/results/flame.json]
 python benchmarks/flame.py FILE --only epoch | mutual
 
-FILE holds a user per line, `user item item ...`, such as Beauty.txt of S3-Rec (22,363 users, 12,101 items). Leave one out, windows of 50 items, 64 dimensions, 2 layers, the next item ranked among all that the user has not seen. All are trained by one function and one
-recipe (`FIXED`: dropout .5, Adam 1e-3, batches of 256, stopped 30 epochs after the best validation NDCG@20), which is that of the paper; over how many epochs the contrastive share falls (`rounds`) it leaves open, and 100 was set beforehand. Nothing is chosen on test rows. The matrix products of the full loss are in bfloat16; `--single` leaves them in float32. Per seed: a network that is frozen afterwards, FLAME beside it, mutual learning of two networks, a plain network until it has
-used the CPU seconds of the first two (its own early stop is a row too), and the ensemble of the frozen and the plain network, each at its early stop. Every run keeps its state after every epoch and its result when done, so that the same command goes on where it was stopped.
+FILE holds a user per line, `user item item ...`, such as Beauty.txt of S3-Rec (22,363 users, 12,101 items). Leave
+one out, windows of 50 items, 64 dimensions, 2 layers, the next item ranked among all that the user has not seen.
+All are trained by one function and one
+recipe (`FIXED`: dropout .5, Adam 1e-3, batches of 256, stopped 30 epochs after the best validation NDCG@20), which
+is that of the paper; over how many epochs the contrastive share falls (`rounds`) it leaves open, and 100 was set
+beforehand. Nothing is chosen on test rows. The matrix products of the full loss are in bfloat16; `--single` leaves
+them in float32. Per seed: a network that is frozen afterwards, FLAME beside it, mutual learning of two networks, a
+plain network until it has
+used the CPU seconds of the first two (its own early stop is a row too), and the ensemble of the frozen and the
+plain network, each at its early stop. Every run keeps its state after every epoch and its result when done, so that
+the same command goes on where it was stopped.
 """
 
 import argparse
@@ -123,7 +132,8 @@ def told(what, *others):  # -> callback that says each epoch, and asks others wh
     def callback(records):
         r = records[-1]
         say(
-            f"{what}, epoch {r['epoch']}: loss {r['loss']:.4f}, validation NDCG@20 {r['NDCG@20']:.4f}, {r['cpu']:.1f} s CPU, {r['seconds']:.1f} s"
+            f"{what}, epoch {r['epoch']}: loss {r['loss']:.4f}, validation NDCG@20 {r['NDCG@20']:.4f}, {r['cpu']:.1f} "
+            f"s CPU, {r['seconds']:.1f} s"
         )
         return 'stop' if 'stop' in [other(records) for other in others] else None
 
@@ -246,7 +256,9 @@ class Course:
         )
 
     def ensemble(self, anchor, plain):  # outcomes of the members -> dict
-        figure = lambda nets: float(figures(Ensemble(nets), self.split, 'valid', 20, ('NDCG',)).loc['all', 'NDCG@20'])
+        def figure(nets):
+            return float(figures(Ensemble(nets), self.split, 'valid', 20, ('NDCG',)).loc['all', 'NDCG@20'])
+
         both = Ensemble([self.read('anchor', anchor['best']), self.read('plain', plain['best'])])
         final, curve, clock = (
             figure(list(both.nets)),
@@ -291,7 +303,8 @@ class Course:
         return out
 
     def epoch(self, rounds):  # -> {name: dict}
-        "A first epoch of each, validation included, in turn; what is frozen is a network that has not learned, which costs the same."
+        """A first epoch of each, validation included, in turn; what is frozen is a network that has not learned, which
+        costs the same."""
         how, runs, other = self.training | dict(epochs=1), {}, lambda: self.net(1000 + self.seed)
         runs['SASRec'] = lambda r: fit(self.net(self.seed), self.split, **how)
         runs['FLAME'] = lambda r: flame(self.net(self.seed), other(), self.split, **self.guided, **how)
@@ -336,11 +349,13 @@ def at_goal(run, goal):  # -> CPU seconds, or None
 
 
 def rows(seeds):  # -> list of dict, one per recommender: mean and deviation over seeds
-    spread = lambda v: (
-        None
-        if any(x is None for x in v)
-        else [round(float(np.mean(v)), 6), round(float(np.std(v, ddof=1)), 6) if len(v) > 1 else None]
-    )
+    def spread(v):
+        return (
+            None
+            if any(x is None for x in v)
+            else [round(float(np.mean(v)), 6), round(float(np.std(v, ddof=1)), 6) if len(v) > 1 else None]
+        )
+
     out = []
     for name in (*RIVALS, 'FLAME'):
         runs, before = (
@@ -371,7 +386,8 @@ def rows(seeds):  # -> list of dict, one per recommender: mean and deviation ove
 
 
 def in_plain_epochs(result):  # -> {recommender: (without, with pre-training)}, mean over seeds
-    "What 95 % of the own end costs, in epochs of a plain SASRec: epochs, times what one costs where they run in turn. Free of what else the machine did."
+    """What 95 % of the own end costs, in epochs of a plain SASRec: epochs, times what one costs where they run in
+    turn. Free of what else the machine did."""
     each = {'ensemble of two': 2.0} | {n: e['ratio'][0] for n, e in result['epoch'].items()}
     before = float(np.mean([s['runs']['frozen network']['epochs'] for s in result['seeds']]))
     spent = {r['recommender']: r['epochs_to95'][0] * each.get(r['recommender'], 1.0) for r in result['rows']}
@@ -395,9 +411,13 @@ def verdicts(
 
 
 def claims(seeds):  # -> list of dict(claim, against, values, holds, sentence)
-    "What the paper says, and whether it is so here. Better: under every seed. Faster: under every seed, and to a figure that is not below 95 % of the rival's. Cost: within 10 %."
+    """What the paper says, and whether it is so here. Better: under every seed. Faster: under every seed, and to a
+    figure that is not below 95 % of the rival's. Cost: within 10 %."""
     out, verdict = [], lambda ok: 'holds here' if ok else 'does not hold here'
-    many = lambda v, f: ', '.join(f.format(x) for x in v)
+
+    def many(v, f):
+        return ', '.join(f.format(x) for x in v)
+
     for rival in RIVALS:
         v = [
             100 * (s['runs']['FLAME']['test']['NDCG@20'] / max(s['runs'][rival]['test']['NDCG@20'], 1e-12) - 1)
@@ -409,7 +429,8 @@ def claims(seeds):  # -> list of dict(claim, against, values, holds, sentence)
                 against=rival,
                 values=v,
                 holds=min(v) > 0,
-                sentence=f"Better NDCG@20 (paper: up to {PAPER['gain']:.2f} %) {verdict(min(v) > 0)} against {rival}: {np.mean(v):+.2f} % on test, per seed {many(v, '{:+.2f}')}.",
+                sentence=f"Better NDCG@20 (paper: up to {PAPER['gain']:.2f} %) {verdict(min(v) > 0)} against {rival}: "
+                f"{np.mean(v):+.2f} % on test, per seed {many(v, '{:+.2f}')}.",
             )
         )
     for rival in RIVALS:
@@ -429,7 +450,10 @@ def claims(seeds):  # -> list of dict(claim, against, values, holds, sentence)
                     values=v,
                     final=ends,
                     holds=ok,
-                    sentence=f"Faster convergence (paper: up to {PAPER['speed']:.2f} times) {verdict(ok)} against {rival}, pre-training {'counted' if counted else 'not counted'}: {np.mean(v):.2f} times as fast in CPU seconds to 95 % of the own final validation NDCG@20, per seed {many(v, '{:.2f}')}; "
+                    sentence=f"Faster convergence (paper: up to {PAPER['speed']:.2f} times) {verdict(ok)} against "
+                    f"{rival}, pre-training {'counted' if counted else 'not counted'}: {np.mean(v):.2f} times "
+                    "as fast in CPU seconds to 95 % of the own final validation NDCG@20, per seed "
+                    f"{many(v, '{:.2f}')}; "
                     f"that final figure is {np.mean(ends):.2f} of the rival's.",
                 )
             )
@@ -444,7 +468,9 @@ def claims(seeds):  # -> list of dict(claim, against, values, holds, sentence)
             against='SASRec',
             values=v,
             holds=ok,
-            sentence=f"The inference cost of one network {verdict(ok)}: {np.mean(v):.2f} of SASRec's CPU seconds, {'as many' if all(sizes) else 'other'} parameters; the ensemble takes {np.mean([s['cost']['ensemble of two']['ratio'][0] for s in seeds]):.2f}.",
+            sentence=f"The inference cost of one network {verdict(ok)}: {np.mean(v):.2f} of SASRec's CPU seconds, "
+            f"{'as many' if all(sizes) else 'other'} parameters; the ensemble takes "
+            f"{np.mean([s['cost']['ensemble of two']['ratio'][0] for s in seeds]):.2f}.",
         )
     )
     return out
@@ -469,11 +495,13 @@ def show_epoch(epoch):
 
 def show(result):
     show_epoch(result['epoch'])
-    pm = lambda v, d, f=1.0: (
-        'not reached' if v is None else f'{v[0] * f:.{d}f}' + ('' if v[1] is None else f' ± {v[1] * f:.{d}f}')
-    )
+
+    def pm(v, d, f=1.0):
+        return 'not reached' if v is None else f'{v[0] * f:.{d}f}' + ('' if v[1] is None else f' ± {v[1] * f:.{d}f}')
+
     print(
-        f"\n{result['data']}; test figures and seconds, mean ± standard deviation over seeds {', '.join(str(s['seed']) for s in result['seeds'])}\n"
+        f"\n{result['data']}; test figures and seconds, mean ± standard deviation over seeds "
+        f"{', '.join(str(s['seed']) for s in result['seeds'])}\n"
     )
     print(
         table(
@@ -490,7 +518,8 @@ def show(result):
         )
     )
     print(
-        '\nUntil 95 % of the own final validation NDCG@20; the last column until 95 % of the ensemble\'s, without pre-training\n'
+        '\nUntil 95 % of the own final validation NDCG@20; the last column until 95 % of the ensemble\'s, without '
+        'pre-training\n'
     )
     print(
         table(

@@ -1,13 +1,18 @@
-"""Training on a GPU: random weights in the true Qwen2.5-VL-3B shape, bfloat16, LoRA rank 16 on the language model, histories of 10, 224-pixel pictures.
+"""Training on a GPU: random weights in the true Qwen2.5-VL-3B shape, bfloat16, LoRA rank 16 on the language model,
+histories of 10, 224-pixel pictures.
 
 python benchmarks/gpu.py [--toy] [--out benchmarks/results/gpu.json] [--seconds 450]
 
-Needs torch, transformers and peft, and this repository; downloads nothing. Results are written as they come, so that a run that is cut off leaves what it had.
+Needs torch, transformers and peft, and this repository; downloads nothing. Results are written as they come, so
+that a run that is cut off leaves what it had.
 `--toy` runs the same functions on a toy shape on the CPU: that is how the tests run it, and its figures mean nothing.
 
-Three views per customer and item: a text and a table of `--words` tokens each, and a picture of 64 tokens. The utilisation counts what the model must compute: 4 x the
-weights of the language model per token (forward, and backward to the activations, as the weights are frozen), 6 x those of the adapters, and attention; filler
-and whatever is computed twice count nothing. Its denominator is the rate of one large matrix product, measured in the same run.
+Three views per customer and item: a text and a table of `--words` tokens each, and a picture of 64 tokens. The
+utilisation counts what the model must compute: 4 x the
+weights of the language model per token (forward, and backward to the activations, as the weights are frozen), 6 x
+those of the adapters, and attention; filler
+and whatever is computed twice count nothing. Its denominator is the rate of one large matrix product, measured in
+the same run.
 """
 
 import argparse
@@ -119,9 +124,12 @@ def random_shop(items, users, history, pixels, words, seed=0):  # -> Split
     vocabulary = np.array(
         sorted({w for line in studio_corpus(50) for w in line.split() if w.isalpha() and '|' not in w})
     )
-    text = lambda: ' '.join(
-        rng.choice(vocabulary, 2 * words)
-    )  # longer than what is read of it: every text costs `words` tokens
+
+    def text():
+        return ' '.join(
+            rng.choice(vocabulary, 2 * words)
+        )  # longer than what is read of it: every text costs `words` tokens
+
     catalogue = Catalogue(
         tuple(f'i{i}' for i in range(items)),
         dict(
@@ -329,7 +337,8 @@ def largest(
 
 
 def encoding(embedder, split, device, batch):  # -> dict
-    "Pictures per second through image processing and vision tower, and items and customers per second through the language model."
+    """Pictures per second through image processing and vision tower, and items and customers per second through the
+    language model."""
     recomputing(embedder, False)
     n = len(split.catalogue)
     bank, pictures = seconds(lambda: embedder.bank(split.catalogue, False), device)
@@ -370,7 +379,10 @@ def main():
     parser.add_argument('--words', type=int, default=32, help='tokens of each text')
     o = parser.parse_args()
     begun, device = time.perf_counter(), 'cpu' if o.toy else 'cuda'
-    left = lambda: o.seconds - (time.perf_counter() - begun)
+
+    def left():
+        return o.seconds - (time.perf_counter() - begun)
+
     if not o.toy and not torch.cuda.is_available():
         parser.exit(
             3, 'no GPU here: nothing is measured and nothing is estimated (--toy runs the same functions on the CPU)\n'
@@ -405,7 +417,10 @@ def main():
     )
     note('matrix_peak_tflops', round(matrix_peak(device, dtype, 256 if o.toy else 8192), 3))
     embedder = random_embedder(o.toy, device, words=words)
-    count = lambda ps: int(sum(p.numel() for p in ps))
+
+    def count(ps):
+        return int(sum(p.numel() for p in ps))
+
     note(
         'parameters',
         dict(
@@ -510,7 +525,8 @@ def main():
 def show(result):
     "Print the result as tables."
     print(
-        f'\n{result["shape"]}, {result["dtype"]}, LoRA rank {result["lora"]}; matrix product {result["matrix_peak_tflops"]} TFLOP/s; {result["parameters"]}\n'
+        f'\n{result["shape"]}, {result["dtype"]}, LoRA rank {result["lora"]}; matrix product '
+        f'{result["matrix_peak_tflops"]} TFLOP/s; {result["parameters"]}\n'
     )
     for part in ('rates', 'caching', 'utilisation'):
         print(
@@ -538,7 +554,8 @@ def show(result):
                 + ('' if result[part]['bounded'] else ', and nothing larger was found not to fit')
             )
     print(
-        f'encoding: {result["encoding"]}\nleft out: {result["left_out"]}\nmachine: {result["machine"]}; {result["seconds"]} s'
+        f'encoding: {result["encoding"]}\nleft out: {result["left_out"]}\nmachine: {result["machine"]}; '
+        f'{result["seconds"]} s'
     )
 
 

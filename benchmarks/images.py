@@ -1,4 +1,5 @@
-"""Pictures a second: a plain Pillow loop, decode_images, and the cache: python benchmarks/images.py [--images 2000] [--size 640x480] [--out FILE.json]"""
+"""Pictures a second: a plain Pillow loop, decode_images, and the cache: python benchmarks/images.py [--images 2000]
+[--size 640x480] [--out FILE.json]"""
 
 import io
 import json
@@ -82,9 +83,12 @@ def main(
         for part, some in enumerate(np.array_split(np.array(files, object), rounds)):
             some, result = list(some), {}
             c = Catalogue([p.stem for p in some], {'image': some}, {'image': 'image'})
-            into = lambda name, data=c: decode_images(
-                data, place / f'cache-{name}-{part}', exact=name != 'draft', workers=workers, progress=False
-            ).content['image']
+
+            def into(name, data=c):
+                return decode_images(
+                    data, place / f'cache-{name}-{part}', exact=name != 'draft', workers=workers, progress=False
+                ).content['image']
+
             turns = [
                 ('plain', lambda: plain(some)),
                 ('processes', lambda: in_processes(some, workers)),
@@ -108,7 +112,8 @@ def main(
         shutil.rmtree(place)
     rate = {name: images / s for name, s in seconds.items()}
     print(
-        f'{images:,} JPEG files of {size}, {bytes_each / 1e3:.0f} kB each; {workers} threads on {workers} cores; Pillow {pillow}, Python {platform.python_version()}'
+        f'{images:,} JPEG files of {size}, {bytes_each / 1e3:.0f} kB each; {workers} threads on {workers} cores; '
+        f'Pillow {pillow}, Python {platform.python_version()}'
     )
     print(f"{'':82}{'pictures/s':>12}{'times plain':>13}")
     for name, text in WAYS.items():

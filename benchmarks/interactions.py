@@ -2,7 +2,9 @@
 
     python benchmarks/interactions.py [--rows 20000000] [--plain 1000000] [--out FILE.json]
 
-The log is made here: ids as text, items and users by power laws, times in seconds. Each way runs in a process of its own that is limited to two threads; its memory is the peak of that process. The plain way is pandas, and runs on fewer rows.
+The log is made here: ids as text, items and users by power laws, times in seconds. Each way runs in a process of
+its own that is limited to two threads; its memory is the peak of that process. The plain way is pandas, and runs on
+fewer rows.
 """
 
 import argparse
@@ -201,7 +203,8 @@ def main():
             'the two ways disagree'
         )
         print(
-            f"{file}: the same split from both; pandas takes {q['seconds']['total'] / f['seconds']['total']:.1f} times as long and {q['peak_gb'] / f['peak_gb']:.1f} times the memory at {a.plain:,} interactions"
+            f"{file}: the same split from both; pandas takes {q['seconds']['total'] / f['seconds']['total']:.1f} times "
+            f"as long and {q['peak_gb'] / f['peak_gb']:.1f} times the memory at {a.plain:,} interactions"
         )
     if a.out:
         from common import machine

@@ -2,7 +2,9 @@
 
     python benchmarks/ranking.py [--users 50000] [--items 20000] [--dims 128] [--threads 1,2] [--repeats 3] [--out FILE.json] [--small]
 
-One child per number of threads, limited to as many cores. In it the ways take turns, so that each ratio compares runs of the same minutes. The bare product is given the piece size that was fastest in a search, and writes into the same memory again and again.
+One child per number of threads, limited to as many cores. In it the ways take turns, so that each ratio compares
+runs of the same minutes. The bare product is given the piece size that was fastest in a search, and writes into the
+same memory again and again.
 Peak memory is that of the process while a way runs, vectors and imports included.
 """
 
@@ -112,7 +114,10 @@ def child(a, threads):
         'the ways disagree'
     )
     bare = min(best, key=lambda p: np.median(took['product', p]))
-    name = lambda p: f'{p[0]} users x {p[1] or "all"} items'
+
+    def name(p):
+        return f'{p[0]} users x {p[1] or "all"} items'
+
     about = np.show_config(mode='dicts')['Build Dependencies']['blas']
     took = {
         'product': took['product', bare],
@@ -191,17 +196,21 @@ def main():
         'sort': 'full sort',
     }
     print(
-        f"{a.users:,} users x {a.items:,} items x {a.dims} dimensions, float32; median of {a.repeats}; {cpu()}, {cores} cores; numpy {runs[0]['numpy']}, {runs[0]['blas']}"
+        f"{a.users:,} users x {a.items:,} items x {a.dims} dimensions, float32; median of {a.repeats}; {cpu()}, "
+        f"{cores} cores; numpy {runs[0]['numpy']}, {runs[0]['blas']}"
     )
     print(f"{'threads':>7}  {'':36}{'seconds':>9}{'times bare':>12}{'(in turns)':>16}{'peak GB':>9}")
     for x in runs:
         for w, text in said.items():
             few = f", from {x['sorted_users']:,} users" if w == 'sort' else ''
             print(
-                f"{x['threads']:7}  {text + few:36}{x['median'][w]:9.2f}{x['ratio'][w]:12.2f}{min(x['ratios'][w]):9.2f} to{max(x['ratios'][w]):5.2f}{x['peak_gb'][w]:8.2f}"
+                f"{x['threads']:7}  "
+                f"{text + few:36}{x['median'][w]:9.2f}{x['ratio'][w]:12.2f}{min(x['ratios'][w]):9.2f} "
+                f"to{max(x['ratios'][w]):5.2f}{x['peak_gb'][w]:8.2f}"
             )
         print(
-            f"{'':9}evaluate per ranking: {x['ratio']['evaluate'] / 3:.2f} times the product; fastest piece {x['product']}; load {x['load']['before'][0]:.1f} to {x['load']['after'][0]:.1f}"
+            f"{'':9}evaluate per ranking: {x['ratio']['evaluate'] / 3:.2f} times the product; fastest piece "
+            f"{x['product']}; load {x['load']['before'][0]:.1f} to {x['load']['after'][0]:.1f}"
         )
     if a.out:
         a.out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,8 @@
 
 python benchmarks/scale.py [--results benchmarks/results] [--out FILE]
 
-Sizes follow from shapes. Times follow from rates in `gpu.json` and `train.json`; where a file or a figure is missing the cell reads `not measured`, and nothing is put in its place.
+Sizes follow from shapes. Times follow from rates in `gpu.json` and `train.json`; where a file or a figure is
+missing the cell reads `not measured`, and nothing is put in its place.
 More cards divide the hours of one by their number: a bound from below, as nothing was measured on several.
 """
 
@@ -154,9 +155,10 @@ def work(n, pairs_per_item=10):  # -> {what: (name of the rate, amount)}
 
 def times_table(results, n, pairs_per_item=10):  # -> list of dict
     r = rates(results)
-    took = lambda where, rate, amount, cards=1: duration(
-        amount / r[where][rate] / cards if r[where].get(rate) else None
-    )
+
+    def took(where, rate, amount, cards=1):
+        return duration(amount / r[where][rate] / cards if r[where].get(rate) else None)
+
     return [
         {
             'what': what,

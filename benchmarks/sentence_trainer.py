@@ -1,13 +1,19 @@
-"""The same tiny VLM, data, adapters, batch and precision, trained by sentence-transformers' own contrastive trainer and by this lab, block by block in turn.
+"""The same tiny VLM, data, adapters, batch and precision, trained by sentence-transformers' own contrastive trainer
+and by this lab, block by block in turn.
 
 python benchmarks/sentence_trainer.py [--small] [--out benchmarks/results/sentence_trainer.json]
 
-sentence-transformers is no dependency of the lab. Without touching this environment: `python -m pip install --no-deps --target st_site sentence-transformers` and
-`PYTHONPATH=st_site python benchmarks/sentence_trainer.py` (`datasets`, which its trainer needs, is wanted too). The script is not called sentence_transformers.py: it would hide the package.
+sentence-transformers is no dependency of the lab. Without touching this environment: `python -m pip install
+--no-deps --target st_site sentence-transformers` and
+`PYTHONPATH=st_site python benchmarks/sentence_trainer.py` (`datasets`, which its trainer needs, is wanted too). The
+script is not called sentence_transformers.py: it would hide the package.
 
-Both sides read one prompt with text and picture (`fusion='internal'`), from the same checkpoint with the same adapters; that their vectors agree is checked before anything is timed.
-Theirs: SentenceTransformerTrainer, MultipleNegativesRankingLoss at the same temperature, last-token pooling, AdamW without decay or clipping, pictures read in every step. Its own reader of pictures
-wants torchvision, so a module of its `InputModule` kind does the reading here, with the lab's image processor, one call per batch and side. What differs and is left so: their loss does not know which
+Both sides read one prompt with text and picture (`fusion='internal'`), from the same checkpoint with the same
+adapters; that their vectors agree is checked before anything is timed.
+Theirs: SentenceTransformerTrainer, MultipleNegativesRankingLoss at the same temperature, last-token pooling, AdamW
+without decay or clipping, pictures read in every step. Its own reader of pictures
+wants torchvision, so a module of its `InputModule` kind does the reading here, with the lab's image processor, one
+call per batch and side. What differs and is left so: their loss does not know which
 items a customer bought besides, and counts a target that occurs twice as two.
 """
 
@@ -37,10 +43,12 @@ def prompts(embedder, catalogue):  # -> (function of an item, function of a hist
     "The prompts of the joint view as strings, with the pictures they show."
     p, modalities = embedder.prompts_for('joint'), catalogue.modalities
     picture = ' <|vision_start|><|image_pad|><|vision_end|>'
-    words = lambda i: ''.join(
-        picture if catalogue.kinds[m] == 'image' else f' {catalogue.content[m][i]}' for m in modalities
-    )
-    item = lambda i: dict(text=p.item.replace('{}', words(i)), pictures=[int(i)])
+
+    def words(i):
+        return ''.join(picture if catalogue.kinds[m] == 'image' else f' {catalogue.content[m][i]}' for m in modalities)
+
+    def item(i):
+        return dict(text=p.item.replace('{}', words(i)), pictures=[int(i)])
 
     def sequence(history):
         there = [int(i) for i in history if i >= 0]
@@ -105,7 +113,8 @@ def sentence_transformer(embedder, catalogue):
 def their_block(
     model, optimiser, rows, batch, folder
 ):  # rows: list of dict(anchor, positive), as many as steps x batch
-    "Some steps of their trainer. Returns (CPU seconds, wall seconds) per step, the first step left out: it holds the trainer's own beginning."
+    """Some steps of their trainer. Returns (CPU seconds, wall seconds) per step, the first step left out: it holds the
+    trainer's own beginning."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -175,8 +184,13 @@ def our_block(
 def parity(embedder, split, model):  # -> largest difference of unit vectors
     "Their vectors of a few items and customers against ours, before training."
     item, sequence = prompts(embedder, split.catalogue)
-    unit = lambda z: torch.nn.functional.normalize(z.detach().float(), dim=-1)
-    theirs = lambda inputs: unit(model(model.preprocess(inputs))['sentence_embedding'])
+
+    def unit(z):
+        return torch.nn.functional.normalize(z.detach().float(), dim=-1)
+
+    def theirs(inputs):
+        return unit(model(model.preprocess(inputs))['sentence_embedding'])
+
     bank, history = embedder.bank(split.catalogue, False), split.train.history[:6]
     ours = (
         unit(embedder.item_vectors(bank, np.arange(5))['joint']),
@@ -199,7 +213,8 @@ def main():
         if importlib.util.find_spec(package) is None:
             parser.exit(
                 3,
-                f'{package} is not here: python -m pip install --no-deps --target st_site {package.replace("_", "-")}, then PYTHONPATH=st_site\n',
+                f'{package} is not here: python -m pip install --no-deps --target st_site {package.replace("_", "-")}, '
+                'then PYTHONPATH=st_site\n',
             )
     import sentence_transformers
     import datasets
@@ -215,7 +230,10 @@ def main():
         2e-3,
     )
     split = shop(0, 10, 11, o.small)
-    load = lambda: VLMEmbedder.from_pretrained(tiny_vlm(), lora=RANK, seed=0, device='cpu', fusion='internal')
+
+    def load():
+        return VLMEmbedder.from_pretrained(tiny_vlm(), lora=RANK, seed=0, device='cpu', fusion='internal')
+
     theirs = load()
     item, sequence = prompts(theirs, split.catalogue)
     model = sentence_transformer(theirs, split.catalogue)
@@ -286,7 +304,8 @@ def main():
     )
     write(o.out, result)
     print(
-        f'\nsentence-transformers {result["version"]} and the lab: {blocks} blocks of {steps} steps of {batch} rows in turn; vectors at the start differ by at most {apart:.1e}\n'
+        f'\nsentence-transformers {result["version"]} and the lab: {blocks} blocks of {steps} steps of {batch} rows in '
+        f'turn; vectors at the start differ by at most {apart:.1e}\n'
     )
     print(
         table(

@@ -1,13 +1,21 @@
-"""SASRec on a file of sequences: how well it ranks with the full loss and with one sampled negative, and how long its training step takes beside RecTools'.
+"""SASRec on a file of sequences: how well it ranks with the full loss and with one sampled negative, and how long its
+training step takes beside RecTools'.
 
-python benchmarks/seqrec.py FILE [--losses ce bce] [--seeds 0 1 2] [--cells runs/benchmarks/seqrec] [--out benchmarks/results/seqrec.json]
+python benchmarks/seqrec.py FILE [--losses ce bce] [--seeds 0 1 2] [--cells runs/benchmarks/seqrec] [--out
+benchmarks/results/seqrec.json]
 python benchmarks/seqrec.py FILE --steps [--out benchmarks/results/seqrec_step.json]
 
-FILE holds a user per line, `user item item ...`, such as Beauty.txt of S3-Rec (22,363 users, 12,101 items). Leave one out, windows of 50 items, 64 dimensions, 2 layers, the next item ranked among all that the user
-has not seen. Every run keeps its state after every epoch and its result when done, so that the same command goes on where it was stopped. Both losses are trained by one recipe (`PUBLISHED`: dropout, batch and rate of the papers compared with), and the epoch is chosen on validation rows. The matrix products of the full loss are in bfloat16; `--single` leaves them in float32.
+FILE holds a user per line, `user item item ...`, such as Beauty.txt of S3-Rec (22,363 users, 12,101 items). Leave
+one out, windows of 50 items, 64 dimensions, 2 layers, the next item ranked among all that the user
+has not seen. Every run keeps its state after every epoch and its result when done, so that the same command goes on
+where it was stopped. Both losses are trained by one recipe (`PUBLISHED`: dropout, batch and rate of the papers
+compared with), and the epoch is chosen on validation rows. The matrix products of the full loss are in bfloat16;
+`--single` leaves them in float32.
 
-`--steps` wants RecTools in the same Python. It is no dependency of the lab: `python -m venv rec`, `rec/bin/pip install "rectools[torch]" transformers fastcore safetensors pillow pyarrow`, then
-`PYTHONPATH=. rec/bin/python benchmarks/seqrec.py FILE --steps`. Both sides take a step (forward, loss, backward, Adam) on batches of the same sequences in turn; theirs are made by its own data preparator.
+`--steps` wants RecTools in the same Python. It is no dependency of the lab: `python -m venv rec`, `rec/bin/pip
+install "rectools[torch]" transformers fastcore safetensors pillow pyarrow`, then
+`PYTHONPATH=. rec/bin/python benchmarks/seqrec.py FILE --steps`. Both sides take a step (forward, loss, backward,
+Adam) on batches of the same sequences in turn; theirs are made by its own data preparator.
 """
 
 import argparse
@@ -46,9 +54,13 @@ def course(split, loss, seed, recipe, folder):  # -> dict
         length=HISTORY,
         seed=seed,
     )
-    told = lambda r: say(
-        f"{loss}, seed {seed}, epoch {r[-1]['epoch']}: loss {r[-1]['loss']:.4f}, validation NDCG@10 {r[-1]['NDCG@10']:.4f}, {r[-1]['cpu']:.1f} s CPU"
-    )
+
+    def told(r):
+        return say(
+            f"{loss}, seed {seed}, epoch {r[-1]['epoch']}: loss {r[-1]['loss']:.4f}, validation NDCG@10 "
+            f"{r[-1]['NDCG@10']:.4f}, {r[-1]['cpu']:.1f} s CPU"
+        )
+
     run = entire(
         fit(model, split, loss, seed=seed, folder=folder, progress=False, callback=told, **how),
         f'{loss}, seed {seed}',
@@ -91,10 +103,16 @@ def quality(split, losses, seeds, cells, recipes):  # -> (list of runs, summary)
                 )
             )
             say(
-                f"{loss}, seed {seed}: test {runs[-1]['test']}, {runs[-1]['epochs']} epochs, {runs[-1]['cpu_seconds']:.0f} s CPU"
+                f"{loss}, seed {seed}: test {runs[-1]['test']}, {runs[-1]['epochs']} epochs, "
+                f"{runs[-1]['cpu_seconds']:.0f} s CPU"
             )
-    spread = lambda v: [round(float(np.mean(v)), 5), round(float(np.std(v, ddof=1)), 5) if len(v) > 1 else None]
-    of = lambda loss: [r for r in runs if r['loss'] == loss]
+
+    def spread(v):
+        return [round(float(np.mean(v)), 5), round(float(np.std(v, ddof=1)), 5) if len(v) > 1 else None]
+
+    def of(loss):
+        return [r for r in runs if r['loss'] == loss]
+
     return runs, [
         dict(
             loss=loss,
@@ -177,7 +195,8 @@ def ours(x, y, n, autocast):  # -> step of a list of row numbers
 
 
 def steps(split, batch, rounds, seed=0):  # -> list of dict
-    "A training step on shuffled batches, on batches sorted in pools, and on sequences that are all as long as the window."
+    """A training step on shuffled batches, on batches sorted in pools, and on sequences that are all as long as the
+    window."""
     _, x, y = lessons(split)
     whole, rng = np.concatenate([x, y[:, -1:]], 1), np.random.default_rng(seed)
     found = np.unique(whole[whole != PAD])  # both sides know the items that occur
@@ -242,7 +261,8 @@ def main():
     if o.steps and importlib.util.find_spec('rectools') is None:
         parser.exit(
             3,
-            'rectools is not here: python -m venv rec, rec/bin/pip install "rectools[torch]" transformers fastcore safetensors pillow pyarrow, then PYTHONPATH=. rec/bin/python benchmarks/seqrec.py FILE --steps\n',
+            'rectools is not here: python -m venv rec, rec/bin/pip install "rectools[torch]" transformers fastcore '
+            'safetensors pillow pyarrow, then PYTHONPATH=. rec/bin/python benchmarks/seqrec.py FILE --steps\n',
         )
     quiet()
     warnings.simplefilter('ignore')
@@ -266,7 +286,9 @@ def main():
             version=rectools.__version__, rows=steps(split, 16 if o.small else 128, o.rounds or (2 if o.small else 12))
         )
         print(
-            f"\nA training step of SASRec, full cross-entropy over {result['rows'][0]['items']:,} items, {DIM} dimensions, {LAYERS} layers, {HEADS} heads, windows of {HISTORY}: RecTools {rectools.__version__} and the lab in turn\n"
+            f"\nA training step of SASRec, full cross-entropy over {result['rows'][0]['items']:,} items, {DIM} "
+            f"dimensions, {LAYERS} layers, {HEADS} heads, windows of {HISTORY}: RecTools {rectools.__version__} and "
+            "the lab in turn\n"
         )
         print(
             table(
@@ -296,7 +318,10 @@ def main():
             runs=runs,
             summary=summary,
         )
-        show = lambda v, digits: f'{v[0]:.{digits}f}' + ('' if v[1] is None else f' ± {v[1]:.{digits}f}')
+
+        def show(v, digits):
+            return f'{v[0]:.{digits}f}' + ('' if v[1] is None else f' ± {v[1]:.{digits}f}')
+
         print(f'\nSASRec on {split.name}; test, mean ± standard deviation over seeds\n')
         print(
             table(

@@ -1,9 +1,12 @@
-"""Training on a CPU: pairs per second, and seconds to a fixed validation NDCG@10, of the plain recipe, of each speed-up alone, and of all.
+"""Training on a CPU: pairs per second, and seconds to a fixed validation NDCG@10, of the plain recipe, of each
+speed-up alone, and of all.
 
 python benchmarks/train.py [--small] [--out benchmarks/results/train.json]
 
-The model is the tiny VLM, the data are drawn shops (`make_studio`). One thread; seconds are CPU seconds of this process unless a column says wall, so that
-neighbours on the machine disturb little; timings are interleaved. What is finished is kept in `runs/benchmarks/train` and is not run again.
+The model is the tiny VLM, the data are drawn shops (`make_studio`). One thread; seconds are CPU seconds of this
+process unless a column says wall, so that
+neighbours on the machine disturb little; timings are interleaved. What is finished is kept in
+`runs/benchmarks/train` and is not run again.
 """
 
 import argparse
@@ -46,7 +49,8 @@ class Recipe:
     groups: bool = False  # prompts of like length together, at most 10 % filler; else one padded pass
     every: bool = False  # every position of a sequence is a pair; else the last
     chunk: int = None  # gradient caching: prompts at a time
-    lean: bool = False  # prompts that close with the separator, so that a prefix costs no token of its own; else the default ones
+    # prompts that close with the separator, so that a prefix costs no token of its own; else the default ones
+    lean: bool = False
 
 
 LEAN = Prompts(item='<|im_start|>{};', sequence='<|im_start|>The customer bought:{};')
@@ -66,7 +70,8 @@ RECIPES = {
 
 
 def works(embedder, bank, batch, recipe):  # -> {view: list of Work}
-    "The passes of a batch under a recipe; for PLAIN and ALL they are those of `train(plain=True)` and `train(positions='all')`."
+    """The passes of a batch under a recipe; for PLAIN and ALL they are those of `train(plain=True)` and
+    `train(positions='all')`."""
     cut = functools.partial(
         plan_works,
         embedder,
@@ -169,7 +174,8 @@ def rates(split, recipes, batch, rounds, seed=0):  # {name: (Recipe, rows per st
 
 
 def encoding(split, seed=0):  # -> dict
-    "Rates of what is done once per catalogue: pictures through image processing and vision tower, items through the language model."
+    """Rates of what is done once per catalogue: pictures through image processing and vision tower, items through the
+    language model."""
     embedder, n = VLMEmbedder.from_pretrained(tiny_vlm(), lora=RANK, seed=seed, device='cpu'), len(split.catalogue)
     with Clock() as pictures:
         embedder.bank(split.catalogue, False)
@@ -226,7 +232,8 @@ def course(split, recipe, seed, rows, lr, steps, every, test=True):  # -> dict
         )
     )
     say(
-        f'seed {seed}, {"plain" if recipe == PLAIN else "all"}, {rows} rows, lr {lr:g}: validation {valid[-1][3]:.4f} after {valid[-1][1]:.1f} s'
+        f'seed {seed}, {"plain" if recipe == PLAIN else "all"}, {rows} rows, lr {lr:g}: validation {valid[-1][3]:.4f} '
+        f'after {valid[-1][1]:.1f} s'
     )
     return dict(
         seed=seed,
@@ -245,16 +252,20 @@ def reached(run, goal):  # -> (CPU seconds, wall seconds, steps), or None
 
 
 def develop(cells, small, seed, rates_a, rates_c, plan, quick):  # -> (goal, recipe a, recipe c, list of runs)
-    "Fix the goal and the learning rates on a development shop: that of (a) by its last validation, that of (c) by the seconds to the goal among those that end no lower."
+    """Fix the goal and the learning rates on a development shop: that of (a) by its last validation, that of (c) by
+    the seconds to the goal among those that end no lower."""
     split = shop(seed, 10, 11, small)
-    one = lambda name, recipe, rows, lr, steps, every: dict(
-        recipe=name,
-        **cell(
-            cells,
-            dict(cell=f'dev-{name}', small=small, seed=seed, rows=rows, lr=lr, steps=steps, every=every),
-            lambda: course(split, recipe, seed, rows, lr, steps, every, test=False),
-        ),
-    )
+
+    def one(name, recipe, rows, lr, steps, every):
+        return dict(
+            recipe=name,
+            **cell(
+                cells,
+                dict(cell=f'dev-{name}', small=small, seed=seed, rows=rows, lr=lr, steps=steps, every=every),
+                lambda: course(split, recipe, seed, rows, lr, steps, every, test=False),
+            ),
+        )
+
     a = [one('plain', PLAIN, plan['rows'], lr, plan['steps'], plan['every']) for lr in rates_a]
     best = max(a, key=lambda run: run['valid'][-1][3])
     goal = round(plan['share'] * best['valid'][-1][3], 5)
@@ -306,15 +317,21 @@ def main():
         worlds, result['rates'] = dict(list(worlds.items())[:1]) if o.small else worlds, []
         for world, (history, purchases, recipes) in worlds.items():
             say(world)
-            work = lambda: dict(
-                world=world,
-                seed=0,
-                rounds=rounds,
-                load=machine()['load'],
-                rows=rates(
-                    shop(0, history, purchases, o.small), {name: (r, rows) for name, r in recipes.items()}, rows, rounds
-                ),
-            )
+
+            def work():
+                return dict(
+                    world=world,
+                    seed=0,
+                    rounds=rounds,
+                    load=machine()['load'],
+                    rows=rates(
+                        shop(0, history, purchases, o.small),
+                        {name: (r, rows) for name, r in recipes.items()},
+                        rows,
+                        rounds,
+                    ),
+                )
+
             result['rates'].append(
                 cell(cells, dict(cell='rates', world=world, small=o.small, rounds=rounds, rows=rows), work)
             )
@@ -438,7 +455,8 @@ def show(result):
         )
     if q := result.get('quality'):
         print(
-            f'\nSeconds to validation NDCG@10 {q["goal"]:.4f} ({q["goal_is"]}); chosen on seed {q["development_seed"]}: {q["chosen"]}\n'
+            f'\nSeconds to validation NDCG@10 {q["goal"]:.4f} ({q["goal_is"]}); chosen on seed '
+            f'{q["development_seed"]}: {q["chosen"]}\n'
         )
         print(
             table(

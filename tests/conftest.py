@@ -26,7 +26,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    "Where several processes test, the tests of a file stay together and share what they set up; those of notebooks and rooms are given out one by one."
+    """Where several processes test, the tests of a file stay together and share what they set up; those of notebooks
+    and rooms are given out one by one."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
@@ -62,6 +63,22 @@ def demo(tmp_path_factory):
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return out, done.stdout, time.time() - start
+
+
+@pytest.fixture(scope='session')
+def checkpoint(tmp_path_factory):
+    "A small random checkpoint of the genuine classes: the folder of a model that trains in milliseconds."
+    import torch
+    import transformers
+
+    from vlm2rec_lab.model.tiny import build_tiny, build_tokenizer, save_tiny, studio_corpus
+
+    transformers.utils.logging.disable_progress_bar()
+    path = tmp_path_factory.mktemp('model') / 'tiny-random'
+    tokenizer = build_tokenizer(studio_corpus(300))
+    model = build_tiny(tokenizer=tokenizer, hidden=32, layers=1, vision=32, vision_layers=1)
+    save_tiny(path, *model, dtype=torch.float32)
+    return path
 
 
 def pytest_terminal_summary(terminalreporter):

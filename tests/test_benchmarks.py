@@ -1,4 +1,5 @@
-"""Every benchmark runs, in a toy setting, and writes what the pages read; its plain and its fast recipe are those of `train`. No figure of these runs means anything."""
+"""Every benchmark runs, in a toy setting, and writes what the pages read; its plain and its fast recipe are those of
+`train`. No figure of these runs means anything."""
 
 import importlib.util
 import json
@@ -89,7 +90,8 @@ def test_train(tmp_path):
 
 
 def test_recipes_are_those_of_train(scripts):
-    "Plain and all-on are the paths of `train`; every recipe of whole histories has the same loss and gradient, so do those of all positions."
+    """Plain and all-on are the paths of `train`; every recipe of whole histories has the same loss and gradient, so do
+    those of all positions."""
     import torch
     from vlm2rec_lab.embed import make_bank
     from vlm2rec_lab.train import batch_rows, make_batch, training_rows, works_of
@@ -109,7 +111,10 @@ def test_recipes_are_those_of_train(scripts):
         loss, parts = t.gradients(embedder, stored if recipe.cached else live, batch, recipe)
         found.setdefault(recipe.every, {})[name] = loss, [sum(g) for g in zip(*parts.values())]
         if recipe in (t.PLAIN, t.ALL):
-            sizes = lambda works: {v: sorted((w.side, len(w.index)) for w in ws) for v, ws in works.items()}
+
+            def sizes(works):
+                return {v: sorted((w.side, len(w.index)) for w in ws) for v, ws in works.items()}
+
             assert sizes(t.works(embedder, live, batch, recipe)) == sizes(
                 works_of(embedder, live, batch, 'all' if recipe.every else 'last', plain=recipe == t.PLAIN)
             )
@@ -176,7 +181,8 @@ def test_gpu_on_the_cpu(tmp_path):
 
 
 def test_gpu_shape_is_that_of_3b(scripts):
-    "Counted without memory: 3.09 billion weights of the language model, 0.67 of the vision tower; pictures of 64 tokens; arithmetic of a step."
+    """Counted without memory: 3.09 billion weights of the language model, 0.67 of the vision tower; pictures of 64
+    tokens; arithmetic of a step."""
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
     from vlm2rec_lab.model.tiny import build_tokenizer, studio_corpus
@@ -184,7 +190,10 @@ def test_gpu_shape_is_that_of_3b(scripts):
     g = scripts['gpu']
     with torch.device('meta'):
         model = Qwen2_5_VLForConditionalGeneration(g.shape_3b(build_tokenizer(studio_corpus(50))))
-    count = lambda m: sum(p.numel() for p in m.parameters())
+
+    def count(m):
+        return sum(p.numel() for p in m.parameters())
+
     assert (
         count(model.model.language_model) == 3_085_938_688
         and count(model.model.visual) == 668_684_288
@@ -323,7 +332,8 @@ def test_scale(tmp_path, scripts):
 
 
 def test_flame(tmp_path):
-    "Every rival's row, every claim with its verdict; a run that was killed goes on to the same figures; what is finished is not run again."
+    """Every rival's row, every claim with its verdict; a run that was killed goes on to the same figures; what is
+    finished is not run again."""
     args = 'flame.py', '--small', '--seeds', '0', '--cells'
     found, printed = run(*args, str(tmp_path / 'cells'), tmp_path / 'flame.json')
     assert [r['recommender'] for r in found['rows']] == [
@@ -400,7 +410,7 @@ def test_flame_goes_on(scripts, tmp_path, monkeypatch, capsys):
     assert {s.split()[0] for s in said} == {'mutual'} and not (tmp_path / 'out.json').unlink()
     for line in ('frozen network 0, epoch 3', 'FLAME 0, epoch 3', 'plain 0, epoch 3'):
         with pytest.raises(
-            KeyboardInterrupt, match='after 2 epochs, and nothing is told of it; the same command goes on'
+            KeyboardInterrupt, match='after 2 epochs, which is no result; the same command goes on'
         ):
             once(tmp_path / 'torn', line.replace('3', '1'), politely=True)  # heeded after the epoch that follows
         with pytest.raises(Killed):
@@ -459,13 +469,16 @@ def test_flame_arithmetic(scripts, tmp_path):
         and f.at_goal(out, 0.38) == 4.0
         and f.at_goal(out, 0.41) is None
     )
-    made = lambda valid, test, cpu: dict(
-        valid=valid,
-        test={m: test for m in f.SHOWN},
-        cpu=3 * cpu,
-        seconds=3 * cpu,
-        to95=dict(epoch=1, cpu=cpu, seconds=cpu),
-    )
+
+    def made(valid, test, cpu):
+        return dict(
+            valid=valid,
+            test={m: test for m in f.SHOWN},
+            cpu=3 * cpu,
+            seconds=3 * cpu,
+            to95=dict(epoch=1, cpu=cpu, seconds=cpu),
+        )
+
     cost = {
         n: dict(ratio=[r, r, r], parameters=p)
         for n, r, p in (('SASRec', 1.0, 5), ('FLAME', 1.02, 5), ('ensemble of two', 2.0, 10))

@@ -209,9 +209,11 @@ def test_a_split_is_a_value_without_importing_splits(tmp_path):
     code = (
         "import sys, warnings, pickle, copy, dataclasses; warnings.simplefilter('ignore')\n"
         "from vlm2rec_lab.data import load_folder, leave_one_out\n"
-        f"s = leave_one_out(load_folder({str(tmp_path)!r}, progress=False)); assert 'vlm2rec_lab.splits' not in sys.modules\n"
+        f"s = leave_one_out(load_folder({str(tmp_path)!r}, progress=False)); assert 'vlm2rec_lab.splits' not in "
+        "sys.modules\n"
         "raw = pickle.dumps(s); t = pickle.loads(raw)\n"
-        f"t.save({str(tmp_path / 's.safetensors')!r}); print(*{{t.fingerprint, s.fingerprint, copy.copy(s).fingerprint, copy.deepcopy(s).fingerprint, dataclasses.replace(s).fingerprint}})\n"
+        f"t.save({str(tmp_path / 's.safetensors')!r}); print(*{{t.fingerprint, s.fingerprint, "
+        "copy.copy(s).fingerprint, copy.deepcopy(s).fingerprint, dataclasses.replace(s).fingerprint})\n"
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

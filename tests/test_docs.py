@@ -1,4 +1,5 @@
-"""The documentation's site: it builds without a warning, leads everywhere it says, asks for nothing outside itself, and looks right in a browser."""
+"""The documentation's site: it builds without a warning, leads everywhere it says, asks for nothing outside itself,
+and looks right in a browser."""
 
 import json
 import os
@@ -310,7 +311,8 @@ def test_a_page_that_fails_stops_the_build(tmp_path):
 def test_a_page_is_executed(tmp_path):
     page = tmp_path / 'page.md'
     page.write_text(
-        '# A page\n\n```python\n#| echo: false\nx = 6\nprint(x * 7)\n```\n\nThen `known` and\n\n```console\n$ echo "$((6 * 8))"\n$ vlm2rec --help | head -1\n```\n\n```sh\nnot run\n```\n'
+        '# A page\n\n```python\n#| echo: false\nx = 6\nprint(x * 7)\n```\n\nThen `known` and\n\n```console\n$ echo '
+        '"$((6 * 8))"\n$ vlm2rec --help | head -1\n```\n\n```sh\nnot run\n```\n'
     )
     nb = docs.convert(docs.execute_page(page), {'known': 'data'})
     text = json.dumps(nb)

@@ -1,4 +1,5 @@
-"""FLAME: its paths against a loop over paths and places for networks of every shape and cut, what a path may know, its loss against one that is written out, resuming after any epoch."""
+"""FLAME: its paths against a loop over paths and places for networks of every shape and cut, what a path may know, its
+loss against one that is written out, resuming after any epoch."""
 
 import itertools
 import math
@@ -106,10 +107,14 @@ def test_mask_and_ends(B, L, halves, seed):
 
 
 def test_what_a_path_knows():
-    "A path knows the history of both halves and no other row; its weights all get a gradient, those of the frozen network none."
+    """A path knows the history of both halves and no other row; its weights all get a gradient, those of the frozen
+    network none."""
     one, two = network(0), freeze(network(1))
     x = histories(np.random.default_rng(0), 6, 7)
-    tables = lambda: (one.items(), two.items())
+
+    def tables():
+        return (one.items(), two.items())
+
     z = modular((one, two), x, tables())
     for p, part in zip(range(4), path_names()):
         grads = dict(
@@ -234,7 +239,8 @@ def test_another_run_is_refused(other, split, tmp_path):
 
 
 def test_frozen_is_frozen(split):
-    "No dropout whatever the model does, no gradient, no change; what it was made of goes on as before. The weights of pairs pass no gradient."
+    """No dropout whatever the model does, no gradient, no change; what it was made of goes on as before. The weights
+    of pairs pass no gradient."""
     net, origin = network(0, dropout=0.5), network(1, dropout=0.9).train()
     before = [p.detach().clone() for p in origin.parameters()]
     flame(net, origin, split, rounds=1, **QUICK)
@@ -253,7 +259,7 @@ def test_frozen_is_frozen(split):
 
 def test_paths_draw_apart(monkeypatch):
     "What the paths drop is not what the next batch will drop on its plain path."
-    import vlm2rec_lab.flame as module
+    import vlm2rec_lab.recommenders.flame as module
 
     drawn, true = [], module.modular
     monkeypatch.setattr(module, 'modular', lambda *a: (drawn.append(torch.rand(3)), true(*a))[1])
@@ -266,7 +272,8 @@ def test_paths_draw_apart(monkeypatch):
 
 
 def test_share_of_nothing_is_sasrec(split):
-    "Digit by digit: dropout, order of batches, validation; for FLAME, for mutual learning, for every number of modules and an anchor with any dropout."
+    """Digit by digit: dropout, order of batches, validation; for FLAME, for mutual learning, for every number of
+    modules and an anchor with any dropout."""
     alone = network(0, dropout=0.3)
     run = fit(alone, split, **RECIPE | QUICK, epochs=3)
     for modules, dropout in ((2, 0.3), (3, 0.9), (1, 0.0)):

@@ -1,4 +1,5 @@
-"""The same chain on a GPU. Each test has its CPU twin in the notebooks: 02_embed (bfloat16, parity), 03_train (losses)."""
+"""The same chain on a GPU. Each test has its CPU twin in the notebooks: 02_embed (bfloat16, parity), 03_train
+(losses)."""
 
 import pytest
 
@@ -31,8 +32,8 @@ def test_losses_agree_with_the_cpu(split):
     from vlm2rec_lab.model.tiny import tiny_vlm
     from vlm2rec_lab.train import train
 
-    run = lambda d: (
-        train(
+    def run(d):
+        return train(
             VLMEmbedder.from_pretrained(tiny_vlm(), lora=4, device=d, dtype=torch.float32),
             split,
             'vlm2rec',
@@ -41,5 +42,5 @@ def test_losses_agree_with_the_cpu(split):
             eval_every=0,
             progress=False,
         ).frame.loss
-    )
+
     assert np.allclose(run('cpu'), run('cuda'), atol=5e-3)

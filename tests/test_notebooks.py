@@ -1,5 +1,6 @@
-"""The tests that stand in the notebooks, one case per notebook, each in a process of its own."""
+"""The tests that stand in the notebooks, a case per section, so that a failure names what broke."""
 
+import functools
 import json
 import re
 import subprocess
@@ -9,31 +10,82 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT / 'nbs').rglob('*.ipynb'))
-RUN = """
-import sys
-from pathlib import Path
-from nbdev.test import test_nb
-ok, _ = test_nb(Path(sys.argv[1]), skip_flags=['notest', 'slow', 'gpu'], basepath=Path(sys.argv[2]))
-sys.exit(not ok)
-"""
+sys.path.insert(0, str(ROOT / 'tools'))
+from run_sections import directives, named_once, sections  # noqa: E402
+
+NOTEBOOKS = {
+    str(p.relative_to(ROOT / 'nbs')).removesuffix('.ipynb'): p for p in sorted((ROOT / 'nbs').rglob('*.ipynb'))
+}
+CASES = [(name, title) for name, path in NOTEBOOKS.items() for title in named_once(t for t, _ in sections(path))]
 
 
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook(path):
-    done = subprocess.run([sys.executable, '-c', RUN, str(path), str(ROOT)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+@functools.cache
+def outcome(name):
+    "{section: None or its error} of a notebook, run once; and what the run said of itself."
+    command = [sys.executable, str(ROOT / 'tools' / 'run_sections.py'), str(NOTEBOOKS[name])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"section"')]
+    return {x['section']: x['error'] for x in lines}, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize('name, section', CASES, ids=[f'{name}::{title}' for name, title in CASES])
+def test_section(name, section):
+    found, said = outcome(name)
+    assert section in found, f'the notebook ended before this section: {said}'
+    assert found[section] is None, found[section]
 
 
 def flagged(flag):
-    cells = [(p, c) for p in NOTEBOOKS for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'code']
-    return [
-        pytest.param(p, n, id=f'{p.stem}-{n}')
-        for n, (p, c) in enumerate(cells)
-        if re.search(rf'^#\s*\|\s*{flag}\s*$', ''.join(c['source']), re.M)
-    ]
+    "Names of the notebooks that have cells with a flag."
+    found = set()
+    for name, path in NOTEBOOKS.items():
+        for cell in json.loads(path.read_text())['cells']:
+            if cell['cell_type'] == 'code' and flag in directives(''.join(cell['source'])):
+                found.add(name)
+    return found
 
 
 def test_slow_cells_are_run_by_the_demo():
     "Cells flagged slow are skipped above; all of them must be in the notebook that the demo executes."
-    assert {p.values[0].name for p in flagged('slow')} == {'03_train.ipynb'}
+    assert flagged('slow') == {'03_train'}
+
+
+def test_nothing_is_checked_in_the_cell_that_exports():
+    "It is not run by the tests, so a check in it could never fail."
+    for name, path in NOTEBOOKS.items():
+        for cell in json.loads(path.read_text())['cells']:
+            source = ''.join(cell['source'])
+            if 'nbdev_export(' in source:
+                assert not re.search(r'\bassert\b|\btest_\w+\(', source), name
+
+
+def a_notebook(tmp_path, *cells):
+    "A notebook of code cells and, for strings that begin with #, headings."
+    made = []
+    for k, source in enumerate(cells):
+        kind = 'markdown' if source.startswith('## ') else 'code'
+        made.append(dict(cell_type=kind, id=f'c{k}', metadata={}, source=source, outputs=[], execution_count=None))
+    path = tmp_path / 'nb.ipynb'
+    path.write_text(json.dumps(dict(cells=made, metadata={}, nbformat=4, nbformat_minor=5)))
+    return path
+
+
+def test_a_failure_names_its_section(tmp_path):
+    cells = (
+        '## Good',
+        'x = 1',
+        '## Bad',
+        'x += 1',
+        'assert x == 1, "two"',
+        '## After',
+        'y = x',
+        '## Left out',
+        '#| slow\n1 / 0',
+    )
+    path = a_notebook(tmp_path, *cells)
+    command = [sys.executable, str(ROOT / 'tools' / 'run_sections.py'), str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    found = {x['section']: x for x in map(json.loads, done.stdout.splitlines())}
+    assert done.returncode == 1
+    assert [(name, x['ok']) for name, x in found.items()] == [('Good', True), ('Bad', False), ('After', False)]
+    assert 'assert x == 1' in found['Bad']['error'] and "section 'Bad' before it failed" in found['After']['error']

@@ -1,4 +1,5 @@
-"""Sequential recommenders on cases of any shape: ranking against ir-measures and plain loops, losses in value and gradient, batches, cropping, runs cut off anywhere."""
+"""Sequential recommenders on cases of any shape: ranking against ir-measures and plain loops, losses in value and
+gradient, batches, cropping, runs cut off anywhere."""
 
 import itertools
 import signal
@@ -254,7 +255,8 @@ def test_fillers_change_nothing(seed, name, more, how):
 
 
 def test_halves_run_over_a_doubled_sequence():
-    "Embedding and encoder are modules: two embeddings side by side under a mask of their own, each half as it would be alone where it may not read the other."
+    """Embedding and encoder are modules: two embeddings side by side under a mask of their own, each half as it would
+    be alone where it may not read the other."""
     from vlm2rec_lab.recommenders.seqrec import readable
 
     split = leave_one_out(shop(3), history=6)
@@ -427,7 +429,7 @@ def test_each_seed_has_an_embedder_of_its_own(monkeypatch):
 
 
 def test_every_source_is_asked_for(monkeypatch):
-    from vlm2rec_lab import downstream
+    from vlm2rec_lab.recommenders import downstream
 
     asked, rng = [], np.random.default_rng(0)
     monkeypatch.setattr(
@@ -467,7 +469,8 @@ def test_vectors_of_any_kind_of_number():
 
 
 def test_worth_is_resumed_and_reported(tmp_path):
-    "Runs that are done are read; the table goes into a report, with a name from the data escaped, and changes no verdict."
+    """Runs that are done are read; the table goes into a report, with a name from the data escaped, and changes no
+    verdict."""
     from vlm2rec_lab.diagnose import collapse_report
     from vlm2rec_lab.recommenders.fit import mean_and_spread, worth_runs
 
@@ -505,7 +508,7 @@ def test_worth_is_resumed_and_reported(tmp_path):
 
     with pytest.raises(
         KeyboardInterrupt,
-        match='random ids, seed 0: stopped after 1 epochs, and nothing is told of it; the same call goes on',
+        match='random ids, seed 0: stopped after 1 epochs, which is no result; the same call goes on',
     ):
         worth_runs(split, vectors, folder=tmp_path / 'cut', callback=cut, **how)
     assert runs.equals(worth_runs(split, vectors, folder=tmp_path / 'cut', **how)), 'a run that was cut off goes on'

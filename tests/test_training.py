@@ -20,23 +20,6 @@ ROOT = Path(__file__).resolve().parent.parent
 STEPS = 12
 
 
-@pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory):
-    "A small random checkpoint of the genuine classes."
-    import torch
-    import transformers
-    from vlm2rec_lab.model.tiny import build_tiny, build_tokenizer, save_tiny, studio_corpus
-
-    transformers.utils.logging.disable_progress_bar()
-    path = tmp_path_factory.mktemp('model') / 'tiny-random'
-    save_tiny(
-        path,
-        *build_tiny(tokenizer=build_tokenizer(studio_corpus(300)), hidden=32, layers=1, vision=32, vision_layers=1),
-        dtype=torch.float32,
-    )
-    return path
-
-
 def job(path, **kw):
     "Load, train and return the History."
     import torch
@@ -116,7 +99,8 @@ def die_at(event, folder):
 
 @pytest.mark.parametrize('links', [True, False], ids=['links', 'no links'])
 def test_death_at_every_step_of_a_checkpoint(checkpoint, tmp_path, monkeypatch, links):
-    "Whichever call the writer of a checkpoint dies at, with whatever it was writing cut in half: the run goes on to the same losses, and nothing of the dead is left."
+    """Whichever call the writer of a checkpoint dies at, with whatever it was writing cut in half: the run goes on to
+    the same losses, and nothing of the dead is left."""
     if not links:
         monkeypatch.setattr(os, 'link', lambda *a, **k: (_ for _ in ()).throw(PermissionError('no links here')))
     want, base, fork = job(checkpoint).frame.loss.tolist(), tmp_path / 'base', multiprocessing.get_context('fork')
@@ -191,7 +175,8 @@ def test_disk_full(checkpoint, tmp_path):
 
 
 def test_disk_full_in_a_store(tmp_path):
-    "No room in the middle of the values, or of the index: the store says so, keeps what it has, gives back the room of what it could not finish, and takes it once there is room."
+    """No room in the middle of the values, or of the index: the store says so, keeps what it has, gives back the room
+    of what it could not finish, and takes it once there is room."""
     import resource
 
     fork, folder, said = multiprocessing.get_context('fork'), tmp_path / 'pictures', tmp_path / 'said.json'
@@ -206,7 +191,10 @@ def test_disk_full_in_a_store(tmp_path):
         store.append(
             [key(i) for i in range(60)], [[1, 1]] * 60, torch.cat([rows(i) for i in range(60)])
         )  # 1,920 bytes of values, 2,400 of index
-        small = lambda: {p.name: p.stat().st_size for p in folder.iterdir()}
+
+        def small():
+            return {p.name: p.stat().st_size for p in folder.iterdir()}
+
         before = small()
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         for n in (2, 60):  # a small write fails late, a large one half way
@@ -289,7 +277,8 @@ def test_not_finite(checkpoint, tmp_path):
 @pytest.mark.parametrize('apart', [False, True], ids=['one set', 'adapters apart'])
 @pytest.mark.parametrize('positions', ['last', 'all'])
 def test_recompute(checkpoint, apart, positions):
-    "Recomputing, alone and with gradient caching, gives the plain path's loss and the gradient of every parameter, also where each modality has adapters of its own; and it does recompute."
+    """Recomputing, alone and with gradient caching, gives the plain path's loss and the gradient of every parameter,
+    also where each modality has adapters of its own; and it does recompute."""
     import torch
     from vlm2rec_lab.embed import VLMEmbedder
     from vlm2rec_lab.losses import get_loss
@@ -342,7 +331,8 @@ def test_recompute(checkpoint, apart, positions):
 
 @pytest.mark.parametrize('every', [False, True], ids=['whole', 'prefixes'])
 def test_passes_are_as_narrow_as_asked(checkpoint, every):
-    "No pass holds more filler than `waste` allows or more prompts than `most`, on either side, and together the passes are the batch, once."
+    """No pass holds more filler than `waste` allows or more prompts than `most`, on either side, and together the
+    passes are the batch, once."""
     from vlm2rec_lab.embed import VLMEmbedder
     from vlm2rec_lab.model.passes import plan_sizes, prefix_pairs, prefix_plan
     from vlm2rec_lab.training.step import plan_works
@@ -443,7 +433,8 @@ def run(command):
 
 @pytest.mark.parametrize('way', ['accelerate launch', 'notebook_launcher', 'docs/fsdp.yaml'])
 def test_two_processes(checkpoint, alone, tmp_path, way):
-    "Two processes with half of each batch give the losses, validation scores and item vectors of one with all of it, in the same order; so they do with half of the frozen weights each."
+    """Two processes with half of each batch give the losses, validation scores and item vectors of one with all of it,
+    in the same order; so they do with half of the frozen weights each."""
     (tmp_path / 'script.py').write_text(SCRIPT)
     if way == 'accelerate launch':
         run(
@@ -543,7 +534,8 @@ def pair(rank, port, *command, **more):
 
 
 def test_command_in_two_processes(checkpoint, tmp_path):
-    "`accelerate launch -m vlm2rec_lab train`: the first process prints and writes, pictures are computed once, and the figures are those of one process; so are those of a run that goes on with weights in parts."
+    """`accelerate launch -m vlm2rec_lab train`: the first process prints and writes, pictures are computed once, and
+    the figures are those of one process; so are those of a run that goes on with weights in parts."""
     ask = [
         '-m',
         'vlm2rec_lab',
@@ -645,7 +637,8 @@ print(json.dumps(said))
 
 @pytest.mark.parametrize('weights', [{}, FSDP], ids=['whole', 'in parts'])
 def test_one_process_in_trouble(checkpoint, tmp_path, weights):
-    "What happens to one process happens to all: an interrupt, a checkpoint that is damaged, a figure that is none, a disk that the others do not see."
+    """What happens to one process happens to all: an interrupt, a checkpoint that is damaged, a figure that is none, a
+    disk that the others do not see."""
     (tmp_path / 'life.py').write_text(LIFE)
     port = free_port()
     processes = [

@@ -1,4 +1,5 @@
-"""The main job in a terminal: executes nbs/03_train.ipynb from top to bottom, showing what its cells print as they print it."""
+"""The main job in a terminal: executes nbs/03_train.ipynb from top to bottom, showing what its cells print as they
+print it."""
 
 import os
 import sys
@@ -15,7 +16,8 @@ import nbformat
 from run_nbs import execute, marks
 
 
-BARS = 'import tqdm.auto, tqdm.std; tqdm.auto.tqdm, tqdm.auto.trange = tqdm.std.tqdm, tqdm.std.trange'  # bars of text, for a terminal
+# bars of text, for a terminal
+BARS = 'import tqdm.auto, tqdm.std; tqdm.auto.tqdm, tqdm.auto.trange = tqdm.std.tqdm, tqdm.std.trange'
 said = ['']
 
 
@@ -44,7 +46,8 @@ def main():
     (OUT / 'out').mkdir(parents=True, exist_ok=True)
     nbformat.write(nb, OUT / 'out' / '03_train.ipynb')
     print(
-        f'\nreport: {os.path.relpath(OUT / "report.html")}   executed notebook: {os.path.relpath(OUT / "out" / "03_train.ipynb")}   {time.time() - start:.0f} s in all'
+        f'\nreport: {os.path.relpath(OUT / "report.html")}   executed notebook: '
+        f'{os.path.relpath(OUT / "out" / "03_train.ipynb")}   {time.time() - start:.0f} s in all'
     )
 
 

@@ -1,7 +1,8 @@
 """The documentation as a static site: python tools/docs.py [--serve]
 
 Three kinds of pages become one site in `_docs`, which asks for nothing outside itself:
-- `docs/*.md`: every fence marked python is executed, every fence marked console runs its `$` lines in a shell; what they print stands below them;
+- `docs/*.md`: every fence marked python is executed, every fence marked console runs its `$` lines in a shell; what
+  they print stands below them;
 - `nbs/*.ipynb`: with the outputs that they hold;
 - a page per module, from the signatures, docstrings and docments in `vlm2rec_lab/`.
 """
@@ -42,7 +43,8 @@ PLOTLY = 'application/vnd.plotly.v1+json'
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 STATE = 'application/vnd.jupyter.widget-state+json'
 
-# Scripts for the browser: name of the package, version, integrity of its archive as npm states it, {file in the archive: (name on the site, sha256)}.
+# Scripts for the browser: name of the package, version, integrity of its archive as npm states it, {file in the
+# archive: (name on the site, sha256)}.
 VENDORED = {
     'mathjax': (
         'mathjax',
@@ -63,7 +65,8 @@ VENDORED = {
         {'package/dist/embed-amd.js': 'embed-amd.js'},
     ),
 }
-MATHJAX_SHA256 = 'd4295dc33744836935c1399feece5159577b34c5c8ffb9f1c6324cd82e03a882'  # of tex-svg.js 3.2.2, the same in both registries
+# of tex-svg.js 3.2.2, the same in both registries
+MATHJAX_SHA256 = 'd4295dc33744836935c1399feece5159577b34c5c8ffb9f1c6324cd82e03a882'
 MATHJAX_WHEEL = 'sphinx-mathjax-offline==0.0.2'  # where there is no npm
 
 
@@ -127,7 +130,8 @@ def _wheel(folder, said):
     wheel = next(Path(folder).glob('*.whl'), None)
     if done.returncode or not wheel:
         raise NotToBeHad(
-            f'the formulas need MathJax 3.2.2. {said}; pip download {MATHJAX_WHEEL} failed: {" ".join(done.stderr.split())[-300:]}'
+            f'the formulas need MathJax 3.2.2. {said}; pip download {MATHJAX_WHEEL} failed: '
+            f'{" ".join(done.stderr.split())[-300:]}'
         )
     with zipfile.ZipFile(wheel) as z:
         data = z.read(next(n for n in z.namelist() if n.endswith('/tex-svg.js')))
@@ -175,11 +179,14 @@ def is_test(source):
         body = ast.parse(source).body
     except SyntaxError:
         return False
-    checks = lambda n: (
-        isinstance(n, ast.Assert)
-        or isinstance(n, (ast.Expr, ast.With, ast.For))
-        and re.search(r'\b(test_\w+|assert)\b', ast.unparse(n))
-    )
+
+    def checks(n):
+        return (
+            isinstance(n, ast.Assert)
+            or isinstance(n, (ast.Expr, ast.With, ast.For))
+            and re.search(r'\b(test_\w+|assert)\b', ast.unparse(n))
+        )
+
     return any(checks(n) for n in body)
 
 
@@ -213,7 +220,8 @@ def outsource(state, static):  # widget models; folder of the site's scripts
             static.mkdir(parents=True, exist_ok=True)
             (static / name).write_text(source)
             model['state']['_esm'] = (
-                f"const there = new URL(document.documentElement.dataset.content_root + '_static/{name}', document.baseURI); export default (await import(there.href)).default;"
+                f"const there = new URL(document.documentElement.dataset.content_root + '_static/{name}', "
+                "document.baseURI); export default (await import(there.href)).default;"
             )
 
 
@@ -260,7 +268,8 @@ def convert(
     module=None,  # that the notebook exports
     static=None,  # folder of the site's scripts, for large modules of widgets
 ):
-    "A notebook for the site: hidden cells gone, tests folded, names linked, figures as data. Changes `nb` and returns it."
+    """A notebook for the site: hidden cells gone, tests folded, names linked, figures as data. Changes `nb` and
+    returns it."""
     from nbformat.v4 import new_markdown_cell
 
     state, cells = nb.metadata.get('widgets', {}).get(STATE, {}).get('state', {}), []
@@ -528,7 +537,10 @@ def table(rows):  # (names, default, meaning)
     "Parameters as a Markdown table."
     if not rows:
         return ''
-    code = lambda s: f'`{s}`'.replace('|', '\\|') if s else ''
+
+    def code(s):
+        return f'`{s}`'.replace('|', '\\|') if s else ''
+
     return '\n| | default | |\n|---|---|---|\n' + ''.join(
         f'| {code(n)} | {code(d)} | {cell_text(t)} |\n' for n, d, t in rows
     )
@@ -542,7 +554,8 @@ def prose(text):
 
 
 def added(tree):
-    "{class: [(name, function)]} that a module gives its classes after they are made: by `@patch`, or as `Class.name = function`."
+    """{class: [(name, function)]} that a module gives its classes after they are made: by `@patch`, or as `Class.name
+    = function`."""
     functions, out = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}, {}
     for n in tree.body:
         if isinstance(n, ast.FunctionDef) and any(
@@ -636,12 +649,14 @@ def api_page(
     (tree, listed), said = exported(source), comments(source)
     methods = added(tree)
     out = [
-        f'# {path.stem}\n\n```{{py:module}} {PACKAGE}.{path.stem}\n```\n\n{prose(ast.get_docstring(tree))} Made, explained and tested in the notebook [{notebook}](../nbs/{notebook}.ipynb).\n'
+        f'# {path.stem}\n\n```{{py:module}} {PACKAGE}.{path.stem}\n```\n\n{prose(ast.get_docstring(tree))} Made, '
+        f'explained and tested in the notebook [{notebook}](../nbs/{notebook}.ipynb).\n'
     ]
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in listed:
             out.append(
-                f'<div class="lab-made"><a href="../nbs/{notebook}.html#{path.stem}.{node.name}">where it is made</a></div>\n\n{describe(node, said, more=methods.get(node.name, ()))}'
+                f'<div class="lab-made"><a href="../nbs/{notebook}.html#{path.stem}.{node.name}">where it is '
+                f'made</a></div>\n\n{describe(node, said, more=methods.get(node.name, ()))}'
             )
         elif isinstance(node, ast.Assign) and (
             given := [
@@ -674,7 +689,8 @@ def modules():
 
 
 def linked_names(order):
-    "{exported name: module}; {(module, name): module} for the notebook of that module. A name that two modules export links to neither from elsewhere; `cli` names commands."
+    """{exported name: module}; {(module, name): module} for the notebook of that module. A name that two modules
+    export links to neither from elsewhere; `cli` names commands."""
     out, twice = {}, set()
     for module in order:
         tree, listed = exported((ROOT / PACKAGE / f'{module}.py').read_text())
@@ -741,9 +757,11 @@ def prepare(src, static):  # folders for Sphinx's sources and for scripts, to be
     for module, stem in order.items():
         (src / 'api' / f'{module}.md').write_text(api_page(ROOT / PACKAGE / f'{module}.py', stem))
     (src / 'api' / 'index.md').write_text(
-        '# API\n\nSignatures and what each parameter means, taken from the modules at build time. The order is that of the notebooks: a module uses only those above it.\n\n| module | |\n|---|---|\n'
+        '# API\n\nSignatures and what each parameter means, taken from the modules at build time. The order is that of '
+        'the notebooks: a module uses only those above it.\n\n| module | |\n|---|---|\n'
         + ''.join(
-            f'| [{m}]({m}.md) | {cell_text(ast.get_docstring(ast.parse((ROOT / PACKAGE / f"{m}.py").read_text())) or "")} |\n'
+            f'| [{m}]({m}.md) | '
+            f'{cell_text(ast.get_docstring(ast.parse((ROOT / PACKAGE / f"{m}.py").read_text())) or "")} |\n'
             for m in order
         )
         + '\n```{toctree}\n:hidden:\n'
@@ -778,7 +796,8 @@ def sphinx(src, site, static):  # sources, where the site goes, folder of vendor
 
 
 def build(site=SITE):
-    "Make the site; returns dict(seconds, pages, bytes). Raises SystemExit where Sphinx finds fault, NotToBeHad for scripts."
+    """Make the site; returns dict(seconds, pages, bytes). Raises SystemExit where Sphinx finds fault, NotToBeHad for
+    scripts."""
     start, src, static, made = time.time(), BUILD / 'src', BUILD / 'static', BUILD / 'html'
     for d in (src, static, made, BUILD / 'doctrees'):
         shutil.rmtree(d, ignore_errors=True)
@@ -824,7 +843,8 @@ def main():
         except PageError as e:
             sys.exit(f'a page fails: {e}')
         return print(
-            f'{os.path.relpath(SITE)}/index.html: {made["pages"]} pages, {made["bytes"] / 1e6:.1f} MB, {made["seconds"]:.0f} s'
+            f'{os.path.relpath(SITE)}/index.html: {made["pages"]} pages, {made["bytes"] / 1e6:.1f} MB, '
+            f'{made["seconds"]:.0f} s'
         )
     if not (SITE / 'index.html').exists():
         sys.exit('there is no site yet: make docs')

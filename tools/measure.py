@@ -1,4 +1,5 @@
-"""How the code reads, in figures: python tools/measure.py [PACKAGE [NOTEBOOKS]], for this project or any other. Standard library only."""
+"""How the code reads, in figures: python tools/measure.py [PACKAGE [NOTEBOOKS]], for this project or any other.
+Standard library only."""
 
 import ast
 import json

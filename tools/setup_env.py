@@ -36,7 +36,8 @@ def find_links():
 def main():
     if sys.version_info[:2] not in ((3, 11), (3, 12)):
         sys.exit(
-            f'vlm2rec_lab is tested on Python 3.11 and 3.12, this is {sys.version.split()[0]}: install one of them, or pass PYTHON=/path/to/python3.11 to make'
+            f'vlm2rec_lab is tested on Python 3.11 and 3.12, this is {sys.version.split()[0]}: install one of them, or '
+            'pass PYTHON=/path/to/python3.11 to make'
         )
     if STAMP.exists() and STAMP.read_text() == wanted():
         return
@@ -55,7 +56,8 @@ def main():
         done = run(PYTHON, '-m', 'pip', 'install', '-q', *what)
     if not done:
         sys.exit(
-            'the installation failed, see above. If a pinned version is not to be had on your platform, relax its line in constraints.txt; '
+            'the installation failed, see above. If a pinned version is not to be had on your platform, relax its line '
+            'in constraints.txt; '
             'the lower bounds that the library needs are in settings.ini'
         )
     STAMP.write_text(wanted())

@@ -63,7 +63,8 @@ def count(text):
 
 # %% ../nbs/12_cli.ipynb #b62619f8
 def fusion(text):
-    "'sum' ('mean' ranks the same), 'concat', or {modality: weight} from 'text=0.7,image=0.3'; raises argparse.ArgumentTypeError."
+    """'sum' ('mean' ranks the same), 'concat', or {modality: weight} from 'text=0.7,image=0.3'; raises
+    argparse.ArgumentTypeError."""
     if text in ('sum', 'mean', 'concat'):
         return 'sum' if text == 'mean' else text
     if '=' not in text:
@@ -166,7 +167,8 @@ def open_data(
     images=None,  # likewise
     **world,  # further settings of `make_studio`
 ):  # -> Split, Dataset that it was cut from
-    "The tasks and the data of a folder, a reader or the studio. Raises DataError or ValueError for data that cannot be used."
+    """The tasks and the data of a folder, a reader or the studio. Raises DataError or ValueError for data that cannot
+    be used."""
     from vlm2rec_lab.shop.drawn import get_condition, make_studio
 
     kind, _, condition = str(data).partition(':')
@@ -247,7 +249,8 @@ def fit(
     comm=None,  # accelerate.Accelerator of several processes; the first one writes
     **settings,  # steps, batch, lr, tau and more of `train`
 ):
-    "{'before' or loss: dict(vectors, metrics, history)} on the test users. Raises KeyboardInterrupt where a training was interrupted."
+    """{'before' or loss: dict(vectors, metrics, history)} on the test users. Raises KeyboardInterrupt where a training
+    was interrupted."""
     import torch
 
     from vlm2rec_lab.ranking.evaluate import evaluate
@@ -398,7 +401,8 @@ def study(
     if o.verify:
         differ = verify_cells(out, o.verify, o.seed, o.data)
         print(
-            f"{o.verify} cells of {out} run again: {'all digits the same' if not differ else 'different digits in ' + ', '.join(differ)}"
+            f"{o.verify} cells of {out} run again: "
+            f"{'all digits the same' if not differ else 'different digits in ' + ', '.join(differ)}"
         )
         return 3 if differ else 0
     if o.table:
@@ -431,7 +435,8 @@ def calibrate(
     names = o.settings or [n for n in SETTINGS if o.half in ('all', half_of(n))]
     sizes = {n: o.seeds or SIZES.get(n, 10) for n in o.users or SIZES}
     print(
-        f"{len(names)} settings; users x seeds: {', '.join(f'{n:,} x {s}' for n, s in sizes.items())}; seeds from {o.seed}; {o.command}",
+        f"{len(names)} settings; users x seeds: {', '.join(f'{n:,} x {s}' for n, s in sizes.items())}; seeds from "
+        f"{o.seed}; {o.command}",
         flush=True,
     )
     table = run_calibration(
@@ -439,7 +444,8 @@ def calibrate(
     )
     table.drop(columns='other').to_csv(Path(o.out) / f'{o.half}.csv.gz', index=False)
     print(
-        f'\n{rates(table).T.round(3).to_string()}\n\nnot what is true:\n{errors(table).to_string(index=False)}\n\nall cases: {Path(o.out) / f"{o.half}.csv.gz"}'
+        f'\n{rates(table).T.round(3).to_string()}\n\nnot what is true:\n{errors(table).to_string(index=False)}\n\nall '
+        f'cases: {Path(o.out) / f"{o.half}.csv.gz"}'
     )
     if o.half == 'set':
         other = choose_rules(table).round(4)
@@ -556,12 +562,15 @@ def read_prompts(
         found = json.loads(Path(path).read_text(encoding='utf-8'))
     except json.JSONDecodeError as e:
         raise ValueError(f'{path} is no JSON: {e}') from None
-    one = lambda d: Prompts(
-        **{
-            known(k, ('item', 'sequence', 'separator', 'missing'), 'part of a prompt', f' in {path}'): v
-            for k, v in d.items()
-        }
-    )
+
+    def one(d):
+        return Prompts(
+            **{
+                known(k, ('item', 'sequence', 'separator', 'missing'), 'part of a prompt', f' in {path}'): v
+                for k, v in d.items()
+            }
+        )
+
     if not isinstance(found, dict) or not found:
         raise ValueError(
             f'{path}: write {{"item": "...{{}}...", "sequence": "...{{}}..."}}, or one such object for each modality'
@@ -594,7 +603,8 @@ def _run(o, model, split, whole, losses, out, comm=None):
     )
     how = {k: getattr(o, k) for k, usual in SPEED.items() if getattr(o, k) != usual}
     print(
-        f'{embedder}\nseed {o.seed}; {o.steps} steps of {o.batch}, lr {o.lr:g}, tau {o.tau:g}, fusion {o.fuse}{"".join(f", {k} {v}" for k, v in how.items())}; {o.command}',
+        f'{embedder}\nseed {o.seed}; {o.steps} steps of {o.batch}, lr {o.lr:g}, tau {o.tau:g}, fusion '
+        f'{o.fuse}{"".join(f", {k} {v}" for k, v in how.items())}; {o.command}',
         flush=True,
     )
     bars = sys.stderr.isatty() and (comm is None or comm.is_main_process)
@@ -704,7 +714,8 @@ def profile(
 def fetch(
     o,  # options: data, core, column, hosts, out, workers, max_total, command
 ):
-    "`vlm2rec fetch`: get the pictures that a column of links names; called again, it goes on. 3 where some were not to be had."
+    """`vlm2rec fetch`: get the pictures that a column of links names; called again, it goes on. 3 where some were not
+    to be had."""
     from vlm2rec_lab.shop.fetch import fetch_images
 
     manifest = fetch_images(
@@ -727,7 +738,8 @@ def given_vectors(
     names=('VECTORS.npz', '--items', '--sequences'),  # of the options, for errors
     **kw,
 ):  # of `read_task`
-    "(dict(items, sequences, targets, seen), titles) from one file or from two. Raises ValueError for neither and for both."
+    """(dict(items, sequences, targets, seen), titles) from one file or from two. Raises ValueError for neither and for
+    both."""
     from vlm2rec_lab.ranking.vectors import read_task, read_vectors
 
     if bool(whole) == bool(items or sequences):
@@ -736,7 +748,8 @@ def given_vectors(
         return read_vectors(whole)
     if not (items and sequences):
         raise ValueError(
-            f"{names[1] if items else names[2]} alone is half of the vectors: give {names[2] if items else names[1]} too"
+            f"{names[1] if items else names[2]} alone is half of the vectors: give {names[2] if items else names[1]} "
+            "too"
         )
     return read_task(items, sequences, **kw)
 
@@ -860,14 +873,16 @@ def _data(add, more=''):
         '--data',
         required=True,
         metavar='DATA',
-        help=f"folder with items.csv and interactions.csv, or READER:FILE or READER:FILE,ITEMS with one of {NAMES['readers']}{', ' + more if more else ''}",
+        help="folder with items.csv and interactions.csv, or READER:FILE or READER:FILE,ITEMS with one of "
+        f"{NAMES['readers']}{', ' + more if more else ''}",
     )
     add('--core', type=count, metavar='K', help='keep users and items of at least K interactions (with a reader)')
     if more:
         add(
             '--images',
             metavar='FROM',
-            help='pictures from elsewhere: a folder, .zip or .parquet with a file per item id, or the folder that `vlm2rec fetch` filled',
+            help='pictures from elsewhere: a folder, .zip or .parquet with a file per item id, or the folder that '
+            '`vlm2rec fetch` filled',
         )
     add(
         '--split',
@@ -914,7 +929,8 @@ def _training(p, add):
     add(
         '--positions',
         default='last',
-        help='last: a pair per sequence, as in the paper; all: every position of a sequence is a pair, several times as many per second (default: last)',
+        help='last: a pair per sequence, as in the paper; all: every position of a sequence is a pair, several times '
+        'as many per second (default: last)',
     )
     add(
         '--chunk',
@@ -982,7 +998,8 @@ def _studies(command):
     add(
         '--part',
         default='main',
-        help='main, missing (items without contents), settings or training (both on development studios) (default: main)',
+        help='main, missing (items without contents), settings or training (both on development studios) (default: '
+        'main)',
     )
     add('--seeds', type=count, metavar='N', help='how many (default: 5; missing 3, training 2, settings 1)')
     add('--conditions', nargs='+', metavar='NAME', help=f"some of {NAMES['conditions']} (default: all)")
@@ -1136,7 +1153,8 @@ def _line(message):
 def main(
     argv=None,  # list of arguments; None: those of the process
 ):
-    "The command `vlm2rec`; returns the exit status: 0, 2 for what cannot be used, 3 for a failed report, 130 when interrupted."
+    """The command `vlm2rec`; returns the exit status: 0, 2 for what cannot be used, 3 for a failed report, 130 when
+    interrupted."""
     argv = sys.argv[1:] if argv is None else [str(a) for a in argv]
     if not argv:
         argv = ['--help']

@@ -11,11 +11,13 @@ __all__ = ['ATTRIBUTES', 'SEEN', 'TOLD', 'CONDITIONS', 'draw_product', 'write_te
 import colorsys
 import hashlib
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from ..base.errors import no_such
 from .catalogue import Catalogue, Interactions
 from .dataset import Dataset
 from .leave_one_out import hold_out_users
@@ -67,6 +69,11 @@ _OUTLINES = {  # category -> filled shapes in [-1, 1]: (kind, coordinates)
 _HUES = {'red': 0.99, 'yellow': 0.135, 'green': 0.36, 'blue': 0.59, 'violet': 0.78}
 
 # %% ../../nbs/00_shop/11_drawn.ipynb #ff00bbf8
+def _at(centre, radius, *xy):
+    "Coordinates in the unit square as pixels."
+    return [centre[k % 2] + radius * v for k, v in enumerate(xy)]
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #ea91adc3
 def _outline(
     category,  # one of ATTRIBUTES['category']
     size,  # pixels of the square mask
@@ -74,12 +81,10 @@ def _outline(
     radius,  # half the product's extent, pixels
 ):
     "The product's silhouette as an 8-bit mask."
-    from PIL import Image, ImageDraw
-
     mask = Image.new('L', (size, size), 0)
     pen = ImageDraw.Draw(mask)
     for kind, xy in _OUTLINES[category]:
-        p = [centre[k % 2] + radius * v for k, v in enumerate(xy)]
+        p = _at(centre, radius, *xy)
         if kind == 'poly':
             pen.polygon(p, fill=255)
         elif kind == 'oval':
@@ -91,6 +96,25 @@ def _outline(
     return mask
 
 # %% ../../nbs/00_shop/11_drawn.ipynb #500eeb17
+def _weave(pen, pattern, size, wide, steps, second):
+    "Lay a pattern over the ground: figures that are `wide` pixels, one at each of the steps."
+    for a in steps:
+        if pattern == 'striped':
+            pen.rectangle([a, 0, a + wide - 1, size], fill=second)
+        elif pattern == 'banded':
+            pen.rectangle([0, a, size, a + wide - 1], fill=second)
+        elif pattern == 'slanted':
+            for shift in (-size, 0):
+                pen.line([(a + shift, 0), (a + shift + size, size)], fill=second, width=int(wide * 0.8))
+        elif pattern == 'dotted':
+            for b in steps:
+                pen.ellipse([a, b, a + 1.25 * wide, b + 1.25 * wide], fill=second)
+        elif pattern == 'checked':
+            for b in steps:
+                pen.rectangle([a, b, a + wide - 1, b + wide - 1], fill=second)
+                pen.rectangle([a + wide, b + wide, a + 2 * wide - 1, b + 2 * wide - 1], fill=second)
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #740ac582
 def _cloth(
     pattern,  # one of ATTRIBUTES['pattern']
     size,  # pixels
@@ -99,49 +123,76 @@ def _cloth(
     rng,  # numpy Generator
 ):
     "A square of patterned cloth."
-    from PIL import Image, ImageDraw
-
     cloth = Image.new('RGB', (size, size), first)
-    pen = ImageDraw.Draw(cloth)
-    w = int(size * (0.115 + 0.03 * rng.random()))
-    start = -int(rng.integers(0, 2 * w))
-    steps = range(start, size + w, 2 * w)
-    for a in steps:
-        if pattern == 'striped':
-            pen.rectangle([a, 0, a + w - 1, size], fill=second)
-        elif pattern == 'banded':
-            pen.rectangle([0, a, size, a + w - 1], fill=second)
-        elif pattern == 'slanted':
-            for shift in (-size, 0):
-                pen.line([(a + shift, 0), (a + shift + size, size)], fill=second, width=int(w * 0.8))
-        elif pattern == 'dotted':
-            for b in steps:
-                pen.ellipse([a, b, a + 1.25 * w, b + 1.25 * w], fill=second)
-        elif pattern == 'checked':
-            for b in steps:
-                pen.rectangle([a, b, a + w - 1, b + w - 1], fill=second)
-                pen.rectangle([a + w, b + w, a + 2 * w - 1, b + 2 * w - 1], fill=second)
+    wide = int(size * (0.115 + 0.03 * rng.random()))
+    start = -int(rng.integers(0, 2 * wide))
+    _weave(ImageDraw.Draw(cloth), pattern, size, wide, range(start, size + wide, 2 * wide), second)
     return cloth
 
 # %% ../../nbs/00_shop/11_drawn.ipynb #c3a85f88
 def _strokes(pen, category, centre, radius, ink):
     "Draw the lines that make a category easy to recognise."
-    at = lambda *xy: [centre[k % 2] + radius * v for k, v in enumerate(xy)]
+
+    def line(*xy):
+        pen.line(_at(centre, radius, *xy), fill=ink, width=w)
+
     w = max(2, int(radius * 0.07))
     if category == 'clock':
-        pen.ellipse(at(-0.62, -0.62, 0.62, 0.62), fill=(250, 248, 242), outline=ink, width=w)
-        pen.line(at(0, 0, 0, -0.45), fill=ink, width=w)
-        pen.line(at(0, 0, 0.3, 0.18), fill=ink, width=w)
+        face = _at(centre, radius, -0.62, -0.62, 0.62, 0.62)
+        pen.ellipse(face, fill=(250, 248, 242), outline=ink, width=w)
+        line(0, 0, 0, -0.45)
+        line(0, 0, 0.3, 0.18)
     elif category == 'backpack':
-        pen.arc(at(-0.5, 0.1, 0.5, 0.8), 0, 180, fill=ink, width=w)
+        pen.arc(_at(centre, radius, -0.5, 0.1, 0.5, 0.8), 0, 180, fill=ink, width=w)
     elif category == 'chair':
-        pen.line(at(-0.65, 0.05, 0.65, 0.05), fill=ink, width=w)
+        line(-0.65, 0.05, 0.65, 0.05)
     elif category == 'teapot':
-        pen.arc(at(-0.5, -0.55, 0.5, -0.05), 20, 160, fill=ink, width=w)
+        pen.arc(_at(centre, radius, -0.5, -0.55, 0.5, -0.05), 20, 160, fill=ink, width=w)
     elif category == 'mug':
-        pen.line(at(-0.8, -0.55, 0.55, -0.55), fill=ink, width=w)
+        line(-0.8, -0.55, 0.55, -0.55)
     elif category == 'vase':
-        pen.line(at(-0.4, -0.7, 0.4, -0.7), fill=ink, width=w)
+        line(-0.4, -0.7, 0.4, -0.7)
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #0395fd63
+def _rgb(h, s, v):
+    "A colour as RGB, 0 to 255."
+    return tuple(int(255 * x) for x in colorsys.hsv_to_rgb(h % 1, s, v))
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #72753f87
+def _tone(colour, rng):
+    "Hue, saturation and brightness of one product of that colour."
+    if colour == 'grey':
+        return 0, 0, 0.36 + 0.18 * rng.random()
+    hue = _HUES[colour] + 0.018 * rng.standard_normal()
+    saturation = 0.62 + 0.25 * rng.random()
+    return hue, saturation, 0.68 + 0.24 * rng.random()
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #4610f673
+def _second(first, pale):
+    "The second colour of a pattern, pale or dark."
+    return tuple(int(c * 0.4 + 255 * 0.6) if pale else int(c * 0.42) for c in first)
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #920a834d
+def _fainter(v):
+    "A third of a shadow's depth."
+    return v * 0.35
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #534b2399
+def _with_shadow(mask, ground):
+    "The background with the product's shadow on it."
+    big = mask.size[0]
+    canvas = Image.new('RGB', (big, big), ground)
+    shadow = ImageChops.offset(mask, 0, int(big * 0.025))
+    shadow = shadow.filter(ImageFilter.GaussianBlur(big * 0.02)).point(_fainter)
+    canvas.paste(tuple(int(c * 0.45) for c in ground), (0, 0), shadow)
+    return canvas
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #6ef8b19b
+def _scaled_down(canvas, size, noise, rng):
+    "The picture at its final size, with grain on every pixel: uint8 array [size, size, 3]."
+    pixels = np.asarray(canvas.resize((size, size), Image.Resampling.BOX), np.float32) / 255
+    pixels = pixels + noise * rng.standard_normal(pixels.shape, dtype=np.float32)
+    return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 # %% ../../nbs/00_shop/11_drawn.ipynb #53480fea
 def draw_product(
@@ -151,39 +202,22 @@ def draw_product(
     noise=0.02,  # standard deviation of the grain, in units of the full range
 ):
     "One product's picture: uint8 array [size, size, 3]."
-    from PIL import Image, ImageChops, ImageDraw, ImageFilter
-
     big, fade = 2 * size, max(0.0, 1 - 2.2 * noise)
-    rgb = lambda h, s, v: tuple(int(255 * x) for x in colorsys.hsv_to_rgb(h % 1, s * fade, v))
-    ground = rgb(rng.random(), 0.10 * rng.random(), 0.90 + 0.08 * rng.random())
-    if attributes['colour'] == 'grey':
-        hue, sat, val = 0, 0, 0.36 + 0.18 * rng.random()
-    else:
-        hue, sat, val = (
-            _HUES[attributes['colour']] + 0.018 * rng.standard_normal(),
-            0.62 + 0.25 * rng.random(),
-            0.68 + 0.24 * rng.random(),
-        )
-    first, pale = rgb(hue, sat, val), rng.random() < 0.5
-    second = tuple(int(c * 0.4 + 255 * 0.6) if pale else int(c * 0.42) for c in first)
+    hue, saturation, value = rng.random(), 0.10 * rng.random(), 0.90 + 0.08 * rng.random()
+    ground = _rgb(hue, saturation * fade, value)
+    hue, saturation, value = _tone(attributes['colour'], rng)
+    first = _rgb(hue, saturation * fade, value)
+    second = _second(first, pale=rng.random() < 0.5)
     centre = big / 2 + big * 0.025 * rng.standard_normal(2)
     radius = big * (0.34 + 0.07 * rng.random())
     mask = _outline(attributes['category'], big, centre, radius)
-    canvas = Image.new('RGB', (big, big), ground)
-    shadow = (
-        ImageChops.offset(mask, 0, int(big * 0.025))
-        .filter(ImageFilter.GaussianBlur(big * 0.02))
-        .point(lambda v: v * 0.35)
-    )
-    canvas.paste(tuple(int(c * 0.45) for c in ground), (0, 0), shadow)
+    canvas = _with_shadow(mask, ground)
     canvas.paste(_cloth(attributes['pattern'], big, first, second, rng), (0, 0), mask)
     ink = tuple(int(c * 0.35) for c in first)
     _strokes(ImageDraw.Draw(canvas), attributes['category'], centre, radius, ink)
     edge = ImageChops.difference(mask, mask.filter(ImageFilter.MinFilter(5)))
     canvas.paste(ink, (0, 0), edge)
-    pixels = np.asarray(canvas.resize((size, size), Image.Resampling.BOX), np.float32) / 255
-    pixels = pixels + noise * rng.standard_normal(pixels.shape, dtype=np.float32)
-    return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return _scaled_down(canvas, size, noise, rng)
 
 # %% ../../nbs/00_shop/11_drawn.ipynb #14cd243b
 _FILLERS = ('handy', 'modern', 'classic', 'cosy', 'light', 'sturdy', 'elegant', 'everyday', 'compact', 'fine')
@@ -208,6 +242,17 @@ _CAPTIONS = (
 _VAGUE = {'maker': 'a small workshop', 'material': 'mixed materials'}
 
 # %% ../../nbs/00_shop/11_drawn.ipynb #71fba557
+def _fill(patterns, said, rng):
+    "One of the sentence patterns, with an attribute in each gap and a filler word."
+    pattern = patterns[rng.integers(len(patterns))]
+    return pattern.format(filler=_FILLERS[rng.integers(len(_FILLERS))], **said)
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #2d4f608e
+def _sentence(text):
+    "A text with a capital letter at its beginning."
+    return text[0].upper() + text[1:]
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #bb137fdf
 def write_text(
     attributes,  # all five attributes by name
     rng,  # numpy Generator
@@ -217,15 +262,13 @@ def write_text(
 ):
     "A product's (title, description)."
     said = {k: _VAGUE[k] if k in _VAGUE and rng.random() < silence else v for k, v in attributes.items()}
-    pick = lambda patterns: patterns[rng.integers(len(patterns))].format(
-        filler=_FILLERS[rng.integers(len(_FILLERS))], **said
-    )
-    title, body = pick(_TITLES), pick(_BODIES)
+    title = _fill(_TITLES, said, rng)
+    body = _fill(_BODIES, said, rng)
     if tells_look:
-        body += ' ' + pick(_LOOKS)
+        body += ' ' + _fill(_LOOKS, said, rng)
     if code:
         body += f' Article {code}.'
-    return title, body[0].upper() + body[1:]
+    return title, _sentence(body)
 
 # %% ../../nbs/00_shop/11_drawn.ipynb #af504ecd
 def write_caption(
@@ -254,8 +297,7 @@ def write_prose(
 ):
     "(title, description) that leave the material to the specifications."
     title, _ = write_text(attributes, rng)
-    body = _PLAIN[rng.integers(len(_PLAIN))].format(filler=_FILLERS[rng.integers(len(_FILLERS))])
-    return title, body[0].upper() + body[1:]
+    return title, _sentence(_fill(_PLAIN, {}, rng))
 
 # %% ../../nbs/00_shop/11_drawn.ipynb #fde161e8
 @dataclass(frozen=True)
@@ -273,21 +315,23 @@ class Condition:
     train: int = 400  # customers to learn from
     reader: str = 'text-first'  # which shipped checkpoint reads it
 
-    def taste(
-        self,
-        attribute,  # one of ATTRIBUTES
-    ):
-        "How strongly an attribute drives the taste."
-        return self.rho.get(attribute, 0.8)
+# %% ../../nbs/00_shop/11_drawn.ipynb #1c6fea7a
+@patch
+def taste(
+    self: Condition,
+    attribute,  # one of ATTRIBUTES
+):  # -> float
+    "How strongly an attribute drives the taste."
+    return self.rho.get(attribute, 0.8)
 
-    @property
-    def reveals(self):
-        "{modality: attributes that it reveals}."
-        told = ('category', 'maker') if self.specs else TOLD
-        return {
-            'text': told + (('colour', 'pattern') if self.tells_look else ()),
-            'image': SEEN if self.shows_own else (),
-        } | ({'specs': ('category', 'material')} if self.specs else {})
+# %% ../../nbs/00_shop/11_drawn.ipynb #53b90a99
+@patch(as_prop=True)
+def reveals(self: Condition):  # -> {modality: attributes that it reveals}
+    "{modality: attributes that it reveals}."
+    told = ('category', 'maker') if self.specs else TOLD
+    look = ('colour', 'pattern') if self.tells_look else ()
+    out = {'text': told + look, 'image': SEEN if self.shows_own else ()}
+    return out | ({'specs': ('category', 'material')} if self.specs else {})
 
 # %% ../../nbs/00_shop/11_drawn.ipynb #bb824d23
 CONDITIONS = {
@@ -333,37 +377,37 @@ CONDITIONS = {
 # %% ../../nbs/00_shop/11_drawn.ipynb #f5934fed
 def get_condition(
     name,  # a key of CONDITIONS, or a Condition of your own
-):
+):  # -> Condition
     "Look a condition up; an unknown name raises ValueError with the nearest right one."
     if isinstance(name, Condition):
         return name
     if name in CONDITIONS:
         return CONDITIONS[name]
-    near = get_close_matches(str(name), CONDITIONS, n=1)
-    raise ValueError(
-        f"unknown condition {name!r}"
-        + (f", did you mean {near[0]!r}?" if near else "")
-        + f" The studio knows {', '.join(CONDITIONS)}."
-    )
+    raise ValueError(no_such(name, CONDITIONS, 'condition'))
 
 # %% ../../nbs/00_shop/11_drawn.ipynb #1cdf348a
+def _write(attributes, condition, code, rng):
+    "(title, description) of a product in a world."
+    if condition.specs:
+        return write_prose(attributes, rng)
+    return write_text(attributes, rng, condition.silence, condition.tells_look, code)
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #6cd2dda2
 def make_products(
     n,  # how many
     condition,  # name or Condition
     rng,  # numpy Generator
     image_size=112,  # pixels
-):
-    "Attributes {name: int [n]}, pictures uint8 [n, size, size, 3], titles [n] and descriptions [n]."
+):  # -> (attributes, pictures, titles, descriptions)
+    """Attributes {name: int [n]}, pictures uint8 [n, size, size, 3], titles and descriptions [n].
+    Raises ValueError where there are more products than article numbers."""
     c = get_condition(condition)
+    if c.codes and n > 9000:
+        raise ValueError(f'n={n}: article numbers have four digits, take at most 9000 products')
     attributes = {a: rng.integers(0, len(v), n) for a, v in ATTRIBUTES.items()}
     named = [{a: ATTRIBUTES[a][attributes[a][i]] for a in ATTRIBUTES} for i in range(n)]
     codes = rng.permutation(9000)[:n] + 1000 if c.codes else [None] * n
-    if c.codes and n > 9000:
-        raise ValueError(f"n={n}: article numbers have four digits, take at most 9000 products")
-    texts = [
-        write_prose(p, rng) if c.specs else write_text(p, rng, c.silence, c.tells_look, code)
-        for p, code in zip(named, codes)
-    ]
+    texts = [_write(p, c, code, rng) for p, code in zip(named, codes)]
     shown = named if c.shows_own else [named[i] for i in rng.permutation(n)]
     images = np.stack([draw_product(p, rng, image_size, c.image_noise) for p in shown])
     titles, descriptions = zip(*texts)
@@ -381,6 +425,25 @@ def _log_taste(condition):
     return out
 
 # %% ../../nbs/00_shop/11_drawn.ipynb #f77258c0
+def _draw_wishes(n, rng):
+    "A preferred value of each attribute for n customers: int [n, attributes]."
+    return np.stack([rng.integers(0, len(values), n) for values in ATTRIBUTES.values()], 1)
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #edbbc432
+def _drifted(z, drift, rng):
+    "The preferences before the next purchase: some jump to a new value."
+    fresh = _draw_wishes(len(z), rng)
+    return np.where(rng.random(z.shape) < drift, fresh, z)
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #52cf23e3
+def _buy(z, attributes, log_f, gone, rng):
+    "What each customer takes, drawn by their preferences among what is not gone: int [customers]."
+    score = sum(log_f[a][z[:, j]][:, attributes[a]] for j, a in enumerate(ATTRIBUTES))
+    # the largest of scores with Gumbel noise is a draw from their softmax
+    score = np.where(gone, -np.inf, score + rng.gumbel(size=score.shape))
+    return score.argmax(1)
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #2a736885
 def make_customers(
     attributes,  # {name: int [items]}
     condition,  # name or Condition
@@ -390,26 +453,21 @@ def make_customers(
     rng,  # numpy Generator
     new=None,  # bool [items]: products on sale only when the last purchase is made
     chunk=1024,  # users simulated at a time: bounds the [chunk, items] scores
-):
+):  # -> (purchases, preferences)
     "Purchases int [users, length] and the preferences behind them int [users, length, attributes]."
-    log_f, names = _log_taste(get_condition(condition)), list(ATTRIBUTES)
-    items = len(attributes[names[0]])
-    bought, tastes = np.zeros((users, length), np.int64), np.zeros((users, length, len(names)), np.int64)
+    log_f = _log_taste(get_condition(condition))
+    new = np.zeros(len(attributes['category']), bool) if new is None else np.asarray(new, bool)
+    bought, tastes = np.zeros((users, length), np.int64), np.zeros((users, length, len(ATTRIBUTES)), np.int64)
     for lo in range(0, users, chunk):
         rows = np.arange(lo, min(users, lo + chunk))
-        z = np.stack([rng.integers(0, len(ATTRIBUTES[a]), len(rows)) for a in names], 1)
-        gone = np.zeros((len(rows), items), bool)
-        if new is not None:
-            gone[:, new] = True
+        z = _draw_wishes(len(rows), rng)
+        gone = np.repeat(new[None], len(rows), 0)
         for t in range(length):
             if t:
-                fresh = np.stack([rng.integers(0, len(ATTRIBUTES[a]), len(rows)) for a in names], 1)
-                z = np.where(rng.random(z.shape) < drift, fresh, z)
-            if t == length - 1 and new is not None:
+                z = _drifted(z, drift, rng)
+            if t == length - 1:
                 gone[:, new] = False
-            score = sum(log_f[a][z[:, j]][:, attributes[a]] for j, a in enumerate(names))
-            score = np.where(gone, -np.inf, score + rng.gumbel(size=score.shape))
-            bought[rows, t], tastes[rows, t] = score.argmax(1), z
+            bought[rows, t], tastes[rows, t] = _buy(z, attributes, log_f, gone, rng), z
             gone[np.arange(len(rows)), bought[rows, t]] = True
     return bought, tastes
 
@@ -418,7 +476,7 @@ def _filter(
     values,  # int [users, L] the attribute's value in each past purchase, PAD -1
     log_f,  # [values, values]
     drift,  # chance of a jump
-):
+):  # -> [users, values]
     "Predictive distribution of the preference before the next purchase: [users, values]."
     k = len(log_f)
     belief, f = np.full((len(values), k), 1 / k), np.exp(log_f)
@@ -441,51 +499,78 @@ class Studio(Dataset):
     tastes: np.ndarray = None  # int [users, purchases, attributes]: the preference behind each purchase
     new: np.ndarray = None  # bool [items]: on sale only at each customer's last purchase
 
-    def split(
-        self,
-        train=None,  # customers to learn from; None: as many as the condition says
-        valid=200,  # customers to choose on
-        test=1000,  # customers to report on
-        history=6,  # purchases that a model may see
-    ):
-        "Disjoint customers for training, choosing and reporting; valid and test predict the last purchase. New products are in no training row."
-        train = self.condition.train if train is None else train
-        need, have = train + valid + test, len(self.interactions)
-        if need > have:
-            raise ValueError(f"the split wants {need} customers, the studio has {have}: make_studio(users={need})")
-        split = hold_out_users(self, train, valid, test, history=history, seed=self.seed)
-        return replace(split, train=split.train.take(~self.new[split.train.targets]))
-
-    def revealed(self, modality=None):
-        "The attributes that a modality reveals; None: all modalities together."
-        kinds = self.condition.reveals
-        if modality is not None and modality not in kinds:
-            raise ValueError(f"unknown modality {modality!r}: the studio has {', '.join(kinds)}")
-        picked = kinds.values() if modality is None else [kinds[modality]]
-        return tuple(a for a in ATTRIBUTES if any(a in p for p in picked))
-
-    def oracle(
-        self,
-        rows,  # Rows of a split of this studio
-        modality=None,  # 'text', 'image', 'specs' where there are any, or None for all
-        given='history',  # 'history' (infer the taste) or 'taste' (be told)
-    ):
-        "Scores float32 [rows, items]: log-probability of the next purchase, up to a constant per row."
-        if given not in ('history', 'taste'):
-            raise ValueError(f"given={given!r}: 'history' or 'taste'")
-        log_f, out = _log_taste(self.condition), np.zeros((len(rows.targets), len(self.catalogue)))
-        last = self.interactions.lengths[rows.users] - 1
-        for j, a in enumerate(ATTRIBUTES):
-            if a not in self.revealed(modality):
-                continue
-            if given == 'history':
-                past = np.where(rows.history >= 0, self.attributes[a][np.maximum(rows.history, 0)], -1)
-                out = out + np.log(_filter(past, log_f[a], self.drift) @ np.exp(log_f[a]))[:, self.attributes[a]]
-            else:
-                out = out + log_f[a][self.tastes[rows.users, last, j]][:, self.attributes[a]]
-        return out.astype(np.float32)
-
 # %% ../../nbs/00_shop/11_drawn.ipynb #c30003c6
+@patch
+def split(
+    self: Studio,
+    train=None,  # customers to learn from; None: as many as the condition says
+    valid=200,  # customers to choose on
+    test=1000,  # customers to report on
+    history=6,  # purchases that a model may see
+):  # -> Split
+    """Disjoint customers for training, choosing and reporting; valid and test predict the last purchase.
+    New products are in no training row. Raises ValueError where there are too few customers."""
+    train = self.condition.train if train is None else train
+    need, have = train + valid + test, len(self.interactions)
+    if need > have:
+        raise ValueError(f'the split wants {need} customers, the studio has {have}: make_studio(users={need})')
+    split = hold_out_users(self, train, valid, test, history=history, seed=self.seed)
+    return replace(split, train=split.train.take(~self.new[split.train.targets]))
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #d251b0fd
+@patch
+def revealed(
+    self: Studio,
+    modality=None,  # name of one; None: all of them together
+):  # -> tuple of names
+    "The attributes that a modality reveals. Raises ValueError for an unknown one."
+    kinds = self.condition.reveals
+    if modality is not None and modality not in kinds:
+        raise ValueError(no_such(modality, kinds, 'modality', ' in the studio'))
+    picked = kinds.values() if modality is None else [kinds[modality]]
+    return tuple(a for a in ATTRIBUTES if any(a in p for p in picked))
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #24cdad9f
+def _value_scores(studio, rows, j, attribute, log_f, given):
+    "Log-probability of each value of one attribute in the next purchase: [rows, values]."
+    if given == 'taste':
+        last = studio.interactions.lengths[rows.users] - 1
+        return log_f[studio.tastes[rows.users, last, j]]
+    past = np.where(rows.history >= 0, studio.attributes[attribute][np.maximum(rows.history, 0)], -1)
+    return np.log(_filter(past, log_f, studio.drift) @ np.exp(log_f))
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #d19c5c0e
+@patch
+def oracle(
+    self: Studio,
+    rows,  # Rows of a split of this studio
+    modality=None,  # 'text', 'image', 'specs' where there are any, or None for all
+    given='history',  # 'history' (infer the taste) or 'taste' (be told)
+):  # -> float32 [rows, items]
+    "Log-probability of the next purchase, up to a constant per row. Raises ValueError for another `given` or modality."
+    if given not in ('history', 'taste'):
+        raise ValueError(f"given={given!r}: 'history' or 'taste'")
+    log_f, out = _log_taste(self.condition), np.zeros((len(rows.targets), len(self.catalogue)))
+    for j, a in enumerate(ATTRIBUTES):
+        if a in self.revealed(modality):
+            out = out + _value_scores(self, rows, j, a, log_f[a], given)[:, self.attributes[a]]
+    return out.astype(np.float32)
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #85b1181b
+def _make_catalogue(items, condition, goods, specs_rng, image_size):
+    "The products as a `Catalogue`, and their attributes {name: int [items]}."
+    attributes, images, titles, descriptions = make_products(items, condition, goods, image_size)
+    named = {a: np.array(ATTRIBUTES[a])[v] for a, v in attributes.items()}
+    table = pd.DataFrame({'title': titles, 'description': descriptions, **named})
+    content = {'text': [f'{t}. {d}' for t, d in zip(titles, descriptions)], 'image': images}
+    kinds = {'text': 'text', 'image': 'image'}
+    if condition.specs:
+        content['specs'] = [write_specs({a: table[a][i] for a in ATTRIBUTES}, specs_rng) for i in range(items)]
+        kinds['specs'] = 'text'
+    ids = tuple(f'p{i:04d}' for i in range(items))
+    return Catalogue(ids=ids, content=content, kinds=kinds, table=table), attributes
+
+# %% ../../nbs/00_shop/11_drawn.ipynb #ab367ada
 def make_studio(
     condition='text-easy',  # a key of CONDITIONS, or a Condition
     seed=0,  # everything random follows from it
@@ -495,28 +580,16 @@ def make_studio(
     drift=0.03,  # chance that a preference changes before a purchase
     new=0.1,  # share of the products that come on sale last
     image_size=112,  # pixels of the square pictures
-):
-    "The embedded catalogue and its customers. Raises ValueError for an unknown condition or a world too small to shop in."
+):  # -> Studio
+    "A world to shop in. Raises ValueError for an unknown condition, or where the world is too small."
     c = get_condition(condition)
     if items < 2 * length or users < 1 or length < 3 or not 0 <= new <= 0.5:
         raise ValueError(
-            f"items={items}, users={users}, length={length}, new={new}: take length >= 3, items >= 2 * length, users >= 1, new in 0 to .5"
+            f'items={items}, users={users}, length={length}, new={new}: '
+            'take length >= 3, items >= 2 * length, users >= 1, new in 0 to .5'
         )
-    goods, folk, late, table_rng = (np.random.default_rng([seed, k]) for k in range(4))
-    attributes, images, titles, descriptions = make_products(items, c, goods, image_size)
-    table = pd.DataFrame(
-        {'title': titles, 'description': descriptions, **{a: np.array(ATTRIBUTES[a])[v] for a, v in attributes.items()}}
-    )
-    content, kinds = (
-        {'text': [f'{t}. {d}' for t, d in zip(titles, descriptions)], 'image': images},
-        {'text': 'text', 'image': 'image'},
-    )
-    if c.specs:
-        content['specs'], kinds['specs'] = (
-            [write_specs({a: table[a][i] for a in ATTRIBUTES}, table_rng) for i in range(items)],
-            'text',
-        )
-    catalogue = Catalogue(ids=tuple(f'p{i:04d}' for i in range(items)), content=content, kinds=kinds, table=table)
+    goods, folk, late, specs_rng = (np.random.default_rng([seed, k]) for k in range(4))
+    catalogue, attributes = _make_catalogue(items, c, goods, specs_rng, image_size)
     arrivals = np.zeros(items, bool)
     arrivals[late.permutation(items)[: int(new * items)]] = True
     bought, tastes = make_customers(attributes, c, users, length, drift, folk, arrivals)
@@ -525,7 +598,6 @@ def make_studio(
         catalogue=catalogue,
         interactions=Interactions.of_sequences(list(bought)),
         name=f'studio {name}, seed {seed}',
-        notes=(),
         condition=c,
         seed=seed,
         drift=drift,
@@ -534,22 +606,22 @@ def make_studio(
         new=arrivals,
     )
 
-# %% ../../nbs/00_shop/11_drawn.ipynb #d251b0fd
+# %% ../../nbs/00_shop/11_drawn.ipynb #72df279f
 def fingerprint(
     studio,  # a Studio
-):
+):  # -> str
     "SHA-256 over pictures, texts and purchases: equal worlds have equal fingerprints."
     h = hashlib.sha256(np.ascontiguousarray(studio.catalogue.content['image']).tobytes())
     h.update('\n'.join(studio.catalogue.content['text']).encode())
     h.update(np.ascontiguousarray(studio.interactions.items).astype('<i8').tobytes())
     return h.hexdigest()
 
-# %% ../../nbs/00_shop/11_drawn.ipynb #715271dc
+# %% ../../nbs/00_shop/11_drawn.ipynb #7e2bd78a
 def ranking_ndcg(
     scores,  # [rows, items]
     rows,  # Rows: targets and seen items
     k=10,  # cut-off
-):
+):  # -> float
     "Mean NDCG@k by full ranking, seen items at minus infinity, ties at their expected value."
     scores = np.array(scores)
     scores[np.repeat(np.arange(len(rows)), np.diff(rows.seen_offsets)), rows.seen_items] = -np.inf

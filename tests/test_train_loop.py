@@ -1,0 +1,237 @@
+"""The training loop: stopped and resumed, steered and replayed, refused, and what goes wrong in it."""
+
+import functools
+import signal
+import warnings
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from vlm2rec_lab.model.embedder import VLMEmbedder
+from vlm2rec_lab.shop.drawn import make_studio
+from vlm2rec_lab.train import History, previous, read_checkpoint, train
+from vlm2rec_lab.training.losses import sft
+
+QUICK = dict(batch=8, eval_every=0, progress=False)
+
+
+@pytest.fixture(scope='module')
+def toy():
+    return make_studio('balanced', seed=0, items=40, users=60, length=6).split(train=30, valid=15, test=15, history=4)
+
+
+@pytest.fixture
+def fresh(checkpoint):
+    return functools.partial(VLMEmbedder.from_pretrained, checkpoint, lora=4, device='cpu', seed=0)
+
+
+def stop_after(n):
+    return lambda records: 'stop' if len(records) == n else None
+
+
+@pytest.mark.parametrize(
+    'loss, settings',
+    [
+        ('modality-dropout', {}),
+        ('ogm-ge', {'noise': 0.5}),
+        ('wpcl', {'gap': 'smooth'}),
+        ('sft', {'fuse': 'learned'}),
+        ('sft', {'schedule': 'cosine', 'warmup': 1}),
+    ],
+)
+def test_losses_that_draw_remember_or_learn_are_resumed(toy, fresh, tmp_path, loss, settings):
+    kw = dict(steps=4, **QUICK, **settings)
+    whole = train(fresh(), toy, loss, **kw)
+    keep = dict(checkpoint=tmp_path / 'run.safetensors', save_every=1)
+    train(fresh(), toy, loss, callback=stop_after(2), **keep, **kw)
+    resumed = train(fresh(), toy, loss, resume=True, **keep, **kw)
+    assert resumed.frame.loss.tolist() == whole.frame.loss.tolist()
+
+
+def test_a_learned_fusion_moves_and_sums_to_one(toy, fresh):
+    history = train(fresh(), toy, 'sft', fuse='learned', steps=4, **QUICK)
+    assert abs(sum(history.fuse.values()) - 1) < 1e-6 and history.fuse['text'] != 0.5
+
+
+@pytest.mark.parametrize(
+    'new, said',
+    [
+        (dict(steps=4), r'steps=3 \(now 4\)'),
+        (dict(schedule='cosine'), 'schedule'),
+        (dict(positions='all'), 'positions'),
+        (dict(warmup=1), 'warmup'),
+        (dict(autocast='bfloat16'), 'autocast'),
+        (dict(fuse='concat'), 'fuse'),
+        (dict(tau=0.1), 'tau'),
+        (dict(batch=4), 'batch'),
+        (dict(seed=1), 'seed'),
+        (dict(lr=1e-4), 'lr'),
+    ],
+)
+def test_another_run_is_not_resumed(toy, fresh, tmp_path, new, said):
+    kw = dict(steps=3, **QUICK, checkpoint=tmp_path / 'run.safetensors', schedule='linear')
+    train(fresh(), toy, **kw)
+    with pytest.raises(ValueError, match=said):
+        train(fresh(), toy, resume=True, **{**kw, **new})
+
+
+def test_other_data_of_the_same_name_are_not_resumed(toy, fresh, tmp_path):
+    kw = dict(steps=3, **QUICK, checkpoint=tmp_path / 'run.safetensors')
+    train(fresh(), toy, **kw)
+    fewer = replace(toy, train=toy.train.take(np.arange(len(toy.train) - 1)))
+    assert fewer.name == toy.name
+    with pytest.raises(ValueError, match='rows'):
+        train(fresh(), fewer, resume=True, **kw)
+
+
+@pytest.mark.parametrize('new', [dict(chunk=3), dict(waste=1.0), dict(plain=True)], ids=str)
+def test_a_run_may_go_on_faster_or_slower(toy, fresh, tmp_path, new):
+    kw = dict(steps=3, **QUICK, checkpoint=tmp_path / 'run.safetensors', schedule='linear')
+    train(fresh(), toy, **kw)
+    assert len(train(fresh(), toy, resume=True, **{**kw, **new}).frame) == 3
+
+
+def test_a_plain_run_and_a_fast_one_keep_banks_of_their_own(toy, fresh):
+    once = fresh()
+    train(once, toy, steps=1, plain=True, **QUICK)
+    train(once, toy, steps=1, **QUICK)
+    assert sorted(once._banks[toy.catalogue]) == ['live', 'memory']
+
+
+def test_experts_train_every_modality(toy, fresh):
+    apart = fresh(adapters=('text', 'image'))
+    history = train(apart, toy, 'experts', steps=3, **QUICK)
+    assert history.frame[['grad/text', 'grad/image']].gt(0).all(axis=None)
+
+
+@pytest.mark.parametrize(
+    'kw, said',
+    [
+        (dict(loss=sft, fuse={'text': 1.0, 'image': 2.0}), 'functools.partial'),
+        (dict(loss='stf'), "did you mean 'sft'"),
+        (dict(plain=True, accelerator=SimpleNamespace(num_processes=2, is_main_process=True)), 'several processes'),
+        (dict(batch=0), 'batch=0'),
+        (
+            dict(
+                accelerator=SimpleNamespace(distributed_type=SimpleNamespace(value='DEEPSPEED'), is_main_process=True)
+            ),
+            'MULTI_GPU',
+        ),
+    ],
+    ids=['own loss', 'loss', 'plain', 'batch', 'deepspeed'],
+)
+def test_what_is_refused(toy, fresh, kw, said):
+    with pytest.raises(ValueError, match=said):
+        train(fresh(), toy, **{**dict(steps=1, progress=False), **kw})
+
+
+def test_settings_of_no_loss_are_refused(toy, fresh):
+    with pytest.raises(TypeError, match='alpha'):
+        train(fresh(), toy, 'sft', alpha=1)
+    with pytest.raises(TypeError, match='alpah'):
+        train(fresh(), toy, 'sft', controls={'alpah': 1.0}, steps=1, **QUICK)
+
+
+def test_numpy_numbers_and_a_loss_of_ones_own(toy, fresh, tmp_path):
+    file = tmp_path / 'run.safetensors'
+    numbers = dict(steps=np.int64(4), batch=np.int64(8), lr=np.float32(2e-3), seed=np.int64(0))
+    kw = dict(**numbers, eval_every=0, progress=False)
+    keep = dict(save_every=0, checkpoint=file)
+
+    def own():
+        return functools.partial(sft, fuse='concat')
+
+    train(fresh(), toy, own(), callback=stop_after(2), **keep, **kw)
+    assert read_checkpoint(file)[1]['settings']['loss'] == "sft(fuse='concat')"
+    assert not previous(file).exists()
+    resumed = train(fresh(), toy, own(), resume=True, **keep, **kw)
+    assert resumed.frame.loss.tolist() == train(fresh(), toy, own(), **kw).frame.loss.tolist()
+
+
+def test_a_checkpoint_is_written_after_the_callback_of_its_step(toy, fresh, tmp_path):
+    file, held = tmp_path / 'run.safetensors', []
+
+    def look(records):
+        held.append(len(read_checkpoint(file)[1]['records']) if file.exists() else 0)
+
+    kw = dict(batch=4, eval_every=0, progress=False)
+    train(fresh(), toy, steps=5, save_every=2, checkpoint=file, callback=look, **kw)
+    assert held == [0, 0, 2, 2, 4]
+    assert len(read_checkpoint(file)[1]['records']) == 5
+
+
+def test_no_steps(toy, fresh):
+    assert repr(train(fresh(), toy, steps=0, progress=False)) == 'History of 0 steps of sft'
+
+
+def test_a_loss_that_is_not_finite_stops(toy, fresh):
+    def broken(sequences, items, positives, exclude):
+        return sft(sequences, items, positives, exclude) * float('nan')
+
+    with pytest.raises(FloatingPointError, match='step 0'):
+        train(fresh(), toy, broken, steps=5, batch=8, progress=False)
+
+
+def test_the_first_step_of_adamw_is_as_long_as_the_rate(toy, fresh):
+    warm = fresh()
+    start = [p.detach().clone() for _, p in warm.adapter_parameters()]
+    train(warm, toy, steps=1, warmup=4, lr=0.04, **QUICK)
+    moved = max((p - q).abs().max().item() for q, (_, p) in zip(start, warm.adapter_parameters()))
+    assert abs(moved - 0.01) < 1e-4
+
+
+def half_way(controls):
+    "A callback that turns alpha up after three steps."
+    return lambda records: controls.update(alpha=2.0, tau=0.1 + 0.2) if len(records) == 3 else None
+
+
+@pytest.fixture
+def steered(toy, fresh):
+    knobs = {'alpha': 0.5, 'lam': 0.1}
+    return train(fresh(), toy, 'vlm2rec', controls=knobs, callback=half_way(knobs), steps=6, **QUICK)
+
+
+def test_controls_that_say_what_the_settings_say_change_nothing(toy, fresh):
+    plain = train(fresh(), toy, 'vlm2rec', steps=6, **QUICK)
+    said = train(fresh(), toy, 'vlm2rec', controls={'alpha': 0.5, 'tau': 0.07}, steps=6, **QUICK)
+    assert said.frame.loss.tolist() == plain.frame.loss.tolist()
+    assert 'controls' not in plain.settings
+
+
+def test_a_steered_run_is_replayed_from_disk(toy, fresh, steered, tmp_path):
+    steered.save(tmp_path / 'run.json')
+    recorded = History.load(tmp_path / 'run.json')
+    assert recorded.controls == steered.controls
+    again = train(fresh(), toy, 'vlm2rec', controls=recorded.controls, steps=6, **QUICK)
+    assert again.to_dict() == steered.to_dict()
+
+
+@pytest.mark.parametrize(
+    'way',
+    [stop_after(4), lambda records: signal.raise_signal(signal.SIGINT) if len(records) == 4 else None],
+    ids=['stopped', 'interrupted'],
+)
+def test_a_steered_run_is_resumed(toy, fresh, steered, tmp_path, way):
+    kw = dict(steps=6, **QUICK, controls=steered.controls, checkpoint=tmp_path / 'run.safetensors')
+    with warnings.catch_warnings(record=True):
+        part = train(fresh(), toy, 'vlm2rec', callback=way, **kw)
+    assert len(part.frame) == 4
+    resumed = train(fresh(), toy, 'vlm2rec', resume=True, **kw)
+    assert resumed.frame.loss.tolist() == steered.frame.loss.tolist()
+    with pytest.raises(ValueError, match='controls=True'):
+        train(fresh(), toy, 'vlm2rec', resume=True, **{**kw, 'controls': None})
+
+
+def test_controls_of_fewer_steps_are_refused(toy, fresh, steered):
+    with pytest.raises(ValueError, match='steps=6'):
+        train(fresh(), toy, 'vlm2rec', controls=steered.controls, steps=9, **QUICK)
+
+
+@pytest.mark.parametrize('fresh_loss', ['sft', 'vlm2rec', 'per-modality'])
+def test_chunks_do_not_change_what_is_learned(toy, fresh, fresh_loss):
+    whole, cut = (train(fresh(), toy, fresh_loss, steps=3, **QUICK, **kw).frame for kw in ({}, {'chunk': 3}))
+    assert np.allclose(whole.loss, cut.loss, atol=1e-5)
+    assert torch.allclose(torch.tensor(whole['grad/image']), torch.tensor(cut['grad/image']), rtol=1e-3)

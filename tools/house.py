@@ -1,0 +1,253 @@
+"""The rooms of the house and the arrows between them, read from the code: python tools/house.py [PACKAGE [NOTEBOOKS]]
+
+Prints the drawn part of the page *How the house is built*, or what breaks a rule, with exit status 1. Imports are
+followed to their true targets: relative ones, those inside functions, and `importlib.import_module`.
+"""
+
+import ast
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SURFACE = ('data', 'studio', 'metrics', 'embed', 'losses', 'diagnose', 'widgets')
+WINGS = ('recommenders', 'graphs', 'federated', 'prompts', 'share')
+PURPOSE = {  # package -> what it is for, in the order of the floors
+    'base': 'errors that name the remedy, files and checkpoints that survive, one palette',
+    'shop': 'what a shop knows: pictures, catalogues, interactions, splits, readers, the drawn studio',
+    'ranking': 'vectors to rankings: fusions, ranks, metrics, baselines',
+    'model': 'a vision-language model as an embedder: families, prompts, passes, the tiny checkpoints',
+    'training': 'what a training step is made of: losses, batches, gradients by modality',
+    'diagnosis': 'which modality is alive, from anybody\'s vectors',
+    'show': 'pictures and widgets, their scripts and styles',
+    'recommenders': 'sequential recommenders that begin with the vectors',
+    'studies': 'the experiments behind the claims',
+}
+MAY_NOT = {  # package -> what it must not import, and why
+    'base': (('shop', 'ranking', 'model', 'training', 'train', 'diagnosis', 'show', *WINGS), 'everything stands on it'),
+    'shop': (('ranking', 'model', 'training', 'train', 'diagnosis', 'show', *WINGS), 'data know no model'),
+    'ranking': (('model', 'training', 'train', 'diagnosis', 'show', *WINGS), 'it ranks anybody\'s vectors'),
+    'diagnosis': (('model', 'training', 'train', 'show', *WINGS), 'it works on anybody\'s vectors'),
+    'model': (('training', 'train', 'diagnosis', 'show', *WINGS), 'a model does not know how it is trained'),
+    'training': (('diagnosis', 'show', *WINGS), 'probes observe and never steer'),
+    **{
+        wing: (('show', *(w for w in WINGS if w != wing)), 'a wing stands by itself, without pictures')
+        for wing in WINGS
+    },
+}
+
+
+@dataclass
+class Room:
+    "A module, and what it takes from others."
+
+    name: str  # such as 'shop.readers'
+    notebook: str  # path under nbs/, without suffix; '' where there is none
+    purpose: str  # first line of its docstring
+    lines: int
+    takes: dict = field(default_factory=dict)  # room -> names taken from it
+    bare: list = field(default_factory=list)  # public definitions without a docstring
+
+    @property
+    def package(self):
+        "Its package; '' for the rooms at the top."
+        return self.name.rpartition('.')[0]
+
+
+def notebooks(folder):
+    "{room: path under the folder} in the order of the notebooks."
+    found = {}
+    for path in sorted(folder.rglob('*.ipynb')):
+        if '.ipynb_checkpoints' in path.parts:
+            continue
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
+        if m := re.search(r'^#\s*\|\s*default_exp\s+(\S+)', text, re.M):
+            found[m[1]] = str(path.relative_to(folder)).removesuffix('.ipynb')
+    return found
+
+
+def is_room(path):
+    "Whether a file of the package is a room."
+    return not path.stem.startswith('_')
+
+
+def target(base, name, rooms):
+    "The room that `from base import name` leads to, and the name taken from it; None outside the house."
+    whole = f'{base}.{name}' if base else name
+    if whole in rooms:
+        return whole, None
+    return (base, name) if base in rooms else None
+
+
+def absolute(node, room, package):
+    "The module that an `import from` names, within the package; None for one from elsewhere."
+    if node.level:
+        here = room.split('.')
+        return '.'.join([*here[: len(here) - node.level], *([node.module] if node.module else [])])
+    if node.module == package:
+        return ''
+    return node.module[len(package) + 1 :] if (node.module or '').startswith(package + '.') else None
+
+
+def by_string(node, package):
+    "The module of an `import_module('package.room')` or `__import__(...)`; None for anything else."
+    called = getattr(node.func, 'attr', getattr(node.func, 'id', ''))
+    if called not in ('import_module', '__import__', 'find_spec') or not node.args:
+        return None
+    first = node.args[0]
+    if isinstance(first, ast.JoinedStr) and first.values and isinstance(first.values[0], ast.Constant):
+        first = first.values[0]
+    text = getattr(first, 'value', None)
+    return text[len(package) + 1 :] if isinstance(text, str) and text.startswith(package + '.') else None
+
+
+def imports(tree, room, package, rooms):
+    "Yield (room, name or None) for every import of a module, wherever it stands."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            base = absolute(node, room, package)
+            for a in node.names if base is not None else ():
+                if found := target(base, a.name, rooms):
+                    yield found if a.name != '*' else (found[0], '*')
+        elif isinstance(node, ast.Import):
+            for a in node.names:
+                if a.name.startswith(package + '.') and (found := a.name[len(package) + 1 :]) in rooms:
+                    yield found, None
+        elif isinstance(node, ast.Call) and (found := by_string(node, package)) in rooms:
+            yield found, None
+
+
+def without_docstring(tree):
+    "Public functions and classes at the top of a module that say nothing of themselves."
+    kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+    public = [n for n in tree.body if isinstance(n, kinds) and not n.name.startswith('_')]
+    return [n.name for n in public if not ast.get_docstring(n)]
+
+
+def read_house(package, nbs):
+    "{name: Room}, in the order of the notebooks."
+    made_in = notebooks(nbs)
+    files = {'.'.join(p.relative_to(package).with_suffix('').parts): p for p in package.rglob('*.py') if is_room(p)}
+    order = [r for r in made_in if r in files] + sorted(set(files) - set(made_in))
+    house = {}
+    for name in order:
+        text = files[name].read_text(encoding='utf-8')
+        tree = ast.parse(text)
+        room = Room(name, made_in.get(name, ''), (ast.get_docstring(tree) or '').split('\n')[0], text.count('\n'))
+        for to, taken in imports(tree, name, package.name, files):
+            if to != name:
+                room.takes.setdefault(to, []).append(taken)
+        room.bare = without_docstring(tree)
+        house[name] = room
+    return house
+
+
+def circles(house):
+    "Rooms that lead back to themselves: lists of names, each circle once."
+    found, state, path = [], {}, []
+
+    def walk(name):
+        state[name] = 'open'
+        path.append(name)
+        for to in house[name].takes:
+            if state.get(to) == 'open':
+                found.append([*path[path.index(to) :], to])
+            elif to in house and to not in state:
+                walk(to)
+        path.pop()
+        state[name] = 'done'
+
+    for name in house:
+        if name not in state:
+            walk(name)
+    return found
+
+
+def top(name):
+    "The package of a room, or the room itself where it stands at the top."
+    return name.split('.')[0]
+
+
+def faults(house):
+    "What breaks a rule of the house, a sentence each."
+    place = {name: k for k, name in enumerate(house)}
+    for name, room in house.items():
+        if not room.notebook:
+            yield f'{name} has no notebook'
+        if room.bare:
+            yield f'{name}: no docstring at {", ".join(room.bare)}'
+        not_these, why = MAY_NOT.get(room.package, ((), ''))
+        for to, names in room.takes.items():
+            if '*' in names:
+                yield f'{name}: star import from {to}'
+            if place[to] > place[name]:
+                yield f'{name} imports {to}, which comes later'
+            if top(to) in not_these:
+                yield f'{name} imports {to}: {room.package} must not, since {why}'
+            if room.package and to in SURFACE:
+                yield f'{name} imports {to}, which is the surface for users: name the room behind it'
+    for circle in circles(house):
+        yield f'a circle: {" -> ".join(circle)}'
+
+
+def floors(house):
+    "{package or room at the top: set of packages and rooms that it takes from}."
+    found = {}
+    for name, room in house.items():
+        found.setdefault(top(name), set()).update(top(to) for to in room.takes if top(to) != top(name))
+    return found
+
+
+def table_of_floors(house):
+    "Markdown: a row per package and room at the top, with its arrows."
+    rooms = {}
+    for name in house:
+        rooms.setdefault(top(name), []).append(name)
+    rows = ['| floor | rooms | what it is for | takes from |', '|---|---|---|---|']
+    for k, (name, takes) in enumerate(floors(house).items(), 1):
+        inside = [r.split('.')[1] for r in rooms[name] if '.' in r]
+        purpose = PURPOSE.get(name) or house[name].purpose
+        rows.append(
+            f'| {k} `{name}` | {", ".join(inside) or "one"} | {purpose} | {", ".join(sorted(takes)) or "nothing"} |'
+        )
+    return '\n'.join(rows)
+
+
+def table_of_rooms(house):
+    "Markdown: a row per room."
+    rows = ['| room | lines | what it is for | made in |', '|---|---|---|---|']
+    for name, room in house.items():
+        rows.append(f'| `{name}` | {room.lines:,} | {room.purpose} | {room.notebook or "-"} |')
+    return '\n'.join(rows)
+
+
+def page(package=ROOT / 'vlm2rec_lab', nbs=ROOT / 'nbs'):
+    "The drawn part of the docs page: floors, rooms, and the number of arrows."
+    house = read_house(Path(package), Path(nbs))
+    arrows = sum(len(room.takes) for room in house.values())
+    between = sum(len(takes) for takes in floors(house).values())
+    said = (
+        f'{len(house)} rooms on {len(floors(house))} floors: {arrows} arrows between rooms, {between} between floors, '
+        f'{len(circles(house))} circles.'
+    )
+    return f'{said}\n\n{table_of_floors(house)}\n\n### Every room\n\n{table_of_rooms(house)}'
+
+
+def main():
+    package = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / 'vlm2rec_lab'
+    nbs = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / 'nbs'
+    if not package.is_dir() or not nbs.is_dir():
+        sys.exit('python tools/house.py [PACKAGE FOLDER [NOTEBOOKS]]: there is no such folder')
+    wrong = list(faults(read_house(package, nbs)))
+    if wrong:
+        print('\n'.join(wrong))
+        sys.exit(1)
+    print(page(package, nbs))
+
+
+if __name__ == '__main__':
+    main()
