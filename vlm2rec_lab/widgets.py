@@ -12,7 +12,7 @@ __all__ = ['PALETTE', 'colours', 'gradient_figure', 'flat_map', 'spaces_figure',
            'adjustable', 'Run', 'Bench', 'check_controls', 'Panel']
 
 # %% ../nbs/06_widgets.ipynb #83de2a68
-from .base.theme import PALETTE, colours
+from .base.theme import PALETTE, colours, figures_html
 from .show.bench import ADJUSTABLE, Bench, Panel, Run, adjustable, check_controls
 from vlm2rec_lab.show.chart import (
     CHART_JS,
@@ -43,7 +43,6 @@ from vlm2rec_lab.show.drawing import (
 )
 from vlm2rec_lab.show.figures import (
     Topology,
-    figures_html,
     flat_map,
     gradient_figure,
     spaces_figure,
