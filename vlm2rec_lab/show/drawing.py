@@ -195,12 +195,12 @@ def whole_page(
     style='',  # CSS of what is in it
 ):  # -> HTML
     "One page that asks for nothing outside itself, light or dark as the reader's system is."
-    sheet = themed('v2p') + asset('show', 'page.css') + style
+    sheet = themed('v2s') + asset('show', 'page.css') + style
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
         f'<title>{escape(title)}</title><style>{sheet}</style></head>'
-        f'<body><div class="v2p"><main>{body}</main></div></body></html>\n'
+        f'<body><div class="v2s"><main>{body}</main></div></body></html>\n'
     )
 
 # %% ../../nbs/05_show/02_drawing.ipynb #479ff2f9
