@@ -49,6 +49,7 @@ class Catalogue:
 
     @property
     def modalities(self):
+        "The names of the modalities, in their order."
         return tuple(self.content)
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #83b3a3fe

@@ -617,6 +617,7 @@ class TimeLeak:
     trained: int  # training interactions
 
     def to_dict(self):
+        "The figures as plain numbers."
         return asdict(self)
 
     def __str__(self):
