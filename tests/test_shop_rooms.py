@@ -17,9 +17,9 @@ ROOMS = [
 ]
 NAMES = """
 PAD TEXT_COLUMNS MAX_PIXELS LONGEST SUFFIXES DataError DataWarning known differing write_bytes gather Ragged LazyImage
-open_image to_rgb image_trouble Catalogue thumbnail Interactions as_ids as_times Dataset Rows rows_at Split leave_one_out
-hold_out_users check_split is_member keep_modalities drop_content warm_items read_table compose_text modality_columns
-inside read_images load_folder
+open_image to_rgb image_trouble Catalogue thumbnail Interactions as_ids as_times Dataset Rows rows_at Split
+leave_one_out hold_out_users check_split is_member keep_modalities drop_content warm_items read_table compose_text
+modality_columns inside read_images load_folder
 """
 
 
