@@ -144,7 +144,7 @@ def test_evidence_stands_in_the_report(restored, planted):
     found = report.to_dict()['modalities']
     for m in ('text', 'image'):
         assert found[m]['evidence']['half']['value'] == pytest.approx(found[m]['evidence']['ndcg']['value'] / 2)
-    assert 'half of NDCG@10' in report.to_html()
+    assert 'half of NDCG@10' in report._repr_html_()
 
 
 # ---------------------------------------------------------------- a metric, a damage, a finding
@@ -185,12 +185,14 @@ def test_a_finding_stands_in_the_profile(restored, tmp_path, capsys):
 # ---------------------------------------------------------------- a colour
 
 
-def test_a_colour_reaches_pages_and_figures(monkeypatch, planted):
+def test_a_colour_reaches_pages(monkeypatch, planted):
     monkeypatch.setattr(theme, 'PALETTE', ('#123456', *theme.PALETTE[1:]))
     assert theme.series_colour(0) == '#123456' and '--c1:#123456' in theme.css_variables()
     monkeypatch.setitem(theme.LIGHT, 'good', '#0a0b0c')
+    assert '--good:#0a0b0c' in theme.themed('v2r')
+    monkeypatch.undo()
     report = collapse_report(**planted, progress=False, permutations=3, bootstrap=50)
-    assert '--good:#0a0b0c' in theme.themed('v2r') and '#0a0b0c' in report.to_html()
+    assert theme.css_variables() in report._repr_html_() and theme.css_variables(dark=True) in report._repr_html_()
 
 
 # ---------------------------------------------------------------- a command
@@ -274,7 +276,8 @@ def test_places_that_contributing_names_are_there():
     table = text[text.index('## One minute') :]
     for room in re.findall(r'\| `([a-z_.]+)` \|$', table, re.M):
         importlib.import_module(f'vlm2rec_lab.{room}')
-    for name, room in re.findall(r'`@?([A-Za-z_]+)\b[^`]*`[^|]*\| `([a-z_.]+)` \|$', table, re.M):
-        module = importlib.import_module(f'vlm2rec_lab.{room}')
-        inside = [module, *(m for n, m in sys.modules.items() if n.startswith(f'vlm2rec_lab.{room}.'))]
-        assert any(hasattr(m, name) for m in inside), f'{room} has no {name}'
+    for row in re.findall(r'^\|.*\| `[a-z_.]+` \|$', table, re.M):
+        room = row.split('`')[-2]
+        modules = [m for n, m in sys.modules.items() if f'{n}.'.startswith(f'vlm2rec_lab.{room}.')]
+        for name in re.findall(r'`@(\w+)|`([A-Z]+)`', row):
+            assert any(hasattr(m, ''.join(name)) for m in modules), f'{room} has no {name}'
