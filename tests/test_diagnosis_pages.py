@@ -18,9 +18,7 @@ REPORT = dict(
     protocol='10 users & 5 items.',
     notes=['careful'],
     examples=[dict(user=0, title='<script>alert(2)</script>', places={'text': 1, 'fused': 2})],
-    modalities={
-        'text': dict(verdict='healthy', reason='used', sentence='s', advice='a', evidence=dict(ndcg=ESTIMATE))
-    },
+    modalities={'text': dict(verdict='healthy', reason='used', sentence='s', advice='a', evidence=dict(ndcg=ESTIMATE))},
     evidence=dict(fused_ndcg=ESTIMATE, chance_ndcg=dict(value=0.02, low=None, high=None)),
     downstream={
         '<b>ids</b>': {'NDCG@10 all': 0.1, 'NDCG@10 all spread': 0.01, 'seeds': 3},
