@@ -259,7 +259,7 @@ def test_frozen_is_frozen(split):
 
 def test_paths_draw_apart(monkeypatch):
     "What the paths drop is not what the next batch will drop on its plain path."
-    import vlm2rec_lab.flame as module
+    import vlm2rec_lab.recommenders.flame as module
 
     drawn, true = [], module.modular
     monkeypatch.setattr(module, 'modular', lambda *a: (drawn.append(torch.rand(3)), true(*a))[1])

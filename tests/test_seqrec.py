@@ -429,7 +429,7 @@ def test_each_seed_has_an_embedder_of_its_own(monkeypatch):
 
 
 def test_every_source_is_asked_for(monkeypatch):
-    from vlm2rec_lab import downstream
+    from vlm2rec_lab.recommenders import downstream
 
     asked, rng = [], np.random.default_rng(0)
     monkeypatch.setattr(
@@ -508,7 +508,7 @@ def test_worth_is_resumed_and_reported(tmp_path):
 
     with pytest.raises(
         KeyboardInterrupt,
-        match='random ids, seed 0: stopped after 1 epochs, and nothing is told of it; the same call goes on',
+        match='random ids, seed 0: stopped after 1 epochs, which is no result; the same call goes on',
     ):
         worth_runs(split, vectors, folder=tmp_path / 'cut', callback=cut, **how)
     assert runs.equals(worth_runs(split, vectors, folder=tmp_path / 'cut', **how)), 'a run that was cut off goes on'

@@ -26,8 +26,7 @@ def split_points(
     layers,  # blocks of a network
     modules=2,  # to cut it into
 ):  # -> tuple of the number of blocks before each cut
-    """The first cut is behind the embedding, the others as evenly between the blocks as can be. Raises DataError for
-    more modules than there are links."""
+    "The first cut is behind the embedding, the others evenly between the blocks. DataError for too many modules."
     if not 1 <= modules <= layers + 1:
         raise DataError(
             f'modules={modules}: a network of {layers} blocks and an embedding can be cut into 1 to {layers + 1}'
@@ -35,9 +34,10 @@ def split_points(
     return tuple(k * layers // (modules - 1) for k in range(modules - 1))
 
 # %% ../../nbs/06_recommenders/02_flame.ipynb #700cb4f0
-def path_names(modules=2):  # -> list of 2 ** modules names
-    """Which network each module of a path comes from, L learnable and F frozen, first module first; in the order of
-    `modular`."""
+def path_names(
+    modules=2,  # that networks are cut into
+):  # -> list of 2 ** modules names
+    "Which network each module of a path comes from, L learnable and F frozen, in the order of `modular`."
     return [''.join(reversed(p)) for p in itertools.product('LF', repeat=modules)]
 
 # %% ../../nbs/06_recommenders/02_flame.ipynb #ac7a5aea
@@ -52,6 +52,12 @@ def side_by_side(
     return (mask | torch.eye(halves * L, dtype=torch.bool, device=sequences.device))[:, None]
 
 # %% ../../nbs/06_recommenders/02_flame.ipynb #62e6ad0b
+def _heads(v, block):
+    "[B, places, parts * d] as [parts, B, heads, places, d / heads]."
+    width = block.out.in_features // block.heads
+    return v.unflatten(-1, (-1, block.heads, width)).permute(2, 0, 3, 1, 4)
+
+# %% ../../nbs/06_recommenders/02_flame.ipynb #c4005563
 def read_ends(
     block,  # seqrec.Block
     x,  # [B, halves * L, d]
@@ -60,19 +66,13 @@ def read_ends(
 ):  # -> [B, halves, d]
     "What the block gives at the last place of each half."
     d, ends, h = x.shape[-1], slice(L - 1, None, L), block.before(x)
-
-    def cut(v):
-        return v.unflatten(-1, (-1, block.heads, d // block.heads)).permute(
-            2, 0, 3, 1, 4
-        )  # [parts, B, heads, places, d / heads]
-
-    (q,) = cut(F.linear(h[:, ends], block.qkv.weight[:d], block.qkv.bias[:d]))
-    k, v = cut(F.linear(h, block.qkv.weight[d:], block.qkv.bias[d:]))
+    (q,) = _heads(F.linear(h[:, ends], block.qkv.weight[:d], block.qkv.bias[:d]), block)
+    k, v = _heads(F.linear(h, block.qkv.weight[d:], block.qkv.bias[d:]), block)
     read = F.scaled_dot_product_attention(q, k, v, mask[:, :, ends], block.dropout if block.training else 0.0)
     x = x[:, ends] + block.drop(block.out(read.transpose(1, 2).flatten(2)))
     return x + block.drop(block.feed(block.between(x)))
 
-# %% ../../nbs/06_recommenders/02_flame.ipynb #c4005563
+# %% ../../nbs/06_recommenders/02_flame.ipynb #eb7692e7
 def modular(
     nets,  # two SASRecs of one shape: the learnable and the other one
     sequences,  # long [B, L], PAD at the left
@@ -88,29 +88,36 @@ def modular(
         for net, x in zip(nets, whole):
             for block in net.encoder.blocks[begin : min(end, layers - 1)]:
                 x = block(x, mask)
-            out += (
-                net.encoder.norm(read_ends(net.encoder.blocks[-1], x, mask, L)).split(1, 1)
-                if end == layers
-                else x.split(L, 1)
-            )
+            if end == layers:
+                out += net.encoder.norm(read_ends(net.encoder.blocks[-1], x, mask, L)).split(1, 1)
+            else:
+                out += x.split(L, 1)
         paths = out
     return torch.stack([x[:, -1] for x in paths])
 
 # %% ../../nbs/06_recommenders/02_flame.ipynb #514513cd
-AGREE = {'product': lambda u, v: (u * v).sum(-1), 'cosine': lambda u, v: F.cosine_similarity(u, v, dim=-1)}
+def _product(u, v):
+    "Inner products along the last axis."
+    return (u * v).sum(-1)
 
 # %% ../../nbs/06_recommenders/02_flame.ipynb #fd45a646
+def _cosine(u, v):
+    "Cosines along the last axis."
+    return F.cosine_similarity(u, v, dim=-1)
+
+# %% ../../nbs/06_recommenders/02_flame.ipynb #95148d8a
+AGREE = {'product': _product, 'cosine': _cosine}
+
+# %% ../../nbs/06_recommenders/02_flame.ipynb #459c7385
 def pair_losses(
     z,  # float [R, B, d]
     agree='product',  # what agreement is the mean of, of AGREE
 ):  # -> InfoNCE [pairs], agreement [pairs]
-    """Symmetric InfoNCE of all pairs of representations, in the order of itertools.combinations, and how well they are
-    aligned. Raises DataError for an unknown agreement."""
+    "Symmetric InfoNCE of all pairs, as itertools.combinations has them, and how well they are aligned."
     a, b = (torch.tensor(k, device=z.device) for k in zip(*itertools.combinations(range(len(z)), 2)))
     s = z[a] @ z[b].mT
-    return ((s.logsumexp(1) + s.logsumexp(2)) / 2 - s.diagonal(dim1=1, dim2=2)).mean(1), AGREE[
-        known(agree, AGREE, 'agreement')
-    ](z[a], z[b]).mean(1)
+    agreement = AGREE[known(agree, AGREE, 'agreement')](z[a], z[b]).mean(1)
+    return ((s.logsumexp(1) + s.logsumexp(2)) / 2 - s.diagonal(dim1=1, dim2=2)).mean(1), agreement
 
 # %% ../../nbs/06_recommenders/02_flame.ipynb #dbd52af2
 def pair_weights(
@@ -136,13 +143,14 @@ def falling(
     rounds,  # epochs that are planned
     shares=(1.0, 1e-5),  # at epoch 1; at epoch `rounds`, and after
 ):  # -> float
-    """The weight of the contrastive loss: exponentially from the first share to the last; 0 throughout where the first
-    is."""
+    "The weight of the contrastive loss: exponentially from the first share to the last; 0 where the first one is."
     first, last = shares
     return first * (last / first) ** (min(epoch - 1, rounds - 1) / max(rounds - 1, 1)) if first else 0.0
 
 # %% ../../nbs/06_recommenders/02_flame.ipynb #b464b54e
-def freeze(net):  # -> SASRec
+def freeze(
+    net,  # SASRec
+):  # -> SASRec
     "A copy that does not learn: no gradient for its parameters, no dropout."
     return copy.deepcopy(net).eval().requires_grad_(False)
 
@@ -159,7 +167,8 @@ class Guided:
     autocast: str = None  # of `ce`
 
     def __call__(self, model, inputs, asked, epoch):  # -> scalar
-        nets, there = (model, self.anchor) if self.anchor is not None else (model.first, model.second), asked != PAD
+        nets = (model, self.anchor) if self.anchor is not None else (model.first, model.second)
+        there = asked != PAD
         tables = [net.items() for net in nets]
         with_table = list(zip(nets, tables))
 
@@ -171,9 +180,8 @@ class Guided:
             torch.manual_seed(int(torch.randint(2**62, ())))  # draws of its own
             for pair in with_table[1:] if self.anchor is None else []:
                 value = value + own(*pair)
-            return value + falling(epoch, self.rounds, self.shares) * guided(
-                modular(nets, inputs, tables, self.cuts), self.agree
-            )
+            weight = falling(epoch, self.rounds, self.shares)
+            return value + weight * guided(modular(nets, inputs, tables, self.cuts), self.agree)
 
     def __repr__(self):
         anchor = 'None' if self.anchor is None else weights_key(self.anchor.state_dict())[:12]
@@ -185,40 +193,45 @@ class Guided:
 RECIPE = dict(batch=256, lr=1e-3, patience=30, metric='NDCG@20')
 
 # %% ../../nbs/06_recommenders/02_flame.ipynb #867f7492
+def _shape_of(net):
+    "Everything that two networks must have in common."
+    parts = {k: tuple(v.shape) for part in (net.embedding, net.encoder) for k, v in part.state_dict().items()}
+    return parts | {'items': (net.items.n, net.items.dim), 'heads': net.encoder.blocks[0].heads}
+
+# %% ../../nbs/06_recommenders/02_flame.ipynb #bd8308e5
 def _alike(one, other):
     "Raises DataError where two networks cannot be taken apart and put together."
     for net in (one, other):
         if not (isinstance(net, SASRec) and net.causal):
             raise DataError(f'{type(net).__name__} cannot be put together: FLAME takes two SASRecs')
-    shapes = [
-        {k: tuple(v.shape) for part in (net.embedding, net.encoder) for k, v in part.state_dict().items()}
-        | {'items': (net.items.n, net.items.dim), 'heads': net.encoder.blocks[0].heads}
-        for net in (one, other)
-    ]
-    for k in shapes[0] | shapes[1]:
-        if shapes[0].get(k) != shapes[1].get(k):
+    mine, theirs = _shape_of(one), _shape_of(other)
+    for k in mine | theirs:
+        if mine.get(k) != theirs.get(k):
             raise DataError(
-                f'two networks of one shape are needed, and {k} is {shapes[0].get(k)} in one and {shapes[1].get(k)} in '
-                'the other'
+                f'two networks of one shape are needed, and {k} is {mine.get(k)} in one '
+                f'and {theirs.get(k)} in the other'
             )
 
-# %% ../../nbs/06_recommenders/02_flame.ipynb #bd8308e5
-def _train(model, nets, anchor, split, modules, cuts, rounds, shares, agree, training):
-    _alike(*nets)
-    layers = len(nets[0].encoder.blocks)
+# %% ../../nbs/06_recommenders/02_flame.ipynb #69950d9a
+def _cuts_of(layers, modules, cuts):
+    "Split points, made or checked. Raises DataError for some that do not rise."
     cuts = split_points(layers, modules) if cuts is None else tuple(cuts)
     if any(a >= b for a, b in zip((-1, *cuts), (*cuts, layers))):
         raise DataError(f'cuts={cuts}: rising numbers from 0 to {layers - 1}, of blocks before each cut')
+    return cuts
+
+# %% ../../nbs/06_recommenders/02_flame.ipynb #9a57f25a
+def _train(model, nets, anchor, split, modules, cuts, rounds, shares, agree, training):
+    "Train a network, or two peers, with FLAME's loss."
+    _alike(*nets)
+    cuts = _cuts_of(len(nets[0].encoder.blocks), modules, cuts)
     if len(shares) != 2 or shares[0] and min(shares) <= 0:
         raise DataError(f'shares={shares}: two positive numbers (an exponential never gets to 0), or two zeros')
-    return fit(
-        model,
-        split,
-        Guided(anchor, cuts, rounds, tuple(shares), known(agree, AGREE, 'agreement'), training.get('autocast')),
-        **RECIPE | dict(epochs=rounds) | training,
-    )
+    known(agree, AGREE, 'agreement')
+    loss = Guided(anchor, cuts, rounds, tuple(shares), agree, training.get('autocast'))
+    return fit(model, split, loss, **RECIPE | dict(epochs=rounds) | training)
 
-# %% ../../nbs/06_recommenders/02_flame.ipynb #69950d9a
+# %% ../../nbs/06_recommenders/02_flame.ipynb #0aea0ced
 def flame(
     model,  # SASRec that learns, in place
     anchor,  # trained SASRec of the same shape; it is copied, and stays as it is
@@ -233,18 +246,8 @@ def flame(
 ):  # -> Fit
     "Train by FLAME. Raises DataError for networks that differ in shape and for cuts that cannot be made."
     _alike(model, anchor)
-    return _train(
-        model,
-        (model, anchor),
-        freeze(anchor).to(next(model.parameters()).device),
-        split,
-        modules,
-        cuts,
-        rounds,
-        shares,
-        agree,
-        training,
-    )
+    frozen = freeze(anchor).to(next(model.parameters()).device)
+    return _train(model, (model, anchor), frozen, split, modules, cuts, rounds, shares, agree, training)
 
 # %% ../../nbs/06_recommenders/02_flame.ipynb #aed12201
 def until(
@@ -265,7 +268,8 @@ class _Tables(nn.Module):
         self.dim = sum(self.dims)
 
     def forward(self):
-        return torch.cat([t() for t in self.tables], 1)  # -> [n, sum of dims]
+        "[n, sum of dims]."
+        return torch.cat([t() for t in self.tables], 1)
 
 # %% ../../nbs/06_recommenders/02_flame.ipynb #53c34aa4
 class Ensemble(nn.Module):
@@ -273,11 +277,8 @@ class Ensemble(nn.Module):
 
     def __init__(self, nets):  # list of SASRec or GRU4Rec
         super().__init__()
-        self.nets, self.items, self.length = (
-            nn.ModuleList(nets),
-            _Tables([n.items for n in nets]),
-            min(n.length for n in nets),
-        )
+        self.nets, self.items = nn.ModuleList(nets), _Tables([n.items for n in nets])
+        self.length = min(n.length for n in nets)
 
     def forward(self, sequences, table=None):  # as of SASRec; table [n, sum of dims]
         tables = (self.items() if table is None else table).split(self.items.dims, 1)
@@ -304,15 +305,15 @@ class Peers(nn.Module):
 
 # %% ../../nbs/06_recommenders/02_flame.ipynb #86df0e83
 def mutual(
-    first,
-    second,  # SASRecs of one shape that learn, in place; the first is validated
+    first,  # SASRec that learns, in place; it is the one that is validated
+    second,  # SASRec of the same shape that learns too
     split,  # Split
     *,
-    modules=2,
-    cuts=None,
-    rounds=200,
-    shares=(1.0, 1e-5),
-    agree='product',  # as in `flame`
+    modules=2,  # as in `flame`, like the four below
+    cuts=None,  # split points instead
+    rounds=200,  # epochs over which the contrastive share falls
+    shares=(1.0, 1e-5),  # at the first and the last of them
+    agree='product',  # what pairs are weighted by
     **training,  # of `fit`; RECIPE otherwise
 ):  # -> Fit
     "Mutual learning from scratch: FLAME's loss with nothing frozen. Raises DataError as `flame` does."
@@ -327,8 +328,7 @@ def reach(
     "The first epoch that reached a validation figure, and the time until its end."
     t = run.frame
     there = t.index[t[run.metric] >= (share * t[run.metric].max() if goal is None else goal)]
-    return (
-        None
-        if not len(there)
-        else dict(epoch=int(t['epoch'][there[0]]), **{c: float(t[c][: there[0] + 1].sum()) for c in ('seconds', 'cpu')})
-    )
+    if not len(there):
+        return None
+    spent = {c: float(t[c][: there[0] + 1].sum()) for c in ('seconds', 'cpu')}
+    return dict(epoch=int(t['epoch'][there[0]]), **spent)
