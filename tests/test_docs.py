@@ -197,10 +197,21 @@ def readable(page):
     "Contrast of the page's own text and of reports, against the nearest ground that is not transparent."
     return page.evaluate('''() => {
       const rgb = s => (s.match(/[\\d.]+/g) || []).map(Number);
-      const light = c => { const f = x => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4; return .2126 * f(c[0]) + .7152 * f(c[1]) + .0722 * f(c[2]); };
-      const ground = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length === 3 || c[3] > .9) return c; } return [255, 255, 255]; };
-      const seen = [...document.querySelectorAll('.bd-article p, .bd-article td, .bd-article h2, .v2r h4, .v2r figcaption, .v2r .card')].filter(e => e.offsetParent && e.innerText.trim() && getComputedStyle(e).color.startsWith('rgb'));
-      return seen.every(e => { const a = light(rgb(getComputedStyle(e).color)), b = light(ground(e)); return (Math.max(a, b) + .05) / (Math.min(a, b) + .05) > 3; });
+      const linear = x => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
+      const light = c => .2126 * linear(c[0]) + .7152 * linear(c[1]) + .0722 * linear(c[2]);
+      const ground = e => {
+        for (; e; e = e.parentElement) {
+          const c = rgb(getComputedStyle(e).backgroundColor);
+          if (c.length === 3 || c[3] > .9) return c;
+        }
+        return [255, 255, 255];
+      };
+      const texts = '.bd-article p, .bd-article td, .bd-article h2, .v2r h4, .v2r figcaption, .v2r .card';
+      const written = e => e.offsetParent && e.innerText.trim() && getComputedStyle(e).color.startsWith('rgb');
+      return [...document.querySelectorAll(texts)].filter(written).every(e => {
+        const a = light(rgb(getComputedStyle(e).color)), b = light(ground(e));
+        return (Math.max(a, b) + .05) / (Math.min(a, b) + .05) > 3;
+      });
     }''')
 
 
@@ -237,11 +248,18 @@ def test_widgets_live_without_a_kernel(tmp_path):
         docs.vendor(tmp_path / 'static', True)
     except docs.NotToBeHad as e:
         pytest.skip(str(e))
-    linked = "import ipywidgets as w\na, b = w.IntSlider(value=3), w.IntText()\nl = w.jslink((a, 'value'), (b, 'value'))\nw.VBox([a, b])"
+    linked = (
+        "import ipywidgets as w\na, b = w.IntSlider(value=3), w.IntText()\n"
+        "l = w.jslink((a, 'value'), (b, 'value'))\nw.VBox([a, b])"
+    )
     figure = (
         "import numpy as np\nimport plotly.graph_objects as go\ngo.FigureWidget(go.Scatter(y=np.array([1., 3., 2.])))"
     )
-    own = "import anywidget\nclass Own(anywidget.AnyWidget):\n    _esm = 'export default { render: ({el}) => { el.textContent = \"drawn by \" + \"itself\" } };' + '//' + 'x' * 100_001\nOwn()"
+    own = (
+        "import anywidget\nclass Own(anywidget.AnyWidget):\n"
+        "    _esm = 'export default { render: ({el}) => { el.textContent = \"drawn by \" + \"itself\" } };'"
+        " + '//' + 'x' * 100_001\nOwn()"
+    )
     nb = nbformat.v4.new_notebook(
         cells=[
             nbformat.v4.new_markdown_cell('# Widgets'),
