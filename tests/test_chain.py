@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vlm2rec_lab import data, images, readers
 from vlm2rec_lab.cli import main, open_dataset
 from vlm2rec_lab.data import DataError, leave_one_out, load_folder
+from vlm2rec_lab.shop import fetch, images, readers, tables
 from vlm2rec_lab.shop.splits import cold_items, last_day, temporal_split
 
 pytestmark = pytest.mark.filterwarnings('ignore::vlm2rec_lab.data.DataWarning')

@@ -206,6 +206,7 @@ def test_the_line_that_makes_a_bench_again(tmp_path):
     assert 'whole report' in out and out.splitlines()[-1].startswith('vlm2rec bench --items 300')
 
 
+@pytest.mark.filterwarnings('always::vlm2rec_lab.data.DataWarning')
 def test_downstream_writes_its_results_once(folder, tmp_path):
     argv = ['downstream', '--data', folder, '--sources', 'raw', '--how', 'frozen', '--seeds', 0, '--epochs', 2]
     argv += ['--out', tmp_path / 'down']
