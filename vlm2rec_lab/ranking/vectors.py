@@ -19,36 +19,40 @@ from ..base.errors import known
 from ..base.files import write_bytes
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #72bfe1db
+def _is_list(cell):
+    "Whether a cell is a flat list of numbers, as far as its first entry tells."
+    return isinstance(cell, (list, tuple, np.ndarray)) and np.ndim(cell[:1]) == 1
+
+# %% ../../nbs/01_ranking/00_vectors.ipynb #e7b14cba
+def _one_length(cells, there, name):
+    "The number of dimensions of the cells that are there. Raises ValueError where they differ."
+    sizes = pd.Series([len(c) for c, ok in zip(cells, there) if ok])
+    if not len(sizes):
+        raise ValueError(f"column '{name}' has no vector in any row")
+    usual = sizes.mode()[0]
+    if sizes.nunique() > 1:
+        row = next(k for k, (c, ok) in enumerate(zip(cells, there)) if ok and len(c) != usual)
+        raise ValueError(
+            f"column '{name}' row {row} has {len(cells[row])} dimensions, others have {usual}: vectors of a modality "
+            'have the same length'
+        )
+    return sizes[0]
+
+# %% ../../nbs/01_ranking/00_vectors.ipynb #6902bd6f
 def _vector_column(
     cells,  # [rows] of lists of numbers, or None
     name,  # of the column, for errors
 ):  # -> [rows, dims]
-    odd = next(
-        (
-            k
-            for k, c in enumerate(cells)
-            if c is not None and (not isinstance(c, (list, tuple, np.ndarray)) or np.ndim(c[:1]) != 1)
-        ),
-        None,
-    )
+    "A column of lists as a matrix, zeros where a cell is empty. Raises ValueError that names the row."
+    odd = next((k for k, c in enumerate(cells) if c is not None and not _is_list(c)), None)
     if odd is not None:
         raise ValueError(
             f"column '{name}' row {odd} holds {str(cells[odd])[:40]!r}: every cell is a flat list of numbers, or empty"
         )
     there = [c is not None and len(c) > 0 for c in cells]
-    sizes = pd.Series([len(c) for c, ok in zip(cells, there) if ok])
-    if not len(sizes):
-        raise ValueError(f"column '{name}' has no vector in any row")
-    if sizes.nunique() > 1:
-        usual = sizes.mode()[0]
-        row = next(k for k, (c, ok) in enumerate(zip(cells, there)) if ok and len(c) != usual)
-        raise ValueError(
-            f"column '{name}' row {row} has {len(cells[row])} dimensions, others have {usual}: vectors of a modality have the same length"
-        )
-    out = np.zeros(
-        (len(cells), sizes[0]),
-        np.result_type(np.float32, np.asarray(next(c for c, ok in zip(cells, there) if ok)).dtype),
-    )
+    dims = _one_length(cells, there, name)
+    first = np.asarray(next(c for c, ok in zip(cells, there) if ok))
+    out = np.zeros((len(cells), dims), np.result_type(np.float32, first.dtype))
     try:
         out[there] = [c for c, ok in zip(cells, there) if ok]
     except (TypeError, ValueError) as e:
@@ -62,14 +66,15 @@ def _is_vectors(cells):
     return isinstance(first, (list, tuple, np.ndarray)) and np.asarray(first).dtype.kind in 'fiu'
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #b4534e4d
+# side -> columns that are no modality
 LINKS = {
     'items': ('item_id', 'title'),
     'sequences': ('target', 'seen', 'user_id'),
-}  # side -> columns that are no modality
+}
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #798589b2
 def read_side(
-    source,  # {modality: [rows, dims]}, a .parquet, .npz or .safetensors file, a DataFrame, or anything with `to_pandas()`
+    source,  # {modality: [rows, dims]}, a file (.parquet, .npz, .safetensors), a DataFrame, or what has `to_pandas`
     side,  # 'items' or 'sequences'
 ):  # -> {modality: [rows, dims]}, {column: [rows]}
     "Vectors and links of one side. Raises FileNotFoundError, TypeError, or ValueError that names the column and row."
@@ -80,12 +85,14 @@ def read_side(
     frame = source.to_pandas() if hasattr(source, 'to_pandas') else source
     if not isinstance(frame, pd.DataFrame):
         raise TypeError(
-            f"{side} is {type(source).__name__}: pass {{modality: array}}, a file, a DataFrame or a Hugging Face dataset"
+            f"{side} is {type(source).__name__}: pass {{modality: array}}, a file, a DataFrame or a Hugging Face "
+            "dataset"
         )
     return _read_frame(frame, side)
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #70da4599
 def _read_frame(frame, side):
+    "Vectors and links of a table."
     vectors, links, odd = {}, {}, []
     if not len(frame):
         raise ValueError(f'{side} has no rows')
@@ -119,6 +126,7 @@ def _unused(names, side):
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #b61ea582
 def _read_file(path, side):
+    "Vectors and links of a file, by its suffix."
     readers = {
         '.parquet': (pd.read_parquet, _read_frame),
         '.npz': (_read_npz, _split),
@@ -137,11 +145,13 @@ def _read_file(path, side):
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #9367bc34
 def _read_npz(path):
+    "{name: array}."
     with np.load(path, allow_pickle=False) as f:
         return {n: f[n] for n in f.files}
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #2c9d0fe2
 def _read_safetensors(path):
+    "{name: array}."
     from safetensors.torch import load_file
 
     return {n: t.float().numpy() if t.is_floating_point() else t.numpy() for n, t in load_file(path).items()}
@@ -160,13 +170,25 @@ def _split(arrays, side):
     return vectors, {n: list(a) for n, a in arrays.items() if n in LINKS[side]}
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #59516db9
-def _numeric(array, name, dims):  # array of a file, what to call it, how many axes it must have
+def _numeric(array, name, dims):
+    "Raises ValueError for an array of a file that has another number of axes, or holds something else than numbers."
     if array.ndim != dims or array.dtype.kind not in ('fiub' if dims > 1 else 'fiu'):
         raise ValueError(
-            f"{name} has shape {array.shape} of {array.dtype}: store {'a matrix [rows, dims] of numbers' if dims > 1 else 'a flat array of row numbers'}"
+            f"{name} has shape {array.shape} of {array.dtype}: store "
+            f"{'a matrix [rows, dims] of numbers' if dims > 1 else 'a flat array of row numbers'}"
         )
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #3b8906b3
+def _row_numbers(names, what):
+    "Row numbers that were given as such."
+    rows = np.asarray(names) if len(names) else np.zeros(0, int)
+    if rows.dtype.kind not in 'iu':
+        raise ValueError(
+            f"{what} holds {rows.dtype}, not row numbers: give the items a column 'item_id' to name them by"
+        )
+    return rows
+
+# %% ../../nbs/01_ranking/00_vectors.ipynb #2f0a0142
 def item_rows(
     names,  # [n] ids or, where `ids` is None, row numbers
     ids,  # [items] or None
@@ -174,32 +196,39 @@ def item_rows(
     at=None,  # [n] rows of the table that the names stand in; None: one per row
 ):  # -> int [n]
     "Row numbers of items. Raises ValueError for an empty, unknown or repeated id."
-    row = lambda k: k if at is None else at[k]
+    at = range(len(names)) if at is None else at
     empty = np.flatnonzero(pd.isna(pd.Series(names, dtype=object)))
     if len(empty):
-        raise ValueError(f'{what} row {row(empty[0])} names no item ({len(empty):,} such): leave it out')
+        raise ValueError(f'{what} row {at[empty[0]]} names no item ({len(empty):,} such): leave it out')
     if ids is None:
-        rows = np.asarray(names) if len(names) else np.zeros(0, int)
-        if rows.dtype.kind not in 'iu':
-            raise ValueError(
-                f"{what} holds {rows.dtype}, not row numbers: give the items a column 'item_id' to name them by"
-            )
-        return rows
+        return _row_numbers(names, what)
     index = pd.Index(ids)
     if not index.is_unique:
-        raise ValueError(f"item_id {index[index.duplicated()][0]!r} stands in more than one row of the items")
+        raise ValueError(f'item_id {index[index.duplicated()][0]!r} stands in more than one row of the items')
     rows = index.get_indexer(pd.Index(names))
     if (rows < 0).any():
         first = int((rows < 0).argmax())
         name = list(names)[first]
         alike = next((i for i in ids if str(i) == str(name)), None)
-        raise ValueError(
-            f"{what} row {row(first)}: {name!r} is no item_id of the items"
-            + ('' if alike is None else f'; there is {alike!r} ({type(alike).__name__}): give both the same type')
-        )
+        hint = '' if alike is None else f'; there is {alike!r} ({type(alike).__name__}): give both the same type'
+        raise ValueError(f'{what} row {at[first]}: {name!r} is no item_id of the items{hint}')
     return rows
 
-# %% ../../nbs/01_ranking/00_vectors.ipynb #2f0a0142
+# %% ../../nbs/01_ranking/00_vectors.ipynb #ea97de30
+def _seen_of(cells, ids):
+    "A column of lists of items as (offsets, item rows). Raises ValueError for a row that is no list."
+    rows = [[] if s is None or np.isscalar(s) and pd.isna(s) else s for s in cells]
+    lists = [isinstance(s, (list, tuple, np.ndarray)) and np.ndim(s) == 1 for s in rows]
+    if not all(lists):
+        single = lists.index(False)
+        raise ValueError(
+            f"sequences column 'seen' row {single} is {rows[single]!r}: give every user a list of items, [] for none"
+        )
+    at = [r for r, s in enumerate(rows) for _ in s]
+    flat = item_rows([i for s in rows for i in s], ids, "sequences column 'seen'", at)
+    return np.concatenate([[0], np.cumsum([len(s) for s in rows])]).astype(np.int64), flat
+
+# %% ../../nbs/01_ranking/00_vectors.ipynb #b9719004
 def read_task(
     items,  # as in `read_side`
     sequences,  # as in `read_side`
@@ -207,31 +236,17 @@ def read_task(
     seen=None,  # as in `evaluate`; None: the column `seen` where there is one
     titles=None,  # [items]; None: the column `title` where there is one
 ):  # -> dict(items, sequences, targets, seen), titles or None
-    "Both sides and what ties them together. Raises ValueError for missing targets and for ids that do not fit, besides what `read_side` raises."
+    "Both sides and what ties them together. Raises ValueError for missing targets and for ids that do not fit."
     (items, about), (sequences, links) = read_side(items, 'items'), read_side(sequences, 'sequences')
+    ids = about.get('item_id')
     if targets is None:
         if 'target' not in links:
             raise ValueError("sequences have no column 'target' with each user's next item, and targets= was not given")
-        targets = item_rows(links['target'], about.get('item_id'), "sequences column 'target'")
+        targets = item_rows(links['target'], ids, "sequences column 'target'")
     if seen is None and 'seen' in links:
-        rows = [[] if s is None or np.isscalar(s) and pd.isna(s) else s for s in links['seen']]
-        single = next(
-            (r for r, s in enumerate(rows) if not isinstance(s, (list, tuple, np.ndarray)) or np.ndim(s) != 1), None
-        )
-        if single is not None:
-            raise ValueError(
-                f"sequences column 'seen' row {single} is {rows[single]!r}: give every user a list of items, [] for none"
-            )
-        flat = item_rows(
-            [i for s in rows for i in s],
-            about.get('item_id'),
-            "sequences column 'seen'",
-            [r for r, s in enumerate(rows) for _ in s],
-        )
-        seen = (np.concatenate([[0], np.cumsum([len(s) for s in rows])]).astype(np.int64), flat)
-    return dict(items=items, sequences=sequences, targets=targets, seen=seen), about.get(
-        'title'
-    ) if titles is None else titles
+        seen = _seen_of(links['seen'], ids)
+    titles = about.get('title') if titles is None else titles
+    return dict(items=items, sequences=sequences, targets=targets, seen=seen), titles
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #d07f9941
 def write_vectors(
@@ -240,9 +255,8 @@ def write_vectors(
     titles=None,  # str [items]
 ):
     "Write both sides of a task to one file, atomically."
-    arrays = {f'{side}/{m}': np.asarray(z) for side in ('items', 'sequences') for m, z in vectors[side].items()} | {
-        'targets': vectors['targets']
-    }
+    arrays = {f'{side}/{m}': np.asarray(z) for side in ('items', 'sequences') for m, z in vectors[side].items()}
+    arrays['targets'] = vectors['targets']
     if vectors.get('seen') is not None:
         arrays |= dict(zip(('seen_offsets', 'seen_items'), vectors['seen']))
     if titles is not None:
@@ -255,6 +269,22 @@ def write_vectors(
 SINGLE = ('targets', 'seen_offsets', 'seen_items', 'titles')  # arrays of the file that belong to no modality
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #12b3212c
+def _check_names(arrays, sides, path):
+    "Raises DataError for an array that the file should not have, ValueError for one that it lacks."
+    names = [*SINGLE, *(f'{side}/{m}' for side in sides for m in {'text': 0} | sides['items'] | sides['sequences'])]
+    for n in arrays:
+        if not n.startswith(('items/', 'sequences/')):
+            known(n, names, 'array', f' of vectors ({path})')
+    for n, a in arrays.items():
+        if n != 'titles':
+            _numeric(a, f"{path}: the array '{n}'", 1 if n in SINGLE else 2)
+    missing = [f'{side}/<modality>' for side, found in sides.items() if not found]
+    missing += ['targets'] * ('targets' not in arrays)
+    missing += [b for a, b in (SINGLE[1:3], SINGLE[2:0:-1]) if a in arrays and b not in arrays]
+    if missing:
+        raise ValueError(f'{path} lacks {", ".join(missing)}; it has {", ".join(arrays) or "nothing"}')
+
+# %% ../../nbs/01_ranking/00_vectors.ipynb #33b2e2b9
 def read_vectors(
     path,  # .npz file of `write_vectors`
 ):  # -> dict(items, sequences, targets, seen), titles or None
@@ -264,19 +294,7 @@ def read_vectors(
         side: {n.split('/', 1)[1]: a for n, a in arrays.items() if n.startswith(f'{side}/')}
         for side in ('items', 'sequences')
     }
-    names = [*SINGLE, *(f'{side}/{m}' for side in sides for m in {'text': 0} | sides['items'] | sides['sequences'])]
-    for n in arrays:
-        if not n.startswith(('items/', 'sequences/')):
-            known(n, names, 'array', f' of vectors ({path})')
-    for n, a in arrays.items():
-        if n != 'titles':
-            _numeric(a, f"{path}: the array '{n}'", 1 if n in SINGLE else 2)
-    missing = [f'{side}/<modality>' for side, found in sides.items() if not found] + [
-        n for n in ('targets',) if n not in arrays
-    ]
-    missing += [b for a, b in (SINGLE[1:3], SINGLE[2:0:-1]) if a in arrays and b not in arrays]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; it has {', '.join(arrays) or 'nothing'}")
+    _check_names(arrays, sides, path)
     seen = (arrays['seen_offsets'], arrays['seen_items']) if 'seen_items' in arrays else None
     return dict(**sides, targets=arrays['targets'], seen=seen), arrays.get('titles')
 
@@ -294,6 +312,7 @@ def _read_arrays(path):
                 out[name] = f[name]
             except ValueError as e:
                 raise ValueError(
-                    f"{path}: the array '{name}' cannot be read without unpickling: store numbers, and titles as dtype=str"
+                    f"{path}: the array '{name}' cannot be read without unpickling: store numbers, and titles as "
+                    "dtype=str"
                 ) from e
     return out

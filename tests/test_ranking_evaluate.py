@@ -1,0 +1,99 @@
+"""Evaluation: no users, negatives given or drawn, half precision, terms of a sum, and a metric from outside."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from vlm2rec_lab.ranking.candidates import sample_negatives, seen_items, with_negatives
+from vlm2rec_lab.ranking.evaluate import evaluate, fusion_name
+from vlm2rec_lab.ranking.fusions import score_terms
+from vlm2rec_lab.ranking.ranks import GAINS
+from vlm2rec_lab.shop.catalogue import Catalogue, Interactions
+from vlm2rec_lab.shop.dataset import Dataset
+from vlm2rec_lab.shop.leave_one_out import leave_one_out
+
+
+@pytest.fixture(scope='module')
+def task():
+    "200 users, 60 items, two modalities, five seen items each."
+    rng = np.random.default_rng(0)
+    latent, taste = rng.normal(size=(60, 8)), rng.normal(size=(200, 8))
+    targets = (taste @ latent.T + rng.normal(size=(200, 60))).argmax(1)
+    noise = {'text': 0.3, 'image': 0.8}
+    items = {m: (latent + s * rng.normal(size=latent.shape)).astype(np.float32) for m, s in noise.items()}
+    sequences = {m: (taste + s * rng.normal(size=taste.shape)).astype(np.float32) for m, s in noise.items()}
+    seen = [rng.choice(np.delete(np.arange(60), t), 5, replace=False) for t in targets]
+    return items, sequences, targets, seen
+
+
+@pytest.mark.parametrize('n', [0, 1])
+def test_hardly_any_users(task, n):
+    items, sequences, targets, seen = task
+    few = evaluate(items, {m: x[:n] for m, x in sequences.items()}, targets[:n], seen[:n], negatives=20)
+    json.dumps(few.to_dict(), allow_nan=False)
+    assert few.to_dict()['views']['text']['HR@10']['low'] is None
+    assert 'users' in repr(few) and '<table' in few._repr_html_()
+
+
+def test_the_same_draw_inside_or_outside(task):
+    items, sequences, targets, seen = task
+    ours = sample_negatives(seen_items(seen, targets, 60), targets, 60, 10, seed=3)
+    drawn, given = (evaluate(items, sequences, targets, seen, negatives=n, seed=3) for n in (10, ours))
+    for v in drawn:
+        assert (drawn.ranks[v].greater == given.ranks[v].greater).all()
+        assert (drawn.ranks[v].candidates == given.ranks[v].candidates).all()
+    assert '10 sampled unseen items (seed 3), median 11' in drawn.protocol
+    assert 'among 10 given negatives (SHA-256 ' in given.protocol
+
+
+def test_negatives_of_a_split():
+    rng = np.random.default_rng(1)
+    lists = [rng.choice(60, 8, replace=False) for _ in range(50)]
+    catalogue = Catalogue([str(i) for i in range(60)], {'text': ['x'] * 60}, {'text': 'text'})
+    split = leave_one_out(Dataset(catalogue, Interactions.of_sequences(lists), 'shop'))
+    asks = {'text': rng.normal(size=(50, 4))}, split.test.targets, split.test.seen
+    goods = {'text': rng.normal(size=(60, 4))}
+    mine = with_negatives(split, 20, seed=4).test.negatives
+    inside, outside = (evaluate(goods, *asks, negatives=n, seed=4) for n in (20, mine))
+    assert inside['fused'] == outside['fused']
+    with pytest.raises(ValueError, match='has the target'):
+        evaluate(goods, *asks, negatives=split.test.targets[:, None])
+
+
+def test_half_precision(task):
+    items, sequences, targets, _ = task
+    half = {m: torch.tensor(x).half() for m, x in items.items()}
+    brain = {m: torch.tensor(x).bfloat16() for m, x in sequences.items()}
+    coarse = evaluate(half, brain, torch.tensor(targets))['fused']['NDCG@10']
+    assert abs(coarse - evaluate(items, sequences, targets)['fused']['NDCG@10']) < 0.01
+
+
+def test_fusions_have_names():
+    def joined(vectors):
+        return np.concatenate(list(vectors.values()), 1)
+
+    assert [fusion_name(f) for f in (joined, {'text': 1})] == ['fusion by joined', "fusion by weights {'text': 1}"]
+
+
+def test_terms_add_up_to_the_sum():
+    rng = np.random.default_rng(0)
+    items = {m: rng.normal(size=(200, 16)) for m in ('text', 'image')}
+    targets = rng.integers(0, 200, 300)
+    sequences = {m: x[targets] + 2.0 * rng.normal(size=(300, 16)) for m, x in items.items()}
+    terms = score_terms(items, sequences, targets)
+    whole = evaluate(items, sequences, targets, bootstrap=0)['fused']['NDCG@10']
+    assert abs((terms.without + terms.worth).iloc[0] - whole) < 0.01
+
+
+def test_a_metric_from_outside(task):
+    "One entry of GAINS, and it is in every table."
+    items, sequences, targets, seen = task
+    GAINS['first'] = lambda place: (place < 1).astype(float)
+    try:
+        found = evaluate(items, sequences, targets, seen, k=1)
+        assert found['text']['first@1'] == found['text']['HR@1']
+        assert 'first@1' in found.to_frame() and 'first@1' in found.to_dict()['views']['fused']
+    finally:
+        del GAINS['first']
