@@ -21,7 +21,7 @@ def _study_options(add):
     add('--conditions', nargs='+', metavar='NAME', help=f'some of {listed("conditions")} (default: all)')
     data = 'folder with items.csv and interactions.csv, in place of the studio'
     add('--data', metavar='FOLDER', help=data)
-    remedies = 'some of the remedies, see the notebook 11_study'
+    remedies = 'some of the remedies, see the notebook 11_studies/00_study'
     remedies += ' (default: all in text-easy, the main ones elsewhere)'
     add('--remedies', nargs='+', metavar='NAME', help=remedies)
     add('--jobs', type=count, default=2, metavar='N', help='cells at a time, one thread each (default: 2)')
@@ -70,7 +70,7 @@ def _calibrate_options(add):
     "Options of `calibrate`."
     half = 'set (thresholds are set on it), report (they are judged on it) or all (default: report)'
     add('--half', default='report', metavar='HALF', help=half)
-    settings = 'some of the settings, see the notebook 04a_calibrate (default: all of the half)'
+    settings = 'some of the settings, see the notebook 04_diagnosis/07_calibrate (default: all of the half)'
     add('--settings', nargs='+', metavar='NAME', help=settings)
     add('--users', type=count, nargs='+', metavar='N', help='numbers of users (default: 100 300 1000 10000)')
     seeds = 'seeds of each setting and number of users (default: 30, at 10,000 users 4)'
