@@ -586,7 +586,7 @@ def write_study(
     from html import escape
 
     from vlm2rec_lab.diagnosis.pages import page
-    from vlm2rec_lab.show.figures import figures_html
+    from vlm2rec_lab.base.theme import figures_html
 
     table = study_table(label_cells(cells))
     write_bytes(Path(out) / 'table.csv', table.round(5).to_csv(index=False).encode())
