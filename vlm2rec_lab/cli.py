@@ -368,7 +368,8 @@ def _about(split):
 # %% ../nbs/12_cli.ipynb #da5ef02f
 def make_reports(found, split, fuse='sum', seed=0, reference=None):
     "Collapse reports of the trained losses, side by side, against a reference if there is one."
-    from vlm2rec_lab.diagnosis.report import collapse_report, side_by_side
+    from vlm2rec_lab.diagnosis.compare import side_by_side
+    from vlm2rec_lab.diagnosis.report import collapse_report
 
     titles = item_titles(split)
     return side_by_side(
@@ -425,6 +426,7 @@ def calibrate(
         rates,
         run_calibration,
     )
+    from vlm2rec_lab.studies.trained import trained_vectors
 
     if o.half not in (*HALVES, 'all'):
         raise ValueError('--half: ' + unlike(o.half, [*HALVES, 'all'], 'half'))
@@ -435,7 +437,14 @@ def calibrate(
         flush=True,
     )
     table = run_calibration(
-        o.out, names, sizes, o.seed, o.jobs, varied=VARIED if o.half == 'set' else None, progress=sys.stderr.isatty()
+        o.out,
+        names,
+        sizes,
+        o.seed,
+        o.jobs,
+        varied=VARIED if o.half == 'set' else None,
+        progress=sys.stderr.isatty(),
+        make=trained_vectors,
     )
     table.drop(columns='other').to_csv(Path(o.out) / f'{o.half}.csv.gz', index=False)
     print(

@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 
 from ..base.errors import known
-from ..diagnosis.report import collapse_report, side_by_side
+from ..diagnosis.compare import side_by_side
+from ..diagnosis.report import collapse_report
 from .chart import PANELS, run_lines, still
 from .gradients import GradientWidget
 from .shelf import recommend
