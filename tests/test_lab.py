@@ -15,7 +15,9 @@ from test_widgets import ROOT, VIEW, place
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 EARS = '''
 from ipywidgets import Label
-heard = Label('none'); heard.add_class('t-ids'); spaces.observe(lambda c: setattr(heard, 'value', ' '.join(c.new) or 'none'), 'selected')
+heard = Label('none')
+heard.add_class('t-ids')
+spaces.observe(lambda c: setattr(heard, 'value', ' '.join(c.new) or 'none'), 'selected')
 heard'''
 
 
@@ -49,7 +51,8 @@ def test_training_notebook(page, lab):
     )
     assert (root / 'report.html').stat().st_size > 1e6
 
-    # the gradients, drawn while it trained; a product in one space and its place in the others; a lasso, heard by Python
+    # the gradients, drawn while it trained; a product in one space and its place in the others;
+    # a lasso, of which Python hears
     assert page.locator('.v2l').count() >= 2
     shot(page.locator('.v2l').nth(1), 'gradients')
     page.wait_for_function(f'() => {VIEW}.length >= 2')
@@ -67,7 +70,9 @@ def test_training_notebook(page, lab):
     assert len(page.locator('.t-ids').text_content().split()) == chosen > 0
 
     # the bench: start, turn a slider, pause, go on, stop
-    button = lambda name: page.locator('.jupyter-button', has_text=name).first
+    def button(name):
+        return page.locator('.jupyter-button', has_text=name).first
+
     button('start').scroll_into_view_if_needed()
     button('start').click()
     page.wait_for_function("() => /running, [1-9]/.test(document.body.textContent)", timeout=60_000)

@@ -1,4 +1,6 @@
-"""The live widgets in a real browser: the bench in JupyterLab on loopback, and what was saved as HTML. VLM2REC_SHOTS=folder keeps screenshots."""
+"""The live widgets in a real browser: the bench in JupyterLab on loopback, and what was saved as HTML.
+
+VLM2REC_SHOTS=folder keeps screenshots."""
 
 import json
 import os
@@ -28,16 +30,19 @@ from vlm2rec_lab.studio import make_studio
 from vlm2rec_lab.model.tiny import build_tiny, build_tokenizer, save_tiny, studio_corpus
 from vlm2rec_lab.train import train
 folder = Path(tempfile.mkdtemp()) / 'tiny'
-save_tiny(folder, *build_tiny(tokenizer=build_tokenizer(studio_corpus(300)), hidden=32, layers=1, vision=32, vision_layers=1), dtype=torch.float32)
+tiny = build_tiny(tokenizer=build_tokenizer(studio_corpus(300)), hidden=32, layers=1, vision=32, vision_layers=1)
+save_tiny(folder, *tiny, dtype=torch.float32)
 toy = make_studio('balanced', seed=0, items=40, users=60, length=6).split(train=30, valid=15, test=15, history=4)
 titles = toy.catalogue.table.title.where(toy.catalogue.table.index %% 3 > 0, %r)
 toy = replace(toy, catalogue=replace(toy.catalogue, table=toy.catalogue.table.assign(title=titles)))
-fresh = lambda seed=0: VLMEmbedder.from_pretrained(folder, lora=4, device='cpu', seed=seed)
+def fresh(seed=0):
+    return VLMEmbedder.from_pretrained(folder, lora=4, device='cpu', seed=seed)
 '''
     % TITLE
 )
 BENCH = "bench = Bench(fresh(), toy, steps=3000, batch=8, eval_every=100, folder='kept')\nbench"
-STATE = "print('bench', bench.run.state, len(bench.run.records), sorted(set(c['alpha'] for c in bench.run.history.controls)), bench.run.checkpoint.exists())"
+STATE = '''alphas = sorted(set(c['alpha'] for c in bench.run.history.controls))
+print('bench', bench.run.state, len(bench.run.records), alphas, bench.run.checkpoint.exists())'''
 
 
 def notebook(path, *cells):
@@ -174,7 +179,10 @@ def test_bench_in_jupyterlab(lab, browser):
         timeout=20000,
     )
     page.locator('.v2l .turn').first.wait_for(state='attached', timeout=20000)  # the change of alpha is drawn
-    steps = lambda: int(re.search(r'(\d+) of 3000', status.text_content())[1])
+
+    def steps():
+        return int(re.search(r'(\d+) of 3000', status.text_content())[1])
+
     page.locator('.v2l-pause').click()
     status.filter(has_text='paused').wait_for(timeout=20000)
     page.wait_for_timeout(900)
@@ -228,8 +236,13 @@ def saved(tmp_path_factory):
     made = (
         START
         + f'''
-runs = {{'sft': [train(fresh(s), toy, 'sft', steps=40, batch=8, seed=s, eval_every=10, progress=False) for s in range(3)]}}
-runs[{TITLE!r}] = train(fresh(), toy, 'vlm2rec', steps=40, batch=8, eval_every=10, progress=False, controls=(c := {{'alpha': .5}}), callback=lambda r: c.update(alpha=2.) if len(r) == 15 else None)
+kw = dict(steps=40, batch=8, eval_every=10, progress=False)
+controls = {{'alpha': .5}}
+def turn(records):
+    if len(records) == 15:
+        controls['alpha'] = 2.
+runs = {{'sft': [train(fresh(s), toy, 'sft', seed=s, **kw) for s in range(3)]}}
+runs[{TITLE!r}] = train(fresh(), toy, 'vlm2rec', controls=controls, callback=turn, **kw)
 GradientWidget(runs).to_html({str(out / 'gradients.html')!r})
 recommend(fresh(), toy).to_html({str(out / 'shelf.html')!r}, customers=5)
 '''
@@ -246,10 +259,10 @@ recommend(fresh(), toy).to_html({str(out / 'shelf.html')!r}, customers=5)
 def test_saved_pages(saved, browser, dark, width):
     page = watched(browser, width, 1000, dark)
     fits = 'document.documentElement.scrollWidth <= window.innerWidth'
-    background = lambda: [
-        int(x)
-        for x in re.findall(r'\d+', page.evaluate('getComputedStyle(document.querySelector(".v2l")).backgroundColor'))
-    ][:3]
+
+    def background():
+        css = page.evaluate('getComputedStyle(document.querySelector(".v2l")).backgroundColor')
+        return [int(x) for x in re.findall(r'\d+', css)][:3]
 
     page.goto((saved / 'gradients.html').as_uri())
     for kind in ('ratio/image / text', 'grad/text', 'grad/image', 'loss/', 'valid/fused', 'valid/image'):

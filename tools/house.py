@@ -225,6 +225,14 @@ def table_of_rooms(house):
     return '\n'.join(rows)
 
 
+def table_of_rules():
+    "Markdown: a row per package that must not import everything below it."
+    rows = ['| package | must not import | since |', '|---|---|---|']
+    for name, (not_these, why) in MAY_NOT.items():
+        rows.append(f'| `{name}` | {", ".join(f"`{n}`" for n in not_these)} | {why} |')
+    return '\n'.join(rows)
+
+
 def page(package=ROOT / 'vlm2rec_lab', nbs=ROOT / 'nbs'):
     "The drawn part of the docs page: floors, rooms, and the number of arrows."
     house = read_house(Path(package), Path(nbs))

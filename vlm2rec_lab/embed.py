@@ -32,7 +32,9 @@ from vlm2rec_lab.model.embedder import (
     sequence_vectors,
 )
 from .model.encode import encode_plan, forward, hidden_states, length_groups
-from .model.families import FAMILIES, FUSIONS, LORA_TARGETS, add_lora, load_checkpoint
+from .model.families import FAMILIES, LORA_TARGETS, add_lora
+from .model.families import READINGS as FUSIONS
+from .model.families import load_model as load_checkpoint
 from vlm2rec_lab.model.pieces import (
     Pieces,
     Prompts,

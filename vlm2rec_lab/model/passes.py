@@ -43,7 +43,8 @@ def prefix_plan(
     history,  # int [rows, L] with PAD at the right
     view,  # its name: items that lack it are left out
 ):  # -> long [rows, 1 + 4 L], bool [1 + 4 L]: pieces, and which of them are branches
-    "The tree of each history: prefix, then separator, item, separator if it begins the closing words, and closing words for every item. A history of PAD alone is the prefix."
+    """The tree of each history: prefix, then separator, item, separator if it begins the closing words, and closing
+    words for every item. A history of PAD alone is the prefix."""
     plan, n, size = bank.sequence_plan(history, view), bank.items, bank.views[view].offsets.diff()
     real, none = torch.as_tensor(history, dtype=torch.long) != PAD, torch.full(plan[:, 1:-1:2].shape, -1)
     before, items = plan[:, 1:-1:2], plan[:, 2:-1:2]
@@ -57,7 +58,9 @@ def assemble_tree(
     pieces,  # Pieces of a view
     plan,  # long [rows, K] piece numbers, -1 for none
     branch,  # bool [K]: which columns are branches
-):  # -> ids [rows, T], positions [3, rows, T], features [rows, T], mask bool [rows, 1, T, T], ends long [rows, branches]: each branch's last token, -1 for none
+):
+    # -> ids [rows, T], positions [3, rows, T], features [rows, T], mask bool [rows, 1, T, T]; and
+    # ends long [rows, branches], each branch's last token, -1 for none
     "Padded inputs of trees. Where no branch holds a token it is `assemble`, and the mask is None: all before."
     there = plan >= 0
     advance = pieces.advance[plan.clamp(min=0)] * there * ~branch
@@ -87,7 +90,8 @@ def forward_tree(
     view,  # as in `embed.forward`
     history,  # int [rows, L] with PAD at the right
 ):  # -> float32 [P, hidden], in the order of `prefix_pairs`
-    "Raw vectors of all prefixes, in one pass, with gradient into the adapters. Prefixes without content in the view get what the template alone gives: mask them."
+    """Raw vectors of all prefixes, in one pass, with gradient into the adapters. Prefixes without content in the view
+    get what the template alone gives: mask them."""
     ids, position, feature, mask, ends = assemble_tree(bank.views[view], *prefix_plan(bank, history, view))
     rows, columns = (x.to(embedder.device) for x in torch.nonzero(ends >= 0, as_tuple=True))
     return hidden_states(embedder, bank, view, ids, position, feature, mask)[

@@ -12,6 +12,7 @@ from html import escape
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from .pieces import assemble
 
@@ -53,24 +54,31 @@ def show_prompts(
     }
 
 # %% ../../nbs/02_model/06_prompts.ipynb #83c36234
+def _first_mark(text, column):
+    "Where a column's name first stands as `name: `, as (place, name); nothing where it does not."
+    found = re.search(rf'(?:(?<=^)|(?<=\s)){re.escape(str(column))}: ', text)
+    return [(found.start(), column)] if found else []
+
+# %% ../../nbs/02_model/06_prompts.ipynb #a0e25da2
 def lost_columns(
     text,  # an item's text
     start,  # character from which on it is not read
     columns,  # names that may stand in it as `name: `
 ):  # -> list of str
     "Columns that lose all or some of their words; the part before the first named column counts as 'the beginning'."
-    marks = [
-        (0, 'the beginning'),
-        *sorted(
-            (m.start(), c)
-            for c in columns
-            for m in list(re.finditer(rf'(?:(?<=^)|(?<=\s)){re.escape(str(c))}: ', text))[:1]
-        ),
-    ]
+    marks = [(0, 'the beginning'), *sorted(mark for c in columns for mark in _first_mark(text, c))]
     ends = [*(at for at, _ in marks[1:]), len(text)]
     return [name for (_, name), end in zip(marks, ends) if end > start and text[start:end].strip()]
 
-# %% ../../nbs/02_model/06_prompts.ipynb #a0e25da2
+# %% ../../nbs/02_model/06_prompts.ipynb #f2ca6c35
+def _token_places(tokenizer, texts):
+    "(begin, end) of every token in every text."
+    if not texts:
+        return []
+    how = dict(add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    return tokenizer(texts, **how)['offset_mapping']
+
+# %% ../../nbs/02_model/06_prompts.ipynb #e59f3136
 def cut_texts(
     embedder,  # VLMEmbedder
     catalogue,  # Catalogue
@@ -80,82 +88,86 @@ def cut_texts(
     for m, tokens in bank.text_tokens.items():
         cut = np.flatnonzero(tokens > limit)
         texts = [' ' + catalogue.content[m][i] for i in cut]
-        found = (
-            embedder.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)[
-                'offset_mapping'
-            ]
-            if texts
-            else []
-        )
-        for i, text, places in zip(cut, texts, found):
+        for i, text, places in zip(cut, texts, _token_places(embedder.tokenizer, texts)):
             start = places[limit][0]
-            rows.append(
-                dict(
-                    item=int(i),
-                    id=catalogue.ids[i],
-                    modality=m,
-                    tokens=int(tokens[i]),
-                    kept=limit,
-                    columns=lost_columns(text, start, catalogue.table.columns),
-                    lost=text[start:].strip(),
-                )
-            )
+            row = dict(item=int(i), id=catalogue.ids[i], modality=m, tokens=int(tokens[i]), kept=limit)
+            lost = lost_columns(text, start, catalogue.table.columns)
+            rows.append(row | dict(columns=lost, lost=text[start:].strip()))
     return pd.DataFrame(rows, columns=['item', 'id', 'modality', 'tokens', 'kept', 'columns', 'lost'])
 
 # %% ../../nbs/02_model/06_prompts.ipynb #ebea3234
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Budget:
     "Tokens per prompt and what was cut."
 
-    table: pd.DataFrame  # a row per view, tokens: template of an item, items (median, 95 %, longest), template of a sequence, longest sequence, context
+    # a row per view, tokens: template of an item, items (median, 95 %, longest), template of a sequence, longest
+    # sequence, context
+    table: pd.DataFrame
     cut: pd.DataFrame  # of `cut_texts`
     items: int  # in the catalogue
     limit: int  # tokens of an item's text
     history: int  # items of a sequence
     missing: dict  # view -> items without content
 
-    @property
-    def notes(self):  # -> tuple of str
-        "What to know before training, in sentences."
-        said = [
-            f"{len(t):,} of {self.items:,} items lose words of their {m} (more than {self.limit} tokens; at most {t.tokens.max():,}): "
-            + ', '.join(f"{n:,} in {c}" for c, n in t['columns'].explode().value_counts().items())
-            for m, t in self.cut.groupby('modality', sort=False)
-        ]
-        said += [
-            f"the longest {v} sequence has {r.longest_sequence:,} tokens, more than the model's context of {r.context:,}: shorten history or max_text_tokens"
-            for v, r in self.table.iterrows()
-            if r.longest_sequence > r.context
-        ]
-        return (*said, *(f'{n:,} of {self.items:,} items have no {v}' for v, n in self.missing.items() if n))
-
-    def to_dict(self):
-        return dict(
-            table=self.table.to_dict('index'),
-            cut=self.cut.to_dict('records'),
-            items=self.items,
-            limit=self.limit,
-            history=self.history,
-            notes=list(self.notes),
+# %% ../../nbs/02_model/06_prompts.ipynb #d7e902cb
+@patch(as_prop=True)
+def notes(self: Budget):  # -> tuple of str
+    "What to know before training, in sentences."
+    said = []
+    for m, t in self.cut.groupby('modality', sort=False):
+        where = ', '.join(f'{n:,} in {c}' for c, n in t['columns'].explode().value_counts().items())
+        said.append(
+            f'{len(t):,} of {self.items:,} items lose words of their {m} (more than {self.limit} tokens; at most '
+            f'{t.tokens.max():,}): {where}'
         )
+    for v, r in self.table.iterrows():
+        if r.longest_sequence > r.context:
+            said.append(
+                f"the longest {v} sequence has {r.longest_sequence:,} tokens, more than the model's context of "
+                f'{r.context:,}: shorten history or max_text_tokens'
+            )
+    return (*said, *(f'{n:,} of {self.items:,} items have no {v}' for v, n in self.missing.items() if n))
 
-    def __repr__(self):
-        return '\n'.join(
-            [
-                f'prompt budget in tokens, text at most {self.limit} per item, sequences of {self.history}',
-                self.table.to_string(),
-                *(f'  note: {n}' for n in self.notes),
-            ]
-        )
+# %% ../../nbs/02_model/06_prompts.ipynb #497a8200
+@patch
+def to_dict(self: Budget):
+    "As JSON can hold it."
+    tables = dict(table=self.table.to_dict('index'), cut=self.cut.to_dict('records'))
+    return tables | dict(items=self.items, limit=self.limit, history=self.history, notes=list(self.notes))
 
-    def _repr_html_(self):
-        return (
-            f'<p>Prompt budget in tokens, text at most {self.limit} per item, sequences of {self.history}</p>{self.table.to_html()}<ul>'
-            + ''.join(f'<li>{escape(n)}</li>' for n in self.notes)
-            + '</ul>'
-        )
+# %% ../../nbs/02_model/06_prompts.ipynb #bd882b38
+@patch
+def __repr__(self: Budget):
+    first = f'prompt budget in tokens, text at most {self.limit} per item, sequences of {self.history}'
+    return '\n'.join([first, self.table.to_string(), *(f'  note: {n}' for n in self.notes)])
+
+# %% ../../nbs/02_model/06_prompts.ipynb #0bc5dd38
+@patch
+def _repr_html_(self: Budget):
+    notes = ''.join(f'<li>{escape(n)}</li>' for n in self.notes)
+    return (
+        f'<p>Prompt budget in tokens, text at most {self.limit} per item, sequences of {self.history}</p>'
+        f'{self.table.to_html()}<ul>{notes}</ul>'
+    )
 
 # %% ../../nbs/02_model/06_prompts.ipynb #696601ff
+def _view_budget(pieces, gone, n, history, context):
+    "Tokens of one view's prompts: templates, items, and the longest sequence that could be."
+    sizes = np.diff(pieces.offsets.numpy())
+    items = np.sort(sizes[:n][~gone]) if not gone.all() else np.zeros(1, int)
+    before, after, lead, tail, separator = (int(s) for s in sizes[n : n + 5])
+    longest = items[::-1][np.minimum(np.arange(history), len(items) - 1)]
+    return dict(
+        item_template=before + after,
+        median=int(np.median(items)),
+        p95=int(np.quantile(items, 0.95)),
+        longest=int(items[-1]),
+        sequence_template=lead + tail,
+        longest_sequence=int(lead + tail + longest.sum() + (history - 1) * separator),
+        context=context,
+    )
+
+# %% ../../nbs/02_model/06_prompts.ipynb #b5aacea7
 def token_budget(
     embedder,  # VLMEmbedder
     catalogue,  # Catalogue
@@ -164,30 +176,13 @@ def token_budget(
     "What prompts of this catalogue cost and lose. Raises ValueError for a history shorter than 1."
     if history < 1:
         raise ValueError(f'history={history}: a sequence needs at least 1 item')
-    bank, n, rows, missing = embedder.bank(catalogue), len(catalogue), {}, {}
-    for view, pieces in bank.views.items():
-        sizes, gone = np.diff(pieces.offsets.numpy()), bank.missing[view].numpy()
-        items = np.sort(sizes[:n][~gone]) if not gone.all() else np.zeros(1, int)
-        before, after, lead, tail, separator = (int(s) for s in sizes[n : n + 5])
-        longest = items[::-1][np.minimum(np.arange(history), len(items) - 1)]
-        rows[view] = dict(
-            item_template=before + after,
-            median=int(np.median(items)),
-            p95=int(np.quantile(items, 0.95)),
-            longest=int(items[-1]),
-            sequence_template=lead + tail,
-            longest_sequence=int(lead + tail + longest.sum() + (history - 1) * separator),
-            context=int(embedder.core.config.text_config.max_position_embeddings),
-        )
-        missing[view] = int(gone.sum())
-    return Budget(
-        pd.DataFrame.from_dict(rows, orient='index'),
-        cut_texts(embedder, catalogue),
-        n,
-        embedder.max_text_tokens,
-        history,
-        missing,
-    )
+    bank, n = embedder.bank(catalogue), len(catalogue)
+    context = int(embedder.core.config.text_config.max_position_embeddings)
+    gone = {view: bank.missing[view].numpy() for view in bank.views}
+    rows = {view: _view_budget(pieces, gone[view], n, history, context) for view, pieces in bank.views.items()}
+    missing = {view: int(x.sum()) for view, x in gone.items()}
+    table, cut = pd.DataFrame.from_dict(rows, orient='index'), cut_texts(embedder, catalogue)
+    return Budget(table, cut, n, embedder.max_text_tokens, history, missing)
 
 # %% ../../nbs/02_model/06_prompts.ipynb #b8fec1f9
 def sequence_tokens(
@@ -209,7 +204,8 @@ def padding(
     tokens,  # int [rows] of each prompt
     batch=32,  # rows at a time
 ):  # -> float from 0 to 1
-    "Share of filler when rows go through the model in this order, `batch` at a time, each batch as wide as its longest row."
+    """Share of filler when rows go through the model in this order, `batch` at a time, each batch as wide as its
+    longest row."""
     tokens = np.asarray(tokens)
     if not tokens.sum():
         return 0.0

@@ -301,8 +301,13 @@ def pretraining_loss(
     "{task: loss} of the tasks asked for."
     captions, ask, answer = [write_caption(p, rng) for p in shown], *ITEM.split('{}')
     first, second = [_any_text(p, rng) for p in told], ['. '.join(write_text(p, rng)) for p in told]
-    seen = lambda: read(model, tokenizer, [ITEM.format(PICTURE)] * len(shown), patches)
-    told = lambda texts: read(model, tokenizer, [ITEM.format(t) for t in texts])
+
+    def seen():
+        return read(model, tokenizer, [ITEM.format(PICTURE)] * len(shown), patches)
+
+    def told(texts):
+        return read(model, tokenizer, [ITEM.format(t) for t in texts])
+
     losses = {
         'caption': lambda: _language_loss(
             model, tokenizer, [ask + PICTURE] * len(shown), [' ' + c + answer for c in captions], patches
@@ -362,18 +367,21 @@ def probe(
     from sklearn.preprocessing import StandardScaler
 
     z, cut = np.asarray(z, np.float64), int(len(z) * train)
-    fit = lambda y: (
-        make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=3.0))
-        .fit(z[:cut], y[:cut])
-        .score(z[cut:], y[cut:])
-    )
+
+    def fit(y):
+        return (
+            make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, C=3.0))
+            .fit(z[:cut], y[:cut])
+            .score(z[cut:], y[cut:])
+        )
+
     return {a: round(float(fit(attributes[a])), 3) for a in names}
 
 # %% ../../nbs/02_model/08_tiny.ipynb #0e5ee5bf
 def probe_tiny(
-    model,
-    tokenizer,
-    image_processor,
+    model,  # a tiny VLM
+    tokenizer,  # of the model
+    image_processor,  # of the model
     condition='balanced',  # how hard pictures and texts are to read
     n=2000,  # fresh products
     seed=12345,  # their seed, not one of pre-training's
@@ -384,24 +392,17 @@ def probe_tiny(
     with torch.no_grad():
         for rows in np.array_split(np.arange(n), max(1, n // 100)):
             patches = image_processor(images=[images[i] for i in rows], return_tensors='pt')['pixel_values']
-            vectors['image'].append(
-                read(
-                    model,
-                    tokenizer,
-                    [ITEM.format(PICTURE)] * len(rows),
-                    patches.reshape(len(rows), -1, patches.shape[-1]),
-                )
-            )
-            vectors['text'].append(
-                read(model, tokenizer, [ITEM.format(f'{titles[i]}. {descriptions[i]}') for i in rows])
-            )
+            pictures = patches.reshape(len(rows), -1, patches.shape[-1])
+            vectors['image'].append(read(model, tokenizer, [ITEM.format(PICTURE)] * len(rows), pictures))
+            texts = [ITEM.format(f'{titles[i]}. {descriptions[i]}') for i in rows]
+            vectors['text'].append(read(model, tokenizer, texts))
     return {m: probe(torch.cat(v), attributes, TOLD if m == 'text' else SEEN) for m, v in vectors.items()}
 
 # %% ../../nbs/02_model/08_tiny.ipynb #4be7b6ed
 def tiny_vlm(
     reader='text-first',  # one of READERS
 ):
-    "Folder of a shipped tiny VLM. Raises FileNotFoundError with the command that makes it, ValueError for an unknown reader."
+    "Folder of a shipped tiny VLM. Raises FileNotFoundError with the command that makes it."
     import vlm2rec_lab
 
     if reader not in READERS:
@@ -414,7 +415,7 @@ def tiny_vlm(
         if (p / reader / 'model.safetensors').exists():
             return p / reader
     raise FileNotFoundError(
-        f"no tiny VLM in {' or '.join(map(str, places))}: make it with `python -m vlm2rec_lab.tiny {places[0]}`"
+        f"no tiny VLM in {' or '.join(map(str, places))}: make it with `python -m vlm2rec_lab.model.tiny {places[0]}`"
     )
 
 # %% ../../nbs/02_model/08_tiny.ipynb #d02180e3

@@ -1,0 +1,111 @@
+"""What a page of the linked views holds."""
+
+import base64
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from vlm2rec_lab.base.theme import PALETTE
+from vlm2rec_lab.shop.catalogue import Catalogue
+from vlm2rec_lab.shop.drawn import make_studio
+from vlm2rec_lab.show.drawing import (
+    _tints,
+    colour_column,
+    neighbours_of,
+    script,
+    spaces_drawing,
+    style,
+    titles_of,
+    topology_drawing,
+)
+from vlm2rec_lab.show.figures import _unit
+
+
+@pytest.fixture(scope='module')
+def shop():
+    return make_studio('text-easy', seed=0, items=60, users=20)
+
+
+@pytest.fixture(scope='module')
+def two():
+    rng = np.random.default_rng(0)
+    return {m: rng.normal(size=(60, 8)) for m in ('text', 'image')}
+
+
+@pytest.fixture(scope='module')
+def page(shop, two):
+    return spaces_drawing(two, shop.catalogue, colour='category').fragment()
+
+
+def catalogue(titles, **columns):
+    n = len(titles)
+    table = pd.DataFrame({'title': titles, **columns})
+    return Catalogue(ids=tuple('abcd'[:n]), content={'text': ['a text'] * n}, kinds={'text': 'text'}, table=table)
+
+
+def blob(page, name):
+    return base64.b64decode(re.search(rf'data-blob="{name}">([^<]*)<', page)[1])
+
+
+def test_titles_are_those_of_the_catalogue():
+    cat = catalogue(['<script>' + 'x' * 99, None])
+    assert titles_of(None, [3]) == ['item 3']
+    assert titles_of(cat, [0, 1]) == [cat.title(0), 'a text']
+
+
+def test_neighbours_in_a_page_are_those_of_the_vectors(page, two):
+    near = np.frombuffer(blob(page, 'near'), np.uint32).reshape(3, 60, 6)
+    assert near[1, 5].tolist() == neighbours_of(_unit(two['image']), 5, 6).tolist()
+
+
+def test_titles_and_maps_in_a_page(page, shop):
+    assert blob(page, 'titles').decode().split('\n')[3] == shop.catalogue.title(3)
+    assert len(np.frombuffer(blob(page, 'map-pca'), np.float32)) == 3 * 60 * 2
+
+
+def test_words_of_data_are_no_markup():
+    bad = catalogue(['</script><script>alert(1)</script>'] * 4, kind=['<img src=x onerror=alert(1)>'] * 4)
+    page = spaces_drawing({'a': np.random.default_rng(0).random((4, 3))}, bad).fragment()
+    assert '<img src=x' not in page and '<script>alert' not in page
+
+
+def test_a_page_carries_its_script_and_style(page):
+    assert script() in page and style() in page and page.count('mountPage()') == 2
+
+
+def test_the_catalogue_must_have_the_same_items(two):
+    with pytest.raises(ValueError, match='exactly its items'):
+        spaces_drawing(two, catalogue(['a'] * 4))
+
+
+def test_an_unknown_method_is_refused(shop, two):
+    with pytest.raises(ValueError, match='umap'):
+        spaces_drawing(two, shop.catalogue, method='tsne')
+
+
+def test_a_page_of_a_topology_is_small(two):
+    assert len(topology_drawing(two, sample=50).fragment()) < 200_000
+
+
+@pytest.mark.parametrize(('values', 'colours'), [(3, 3), (8, 8), (9, 7), (40, 7)])
+def test_named_values_have_colours_and_the_rest_is_grey(values, colours):
+    column, code = colour_column(pd.Series([f'kind {k % values}' for k in range(120)], name='kind'))
+    tints = _tints(column)
+    assert tints[:colours] == list(PALETTE[:colours]) and len(tints) == colours + 1 > code.max()
+
+
+def test_a_still_picture_of_eight_values(two):
+    table = catalogue(['a title']).table
+    cat = Catalogue(
+        ids=tuple(f'p{i}' for i in range(60)),
+        content={'text': ['a text'] * 60},
+        kinds={'text': 'text'},
+        table=pd.DataFrame({'title': list(table.title) * 60, 'kind': [f'kind {k % 8}' for k in range(60)]}),
+    )
+    drawing = spaces_drawing(two, cat, colour='kind')
+    img = drawing.drawn(drawing)
+    last = tuple(int(PALETTE[7][k : k + 2], 16) for k in (1, 3, 5))
+    assert isinstance(img, Image.Image) and last in {c for _, c in img.getcolors(1 << 24)}

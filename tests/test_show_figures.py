@@ -1,0 +1,72 @@
+"""Figures for any number of runs and spaces."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vlm2rec_lab.base.theme import PALETTE
+from vlm2rec_lab.show.chart import PANELS, run_lines, still
+from vlm2rec_lab.show.figures import _sample, gradient_figure, spaces_figure, topology, topology_figure
+
+
+def run(modalities=('text', 'image')):
+    steps = range(20)
+    frame = {'step': steps, 'loss': 1.0} | {f'grad/{m}': 1.0 + k for k, m in enumerate(modalities)}
+    return SimpleNamespace(modalities=modalities, settings={'loss': 'sft'}, frame=pd.DataFrame(frame))
+
+
+@pytest.fixture(scope='module')
+def items():
+    rng = np.random.default_rng(0)
+    return {m: rng.normal(size=(150, 12)) for m in ('text', 'image')}
+
+
+@pytest.mark.parametrize('n', [1, 6, 12])
+def test_gradients_of_any_number_of_runs(n):
+    figure = gradient_figure({f'run {k}': run() for k in range(n)})
+    assert len(figure.data) == 4 * n
+    ratios = [t.line.color for t in figure.data if ' / ' in t.name]
+    assert len(ratios) == n and set(ratios) <= set(PALETTE)
+    assert len(set(ratios)) == min(n, len(PALETTE))
+
+
+@pytest.mark.parametrize('n', [2, 6, 12])
+def test_gradients_of_any_number_of_modalities(n):
+    modalities = tuple(f'm{k}' for k in range(n))
+    figure = gradient_figure({'a': run(modalities), 'b': run(modalities)})
+    assert len(figure.data) == 2 * (n - 1 + n + 1)
+
+
+@pytest.mark.parametrize('n', [1, 6, 12])
+def test_still_of_any_number_of_runs_and_modalities(n):
+    frame = run(tuple(f'm{k}' for k in range(n))).frame
+    scene = dict(title='many', panels=PANELS, runs=[run_lines(f'run {k}', [frame]) for k in range(n)])
+    svg = still(scene)
+    assert all(f'run {k}: ' in svg for k in range(n)) and '#' in svg
+
+
+def test_points_of_any_number_of_labels(items):
+    labels = [f'kind {k % 20}' for k in range(150)]
+    assert len(spaces_figure(items, colour=labels).data) == 2 * 20
+
+
+def test_a_sample_is_seeded():
+    z = {'a': np.zeros((50, 2))}
+    assert _sample(z, 20, 0).tolist() == _sample(z, 20, 0).tolist() != _sample(z, 20, 1).tolist()
+
+
+def test_similarities_are_standardised_over_pairs_of_different_items(items):
+    t = topology(items, 40)
+    assert np.allclose(t.standard[0].mean(where=~np.eye(40, dtype=bool)), 0, atol=1e-4)
+
+
+def test_a_topology_takes_three_items():
+    with pytest.raises(ValueError, match='at least 3'):
+        topology({'a': np.eye(2)})
+
+
+def test_three_spaces_make_four_maps_and_equal_ones_agree(items):
+    assert len(topology_figure({**items, 'sound': items['text']}, 30).data) == 4
+    assert 'r = 1.00' in topology_figure({'a': items['text'], 'b': items['text']}, 30).to_json()

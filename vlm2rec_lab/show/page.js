@@ -1,0 +1,17 @@
+// A saved page in place of a kernel: the widget's state is the constant STATE, written before this.
+
+const heard = []
+const model = {
+  get: k => STATE[k],
+  on: (_, f) => heard.push(f),
+  off() {},
+  set(k, v) {
+    STATE[k] = v
+    if (k === 'at' && STATE.pages) STATE.page = STATE.pages[v]
+  },
+  save_changes() {
+    heard.forEach(f => f())
+  },
+}
+if (STATE.pages) STATE.page = STATE.pages[STATE.at]
+render({model, el: document.getElementById('view')})
