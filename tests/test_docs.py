@@ -163,7 +163,7 @@ def test_in_a_browser(site, width, theme):
             'docs/method',
             'docs/own_vectors',
             'nbs/05_widgets',
-            'nbs/11_study',
+            'nbs/11_studies/04_study',
             'api/diagnose',
         ):
             page.goto(f'{base}{name}.html')
