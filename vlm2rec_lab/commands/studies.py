@@ -34,7 +34,7 @@ def _study_options(add):
 # %% ../../nbs/11a_commands/05_studies.ipynb #bb122664
 def _verified(o, out):
     "Run stored cells again; the exit status, 3 where digits differ."
-    from vlm2rec_lab.studies.study import verify_cells
+    from vlm2rec_lab.studies.workers import verify_cells
 
     differ = verify_cells(out, o.verify, o.seed, o.data)
     said = f'different digits in {", ".join(differ)}' if differ else 'all digits the same'
@@ -44,7 +44,8 @@ def _verified(o, out):
 # %% ../../nbs/11a_commands/05_studies.ipynb #7a20fd58
 def _run_cells(o, out):
     "Run the cells that the options ask for and that are not there yet; what all of them found."
-    from vlm2rec_lab.studies.study import run_study, study_cells
+    from vlm2rec_lab.studies.study import study_cells
+    from vlm2rec_lab.studies.workers import run_study
 
     cells = study_cells(o.part, o.seeds, o.conditions, o.remedies, o.data)
     print(f'{len(cells)} cells in {out}, {o.jobs} at a time; {o.command}', flush=True)
@@ -56,7 +57,9 @@ def study(
     o,  # options: part, seeds, conditions, remedies, data, jobs, out, table, verify, seed, command
 ):
     "`vlm2rec study`: conditions x remedies x seeds; a cell that is there is not computed again."
-    from vlm2rec_lab.studies.study import readable, stored_cells, write_study
+    from vlm2rec_lab.studies.study import write_study
+    from vlm2rec_lab.studies.table import readable
+    from vlm2rec_lab.studies.workers import stored_cells
 
     out = Path(o.out) / (o.part if o.data is None else Path(o.data).resolve().name)
     if o.verify:
@@ -105,12 +108,14 @@ def calibrate(
 ):
     "`vlm2rec calibrate`: sensitivity and false alarms of the verdicts on settings with known truth."
     from vlm2rec_lab.diagnosis.calibrate import VARIED, errors, rates, run_calibration
+    from vlm2rec_lab.studies.trained import trained_vectors
 
     names, sizes = _calibration_size(o)
     sized = ', '.join(f'{n:,} x {s}' for n, s in sizes.items())
     print(f'{len(names)} settings; users x seeds: {sized}; seeds from {o.seed}; {o.command}', flush=True)
     varied = VARIED if o.half == 'set' else None
-    table = run_calibration(o.out, names, sizes, o.seed, o.jobs, varied=varied, progress=sys.stderr.isatty())
+    shown, make = sys.stderr.isatty(), trained_vectors
+    table = run_calibration(o.out, names, sizes, o.seed, o.jobs, varied=varied, progress=shown, make=make)
     file = Path(o.out) / f'{o.half}.csv.gz'
     table.drop(columns='other').to_csv(file, index=False)
     print(f'\n{rates(table).T.round(3).to_string()}\n\nnot what is true:\n{errors(table).to_string(index=False)}')
