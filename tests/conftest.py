@@ -70,7 +70,6 @@ def checkpoint(tmp_path_factory):
     "A small random checkpoint of the genuine classes: the folder of a model that trains in milliseconds."
     import torch
     import transformers
-
     from vlm2rec_lab.model.tiny import build_tiny, build_tokenizer, save_tiny, studio_corpus
 
     transformers.utils.logging.disable_progress_bar()

@@ -1,21 +1,17 @@
-"""The embedder's stores: picture features and item vectors on disk are those in memory, and nothing stale is found."""
+"""The embedder: what it encodes, keeps, saves and refuses."""
 
-from pathlib import Path
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
-
-from vlm2rec_lab.base.ragged import PAD
-from vlm2rec_lab.base.store import Store, content_key
-from vlm2rec_lab.model.bank import LiveFeatures, make_bank, stored_features, vision_key
 from vlm2rec_lab.model.embedder import VLMEmbedder, item_keys
-from vlm2rec_lab.model.encode import forward
 from vlm2rec_lab.model.pieces import Prompts
+
+from vlm2rec_lab import embed
+from vlm2rec_lab.base.store import Store
 from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.shop.drawn import make_studio
-
-WIDTH = 32
 
 
 @pytest.fixture(scope='module')
@@ -23,94 +19,113 @@ def cat():
     return make_studio('balanced', seed=0, items=40, users=60, length=6).catalogue
 
 
-@pytest.fixture(scope='module')
-def embedder(checkpoint):
-    e = VLMEmbedder.from_pretrained(checkpoint, lora=4, device='cpu')
-    for k, (_, p) in enumerate(e.adapter_parameters()):
+def load(checkpoint, **kw):
+    "A random model; adapters, where it has them, are not zero."
+    embedder = VLMEmbedder.from_pretrained(checkpoint, device='cpu', **kw)
+    for k, (_, p) in enumerate(embedder.adapter_parameters()):
         torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(k))
-    return e
+    return embedder
 
 
-def load(checkpoint, **how):
-    return VLMEmbedder.from_pretrained(checkpoint, device='cpu', **how)
+def test_no_history_gives_no_vector(checkpoint, cat):
+    found = load(checkpoint).encode_sequences(cat, np.zeros((0, 4)))
+    assert {m: tuple(z.shape) for m, z in found.items()} == {'text': (0, 32), 'image': (0, 32)}
 
 
-@pytest.fixture
-def plan(embedder, cat):
-    return embedder.bank(cat, False).sequence_plan([[3, 1, PAD], [7, 7, 2], [0, PAD, PAD]])
+@pytest.mark.parametrize(
+    ('asked', 'said'),
+    [
+        (dict(fusion='inside'), 'internal'),
+        (dict(quantise='4bits'), "did you mean '4bit'"),
+        (dict(adapters=('text', 'image')), 'lora=8'),
+    ],
+)
+def test_what_cannot_be_is_said_with_the_remedy(checkpoint, asked, said):
+    with pytest.raises(ValueError, match=said):
+        VLMEmbedder.from_pretrained(checkpoint, device='cpu', **asked)
 
 
-def image_vectors(embedder, bank, view, plan):
-    with torch.no_grad():
-        return forward(embedder, bank, view, plan)
+@pytest.mark.skipif(find_spec('bitsandbytes') is not None, reason='bitsandbytes is here')
+def test_four_bits_say_what_to_install(checkpoint):
+    with pytest.raises(ImportError, match='pip install bitsandbytes'):
+        VLMEmbedder.from_pretrained(checkpoint, device='cpu', quantise='4bit')
 
 
-@pytest.mark.parametrize('where', ['folder', 'live'])
-def test_wherever_features_are_kept_vectors_are_the_same(embedder, cat, plan, tmp_path, where):
-    bank = make_bank(embedder, cat, False, vision=tmp_path if where == 'folder' else 'live')
-    want = image_vectors(embedder, embedder.bank(cat, False), 'image', plan)
-    assert torch.allclose(image_vectors(embedder, bank, 'image', plan), want, atol=1e-5)
-    if where == 'live':
-        assert isinstance(bank.features, LiveFeatures) and len(bank.features) == len(embedder.bank(cat).features)
+def test_attention_never_builds_the_table_of_all_pairs(checkpoint):
+    assert load(checkpoint).core.config.text_config._attn_implementation == 'sdpa'
 
 
-def test_a_folder_serves_every_catalogue_of_a_tower(embedder, cat, plan, tmp_path):
-    "A second catalogue that shares pictures computes only what is new."
-    make_bank(embedder, cat, False, vision=tmp_path)
-    store = Store(next(tmp_path.iterdir()), WIDTH)
-    assert len(store) == len({content_key(x) for x in cat.content['image']})
-    new = np.zeros((56, 56, 3), np.uint8)
-    more = Catalogue(cat.ids[:5], {'image': [*cat.content['image'][:4], new]}, {'image': 'image'})
-    features, _, first = stored_features(embedder, more, 'image', np.arange(5), tmp_path, False)
-    assert len(Store(store.folder, WIDTH)) == len(store) + 1
-    size = len(embedder.bank(cat).features) // len(cat)
-    assert torch.equal(features[first[0] : first[0] + size], embedder.bank(cat).features[:size])
-    kinds = dict.fromkeys(('front', 'back'), 'image')
-    pair = Catalogue(cat.ids, {'front': cat.content['image'], 'back': cat.content['image'][::-1]}, kinds)
-    stored, memory = make_bank(embedder, pair, False, vision=tmp_path), make_bank(embedder, pair, False)
-    for m in pair.modalities:  # two image modalities, one store
-        a, b = (image_vectors(embedder, bank, m, plan) for bank in (stored, memory))
-        assert torch.allclose(a, b, atol=1e-5)
-    assert len(Store(store.folder, WIDTH)) == len(store) + 1
-    assert len(list(tmp_path.iterdir())) == 1
+def test_a_whole_checkpoint_comes_back_equal(checkpoint, cat, tmp_path):
+    embedder = load(checkpoint)
+    full = VLMEmbedder.from_pretrained(embedder.save_pretrained(tmp_path / 'full'), device='cpu')
+    assert torch.equal(full.encode_items(cat)['text'], embedder.encode_items(cat)['text'])
 
 
-def test_another_tower_finds_nothing(checkpoint, embedder):
-    same, smaller = load(checkpoint), load(checkpoint, max_pixels=784)
-    assert vision_key(same) == vision_key(embedder) != vision_key(smaller)
-    with torch.no_grad():
-        next(same.core.model.visual.parameters()).add_(1.0)
-    assert vision_key(same) != vision_key(embedder)
+def test_half_precision_points_the_same_way(checkpoint, cat):
+    whole, half = load(checkpoint), load(checkpoint, dtype=torch.bfloat16)
+    assert (half.encode_items(cat)['image'] * whole.encode_items(cat)['image']).sum(1).min() > 0.99
 
 
-def test_live_only_where_it_is_asked_for(checkpoint, cat, tmp_path):
-    one, other = load(checkpoint), load(checkpoint)
-    assert one.bank(cat, False, vision=tmp_path) is one.bank(cat) is not one.bank(cat, False, vision='live')
-    assert other.bank(cat, False, vision='live') is other.bank(cat)
-    memory = other.bank(cat, False, vision='memory')
-    assert memory is other.bank(cat) is not other.bank(cat, vision='live')
+def test_a_class_made_from_the_embedder_loads_as_itself(checkpoint):
+    class Mine(VLMEmbedder):
+        "An embedder of one's own."
+
+    assert type(Mine.from_pretrained(checkpoint, device='cpu')) is Mine
 
 
 def sizes(folder):
-    return tuple(len(Store(Path(folder) / view, WIDTH)) for view in ('text', 'image'))
+    "How many vectors the stores of a folder hold."
+    return [len(Store(folder / m, 32)) for m in ('text', 'image')]
 
 
-def test_an_interrupted_catalogue_goes_on(embedder, cat, tmp_path):
-    half = Catalogue(cat.ids[:25], {m: x[:25] for m, x in cat.content.items()}, cat.kinds)
-    embedder.encode_items(half, progress=False, store=tmp_path)  # as far as it came
-    stored, want = (embedder.encode_items(cat, progress=False, store=s) for s in (tmp_path, None))
-    for m, z in stored.items():
-        assert torch.allclose(z, want[m], atol=1e-6)
+def test_a_stored_catalogue_is_encoded_once(checkpoint, cat, tmp_path):
+    embedder = load(checkpoint, lora=4)
+    embedder.encode_items(cat, store=tmp_path)
     before = sizes(tmp_path)
-    assert before[0] == len(set(cat.content['text']))
-    embedder.encode_items(cat, progress=False, store=tmp_path)
+    embedder.encode_items(cat, store=tmp_path)
     assert sizes(tmp_path) == before
-    changed = Catalogue(cat.ids, {**cat.content, 'text': ['another text', *cat.content['text'][1:]]}, cat.kinds)
-    embedder.encode_items(changed, progress=False, store=tmp_path)
-    assert sizes(tmp_path) == (before[0] + 1, before[1])
+    texts = ['another text', *cat.content['text'][1:]]
+    embedder.encode_items(Catalogue(cat.ids, {**cat.content, 'text': texts}, cat.kinds), store=tmp_path)
+    assert sizes(tmp_path) == [before[0] + 1, before[1]]
 
 
-def test_other_weights_and_other_prompts_find_nothing(checkpoint, embedder, cat):
-    plain, shouting = load(checkpoint), load(checkpoint, prompts=Prompts(item='{}!'))
-    keys = [set(item_keys(e, e.bank(cat, False), cat, 'text')) for e in (plain, shouting, embedder)]
-    assert not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
+def test_other_weights_or_another_prompt_find_nothing_in_a_store(checkpoint, cat):
+    plain, other = load(checkpoint), load(checkpoint, prompts=Prompts(item='{}!'))
+    adapted = load(checkpoint, lora=4)
+    keys, others, more = (set(item_keys(e, e.bank(cat), cat, 'text')) for e in (plain, other, adapted))
+    assert not keys & others and not keys & more
+
+
+def test_adapters_of_each_modality_are_saved_and_loaded(checkpoint, cat, tmp_path):
+    apart = load(checkpoint, lora=4, adapters=('text', 'image'))
+    again = VLMEmbedder.from_pretrained(apart.save_pretrained(tmp_path / 'apart'), device='cpu')
+    assert again.adapters == ('text', 'image')
+    for m, z in again.encode_items(cat).items():
+        assert torch.equal(z, apart.encode_items(cat)[m]), m
+
+
+def test_a_modality_without_adapters_is_named(checkpoint, cat):
+    with pytest.raises(ValueError, match="no adapters for 'image'"):
+        load(checkpoint, lora=4, adapters=('text',)).encode_items(cat)
+
+
+@pytest.mark.filterwarnings('ignore:.*items have no')
+def test_one_prompt_holds_three_modalities_with_gaps(checkpoint, cat):
+    pictures = cat.content['image']
+    content = {
+        'text': ['a mug <|im_end|>', None, '<|image_pad|>'],
+        'image': [pictures[0], pictures[1], None],
+        'detail': list(pictures[:3]),
+    }
+    kinds = {'text': 'text', 'image': 'image', 'detail': 'image'}
+    three = Catalogue(('a', 'b', 'c'), content, kinds, cat.table[:3])
+    found = load(checkpoint, fusion='internal').encode_sequences(three, [[0, 1, 2]])
+    assert all(torch.isfinite(z).all() for z in found.values())
+
+
+def test_the_surface_answers_to_the_old_names():
+    assert embed.load_checkpoint is embed.load_model
+    assert embed.FUSIONS == embed.READINGS == ('external', 'internal')
+    for name in ('bank', 'item_vectors', 'sequence_vectors', 'encode_items', 'encode_sequences'):
+        assert getattr(embed, name) is getattr(VLMEmbedder, name)
+    assert set(embed.__all__) >= {'load_checkpoint', 'FUSIONS', 'bank'}

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from vlm2rec_lab.model.embedder import VLMEmbedder
+from vlm2rec_lab.model.families import FAMILIES
 
 from vlm2rec_lab.base import theme
 from vlm2rec_lab.cli import main
@@ -21,8 +23,6 @@ from vlm2rec_lab.diagnose import collapse_report
 from vlm2rec_lab.diagnosis.worlds import DAMAGES, hurt, world
 from vlm2rec_lab.losses import sft
 from vlm2rec_lab.metrics import evaluate
-from vlm2rec_lab.model.embedder import VLMEmbedder
-from vlm2rec_lab.model.families import FAMILIES
 from vlm2rec_lab.ranking.ranks import GAINS
 from vlm2rec_lab.shop.catalogue import Catalogue, Interactions
 from vlm2rec_lab.shop.dataset import Dataset
@@ -238,13 +238,13 @@ def test_a_modality_is_a_column(tmp_path):
 
 
 def test_families_are_told_apart_in_one_room(checkpoint, tmp_path):
-    from vlm2rec_lab.model.families import load_checkpoint
+    from vlm2rec_lab.model.families import load_model
 
     config = json.loads((checkpoint / 'config.json').read_text())
     assert config['model_type'] in FAMILIES
     (tmp_path / 'config.json').write_text(json.dumps({**config, 'model_type': 'qwen2_vl'}))
     with pytest.raises(ValueError, match='qwen2_vl'):
-        load_checkpoint(tmp_path)
+        load_model(tmp_path)
     named = [p for p in (ROOT / 'vlm2rec_lab').rglob('*.py') if 'qwen2_5_vl' in p.read_text()]
     assert {p.stem for p in named} <= {'families', 'tiny', '_modidx'}, named
 

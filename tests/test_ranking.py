@@ -8,7 +8,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vlm2rec_lab.metrics import evaluate, ranks, sample_negatives, scores, seen_items, tally
 

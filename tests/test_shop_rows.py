@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-
 from shop_worlds import CLUB, CLUB_FILMS, HAND, SHUFFLED
+
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.base.ragged import PAD
 from vlm2rec_lab.shop.catalogue import Catalogue, Interactions

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-
 from shop_worlds import CLUB, DAY, FILMS, HAND, RANKED, UNTIMED, from_log
+
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.shop.leave_one_out import hold_out_users, leave_one_out
 from vlm2rec_lab.shop.splits import (

@@ -23,6 +23,7 @@ STEPS = 12
 def job(path, **kw):
     "Load, train and return the History."
     import torch
+
     from vlm2rec_lab.embed import VLMEmbedder
     from vlm2rec_lab.studio import make_studio
     from vlm2rec_lab.train import train
@@ -183,6 +184,7 @@ def test_disk_full_in_a_store(tmp_path):
 
     def life(limit):
         import torch
+
         from vlm2rec_lab.base.store import Store
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -236,6 +238,7 @@ def test_not_finite(checkpoint, tmp_path):
     "An infinite gradient stops the run before the adapters move, and batch and weights are saved."
     import torch
     from safetensors import safe_open
+
     from vlm2rec_lab.embed import VLMEmbedder
     from vlm2rec_lab.losses import sft
     from vlm2rec_lab.studio import make_studio
@@ -280,11 +283,12 @@ def test_recompute(checkpoint, apart, positions):
     """Recomputing, alone and with gradient caching, gives the plain path's loss and the gradient of every parameter,
     also where each modality has adapters of its own; and it does recompute."""
     import torch
+
     from vlm2rec_lab.embed import VLMEmbedder
     from vlm2rec_lab.losses import get_loss
-    from vlm2rec_lab.training.step import step_gradients
     from vlm2rec_lab.studio import make_studio
     from vlm2rec_lab.train import make_batch, training_rows, works_of
+    from vlm2rec_lab.training.step import step_gradients
 
     split, start = (
         make_studio('balanced', seed=0, items=40, users=60, length=6).split(train=30, valid=15, test=15, history=4),
@@ -333,10 +337,11 @@ def test_recompute(checkpoint, apart, positions):
 def test_passes_are_as_narrow_as_asked(checkpoint, every):
     """No pass holds more filler than `waste` allows or more prompts than `most`, on either side, and together the
     passes are the batch, once."""
-    from vlm2rec_lab.embed import VLMEmbedder
     from vlm2rec_lab.model.passes import plan_sizes, prefix_pairs, prefix_plan
-    from vlm2rec_lab.training.step import plan_works
+
+    from vlm2rec_lab.embed import VLMEmbedder
     from vlm2rec_lab.studio import make_studio
+    from vlm2rec_lab.training.step import plan_works
 
     split = make_studio('balanced', seed=0, items=40, users=60, length=6).split(train=30, valid=15, test=15, history=4)
     embedder, history, items = (

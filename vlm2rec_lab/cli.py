@@ -27,7 +27,7 @@ from vlm2rec_lab.commands.fit import (
     table_html,
 )
 from .commands.names import REGISTRIES, listed
-from .commands.open import READERS, SCHEMES, cut, load_split, open_data, open_dataset
+from .commands.open import SCHEMES, cut, load_split, open_data, open_dataset
 from .commands.parser import COMMANDS, Parser, count, fusion, unlike
 from .commands.studies import calibrate, study
 from .commands.train import SPEED, demo, read_prompts, train
@@ -86,12 +86,13 @@ def make_parser():  # -> Parser
 
 # %% ../nbs/12_cli.ipynb #8a79f0dd
 def __getattr__(name):
-    "`read_vectors` and `write_vectors` of the ranking, and `NAMES`: {kind: names in the help}."
+    "What lives in rooms that are imported when somebody asks: `READERS`, `NAMES` of the help, vectors in and out."
     if name == 'NAMES':
-        return {kind: listed(kind) for kind in REGISTRIES} | {
-            'readers': ', '.join(READERS),
-            'splits': ', '.join(SCHEMES),
-        }
+        return {kind: listed(kind) for kind in REGISTRIES} | {'splits': ', '.join(SCHEMES)}
+    if name == 'READERS':
+        from vlm2rec_lab.shop.readers import READERS
+
+        return READERS
     if name not in ('read_vectors', 'write_vectors'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from vlm2rec_lab.ranking import vectors

@@ -39,6 +39,7 @@ def names_in(
 REGISTRIES = {  # kind -> (room, dictionary, decorator or None)
     'losses': ('training.losses', 'LOSSES', 'register_loss'),
     'conditions': ('shop.drawn', 'CONDITIONS', None),
+    'readers': ('shop.readers', 'READERS', 'reader'),
     'verdicts': ('diagnosis.verdict', 'VERDICTS', None),
 }
 

@@ -73,7 +73,7 @@ def _calibrate_options(add):
     "Options of `calibrate`."
     half = 'set (thresholds are set on it), report (they are judged on it) or all (default: report)'
     add('--half', default='report', metavar='HALF', help=half)
-    settings = 'some of the settings, see the notebook 04_diagnosis/07_calibrate (default: all of the half)'
+    settings = 'some of the settings, see the notebook 04_diagnosis/10_calibrate (default: all of the half)'
     add('--settings', nargs='+', metavar='NAME', help=settings)
     add('--users', type=count, nargs='+', metavar='N', help='numbers of users (default: 100 300 1000 10000)')
     seeds = 'seeds of each setting and number of users (default: 30, at 10,000 users 4)'

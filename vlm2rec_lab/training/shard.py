@@ -10,9 +10,9 @@ import os
 from functools import partial
 
 import torch
+from ..model.encode import forward
 
 from ..base.errors import known
-from ..model.encode import forward
 from .step import Work
 
 # %% ../../nbs/02_training/04_shard.ipynb #d74ff896
