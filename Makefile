@@ -17,8 +17,8 @@ setup: ## make .venv with everything (the other targets do it by themselves)
 demo: setup ## the main job: run nbs/03_train.ipynb on the embedded studio and write report.html (under 5 minutes)
 	@$(PY) tools/demo.py
 
-test: setup ## all tests except those that need a GPU, which are counted as skipped
-	@$(PY) -m pytest tests -n auto --maxprocesses 4 --dist loadscope
+test: setup ## all tests except those that need a GPU, which are counted as skipped; at the end, the rooms they leave out
+	@$(PY) -m pytest tests -n auto --maxprocesses 4 --dist loadscope --cov=vlm2rec_lab --cov-report=term
 
 lab: setup ## open JupyterLab on nbs/03_train.ipynb
 	@$(PY) -m jupyter lab nbs/03_train.ipynb $$([ "$$(id -u)" = 0 ] && echo --allow-root)
@@ -27,8 +27,9 @@ browser: ## install Debian's chromium for the browser tests (as root or with sud
 	@command -v chromium >/dev/null || { command -v apt-get >/dev/null || { echo "install Chromium by hand: it must be on PATH as 'chromium'"; exit 1; }; \
 	 S=$$([ "$$(id -u)" = 0 ] || echo sudo); $$S apt-get update -qq && $$S apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
 
-export: setup ## notebooks -> modules, then look for errors
-	@.venv/bin/nbdev_export && .venv/bin/ruff check --select F,E9 vlm2rec_lab tools tests
+export: setup ## notebooks -> modules, in one style; then look for errors and for arrows that break a rule of the house
+	@.venv/bin/ruff format -q . && .venv/bin/nbdev_export && .venv/bin/ruff check . && .venv/bin/ruff check --select F,E9 --ignore F822 vlm2rec_lab
+	@$(PY) tools/house.py > /dev/null
 
 notebooks: setup ## run all notebooks with fresh kernels and keep their outputs
 	@$(PY) tools/run_nbs.py --flags slow
@@ -54,7 +55,7 @@ bench: setup ## the benchmarks of the docs again, half an hour on a quiet machin
 	@for b in train ranking interactions images; do $(PY) benchmarks/$$b.py --out benchmarks/results/$$b.json || exit 1; done
 
 tiny: setup ## pre-train the three tiny VLMs again (some ten minutes each)
-	@$(PY) -m vlm2rec_lab.tiny data/tiny_vlm
+	@$(PY) -m vlm2rec_lab.model.tiny data/tiny_vlm
 
 clean: ## remove .venv and everything that was generated
-	@rm -rf .venv build _docs _proc dist *.egg-info out runs report.html .pytest_cache .hypothesis .ruff_cache
+	@rm -rf .venv build _docs _proc dist *.egg-info out runs report.html .pytest_cache .hypothesis .ruff_cache .coverage .coverage.*

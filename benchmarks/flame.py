@@ -150,10 +150,8 @@ class Course:
         self.settings = dict(split=split.fingerprint, seed=seed, autocast=autocast, **how)
 
     def folder(self, name):
-        return (
-            self.cells
-            / f"{name}-{self.seed}-{hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:10]}"
-        )
+        settings = json.dumps(self.settings, sort_keys=True).encode()
+        return self.cells / f'{name}-{self.seed}-{hashlib.sha256(settings).hexdigest()[:10]}'
 
     def cell(self, name, work):
         return cell(self.cells, dict(cell=f'{name}-{self.seed}', **self.settings), work)
@@ -404,7 +402,9 @@ def verdicts(
     }
 
     def told(c):
-        return f"{np.mean(c['values']):{'+' * (c['claim'] == 'better')}.2f} ({', '.join(format(v, '+.2f' if c['claim'] == 'better' else '.2f') for v in c['values'])}): {'holds' if c['holds'] else 'does not hold'}"
+        form = '+.2f' if c['claim'] == 'better' else '.2f'
+        each = ', '.join(format(v, form) for v in c['values'])
+        return f'{np.mean(c["values"]):{form}} ({each}): {"holds" if c["holds"] else "does not hold"}'
 
     cells = {(c['claim'], c.get('pretraining'), c['against']): told(c) for c in claims}
     return [{'FLAME against': rival, **{h: cells[(*kind, rival)] for kind, h in head.items()}} for rival in RIVALS]

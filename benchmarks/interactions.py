@@ -52,7 +52,9 @@ def generate(folder, rows, seed=0, block=2_000_000):
 def fast(path):
     "The readers: seconds per stage, and what came out."
     from vlm2rec_lab.data import leave_one_out
-    from vlm2rec_lab.shop.readers import filtered, join, read_log
+    from vlm2rec_lab.shop.items import join
+    from vlm2rec_lab.shop.log_files import read_log
+    from vlm2rec_lab.shop.logs import filtered
 
     clock, notes = [time.perf_counter()], []
     log = read_log(path, notes=notes, progress=False)

@@ -1,6 +1,7 @@
 """Full ranking next to the bare matrix product: seconds, ratio and peak memory.
 
-    python benchmarks/ranking.py [--users 50000] [--items 20000] [--dims 128] [--threads 1,2] [--repeats 3] [--out FILE.json] [--small]
+    python benchmarks/ranking.py [--users 50000] [--items 20000] [--dims 128] [--threads 1,2] [--repeats 3]
+                                 [--out FILE.json] [--small]
 
 One child per number of threads, limited to as many cores. In it the ways take turns, so that each ratio compares
 runs of the same minutes. The bare product is given the piece size that was fastest in a search, and writes into the
@@ -20,38 +21,39 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PIECES = [(u, None) for u in (100, 200, 400, 1000, 2000)] + [
-    (u, i) for u in (512, 1024, 2048) for i in (1024, 2048, 4096)
-]  # users x items of one product; None: all items
+# Users x items of one product; None: all items.
+PIECES = [(u, None) for u in (100, 200, 400, 1000, 2000)]
+PIECES += [(u, i) for u in (512, 1024, 2048) for i in (1024, 2048, 4096)]
 
 
-def product(I, U, users, items):
+def product(texts, tastes, users, items):
     "The scores and nothing else, piece by piece."
     import numpy as np
 
-    users, items = min(users, len(U)), min(items or len(I), len(I))
-    room = np.empty(users * items, U.dtype)
-    for a in range(0, len(U), users):
-        u = U[a : a + users]
-        for b in range(0, len(I), items):
-            i = I[b : b + items]
+    users, items = min(users, len(tastes)), min(items or len(texts), len(texts))
+    room = np.empty(users * items, tastes.dtype)
+    for a in range(0, len(tastes), users):
+        u = tastes[a : a + users]
+        for b in range(0, len(texts), items):
+            i = texts[b : b + items]
             np.matmul(u, i.T, out=room[: len(u) * len(i)].reshape(len(u), len(i)))
 
 
-def sorted_places(I, U, targets, seen, chunk=200):
+def sorted_places(texts, tastes, targets, seen, chunk=200):
     "The place of each target by sorting all scores of each user."
     import numpy as np
 
     from vlm2rec_lab.metrics import scores
 
     places = []
-    for a in range(0, len(U), chunk):
-        s = scores(I, U[a : a + chunk], (seen[0][a : a + chunk + 1], seen[1]))
+    for a in range(0, len(tastes), chunk):
+        s = scores(texts, tastes[a : a + chunk], (seen[0][a : a + chunk + 1], seen[1]))
         places.append((np.argsort(-s, axis=1) == targets[a : a + chunk, None]).argmax(1))
     return np.concatenate(places)
 
 
-def clear_peak():  # forget the peak of memory so far; False where the system cannot
+def clear_peak():
+    "Forget the peak of memory so far; False where the system cannot."
     try:
         Path('/proc/self/clear_refs').write_text('5')
     except OSError:
@@ -59,12 +61,12 @@ def clear_peak():  # forget the peak of memory so far; False where the system ca
     return True
 
 
-def peak():  # GB
+def peak():
+    "The peak of memory in GB."
     status = Path('/proc/self/status')
     if status.exists():
-        return (
-            next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith('VmHWM')) / 2**20
-        )
+        lines = status.read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith('VmHWM')) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -87,17 +89,19 @@ def child(a, threads):
         {m: normalise(rng.normal(size=(n, a.dims)).astype(np.float32)) for m in ('text', 'image')}
         for n in (a.items, a.users)
     )
-    targets, I, U = rng.integers(0, a.items, a.users), items['text'], users['text']
+    targets, texts, tastes = rng.integers(0, a.items, a.users), items['text'], users['text']
     seen = seen_items(rng.integers(0, a.items, (a.users, 8)), targets, a.items)
     part = slice(0, max(1, a.users // 25))
-    some = (U[part], targets[part], (seen[0][: part.stop + 1], seen[1]))
-    search = {p: min(clock(lambda: product(I, U[: max(1, a.users // 10)], *p))[1] for _ in range(3)) for p in PIECES}
+    some = (tastes[part], targets[part], (seen[0][: part.stop + 1], seen[1]))
+    search = {
+        p: min(clock(lambda: product(texts, tastes[: max(1, a.users // 10)], *p))[1] for _ in range(3)) for p in PIECES
+    }
     best = sorted(search, key=search.get)[:3]
-    ways = {('product', p): lambda p=p: product(I, U, *p) for p in best}
+    ways = {('product', p): lambda p=p: product(texts, tastes, *p) for p in best}
     ways |= {
-        'ranks': lambda: ranks(I, U, targets, seen, progress=False),
+        'ranks': lambda: ranks(texts, tastes, targets, seen, progress=False),
         'evaluate': lambda: evaluate(items, users, targets, seen, progress=False),
-        'sort': lambda: sorted_places(I, *some),
+        'sort': lambda: sorted_places(texts, *some),
     }
     took, memory, found, order = {w: [] for w in ways}, {}, {}, list(ways)
     for r in range(a.repeats):

@@ -36,9 +36,8 @@ from vlm2rec_lab.recommenders.fit import figures, fit, pooled_batches
 from vlm2rec_lab.train import entire
 
 HISTORY, DIM, LAYERS, HEADS = 50, 64, 2, 2
-PUBLISHED = dict(
-    dropout=0.5, batch=256, lr=1e-3, epochs=600, patience=20
-)  # dropout, batch and rate of the papers that the figures are compared with; the patience is ours; nothing was tried out
+# Dropout, batch and rate of the papers that the figures are compared with. The patience is ours; nothing was tried out.
+PUBLISHED = dict(dropout=0.5, batch=256, lr=1e-3, epochs=600, patience=20)
 RECIPE = {'ce': PUBLISHED | dict(autocast='bfloat16'), 'bce': PUBLISHED | dict(negatives=1)}
 SHOWN = ('HR@10', 'NDCG@10', 'HR@20', 'NDCG@20')
 
@@ -127,8 +126,9 @@ def quality(split, losses, seeds, cells, recipes):  # -> (list of runs, summary)
 
 
 def theirs(
-    whole, batch
-):  # int [S, L + 1] sequences with the last item, PAD at the left -> (function of row numbers -> batch, step of a batch)
+    whole,  # int [S, L + 1] sequences with the last item, PAD at the left
+    batch,  # rows of a step
+):  # -> (function of row numbers -> batch, step of a batch)
     "RecTools' SASRec: its own batches, padded to the window, its own loss and optimiser."
     from rectools import Columns
     from rectools.dataset import Dataset

@@ -1,20 +1,29 @@
-"""Sphinx settings of the site. Sources are prepared by tools/docs.py, which also says where the vendored scripts lie."""
+"""Sphinx settings of the site. tools/docs.py prepares the sources and says where the vendored scripts lie."""
 
 import os
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
 here = Path(__file__).parent
+sys.path.insert(0, str(here.parent / 'tools'))
+
+import site_api
+
 _s = ConfigParser(delimiters=['='])
 _s.read(here.parent / 'settings.ini', encoding='utf-8')
 _s = _s['DEFAULT']
 
-project, author, release, copyright = _s['title'], _s['author'], _s['version'], _s['copyright']
-extensions = ['myst_nb']
-exclude_patterns = ['CONTRIBUTING.md']
+project = _s['title']
+author = _s['author']
+release = _s['version']
+copyright = _s['copyright']
+extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.linkcode']
+exclude_patterns = ['CONTRIBUTING.md', 'data', 'vlm2rec_lab']
 nb_execution_mode = 'off'  # tools/docs.py executes; notebooks keep the outputs that they hold
 nb_render_markdown_format = 'myst'  # tables in outputs are tables
 nb_merge_streams = True
+nb_output_stderr = 'remove'
 nb_ipywidgets_js = {
     'require.js': {},
     'widgets.js': {},
@@ -26,6 +35,10 @@ myst_dmath_double_inline = True
 suppress_warnings = ['myst.header']
 python_maximum_signature_line_length = 72
 add_module_names = False
+autodoc_default_options = {'members': True, 'undoc-members': True, 'no-value': True}
+autodoc_member_order = 'bysource'
+autodoc_preserve_defaults = True  # as they are written
+linkcode_resolve = site_api.where_made
 toc_object_entries_show_parents = 'hide'
 
 html_theme = 'sphinx_book_theme'
@@ -61,4 +74,5 @@ def figures(app, pagename, templatename, context, doctree):
 
 
 def setup(app):
+    site_api.setup(app)
     app.connect('html-page-context', figures)

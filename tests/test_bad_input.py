@@ -1,4 +1,7 @@
-"""What does not fit, or fits and says little: each is an error that names the place, or a note with a count in the report. Through arrays, files and the command."""
+"""What does not fit, or fits and says little, through arrays, files and the command.
+
+Each case is an error that names the place, or a note with a count in the report.
+"""
 
 import json
 import warnings
@@ -6,7 +9,8 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vlm2rec_lab.cli import main
 from vlm2rec_lab.diagnose import VERDICTS, collapse_report
@@ -19,13 +23,14 @@ QUICK = dict(permutations=2, bootstrap=50, progress=False)
 def world():
     "A healthy task: two modalities that see the same taste through noise."
     rng = np.random.default_rng(0)
-    items, taste, turn = (
-        rng.normal(size=(ITEMS, 6)),
-        rng.normal(size=(USERS, 6)),
-        np.linalg.qr(rng.normal(size=(DIMS, DIMS)))[0][:6],
-    )
+    items = rng.normal(size=(ITEMS, 6))
+    taste = rng.normal(size=(USERS, 6))
+    turn = np.linalg.qr(rng.normal(size=(DIMS, DIMS)))[0][:6]
     targets = (taste @ items.T + 0.3 * rng.gumbel(size=(USERS, ITEMS))).argmax(1)
-    see = lambda x, noise: (x @ turn + noise * rng.normal(size=(len(x), DIMS))).astype(np.float32)
+
+    def see(x, noise):
+        return (x @ turn + noise * rng.normal(size=(len(x), DIMS))).astype(np.float32)
+
     return dict(
         items={'text': see(items, 0.2), 'image': see(items, 0.4)},
         sequences={'text': see(taste, 0.2), 'image': see(taste, 0.4)},
@@ -34,7 +39,12 @@ def world():
     )
 
 
+# What can go wrong: each of these makes a function that damages a task in place.
+
+
 def put(side, m, where, value):
+    "Write a value into the vectors of a modality."
+
     def damage(w):
         w[side][m][where] = value
 
@@ -42,6 +52,8 @@ def put(side, m, where, value):
 
 
 def cut(side, m=None):
+    "Take the last row away, of one modality or of targets or seen items."
+
     def damage(w):
         if m is None:
             w[side] = w[side][:-1]
@@ -52,6 +64,8 @@ def cut(side, m=None):
 
 
 def targets(f):
+    "Change the targets."
+
     def damage(w):
         w['targets'] = f(w['targets'])
 
@@ -59,10 +73,13 @@ def targets(f):
 
 
 def at(row, value):
+    "Write one target."
     return targets(lambda t: np.where(np.arange(len(t)) == row, value, t))
 
 
 def seen(f):
+    "Change the lists of seen items."
+
     def damage(w):
         w['seen'] = f(w)
 
@@ -70,6 +87,8 @@ def seen(f):
 
 
 def keep(side, n):
+    "Keep the first rows of one side; with fewer items, the first one is everybody's target."
+
     def damage(w):
         w[side] = {m: x[:n] for m, x in w[side].items()}
         if side == 'sequences':
@@ -81,6 +100,7 @@ def keep(side, n):
 
 
 def twice(w):
+    "Ten users stand there twice."
     for x in w['sequences'].values():
         x[10:20] = x[:10]
     w['targets'][10:20] = w['targets'][:10]
@@ -88,15 +108,18 @@ def twice(w):
 
 
 def half(w):
+    "Every second item has no picture."
     w['items']['image'][::2] = 0
 
 
 def lone(w):
+    "Nobody has a candidate but the target."
     w['targets'][:] = np.arange(USERS) % ITEMS
     w['seen'] = [[i for i in range(ITEMS) if i != t] for t in w['targets']]
 
 
-ERRORS = {  # name: (damage, words of the error from arrays, words of the error of the command on one file; None: the same)
+# name: (damage, words of the error from arrays, words of the error of the command on one file; None: the same)
+ERRORS = {
     'NaN': (
         put('items', 'image', (3, 1), np.nan),
         "items['image'] has NaN or infinity in 1 of 60 rows, the first is row 3",
@@ -158,7 +181,8 @@ ERRORS = {  # name: (damage, words of the error from arrays, words of the error 
         None,
     ),
 }
-NOTES = {  # name: (damage, words of the note, verdict of the image; None: any)
+# name: (damage, words of the note, verdict of the image; None: any)
+NOTES = {
     'zero items': (
         put('items', 'image', slice(0, 3), 0),
         "items['image']: 3 of 60 (5 %) vectors are zero (first: row 0)",
@@ -215,6 +239,7 @@ NOTES = {  # name: (damage, words of the note, verdict of the image; None: any)
 
 
 def ask(w, **kw):
+    "The report of a task, without its warnings."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         return collapse_report(**{**QUICK, **w, **kw})
@@ -222,27 +247,24 @@ def ask(w, **kw):
 
 def flat(w):
     "The task with `seen` as offsets, for a file."
-    return {
-        **w,
-        'seen': (
-            np.concatenate([[0], np.cumsum([len(s) for s in w['seen']])]),
-            np.concatenate([np.asarray(s) for s in w['seen']]),
-        ),
-    }
+    offsets = np.concatenate([[0], np.cumsum([len(s) for s in w['seen']])])
+    return {**w, 'seen': (offsets, np.concatenate([np.asarray(s) for s in w['seen']]))}
+
+
+def cells(x):
+    "Vectors as cells of a table; a zero vector is an empty cell."
+    return [v if v.any() else None for v in x]
 
 
 def tables(w, ids=True):
-    "The two tables of a task; a zero vector is an empty cell."
-    cells = lambda x: [v if v.any() else None for v in x]
-    name = (lambda i: f'p{i}') if ids else int
-    items = pd.DataFrame(
-        {m: cells(x) for m, x in w['items'].items()}
-        | ({'item_id': [name(i) for i in range(len(w['items']['text']))]} if ids else {})
-    )
-    return items, pd.DataFrame(
-        {'target': [name(t) for t in w['targets']], 'seen': [[name(i) for i in s] for s in w['seen']]}
-        | {m: cells(x) for m, x in w['sequences'].items()}
-    )
+    "The two tables of a task, with ids or with row numbers."
+    name = 'p{}'.format if ids else int
+    items = {m: cells(x) for m, x in w['items'].items()}
+    if ids:
+        items |= {'item_id': [name(i) for i in range(len(w['items']['text']))]}
+    users = {'target': [name(t) for t in w['targets']], 'seen': [[name(i) for i in s] for s in w['seen']]}
+    users |= {m: cells(x) for m, x in w['sequences'].items()}
+    return pd.DataFrame(items), pd.DataFrame(users)
 
 
 def command(capsys, *argv):
@@ -261,9 +283,9 @@ def test_error(name, tmp_path, capsys):
     assert why in str(e.value)
     write_vectors(tmp_path / 'v.npz', flat(w))
     status, said = command(capsys, tmp_path / 'v.npz', '--out', tmp_path / 'r.md')
-    assert (
-        status == 2 and len([line for line in said if 'note:' not in line]) == 1 and (of_the_command or why) in said[-1]
-    ), said
+    assert status == 2, said
+    assert len([line for line in said if 'note:' not in line]) == 1, said
+    assert (of_the_command or why) in said[-1]
     assert not (tmp_path / 'r.md').exists()
 
 
@@ -289,18 +311,17 @@ def test_note_from_tables(name, tmp_path, capsys):
         t.to_parquet(tmp_path / f'{side}.parquet')
     files = {side: tmp_path / f'{side}.parquet' for side in ('items', 'sequences')}
     assert ask(files).to_dict() == ask(w).to_dict()
-    status, said = command(
-        capsys, '--items', files['items'], '--sequences', files['sequences'], '--out', tmp_path / 'r.json'
-    )
-    assert (
-        status == 0
-        and any(NOTES[name][1] in line for line in said)
-        and all(line.startswith('vlm2rec: note: ') for line in said)
-    )
+    both = '--items', files['items'], '--sequences', files['sequences']
+    status, said = command(capsys, *both, '--out', tmp_path / 'r.json')
+    assert status == 0
+    assert any(NOTES[name][1] in line for line in said)
+    assert all(line.startswith('vlm2rec: note: ') for line in said)
     assert any(NOTES[name][1] in n for n in json.loads((tmp_path / 'r.json').read_text())['notes'])
 
 
 def change(side, **columns):
+    "Write columns of one of the two tables: values, or a function of the table that makes them."
+
     def f(items, users):
         for name, value in columns.items():
             t = items if side == 'items' else users
@@ -310,10 +331,12 @@ def change(side, **columns):
 
 
 def cell(name, row, value):
+    "The column with another value in one row."
     return lambda t: [value if r == row else x for r, x in enumerate(t[name])]
 
 
-TABLES = {  # name: (change of the two tables, words of the error)
+# name: (change of the two tables, words of the error)
+TABLES = {
     'no picture at all': (change('items', image=None), "modality 'image' is missing from items"),
     'a shorter vector': (
         change('items', image=cell('image', 5, [1.0, 2.0])),
@@ -365,17 +388,12 @@ def test_error_in_a_table(name, tmp_path, capsys):
         for side, t in (('items', items), ('sequences', users)):
             t.to_parquet(tmp_path / f'{side}.parquet')
     except Exception:
-        return  # Parquet holds one type per column: such a table cannot be a file
-    status, said = command(
-        capsys,
-        '--items',
-        tmp_path / 'items.parquet',
-        '--sequences',
-        tmp_path / 'sequences.parquet',
-        '--out',
-        tmp_path / 'r.md',
-    )
-    assert status == 2 and TABLES[name][1] in said[-1], said
+        # Parquet holds one type per column: such a table cannot be a file
+        return
+    both = '--items', tmp_path / 'items.parquet', '--sequences', tmp_path / 'sequences.parquet'
+    status, said = command(capsys, *both, '--out', tmp_path / 'r.md')
+    assert status == 2, said
+    assert TABLES[name][1] in said[-1], said
 
 
 def test_tables_without_ids():
@@ -399,33 +417,48 @@ def test_one_user():
     w = world()
     keep('sequences', 1)(w)
     found = ask(w).to_dict()
-    assert {x['reason'] for x in found['modalities'].values()} == {'few users'} and found['evidence']['fused_ndcg'][
-        'low'
-    ] is None
+    assert {x['reason'] for x in found['modalities'].values()} == {'few users'}
+    assert found['evidence']['fused_ndcg']['low'] is None
 
 
-def test_reference():
-    w = world()
-    for damage, why in (
-        (cut('items', 'image'), "reference['items']['image'] has 59 rows but items has 60"),
-        (cut('sequences', 'text'), "reference['sequences']['text'] has 119 rows but sequences has 120"),
-        (
-            put('items', 'text', (3, 1), np.nan),
-            "reference['items']['text'] has NaN or infinity in 1 of 60 rows, the first is row 3",
-        ),
-        (lambda r: r['sequences'].pop('image'), "modality 'image' is missing from reference['sequences']"),
-    ):
-        other = world()
-        damage(other)
-        with pytest.raises(ValueError) as e:
-            ask(w, reference={side: other[side] for side in ('items', 'sequences')})
-        assert why in str(e.value)
+REFERENCES = {  # name: (damage, words of the error)
+    'an item less': (
+        cut('items', 'image'),
+        "reference['items']['image'] has 59 rows but items has 60",
+    ),
+    'a user less': (
+        cut('sequences', 'text'),
+        "reference['sequences']['text'] has 119 rows but sequences has 120",
+    ),
+    'NaN': (
+        put('items', 'text', (3, 1), np.nan),
+        "reference['items']['text'] has NaN or infinity in 1 of 60 rows, the first is row 3",
+    ),
+    'modality on one side': (
+        lambda r: r['sequences'].pop('image'),
+        "modality 'image' is missing from reference['sequences']",
+    ),
+}
+
+
+def reference(damage):
+    "The vectors of a damaged world, to compare with."
     other = world()
-    half(other)
-    assert any(
-        "reference['items']['image']: 30 of 60 (50 %) vectors are zero" in n
-        for n in ask(w, reference={side: other[side] for side in ('items', 'sequences')}).to_dict()['notes']
-    )
+    damage(other)
+    return {side: other[side] for side in ('items', 'sequences')}
+
+
+@pytest.mark.parametrize('name', REFERENCES)
+def test_error_in_the_reference(name):
+    damage, why = REFERENCES[name]
+    with pytest.raises(ValueError) as e:
+        ask(world(), reference=reference(damage))
+    assert why in str(e.value)
+
+
+def test_note_on_the_reference():
+    notes = ask(world(), reference=reference(half)).to_dict()['notes']
+    assert any("reference['items']['image']: 30 of 60 (50 %) vectors are zero" in n for n in notes)
 
 
 def test_nothing_is_noted_where_all_is_well():
@@ -437,39 +470,41 @@ def test_nothing_is_noted_where_all_is_well():
 numbers = st.sampled_from([0, 1, -1, 2.5, 1e30, 1e-30, np.nan, np.inf, -np.inf])
 
 
+places = st.tuples(
+    st.sampled_from(['items', 'sequences']),
+    st.sampled_from(['text', 'image']),
+    st.one_of(st.none(), st.integers(0, ITEMS - 1)),
+    st.one_of(st.none(), st.integers(0, DIMS - 1)),
+    numbers,
+)
+moves = st.tuples(st.integers(0, USERS - 1), st.integers(-2, ITEMS + 1))
+
+
 @settings(max_examples=100, deadline=None)
 @given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(['items', 'sequences']),
-            st.sampled_from(['text', 'image']),
-            st.one_of(st.none(), st.integers(0, ITEMS - 1)),
-            st.one_of(st.none(), st.integers(0, DIMS - 1)),
-            numbers,
-        ),
-        max_size=4,
-    ),
-    st.lists(st.tuples(st.integers(0, USERS - 1), st.integers(-2, ITEMS + 1)), max_size=2),
+    st.lists(places, max_size=4),
+    st.lists(moves, max_size=2),
     st.integers(0, USERS),
     st.sampled_from(['sum', 'concat']),
 )
 def test_anything(writes, moved, users, fuse):
-    "Whatever is written into the vectors, rows, columns or single numbers: an error of ours or a report of plain numbers, never a NaN that spreads."
+    """Whatever is written into the vectors, rows, columns or single numbers:
+    an error of ours or a report of plain numbers, never a NaN that spreads."""
     w = world()
     for side, m, row, column, value in writes:
         w[side][m][slice(None) if row is None else row, slice(None) if column is None else column] = value
     for row, target in moved:
         w['targets'][row] = target
     keep('sequences', users)(w)
-    bad = (
-        any(not np.isfinite(x).all() for side in ('items', 'sequences') for x in w[side].values())
-        or ((w['targets'] < 0) | (w['targets'] >= ITEMS)).any()
-    )
+    infinite = any(not np.isfinite(x).all() for side in ('items', 'sequences') for x in w[side].values())
+    bad = infinite or ((w['targets'] < 0) | (w['targets'] >= ITEMS)).any()
     try:
         found = ask(w, fuse=fuse).to_dict()
     except ValueError as e:
-        assert bad and str(e).startswith(('items', 'sequences', 'targets'))
+        assert bad
+        assert str(e).startswith(('items', 'sequences', 'targets'))
         return
-    assert not bad and found['verdict'] in VERDICTS
+    assert not bad
+    assert found['verdict'] in VERDICTS
     json.dumps(found, allow_nan=False)
     assert users == 0 or found['evidence']['fused_ndcg']['value'] is not None

@@ -40,7 +40,11 @@ def run(script, *args, **env):  # -> (result, what it printed)
 def scripts():
     "The scripts as modules, under names of their own."
     sys.path.insert(0, str(BENCH))
-    import common, flame, gpu, scale, train  # noqa: E401
+    import common  # noqa: E401
+    import flame
+    import gpu
+    import scale
+    import train
 
     yield dict(common=common, flame=flame, gpu=gpu, scale=scale, train=train)
     sys.path.remove(str(BENCH))
@@ -93,6 +97,7 @@ def test_recipes_are_those_of_train(scripts):
     """Plain and all-on are the paths of `train`; every recipe of whole histories has the same loss and gradient, so do
     those of all positions."""
     import torch
+
     from vlm2rec_lab.embed import make_bank
     from vlm2rec_lab.train import batch_rows, make_batch, training_rows, works_of
 
@@ -409,9 +414,7 @@ def test_flame_goes_on(scripts, tmp_path, monkeypatch, capsys):
     once(tmp_path / 'torn', only=('--only', 'mutual'))  # in a process of its own, beside the others
     assert {s.split()[0] for s in said} == {'mutual'} and not (tmp_path / 'out.json').unlink()
     for line in ('frozen network 0, epoch 3', 'FLAME 0, epoch 3', 'plain 0, epoch 3'):
-        with pytest.raises(
-            KeyboardInterrupt, match='after 2 epochs, which is no result; the same command goes on'
-        ):
+        with pytest.raises(KeyboardInterrupt, match='after 2 epochs, which is no result; the same command goes on'):
             once(tmp_path / 'torn', line.replace('3', '1'), politely=True)  # heeded after the epoch that follows
         with pytest.raises(Killed):
             once(tmp_path / 'torn', line)
@@ -431,6 +434,7 @@ def test_interrupted_course_tells_nothing(scripts, tmp_path, monkeypatch):
     "An interrupt ends a run early, but no cell of the table is written from half of it."
     import seqrec
     from common import circles
+
     from vlm2rec_lab.data import leave_one_out
 
     split, recipes = leave_one_out(circles(20), history=50), {'ce': dict(dropout=0.2, batch=16, epochs=3)}

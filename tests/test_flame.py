@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vlm2rec_lab.data import PAD, Catalogue, DataError, Dataset, Interactions, leave_one_out
+from vlm2rec_lab.recommenders.fit import fit, represent
 from vlm2rec_lab.recommenders.flame import (
     RECIPE,
     Ensemble,
@@ -30,7 +32,6 @@ from vlm2rec_lab.recommenders.flame import (
     split_points,
 )
 from vlm2rec_lab.recommenders.seqrec import ItemTable, SASRec
-from vlm2rec_lab.recommenders.fit import fit, represent
 
 
 def network(seed, layers=2, heads=2, n=30, dim=8, length=7, dropout=0.0):

@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import urllib3
-from hypothesis import HealthCheck, example, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 import vlm2rec_lab.shop.fetch as fetching
@@ -480,8 +481,9 @@ def test_sizes_are_those_of_the_model(height, width, most, share, multiple):
 
 @pytest.fixture(scope='module')
 def embedder():
-    from vlm2rec_lab.embed import VLMEmbedder
     from vlm2rec_lab.model.tiny import tiny_vlm
+
+    from vlm2rec_lab.embed import VLMEmbedder
 
     e = VLMEmbedder.from_pretrained(tiny_vlm('even'), max_pixels=12544)
     e.image_processor.size = {'shortest_edge': 3136, 'longest_edge': 50176}  # the tiny one knows only squares of 56
@@ -509,8 +511,9 @@ def test_the_embedder_sees_the_same_from_the_cache(tmp_path, embedder):
 
 
 def test_the_tiny_vlm_as_shipped(tmp_path):
-    from vlm2rec_lab.embed import VLMEmbedder
     from vlm2rec_lab.model.tiny import tiny_vlm
+
+    from vlm2rec_lab.embed import VLMEmbedder
 
     e, plain = (
         VLMEmbedder.from_pretrained(tiny_vlm('even')),

@@ -9,7 +9,6 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-
 from test_widgets import ROOT, VIEW, place
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]

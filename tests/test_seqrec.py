@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from vlm2rec_lab.data import PAD, Catalogue, Dataset, Interactions, leave_one_out
 from vlm2rec_lab.metrics import with_negatives
@@ -403,8 +404,8 @@ def test_small_tables_are_heard():  # a table of any size gives the network the 
 def test_each_seed_has_an_embedder_of_its_own(monkeypatch):
     "The seed reaches split, adapters and batches."
     from vlm2rec_lab import train
-    from vlm2rec_lab.recommenders.downstream import source_vectors
     from vlm2rec_lab.embed import VLMEmbedder
+    from vlm2rec_lab.recommenders.downstream import source_vectors
 
     given, load = [], VLMEmbedder.from_pretrained.__func__
 

@@ -12,7 +12,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(steps=3, batch=8, rank=2, world=dict(items=60, users=90), split=dict(train=40, valid=0, test=50))
-RUN = "import json, sys; from vlm2rec_lab.study import run_study; print(len(run_study(sys.argv[1], json.loads(sys.argv[2]), jobs=int(sys.argv[3]), progress=False)))"
+RUN = """
+import json, sys
+from vlm2rec_lab.studies.study import run_study
+
+out, cells, jobs = sys.argv[1:]
+print(len(run_study(out, json.loads(cells), jobs=int(jobs), progress=False)))
+"""
 
 
 def start(out, cells, jobs=2):

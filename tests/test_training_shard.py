@@ -1,4 +1,7 @@
-"""Frozen weights in parts over two processes: what each holds, and steps that are those of one process with whole weights."""
+"""Frozen weights in parts over two processes: what each holds.
+
+The steps are those of one process with whole weights.
+"""
 
 import json
 import sys
@@ -7,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.model.passes import prefix_pairs
+
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.training.losses import get_loss
 from vlm2rec_lab.training.shard import even_works, shard

@@ -25,6 +25,7 @@ PURPOSE = {  # package -> what it is for, in the order of the floors
     'show': 'pictures and widgets, their scripts and styles',
     'recommenders': 'sequential recommenders that begin with the vectors',
     'studies': 'the experiments behind the claims',
+    'commands': 'what `vlm2rec` can do, a command with its options in one place',
 }
 MAY_NOT = {  # package -> what it must not import, and why
     'base': (('shop', 'ranking', 'model', 'training', 'train', 'diagnosis', 'show', *WINGS), 'everything stands on it'),
@@ -222,6 +223,14 @@ def table_of_rooms(house):
     rows = ['| room | lines | what it is for | made in |', '|---|---|---|---|']
     for name, room in house.items():
         rows.append(f'| `{name}` | {room.lines:,} | {room.purpose} | {room.notebook or "-"} |')
+    return '\n'.join(rows)
+
+
+def table_of_rules():
+    "Markdown: a row per package that must not import everything below it."
+    rows = ['| package | must not import | since |', '|---|---|---|']
+    for name, (not_these, why) in MAY_NOT.items():
+        rows.append(f'| `{name}` | {", ".join(f"`{n}`" for n in not_these)} | {why} |')
     return '\n'.join(rows)
 
 

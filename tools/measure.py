@@ -80,6 +80,16 @@ def cells_of(folder):
             yield path, 'export' if EXPORT.search(source) else 'test' if test else 'shown', source
 
 
+def two_statements(trees):
+    "Lines with two statements, and lambdas that are given a name."
+    return f'{sum(map(semicolons, trees))} / {sum(map(lambdas, trees))}'
+
+
+def sizes(numbers):
+    "How many there are, the median, and the largest."
+    return f'{len(numbers)}, {statistics.median(numbers):g}, {max(numbers)}' if numbers else '0'
+
+
 def measure(package, notebooks):
     "{what is measured: figure in words}."
     sources = [p.read_text(encoding='utf-8') for p in sorted(package.rglob('*.py')) if p.stem != '_modidx']
@@ -89,7 +99,7 @@ def measure(package, notebooks):
     rows = {
         'package lines': f'{len(lines):,} in {len(sources)} modules',
         'package lines over 120': lengths(lines),
-        'lines with two statements / named lambdas, package': f'{sum(map(semicolons, trees))} / {sum(map(lambdas, trees))}',
+        'lines with two statements / named lambdas, package': two_statements(trees),
         'longest signature': f'{widest[0]} arguments of {widest[2]}',
     }
     if not notebooks.is_dir():
@@ -105,10 +115,8 @@ def measure(package, notebooks):
     per_line = [len(x) for c in export for x in c]
     rows |= {
         'test and shown cells, lines over 120': lengths([x for s in other for x in s.splitlines()]),
-        'test and shown cells, lines with two statements / named lambdas': f'{sum(map(semicolons, others))} / {sum(map(lambdas, others))}',
-        'export cells: number, median lines, most': f'{len(export)}, {statistics.median(map(len, export)):g}, {max(map(len, export))}'
-        if export
-        else '0',
+        'test and shown cells, lines with two statements / named lambdas': two_statements(others),
+        'export cells: number, median lines, most': sizes(list(map(len, export))),
         'export cells: median characters a line': f'{statistics.median(per_line):g}' if export else '',
         'checks in a test cell: median, most': f'{statistics.median(n for n, _ in counts):g}, {max(counts)[0]}'
         if counts

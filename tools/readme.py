@@ -17,12 +17,9 @@ def readme():
     nb.metadata.language_info = {'name': 'python'}  # fences say ```python
     body, _ = MarkdownExporter().from_notebook_node(nb)
     body = body.replace('](images/', '](nbs/images/').replace('](../', '](')
-    body = re.sub(r'\]\((\d\d[\w]*\.ipynb)', r'](nbs/\1', body)
-    return (
-        '<!-- made from nbs/index.ipynb by `make readme`: edit the notebook -->\n\n'
-        + re.sub(r'\n{3,}', '\n\n', body).strip()
-        + '\n'
-    )
+    body = re.sub(r'\]\((\d\d\w*)', r'](nbs/\1', body)  # notebooks, and folders of them
+    body = re.sub(r'\n{3,}', '\n\n', body).strip()
+    return f'<!-- made from nbs/index.ipynb by `make readme`: edit the notebook -->\n\n{body}\n'
 
 
 if __name__ == '__main__':

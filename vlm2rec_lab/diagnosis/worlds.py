@@ -11,14 +11,45 @@ import numpy as np
 from ..base.errors import known
 from ..ranking.task import normalise
 
+# %% ../../nbs/04_diagnosis/00_worlds.ipynb #1700994d
+def _choices(
+    z,  # [items, latent] what the items are
+    taste,  # [users, latent] what the users like
+    liked,  # [items] a liking that all users share
+    rng,  # generator of the chance
+):  # -> int [users]
+    "The item that each user takes next."
+    if not len(taste):
+        return np.zeros(0, int)
+    match = taste @ z.T / z.shape[1] ** 0.5
+    return (match + 0.3 * rng.gumbel(size=match.shape) + liked).argmax(1)
+
+# %% ../../nbs/04_diagnosis/00_worlds.ipynb #96909894
+def _rotation(latent, dims, rng):
+    "[latent, dims] orthonormal rows in a random direction."
+    return np.linalg.qr(rng.normal(size=(dims, dims)))[0][:latent]
+
+# %% ../../nbs/04_diagnosis/00_worlds.ipynb #2a5992e2
+def _through(
+    x,  # [rows, latent] latent vectors of items or users
+    turn,  # [latent, dims] rotation of the modality
+    noise,  # its noise as a multiple of the signal
+    away,  # [1, dims] where its vectors are moved to
+    rng,  # generator of the noise
+):  # -> float32 [rows, dims]
+    "Latent vectors as a modality shows them."
+    latent, dims = turn.shape
+    noisy = x @ turn + noise * rng.normal(size=(len(x), dims)) * (latent / dims) ** 0.5
+    return (noisy + away * latent**0.5).astype(np.float32)
+
 # %% ../../nbs/04_diagnosis/00_worlds.ipynb #421173fa
 def world(
-    users=1000,
-    n_items=200,  # sizes
+    users=1000,  # how many users
+    n_items=200,  # how many items
     seed=0,  # everything random follows from it
     noise={'text': 0.3, 'image': 0.6},  # modality -> noise as a multiple of the signal
-    latent=8,
-    dims=16,  # directions of taste, dimensions of the vectors
+    latent=8,  # directions of taste
+    dims=16,  # dimensions of the vectors
     rotate=False,  # each modality in a space of its own
     sees=None,  # modality -> indices of the latent directions it sees (default: all)
     gap=None,  # modality -> length of a constant vector added to all its vectors
@@ -28,63 +59,66 @@ def world(
     "Items, sequences and targets of a world in which every modality carries the same taste, through its own noise."
     rng, more = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     z, taste = rng.normal(size=(n_items, latent)), rng.normal(size=(users, latent))
-    liked = popular * more.normal(size=n_items)
-    targets = (
-        (taste @ z.T / latent**0.5 + 0.3 * rng.gumbel(size=(users, n_items)) + liked).argmax(1)
-        if users
-        else np.zeros(0, int)
-    )
-    turn = np.linalg.qr(rng.normal(size=(dims, dims)))[0][:latent]
+    targets = _choices(z, taste, popular * more.normal(size=n_items), rng)
+    turn = _rotation(latent, dims, rng)
     items, sequences = {}, {}
     for m, s in noise.items():
-        t = np.linalg.qr(rng.normal(size=(dims, dims)))[0][:latent] if rotate else turn
+        t = _rotation(latent, dims, rng) if rotate else turn
         keep = np.isin(np.arange(latent), (sees or {}).get(m, np.arange(latent)))
         seen = (z, taste) if m not in mute else (more.normal(size=z.shape), more.normal(size=taste.shape))
         away = (gap or {}).get(m, 0) * normalise(more.normal(size=(1, dims)))
-        items[m], sequences[m] = [
-            ((x * keep) @ t + s * rng.normal(size=(len(x), dims)) * (latent / dims) ** 0.5 + away * latent**0.5).astype(
-                np.float32
-            )
-            for x in seen
-        ]
+        items[m], sequences[m] = [_through(x * keep, t, s, away, rng) for x in seen]
     return dict(items=items, sequences=sequences, targets=targets)
 
 # %% ../../nbs/04_diagnosis/00_worlds.ipynb #68dbd446
 def _mixed(x, other, degree):
-    return (1 - degree) * normalise(x) + degree * normalise(other)  # unit rows
+    "Unit rows of `x` that give way to those of `other`."
+    return (1 - degree) * normalise(x) + degree * normalise(other)
 
 # %% ../../nbs/04_diagnosis/00_worlds.ipynb #6a1ae664
-def _cone(x, degree):
-    return (1 - degree + 0.12 * degree) * x + degree * normalise(np.cos(np.arange(x.shape[1]))[None])
+def _drowned(x, degree, rng):
+    "`x` under noise."
+    return _mixed(x, rng.normal(size=x.shape), degree)
 
 # %% ../../nbs/04_diagnosis/00_worlds.ipynb #9fbb5359
+def _cone(x, degree):
+    "`x` in a narrow cone round one direction."
+    return (1 - degree + 0.12 * degree) * x + degree * normalise(np.cos(np.arange(x.shape[1]))[None])
+
+# %% ../../nbs/04_diagnosis/00_worlds.ipynb #bb74dfa4
 def _flat_rows(x, degree):
+    "`x` with all directions but the strongest made smaller."
     mean = x.mean(0)
     first = np.linalg.svd(x - mean, full_matrices=False)[2][:1]
     return x - degree * (x - mean - (x - mean) @ first.T @ first)
 
-# %% ../../nbs/04_diagnosis/00_worlds.ipynb #bb74dfa4
+# %% ../../nbs/04_diagnosis/00_worlds.ipynb #d57fb1a5
 def _rows(n, degree, rng):
+    "A random share of `n` rows."
     return rng.permutation(n)[: round(degree * n)]
 
-# %% ../../nbs/04_diagnosis/00_worlds.ipynb #d57fb1a5
+# %% ../../nbs/04_diagnosis/00_worlds.ipynb #e3a356ae
 def _exchanged(x, degree, rng):
+    "`x` with some rows in each other's places."
     x, some = x.copy(), _rows(len(x), degree, rng)
     x[some] = x[np.roll(some, 1)]
     return x
 
-# %% ../../nbs/04_diagnosis/00_worlds.ipynb #e3a356ae
+# %% ../../nbs/04_diagnosis/00_worlds.ipynb #7ce0af9f
 def _without(x, degree, rng):
+    "`x` with some rows of zeros."
     return np.where(np.isin(np.arange(len(x)), _rows(len(x), degree, rng))[:, None], 0, x)
 
-# %% ../../nbs/04_diagnosis/00_worlds.ipynb #7ce0af9f
+# %% ../../nbs/04_diagnosis/00_worlds.ipynb #eee46de7
 BOTH = ('items', 'sequences')
-DAMAGES = {  # name -> sides, function (x, degree, rng) -> x
-    'noise': (BOTH, lambda x, d, rng: _mixed(x, rng.normal(size=x.shape), d)),
-    'noise in items': (BOTH[:1], lambda x, d, rng: _mixed(x, rng.normal(size=x.shape), d)),
-    'noise in sequences': (BOTH[1:], lambda x, d, rng: _mixed(x, rng.normal(size=x.shape), d)),
+
+# name -> sides that are hit, function (x, degree, rng) -> x
+DAMAGES = {
+    'noise': (BOTH, _drowned),
+    'noise in items': (BOTH[:1], _drowned),
+    'noise in sequences': (BOTH[1:], _drowned),
     'permuted': (BOTH[:1], _exchanged),
-    'constant': (BOTH, lambda x, d, rng: _cone(_mixed(x, rng.normal(size=x.shape), d), d)),
+    'constant': (BOTH, lambda x, d, rng: _cone(_drowned(x, d, rng), d)),
     'cone': (BOTH, lambda x, d, rng: _cone(normalise(x), d)),
     'flat': (BOTH, lambda x, d, rng: _flat_rows(x, d)),
     'absent': (BOTH[:1], _without),
@@ -98,7 +132,8 @@ def hurt(
     degree=1.0,  # 0 to 1
     seed=0,  # of the damage
 ):  # -> the same with one modality damaged; the others are shared, not copied
-    "A copy of a world in which one modality is damaged. Raises ValueError for an unknown modality or damage, or a degree outside 0 to 1."
+    """A copy of a world in which one modality is damaged.
+    Raises ValueError for an unknown modality or damage, or a degree outside 0 to 1."""
     known(modality, w['items'], 'modality')
     sides, f = DAMAGES[known(how, DAMAGES, 'damage')]
     if not 0 <= degree <= 1:

@@ -12,7 +12,6 @@ from functools import partial
 
 import numpy as np
 import torch
-
 from ..model.encode import forward, length_groups
 from ..model.passes import forward_tree, plan_sizes, prefix_pairs, prefix_plan, prefix_present
 

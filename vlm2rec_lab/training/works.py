@@ -8,8 +8,8 @@ __all__ = ['works_of']
 # %% ../../nbs/02_training/05_works.ipynb #01e86909
 import numpy as np
 import torch
-
 from ..model.encode import forward
+
 from .options import Speed, sort_options
 from .shard import even_works
 from .step import Work, plan_works

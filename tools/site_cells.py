@@ -1,0 +1,321 @@
+"""Notebooks and pages with code, as MyST-NB reads them: hidden cells gone, tests folded, names linked, figures as
+data."""
+
+import ast
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+import numpy as np
+from house import ROOT
+from nbclient.exceptions import CellExecutionError
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from run_nbs import Runner
+
+PACKAGE = 'vlm2rec_lab'
+PLOTLY = 'application/vnd.plotly.v1+json'
+WIDGET = 'application/vnd.jupyter.widget-view+json'
+STATE = 'application/vnd.jupyter.widget-state+json'
+COLOURS = re.compile(r'\x1b\[[0-9;]*m')
+FENCE = re.compile(r'^```(python|console)\n(.*?)^```\n?', re.M | re.S)
+
+
+class PageError(RuntimeError):
+    "Code of a page does not run."
+
+
+# ---------------------------------------------------------------- outputs
+
+
+def mask(text):
+    "No folder of the machine that built the site."
+    return text.replace(str(ROOT) + os.sep, '').replace(str(Path.home()) + os.sep, '~' + os.sep)
+
+
+def dark_by_theme(html):
+    "Reports follow the reader's system; on this site they follow the switch of the page."
+    dark = r'@media\s*\(prefers-color-scheme:\s*dark\)\s*\{\.v2r\{(.*?)\}\}'
+    return re.sub(dark, r'html[data-theme="dark"] .v2r{\1}', html, flags=re.S)
+
+
+def figure_html(figure):  # plotly's dictionary
+    "A place for a figure, with its data; docs/_static/figures.js draws it."
+    layout = figure.get('layout') or {}
+    data = json.dumps(dict(data=figure['data'], layout=layout)).replace('</', '<\\/')
+    return (
+        f'<div class="lab-figure" style="min-height:{int(layout.get("height") or 450)}px">'
+        f'<script type="application/json">{data}</script></div>'
+    )
+
+
+def widget_figure(model):  # a FigureWidget's model
+    "Its figure; arrays that were stored as buffers become plotly's typed arrays."
+    for b in model.get('buffers') or []:
+        place = model['state']
+        for step in b['path'][:-1]:
+            place = place[step]
+        place['bdata'] = b['data']
+        place['dtype'] = np.dtype(place['dtype']).str[1:]
+        if isinstance(place.get('shape'), list):
+            place['shape'] = ', '.join(map(str, place['shape']))
+        place.pop(b['path'][-1], None)
+    return dict(data=model['state']['_widget_data'], layout=model['state'].get('_widget_layout') or {})
+
+
+def show_output(o, state):  # output of a cell; widget models, of which figures are taken out
+    "An output as a static page can show it."
+    data = o.get('data', {})
+    view = data.get(WIDGET, {}).get('model_id')
+    if '_widget_data' in state.get(view, {}).get('state', {}):  # a FigureWidget is a figure
+        data[PLOTLY] = widget_figure(state.pop(view))
+        del data[WIDGET]
+    if PLOTLY in data:
+        o['data'] = data = {'text/html': figure_html(data[PLOTLY])}
+    for kind in ('text/html', 'text/plain'):
+        if kind in data:
+            data[kind] = mask(dark_by_theme(data[kind]))
+    if 'text' in o:
+        o['text'] = mask(o['text'])
+    if 'execution_count' in o:
+        o['execution_count'] = None
+    return o
+
+
+def outsource(state, static):  # widget models; folder of the site's scripts
+    "Large modules of widgets go to a file, once, in place of every page and every widget."
+    for model in state.values():
+        source = model.get('state', {}).get('_esm') or ''
+        if len(source) > 100_000:
+            name = f'module-{hashlib.sha256(source.encode()).hexdigest()[:12]}.js'
+            static.mkdir(parents=True, exist_ok=True)
+            (static / name).write_text(source)
+            model['state']['_esm'] = (
+                f"const there = new URL(document.documentElement.dataset.content_root + '_static/{name}', "
+                "document.baseURI); export default (await import(there.href)).default;"
+            )
+
+
+# ---------------------------------------------------------------- cells
+
+
+def directives(source):  # of a cell
+    "The nbdev directives at the top of a cell, and the cell without them."
+    lines, found = source.splitlines(True), []
+    while lines and (m := re.match(r'\s*#\s*\|\s*(.+?)\s*$', lines[0])):
+        found.append(m[1])
+        lines.pop(0)
+    return found, ''.join(lines).strip('\n')
+
+
+def is_hidden(found):  # directives
+    "Is a cell with these directives left out of a page?"
+    return bool({'hide', 'include: false'} & set(found)) or any(f.startswith('default_exp') for f in found)
+
+
+def is_exported(found):  # directives
+    "Does a cell with these directives go into the module?"
+    return any(f.split(':')[0] in ('export', 'exporti', 'exports') for f in found)
+
+
+def is_test(source):
+    "Does a cell only check things? Then the page folds it."
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return False
+    for n in body:
+        if isinstance(n, ast.Assert):
+            return True
+        if isinstance(n, (ast.Expr, ast.With, ast.For)) and re.search(r'\b(test_\w+|assert)\b', ast.unparse(n)):
+            return True
+    return False
+
+
+def definitions(source):
+    "Public names that are defined at the top of a source; a `@patch`ed method as `Class.method`."
+    found = []
+    for n in ast.parse(source).body:
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_'):
+            patched = any(getattr(getattr(d, 'func', d), 'id', '') == 'patch' for d in n.decorator_list)
+            found.append(f'{ast.unparse(n.args.args[0].annotation)}.{n.name}' if patched else n.name)
+    return found
+
+
+def anchors(source, module):  # of an exported cell -> list of cells
+    "A cell that the API pages can point at, where something is defined."
+    names = definitions(source)
+    return [new_markdown_cell(''.join(f'<a id="{module}.{n}"></a>' for n in names))] if names else []
+
+
+def show_cell(cell, found, state):  # code cell; its directives; widget models
+    "Outputs and tags of a code cell, in place."
+    cell.outputs = [show_output(o, state) for o in cell.outputs]
+    cell.execution_count = None
+    cell.metadata = dict(tags=[])
+    if {'echo: false', 'hide_input'} & set(found):
+        cell.metadata['tags'] = ['remove-input']
+    elif not is_exported(found) and not cell.outputs and is_test(cell.source):
+        prompts = {'code_prompt_show': 'Tests', 'code_prompt_hide': 'Tests'}
+        cell.metadata = dict(tags=['hide-input'], mystnb=prompts)
+
+
+def convert(
+    nb,  # notebook
+    names,  # {exported name: module} to link to
+    module=None,  # that the notebook exports
+    static=None,  # folder of the site's scripts, for large modules of widgets
+):
+    "A notebook for the site. Changes `nb` and returns it."
+    state, cells = nb.metadata.get('widgets', {}).get(STATE, {}).get('state', {}), []
+    for cell in nb.cells:
+        if cell.cell_type == 'markdown':
+            cell.source = link_names(link_pages(cell.source), names, module)
+        if cell.cell_type == 'code':
+            found, cell.source = directives(cell.source)
+            if not cell.source or is_hidden(found):
+                continue
+            show_cell(cell, found, state)
+            if module and is_exported(found):
+                cells += anchors(cell.source, module)
+        cells.append(cell)
+    nb.cells = [c for c in cells if c.cell_type != 'raw']
+    keep_widgets(nb, state, static)
+    nb.metadata['language_info'] = {'name': 'python', 'pygments_lexer': 'python'}
+    return nb
+
+
+def keep_widgets(nb, state, static):
+    "Widget models stay with a notebook that still shows one."
+    outputs = [o for c in nb.cells for o in c.get('outputs', [])]
+    if not any(WIDGET in o.get('data', {}) for o in outputs):
+        nb.metadata.pop('widgets', None)
+    elif static:
+        outsource(state, static)
+
+
+# ---------------------------------------------------------------- links
+
+
+def link_pages(text):
+    "Links to pages of `docs/` go to the notebooks that they become."
+
+    def one(m):
+        return f']({m[1]}.ipynb' if (ROOT / 'docs' / f'{m[2]}.md').exists() and m[2] != 'index' else m[0]
+
+    text = re.sub(r'\]\(((?:\.\./)*nbs/\d\d\w*)/?\)', r'](\1/index.md)', text)
+    text = re.sub(r'\]\(((?:\.\./)*)nbs/index\.ipynb', r'](\1index.ipynb', text)
+    return re.sub(r'\]\(((?:\.\./)*(?:docs/)?(\w+))\.md\b', one, text)
+
+
+def link_names(text, names, module=None):
+    "Names of ours in backticks become links to their API page. Headings, fences and existing links are left alone."
+
+    def one(m):
+        name = m[1].removesuffix('()')
+        where = names.get((module, name)) or names.get(name)
+        return f'{{py:obj}}`{m[1]} <{PACKAGE}.{where}.{name}>`' if where else m[0]
+
+    out, fence = [], False
+    for line in text.split('\n'):
+        if line.lstrip().startswith('```'):
+            fence = not fence
+        as_it_is = fence or line.startswith('#')
+        out.append(line if as_it_is else re.sub(r'(?<![`\[}\w])`(\w+(?:\(\))?)`(?!`|\])', one, line))
+    return '\n'.join(out)
+
+
+# ---------------------------------------------------------------- pages with code
+
+
+def page_cells(text):  # of docs/*.md
+    "Prose, code and commands of a page: list of (kind, source)."
+    out, end = [], 0
+    for m in FENCE.finditer(text):
+        out += [('prose', text[end : m.start()]), (m[1], m[2].rstrip('\n'))]
+        end = m.end()
+    return [(k, s) for k, s in out + [('prose', text[end:])] if s.strip()]
+
+
+def commands(block):  # source of a console fence
+    "Its command lines, without the prompt."
+    return [line[2:] for line in block.splitlines() if line.startswith('$ ')]
+
+
+def page_notebook(text):  # of docs/*.md
+    "A page as a notebook that has not run."
+    cells = []
+    for kind, source in page_cells(text):
+        if kind == 'prose':
+            cells.append(new_markdown_cell(source))
+        elif kind == 'python':
+            cells.append(new_code_cell(source))
+        else:
+            cells.append(new_code_cell('%%sh\nexec 2>&1\n' + '\n'.join(commands(source)), metadata={'kind': kind}))
+    return new_notebook(cells=cells)
+
+
+def run_page(nb, name):
+    "Run a page in a kernel and an empty folder of its own, in place. Raises PageError."
+    with tempfile.TemporaryDirectory() as d:
+        work, tools = Path(d) / 'work', Path(d) / 'bin'
+        work.mkdir()
+        tools.mkdir()
+        (tools / 'vlm2rec').write_text(f'#!/bin/sh\nexec "{sys.executable}" -W ignore -m {PACKAGE} "$@"\n')
+        (tools / 'vlm2rec').chmod(0o755)
+        env = {
+            **os.environ,
+            'PATH': f'{tools}{os.pathsep}{os.environ["PATH"]}',
+            'PYTHONPATH': os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]),
+            'LAB_ROOT': str(ROOT),
+        }
+        where = {'metadata': {'path': str(work)}}
+        runner = Runner(nb, timeout=300, kernel_name='python3', resources=where, extra_arguments=['--log-level=40'])
+        try:
+            runner.execute(env=env)
+        except CellExecutionError as e:
+            raise PageError(f'docs/{name}\n{COLOURS.sub("", str(e))[-2500:]}') from None
+
+
+def as_console(cell):
+    "A shell block and what it printed."
+    lines = '\n'.join(cell.source.split('\n')[2:])
+    printed = mask(''.join(o.get('text', '') for o in cell.outputs)).rstrip()
+    return new_markdown_cell(f'```sh\n{lines}\n```' + (f'\n\n```text\n{printed}\n```' if printed.strip() else ''))
+
+
+def execute_page(path, cache=None):  # docs/*.md; folder for executed pages
+    "A page as an executed notebook, from the cache where nothing changed. Raises PageError."
+    stored = cache and cache / f'{path.stem}-{fingerprint(path)}.ipynb'
+    if stored and stored.exists():
+        return nbformat.read(stored, 4)
+    nb = page_notebook(path.read_text())
+    if any(c.cell_type == 'code' for c in nb.cells):
+        run_page(nb, path.name)
+    for c in nb.cells:
+        c.metadata.pop('execution', None)
+    nb.cells = [as_console(c) if c.metadata.get('kind') == 'console' else c for c in nb.cells]
+    if stored:
+        cache.mkdir(parents=True, exist_ok=True)
+        for old in cache.glob(f'{path.stem}-*.ipynb'):
+            old.unlink()
+        nbformat.write(nb, stored)
+    return nb
+
+
+def fingerprint(path):
+    "Of everything that a page's outputs follow from."
+    files = [
+        path,
+        *(ROOT / 'tools' / f for f in ('site_cells.py', 'run_nbs.py', 'house.py')),
+        ROOT / 'constraints.txt',
+        *sorted((ROOT / PACKAGE).rglob('*.py')),
+        *sorted((ROOT / 'data').rglob('*.csv')),
+        *sorted((ROOT / 'benchmarks').rglob('*.json')),
+        *sorted((ROOT / 'benchmarks').glob('*.py')),
+    ]
+    return hashlib.sha256(b'\0'.join(f.read_bytes() for f in files) + sys.version.encode()).hexdigest()[:16]
