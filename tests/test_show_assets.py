@@ -84,13 +84,18 @@ def test_lines_are_short(path):
 
 
 @named(STYLES)
-def test_braces_balance_and_a_rule_takes_a_line(path):
-    text = without_comments(path.read_text())
+def test_braces_balance(path):
     depth = 0
-    for line in text.splitlines():
+    for line in without_comments(path.read_text()).splitlines():
         depth += line.count('{') - line.count('}')
-        assert depth >= 0 and line.count('{') <= 1, line
+        assert depth >= 0, line
     assert depth == 0
+
+
+@named([p for p in STYLES if p.parent == SHOW])
+def test_a_declaration_takes_a_line(path):
+    for line in without_comments(path.read_text()).splitlines():
+        assert line.count('{') <= 1 and line.count(';') <= 1, line
 
 
 @named([p for p in SCRIPTS + STYLES if p.parent == SHOW])
