@@ -244,7 +244,10 @@ def table_of_names(room):
 def api_page(room):  # -> Markdown
     "The API page of a room: what autodoc says of its own names, and a table of those that it hands on."
     notebook = rooms()[room]
-    members = f'\n   :members: {", ".join(own(room))}' if own(room) else ''
+    made = definitions(source(room))
+    functions = [n for n in own(room) if n in made]
+    members = f'\n   :members: {", ".join(functions)}' if functions else ''
+    members += ''.join(f'\n\n.. autodata:: {PACKAGE}.{room}.{n}' for n in own(room) if n not in made)
     return (
         f'# {room}\n\nMade, explained and tested in the notebook [{notebook}](/nbs/{notebook}.ipynb).\n\n'
         f'```{{eval-rst}}\n.. automodule:: {PACKAGE}.{room}{members}\n```\n{table_of_names(room)}'
