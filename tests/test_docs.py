@@ -393,7 +393,8 @@ def test_signatures_and_docments(tmp_path, monkeypatch):
     (tmp_path / 'vlm2rec_lab_toys').mkdir()
     (tmp_path / 'vlm2rec_lab_toys' / '__init__.py').write_text('')
     (tmp_path / 'vlm2rec_lab_toys' / 'toy.py').write_text(TOY)
-    (tmp_path / 'index.rst').write_text('Toy\n===\n\n.. automodule:: vlm2rec_lab_toys.toy\n   :members: GO, f, Box\n')
+    page = ['Toy', '===', '', '.. automodule:: vlm2rec_lab_toys.toy', '   :members: f, Box', '']
+    (tmp_path / 'index.rst').write_text('\n'.join([*page, '.. autodata:: vlm2rec_lab_toys.toy.GO', '']))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(site_api, 'PACKAGE', 'vlm2rec_lab_toys')
     monkeypatch.setattr(site_api, 'source', lambda room: TOY)

@@ -162,20 +162,13 @@ def constant(name):  # full name of a module's constant
     node = next((n for n in parsed(room).body if name in assigned(n)), None)
     if node is None:
         return []
-    said = comments(room)
-    above = [] if node.lineno in said else [node.lineno - 1] if node.lineno - 1 not in ends(room) else []
-    text = next((said[k] for k in (node.lineno, node.end_lineno, *above) if k in said), '')
-    if text.startswith('%%'):
-        text = ''
+    said = {line: text for line, text in comments(room).items() if not text.startswith('%%')}
+    ends = {n.end_lineno for n in parsed(room).body}  # a comment there belongs to another statement
+    places = [node.lineno, node.end_lineno, *({node.lineno - 1} - ends)]
+    text = next((said[k] for k in places if k in said), '')
     shown = ast.get_source_segment(source(room), node)
     code = ['.. code-block:: python', '', *(f'   {line}' for line in shown.splitlines())]
     return [rst(text), '', *(code if len(shown) < LONGEST else []), '']
-
-
-@cache
-def ends(room):
-    "Lines on which a statement of a module ends."
-    return {n.end_lineno for n in parsed(room).body}
 
 
 # ---------------------------------------------------------------- for Sphinx
@@ -244,14 +237,17 @@ def table_of_names(room):
 def api_page(room):  # -> Markdown
     "The API page of a room: what autodoc says of its own names, and a table of those that it hands on."
     notebook = rooms()[room]
-    members = f'\n   :members: {", ".join(own(room))}' if own(room) else ''
+    made = definitions(source(room))
+    functions = [n for n in own(room) if n in made]
+    members = f'\n   :members: {", ".join(functions)}' if functions else ''
+    members += ''.join(f'\n\n.. autodata:: {PACKAGE}.{room}.{n}' for n in own(room) if n not in made)
     return (
         f'# {room}\n\nMade, explained and tested in the notebook [{notebook}](/nbs/{notebook}.ipynb).\n\n'
         f'```{{eval-rst}}\n.. automodule:: {PACKAGE}.{room}{members}\n```\n{table_of_names(room)}'
     )
 
 
-def table_of_rooms(found, here):  # rooms; folder of the page on the site
+def table_of_rooms(found):
     "Rooms with their purposes."
     rows = [f'| [{r}](/api/{r.replace(".", "/")}.md) | {cell_text(purpose(r))} |' for r in found]
     return '\n'.join(['| module | |', '|---|---|', *rows])
@@ -271,13 +267,13 @@ def write_api(folder):  # api/ among Sphinx's sources
         'import stands first; the rooms behind it follow by package, each package using only those above it.\n\n'
     )
     rows = [f'| [{p}](/api/{p}/index.md) | {cell_text(PURPOSE.get(p, ""))} |' for p in packages]
-    text += table_of_rooms(top, folder) + '\n' + '\n'.join(rows) + '\n'
+    text += table_of_rooms(top) + '\n' + '\n'.join(rows) + '\n'
     folder.mkdir(parents=True)
     (folder / 'index.md').write_text(text + toctree([*top, *(f'{p}/index' for p in packages)]))
     for package in packages:
         inside = [r for r in rooms() if r.startswith(f'{package}.')]
         (folder / package).mkdir()
-        text = f'# {package}\n\n{PURPOSE.get(package, "").capitalize()}.\n\n{table_of_rooms(inside, folder)}\n'
+        text = f'# {package}\n\n{PURPOSE.get(package, "").capitalize()}.\n\n{table_of_rooms(inside)}\n'
         (folder / package / 'index.md').write_text(text + toctree(r.split('.')[1] for r in inside))
     for room in rooms():
         (folder / f'{room.replace(".", "/")}.md').write_text(api_page(room))
