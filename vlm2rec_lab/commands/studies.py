@@ -21,7 +21,7 @@ def _study_options(add):
     add('--conditions', nargs='+', metavar='NAME', help=f'some of {listed("conditions")} (default: all)')
     data = 'folder with items.csv and interactions.csv, in place of the studio'
     add('--data', metavar='FOLDER', help=data)
-    remedies = 'some of the remedies, see the notebook 11_studies/00_study'
+    remedies = 'some of the remedies, see the notebook 11_studies/00_remedies'
     remedies += ' (default: all in text-easy, the main ones elsewhere)'
     add('--remedies', nargs='+', metavar='NAME', help=remedies)
     add('--jobs', type=count, default=2, metavar='N', help='cells at a time, one thread each (default: 2)')
@@ -108,14 +108,12 @@ def calibrate(
 ):
     "`vlm2rec calibrate`: sensitivity and false alarms of the verdicts on settings with known truth."
     from vlm2rec_lab.diagnosis.calibrate import VARIED, errors, rates, run_calibration
-    from vlm2rec_lab.studies.trained import trained_vectors
 
     names, sizes = _calibration_size(o)
     sized = ', '.join(f'{n:,} x {s}' for n, s in sizes.items())
     print(f'{len(names)} settings; users x seeds: {sized}; seeds from {o.seed}; {o.command}', flush=True)
     varied = VARIED if o.half == 'set' else None
-    shown, make = sys.stderr.isatty(), trained_vectors
-    table = run_calibration(o.out, names, sizes, o.seed, o.jobs, varied=varied, progress=shown, make=make)
+    table = run_calibration(o.out, names, sizes, o.seed, o.jobs, varied=varied, progress=sys.stderr.isatty())
     file = Path(o.out) / f'{o.half}.csv.gz'
     table.drop(columns='other').to_csv(file, index=False)
     print(f'\n{rates(table).T.round(3).to_string()}\n\nnot what is true:\n{errors(table).to_string(index=False)}')
