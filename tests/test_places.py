@@ -115,7 +115,7 @@ def read_pairs(path, core=None, progress=False):
     pairs = [line.split() for line in Path(path).read_text().splitlines()]
     ids = tuple(sorted({i for _, i in pairs}))
     frame = pd.DataFrame([(u, i, k) for k, (u, i) in enumerate(pairs)], columns=['user', 'item', 'time'])
-    catalogue = Catalogue(ids, {'text': tuple(f'item {i}' for i in ids)})
+    catalogue = Catalogue(ids, {'text': tuple(f'item {i}' for i in ids)}, {'text': 'text'})
     return Dataset(catalogue, Interactions.from_frame(frame, catalogue, 'user', 'item', 'time'), 'pairs')
 
 
