@@ -15,25 +15,25 @@ os.environ.setdefault('PLOTLY_RENDERER', 'plotly_mimetype')
 sys.path.insert(0, str(ROOT / 'tools'))
 
 
-os.environ.setdefault(
-    'OMP_NUM_THREADS', '1'
-)  # several tests at a time: threads that wait for each other by spinning are no help
+# Several tests run at a time: threads that wait for each other by spinning are no help.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+# A shell starts its background jobs deaf to interrupts: a test of an interrupt would wait for ever.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # started in a shell's background, and what is tested by an interrupt would wait for ever
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Where several processes test, the tests of a file stay together and share what they set up; those of notebooks
-    and rooms are given out one by one."""
+    """Where several processes test, the tests of a file stay together and share what they set up.
+
+    The sections of a notebook do the same, and each notebook goes to whoever is free.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            file = nodeid.partition('::')[0]
-            return nodeid if Path(file).stem in ('test_notebooks', 'test_house') else file
+            file, _, case = nodeid.partition('::')
+            return case.partition('::')[0] if Path(file).stem == 'test_notebooks' else file
 
     return ByFile(config, log)
 
@@ -88,7 +88,7 @@ def pytest_terminal_summary(terminalreporter):
 
     cells = [
         ''.join(c['source'])
-        for p in (ROOT / 'nbs').glob('*.ipynb')
+        for p in (ROOT / 'nbs').rglob('*.ipynb')
         for c in json.loads(p.read_text())['cells']
         if c['cell_type'] == 'code'
     ]

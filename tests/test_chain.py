@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vlm2rec_lab import data, images, readers
 from vlm2rec_lab.cli import main, open_dataset
 from vlm2rec_lab.data import DataError, leave_one_out, load_folder
+from vlm2rec_lab.shop import fetch, images, readers, tables
 from vlm2rec_lab.shop.splits import cold_items, last_day, temporal_split
 
 pytestmark = pytest.mark.filterwarnings('ignore::vlm2rec_lab.data.DataWarning')
@@ -55,20 +55,18 @@ def shop(tmp_path_factory):
     folder, server = tmp_path_factory.mktemp('amazon'), ThreadingHTTPServer(('127.0.0.1', 0), Pictures)
     host = f'127.0.0.1:{server.server_port}'
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    reviews = [
+        dict(
+            reviewerID=f'A{u}',
+            asin=f'B{(3 * u + k * k) % 20:03}',
+            overall=5.0,
+            unixReviewTime=1_400_000_000 + 9000 * u + 86_400 * k,
+        )
+        for u in range(30)
+        for k in range(6)
+    ]
     with gzip.open(folder / 'reviews_X_5.json.gz', 'wt') as f:
-        for u in range(30):
-            for k in range(6):
-                f.write(
-                    json.dumps(
-                        dict(
-                            reviewerID=f'A{u}',
-                            asin=f'B{(3 * u + k * k) % 20:03}',
-                            overall=5.0,
-                            unixReviewTime=1_400_000_000 + 9000 * u + 86_400 * k,
-                        )
-                    )
-                    + '\n'
-                )
+        f.writelines(json.dumps(r) + '\n' for r in reviews)
     with gzip.open(folder / 'meta_X.json.gz', 'wt') as f:
         for i in range(20):
             f.write(repr(dict(asin=f'B{i:03}', title=f"It's thing {i}", imUrl=f'http://{host}/{i}.jpg')) + '\n')
@@ -81,7 +79,7 @@ def shop(tmp_path_factory):
 def fetched(shop, tmp_path_factory):
     "(dataset without pictures, folder with its pictures)."
     bare, folder = readers.amazon(*shop[0].split(','), progress=False), tmp_path_factory.mktemp('fetched') / 'got'
-    images.fetch_images(bare, folder, hosts=[shop[1]], private=[shop[1]], retries=0, progress=False)
+    fetch.fetch_images(bare, folder, hosts=[shop[1]], private=[shop[1]], retries=0, progress=False)
     return bare, folder
 
 
@@ -93,15 +91,12 @@ def test_links_become_pictures_that_are_trained_on(fetched, tmp_path):
     bare, folder = fetched
     full = images.with_images(bare, images.read_manifest(folder), progress=False)
     there = [i for i, id in enumerate(full.catalogue.ids) if id != 'B000']
-    assert full.catalogue.missing()['image'].nonzero()[0].tolist() == [i for i in range(20) if i not in there] and any(
-        "(1 HTTP 404): B000" in n for n in full.notes
-    )
+    assert full.catalogue.missing()['image'].nonzero()[0].tolist() == [i for i in range(20) if i not in there]
+    assert any('(1 HTTP 404): B000' in n for n in full.notes)
     small = images.decode_images(full, tmp_path / 'cache', max_pixels=3136, progress=False)
     for i in there:
-        assert (
-            full.catalogue.image('image', i).size == (40 + int(full.catalogue.ids[i][1:]), 40)
-            and small.catalogue.content['image'][i].dtype == np.uint8
-        )
+        assert full.catalogue.image('image', i).size == (40 + int(full.catalogue.ids[i][1:]), 40)
+        assert small.catalogue.content['image'][i].dtype == np.uint8
     embedder = VLMEmbedder.from_pretrained(tiny_vlm(), lora=4, seed=0)
     assert embedder.encode_items(small.catalogue, progress=False)['image'].shape[0] == 20
     for cut in (leave_one_out, temporal_split, last_day, cold_items):
@@ -110,73 +105,45 @@ def test_links_become_pictures_that_are_trained_on(fetched, tmp_path):
             assert len(train(embedder, split, 'sft', steps=1, batch=4, positions=positions, progress=False).frame) == 1
 
 
-def test_fetch_says_by_its_status_whether_all_were_had(shop, capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize('n, status', [(1, 0), (2, 3)])
+def test_fetch_says_by_its_status_whether_all_were_had(n, status, shop, capsys, monkeypatch, tmp_path):
     rows = [
         dict(source='http://a.example/1', status='ok', reason='', detail=''),
         dict(source='http://a.example/2', status='failed', reason='HTTP 404', detail=''),
     ]
-    for n, status in ((1, 0), (2, 3)):
-        monkeypatch.setattr(images, 'fetch_images', lambda *a, **kw: images.Manifest(pd.DataFrame(rows[:n]), tmp_path))
-        assert main(['fetch', '--data', f'amazon:{shop[0]}', '--hosts', 'a.example', '--out', tmp_path]) == status, (
-            capsys.readouterr().err
-        )
+    made = images.Manifest(pd.DataFrame(rows[:n]), tmp_path)
+    monkeypatch.setattr(fetch, 'fetch_images', lambda *args, **options: made)
+    argv = ['fetch', '--data', f'amazon:{shop[0]}', '--hosts', 'a.example', '--out', tmp_path]
+    assert main(argv) == status, capsys.readouterr().err
 
 
 def test_what_was_fetched_is_used_by_the_command_line(shop, fetched, tmp_path, capsys):
-    assert open_dataset(f'amazon:{shop[0]}', images=fetched[1]).catalogue.missing()['image'].sum() == 1
-    assert (
-        main(
-            [
-                'train',
-                '--data',
-                f'amazon:{shop[0]}',
-                '--core',
-                2,
-                '--images',
-                fetched[1],
-                '--split',
-                'temporal',
-                '--losses',
-                'sft',
-                '--steps',
-                1,
-                '--batch',
-                4,
-                '--history',
-                4,
-                '--out',
-                tmp_path / 'run',
-            ]
-        )
-        == 0
-    ), capsys.readouterr().err
+    data = f'amazon:{shop[0]}'
+    assert open_dataset(data, images=fetched[1]).catalogue.missing()['image'].sum() == 1
+
+    argv = ['train', '--data', data, '--core', 2, '--images', fetched[1], '--split', 'temporal', '--losses', 'sft']
+    argv += ['--steps', 1, '--batch', 4, '--history', 4, '--out', tmp_path / 'run']
+    assert main(argv) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
-    assert (
-        'image (image, 1 missing)' in out and 'last item by image' in out and ' days;' in out
-    )  # the half-life of the recency
-    assert (
-        main(['profile', '--data', f'amazon:{shop[0]}', '--images', fetched[1], '--out', tmp_path / 'p.html']) == 0
-        and '40 pixels' in capsys.readouterr().out
-    )
+    assert 'image (image, 1 missing)' in out and 'last item by image' in out
+    assert ' days;' in out  # the half-life of the recency
+
+    assert main(['profile', '--data', data, '--images', fetched[1], '--out', tmp_path / 'p.html']) == 0
+    assert '40 pixels' in capsys.readouterr().out
 
 
 def test_links_that_were_fetched_from_another_column(fetched, tmp_path):
     bare, folder = fetched
-    pd.DataFrame(
-        {
-            'item_id': bare.catalogue.ids,
-            'title': 'x',
-            'note': 'http://elsewhere.example/1.jpg',
-            'photo': bare.catalogue.table['image_url'],
-        }
-    ).to_csv(tmp_path / 'items.csv', index=False)
+    columns = {
+        'item_id': bare.catalogue.ids,
+        'title': 'x',
+        'note': 'http://elsewhere.example/1.jpg',
+        'photo': bare.catalogue.table['image_url'],
+    }
+    pd.DataFrame(columns).to_csv(tmp_path / 'items.csv', index=False)
     (tmp_path / 'log.csv').write_text('user_id,item_id,timestamp\nu,B001,3\nu,B002,4\n')
-    assert (
-        open_dataset(f'log:{tmp_path / "log.csv"},{tmp_path / "items.csv"}', images=folder)
-        .catalogue.missing()['image']
-        .sum()
-        == 1
-    )  # whose link is dead
+    found = open_dataset(f'log:{tmp_path / "log.csv"},{tmp_path / "items.csv"}', images=folder)
+    assert found.catalogue.missing()['image'].sum() == 1  # whose link is dead
 
 
 def test_links_in_a_table_are_not_taken_for_paths(tmp_path):
@@ -204,30 +171,42 @@ def small(tmp_path, users=12, items=6):
     return load_folder(tmp_path, progress=False)
 
 
+SPLIT_IN_A_PROCESS = """
+import copy, dataclasses, pickle, sys, warnings
+
+warnings.simplefilter('ignore')
+from vlm2rec_lab.shop.leave_one_out import leave_one_out
+from vlm2rec_lab.shop.tables import load_folder
+
+s = leave_one_out(load_folder(sys.argv[1], progress=False))
+assert 'vlm2rec_lab.shop.splits' not in sys.modules
+t = pickle.loads(pickle.dumps(s))
+t.save(sys.argv[2])
+same = (t, s, copy.copy(s), copy.deepcopy(s), dataclasses.replace(s))
+print(*{x.fingerprint for x in same})
+"""
+
+
 def test_a_split_is_a_value_without_importing_splits(tmp_path):
     small(tmp_path)
-    code = (
-        "import sys, warnings, pickle, copy, dataclasses; warnings.simplefilter('ignore')\n"
-        "from vlm2rec_lab.data import load_folder, leave_one_out\n"
-        f"s = leave_one_out(load_folder({str(tmp_path)!r}, progress=False)); assert 'vlm2rec_lab.splits' not in "
-        "sys.modules\n"
-        "raw = pickle.dumps(s); t = pickle.loads(raw)\n"
-        f"t.save({str(tmp_path / 's.safetensors')!r}); print(*{{t.fingerprint, s.fingerprint, "
-        "copy.copy(s).fingerprint, copy.deepcopy(s).fingerprint, dataclasses.replace(s).fingerprint})\n"
-    )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    argv = [sys.executable, '-c', SPLIT_IN_A_PROCESS, tmp_path, tmp_path / 's.safetensors']
+    done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     split = leave_one_out(load_folder(tmp_path, progress=False))
     assert done.stdout.split() == [split.fingerprint] and (tmp_path / 's.safetensors').is_file()
+
+
+def _pickled(value):
+    "The value after a way through bytes."
+    return pickle.loads(pickle.dumps(value))
 
 
 def test_copies_of_a_split_with_other_rows_have_another_fingerprint(tmp_path):
     split = leave_one_out(small(tmp_path))
     before = split.fingerprint
     fewer = dataclasses.replace(split, test=split.test.take(np.arange(3)))
-    assert fewer.fingerprint != before and {
-        f(split).fingerprint for f in (copy, deepcopy, lambda s: pickle.loads(pickle.dumps(s)))
-    } == {before}
+    assert fewer.fingerprint != before
+    assert {same(split).fingerprint for same in (copy, deepcopy, _pickled)} == {before}
 
 
 def test_an_item_bought_alone_in_training_is_new(tmp_path):
@@ -247,7 +226,7 @@ def test_an_item_bought_alone_in_training_is_new(tmp_path):
     + ['{"item_id": "1", "title": "' + 'a' * 5000 + '"}'],
 )
 def test_lines_that_are_too_much(line, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, 'LONGEST', 50_000 if '[' in line else 4000)
+    monkeypatch.setattr(tables, 'LONGEST', 50_000 if '[' in line else 4000)
     (tmp_path / 'items.jsonl').write_text('{"item_id": "0", "title": "fine"}\n' + line + '\n')
     (tmp_path / 'interactions.jsonl').write_text('{"user_id": "u", "item_id": "0", "timestamp": 3}\n')
     with pytest.raises(DataError, match='items.jsonl: line 2 is'):
@@ -279,13 +258,9 @@ def test_a_folder_of_ones_own_with_a_core(tmp_path):
     items.to_csv(tmp_path / 'items.csv', index=False)
     with open(tmp_path / 'interactions.csv', 'a') as f:
         f.write('once,0,1700000000\n')
-    whole, cored = (
-        load_folder(tmp_path, progress=False),
-        readers.log_file(tmp_path / 'interactions.csv', tmp_path / 'items.csv', core=5, progress=False),
-    )
-    assert set(whole.interactions.user_ids) - set(cored.interactions.user_ids) == {'once'} and any(
-        '1 of 13 users' in n for n in cored.notes
-    )
-    assert cored.catalogue.missing()['image'].sum() == 5 and cored.catalogue.image(
-        'image', cored.catalogue.ids.index('1')
-    ).size == (41, 40)
+    whole = load_folder(tmp_path, progress=False)
+    cored = readers.log_file(tmp_path / 'interactions.csv', tmp_path / 'items.csv', core=5, progress=False)
+    assert set(whole.interactions.user_ids) - set(cored.interactions.user_ids) == {'once'}
+    assert any('1 of 13 users' in n for n in cored.notes)
+    assert cored.catalogue.missing()['image'].sum() == 5
+    assert cored.catalogue.image('image', cored.catalogue.ids.index('1')).size == (41, 40)

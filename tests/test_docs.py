@@ -14,6 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 import docs
 import pytest
+import site_api
+import site_cells
+import site_scripts
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / 'docs').glob('*.md'))
@@ -115,27 +118,39 @@ def test_no_folder_of_the_machine(site):
 
 @pytest.mark.slow
 def test_every_notebook_figure_and_function_is_there(site, pages):
-    order = docs.modules()
-    for stem in order.values():
-        assert site / 'nbs' / f'{stem}.html' in pages
-    for path in sorted((ROOT / 'nbs').glob('*.ipynb')):
+    rooms = site_api.rooms()
+    for notebook in rooms.values():
+        assert site / 'nbs' / f'{notebook}.html' in pages
+    for path in docs.sources():
         nb = json.loads(path.read_text())
-        figures = sum(docs.PLOTLY in o.get('data', {}) for c in nb['cells'] for o in c.get('outputs', []))
-        built = site / ('index.html' if path.stem == 'index' else f'nbs/{path.stem}.html')
+        figures = sum(site_cells.PLOTLY in o.get('data', {}) for c in nb['cells'] for o in c.get('outputs', []))
+        here = path.relative_to(ROOT).with_suffix('.html')
+        built = site / ('index.html' if path.stem == 'index' else here)
         assert built.read_text().count('class="lab-figure"') == figures, path.stem
-    for module in order:
-        _, listed = docs.exported((ROOT / docs.PACKAGE / f'{module}.py').read_text())
-        assert not [
-            n for n in listed if f'{docs.PACKAGE}.{module}.{n}' not in pages[site / 'api' / f'{module}.html'].ids
-        ], module
-    said = (site / 'api' / 'diagnose.html').read_text()
-    assert 'of each modality across items' in said and 'where it is made' in said
-    for module, method in (
-        ('data', 'Interactions.from_frame'),
-        ('embed', 'VLMEmbedder.from_pretrained'),
-        ('widgets', 'Drawing.to_html'),
+    for room in rooms:
+        there = api(site, room)
+        ids = pages[there].ids
+        assert not [n for n in site_api.own(room) if f'{docs.PACKAGE}.{room}.{n}' not in ids], room
+        links = pages[there].links
+        for name, to in site_api.handed_on(room).items():
+            assert any(link.endswith(f'#{docs.PACKAGE}.{to}.{name}') for link in links), (room, name)
+        assert set(site_api.exported(room)) == {*site_api.own(room), *site_api.handed_on(room)}, room
+    said = api(site, 'diagnosis.report').read_text()
+    assert 'of each modality across items' in said
+    assert any(
+        link.endswith('#diagnosis.report.collapse_report') for link in pages[api(site, 'diagnosis.report')].links
+    )
+    for room, method in (
+        ('shop.catalogue', 'Interactions.from_frame'),
+        ('model.embedder', 'VLMEmbedder.from_pretrained'),
+        ('show.drawing', 'Drawing.to_html'),
     ):  # added to their classes later
-        assert f'{docs.PACKAGE}.{module}.{method}' in pages[site / 'api' / f'{module}.html'].ids, method
+        assert f'{docs.PACKAGE}.{room}.{method}' in pages[api(site, room)].ids, method
+
+
+def api(site, room):
+    "The API page of a room."
+    return site / 'api' / f'{room.replace(".", "/")}.html'
 
 
 @pytest.mark.slow
@@ -162,9 +177,10 @@ def test_in_a_browser(site, width, theme):
             'docs/watch',
             'docs/method',
             'docs/own_vectors',
-            'nbs/05_widgets',
-            'nbs/11_studies/04_study',
-            'api/diagnose',
+            'docs/house',
+            'nbs/06_widgets',
+            'nbs/11_studies/00_study',
+            'api/diagnosis/report',
         ):
             page.goto(f'{base}{name}.html')
             assert page.evaluate('document.documentElement.dataset.theme') == theme
@@ -193,15 +209,29 @@ def test_in_a_browser(site, width, theme):
     assert not outside and not errors, (outside, errors)
 
 
+READABLE = '''() => {
+  const rgb = s => (s.match(/[\\d.]+/g) || []).map(Number);
+  const linear = x => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
+  const light = c => .2126 * linear(c[0]) + .7152 * linear(c[1]) + .0722 * linear(c[2]);
+  const ground = e => {
+    for (; e; e = e.parentElement) {
+      const c = rgb(getComputedStyle(e).backgroundColor);
+      if (c.length === 3 || c[3] > .9) return c;
+    }
+    return [255, 255, 255];
+  };
+  const where = '.bd-article p, .bd-article td, .bd-article h2, .v2r h4, .v2r figcaption, .v2r .card';
+  const shown = e => e.offsetParent && e.innerText.trim() && getComputedStyle(e).color.startsWith('rgb');
+  return [...document.querySelectorAll(where)].filter(shown).every(e => {
+    const a = light(rgb(getComputedStyle(e).color)), b = light(ground(e));
+    return (Math.max(a, b) + .05) / (Math.min(a, b) + .05) > 3;
+  });
+}'''
+
+
 def readable(page):
     "Contrast of the page's own text and of reports, against the nearest ground that is not transparent."
-    return page.evaluate('''() => {
-      const rgb = s => (s.match(/[\\d.]+/g) || []).map(Number);
-      const light = c => { const f = x => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4; return .2126 * f(c[0]) + .7152 * f(c[1]) + .0722 * f(c[2]); };
-      const ground = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length === 3 || c[3] > .9) return c; } return [255, 255, 255]; };
-      const seen = [...document.querySelectorAll('.bd-article p, .bd-article td, .bd-article h2, .v2r h4, .v2r figcaption, .v2r .card')].filter(e => e.offsetParent && e.innerText.trim() && getComputedStyle(e).color.startsWith('rgb'));
-      return seen.every(e => { const a = light(rgb(getComputedStyle(e).color)), b = light(ground(e)); return (Math.max(a, b) + .05) / (Math.min(a, b) + .05) > 3; });
-    }''')
+    return page.evaluate(READABLE)
 
 
 @pytest.mark.slow
@@ -221,7 +251,7 @@ def test_search_finds(site):
         words = page.locator('ul.search li').all_inner_texts()
         browser.close()
         server.shutdown()
-    assert any('api/diagnose.html' in f for f in found), found[:10]
+    assert any('api/diagnosis/report.html' in f for f in found), found[:10]
     assert any('Diagnose' in w for w in words), words[:10]
 
 
@@ -234,14 +264,21 @@ def test_widgets_live_without_a_kernel(tmp_path):
     from playwright.sync_api import sync_playwright
 
     try:
-        docs.vendor(tmp_path / 'static', True)
+        docs.vendor(tmp_path / 'static', True, docs.BUILD / 'vendor')
     except docs.NotToBeHad as e:
         pytest.skip(str(e))
-    linked = "import ipywidgets as w\na, b = w.IntSlider(value=3), w.IntText()\nl = w.jslink((a, 'value'), (b, 'value'))\nw.VBox([a, b])"
+    linked = (
+        'import ipywidgets as w\na, b = w.IntSlider(value=3), w.IntText()\n'
+        "link = w.jslink((a, 'value'), (b, 'value'))\nw.VBox([a, b])"
+    )
     figure = (
         "import numpy as np\nimport plotly.graph_objects as go\ngo.FigureWidget(go.Scatter(y=np.array([1., 3., 2.])))"
     )
-    own = "import anywidget\nclass Own(anywidget.AnyWidget):\n    _esm = 'export default { render: ({el}) => { el.textContent = \"drawn by \" + \"itself\" } };' + '//' + 'x' * 100_001\nOwn()"
+    own = (
+        'import anywidget\nclass Own(anywidget.AnyWidget):\n'
+        '    _esm = \'export default { render: ({el}) => { el.textContent = "drawn by " + "itself" } };\''
+        " + '//' + 'x' * 100_001\nOwn()"
+    )
     nb = nbformat.v4.new_notebook(
         cells=[
             nbformat.v4.new_markdown_cell('# Widgets'),
@@ -277,12 +314,12 @@ def test_widgets_live_without_a_kernel(tmp_path):
 
 
 def test_a_script_that_cannot_be_had_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(docs.shutil, 'which', lambda name: None)
-    monkeypatch.setattr(docs, 'MATHJAX_WHEEL', 'no-such-distribution-of-ours==0')
+    monkeypatch.setattr(site_scripts.shutil, 'which', lambda name: None)
+    monkeypatch.setattr(site_scripts, 'MATHJAX_WHEEL', 'no-such-distribution-of-ours==0')
     with pytest.raises(docs.NotToBeHad, match='npm is not installed; pip download'):
-        docs.fetch('mathjax', tmp_path)
+        site_scripts.fetch('mathjax', tmp_path)
     with pytest.raises(docs.NotToBeHad, match='html-manager.*npm is not installed'):
-        docs.fetch('widgets', tmp_path)
+        site_scripts.fetch('widgets', tmp_path)
 
 
 def test_a_script_that_was_changed_is_refused(tmp_path, monkeypatch):
@@ -295,9 +332,9 @@ def test_a_script_that_was_changed_is_refused(tmp_path, monkeypatch):
             info.size = 2
             t.addfile(info, io.BytesIO(b'//'))
 
-    monkeypatch.setattr(docs, '_npm', wrong)
+    monkeypatch.setattr(site_scripts, 'npm', wrong)
     with pytest.raises(docs.NotToBeHad, match='integrity'):
-        docs.fetch('mathjax', tmp_path)
+        site_scripts.fetch('mathjax', tmp_path)
     assert not list(tmp_path.glob('*.js'))
 
 
@@ -323,16 +360,73 @@ def test_a_page_is_executed(tmp_path):
     )
 
 
-def test_signatures_and_docments():
-    import ast
+TOY = '''"""A toy. Its `names` are <odd>."""
 
-    source = 'def f(a, # the first\n      b=1, *, c: int=2, # both\n      **kw): # -> a sum\n    "Adds `a` to <b>."\n'
-    node, said = ast.parse(source).body[0], docs.comments(source)
-    signature, rows, back = docs.parameters(node, said)
-    assert signature == '(a, b=1, *, c: int = 2, **kw)' and back == 'a sum'
-    assert rows == [('a', '', 'the first'), ('b, c', '1, 2', 'both')]
-    page = docs.describe(node, said)
-    assert '````{py:function} f(a, b=1' in page and 'Adds `a` to \\<b>' in page and 'Returns a sum.' in page
+__all__ = ['GO', 'f', 'Box']
+GO = {'a': 1}  # where to go
+
+
+def f(
+    a,  # the first, as of `Box`
+    b=1,  # the second
+    *,
+    # what stands above a line
+    c: int = 2,
+    **kw,  # the rest
+):  # -> a sum
+    "Adds `a` to <b> and x_ to *y*."
+
+
+class Box(list):
+    "Holds things."
+
+    def empty(self, slowly=False):  # slowly or at once -> the box
+        "Takes all out."
+'''
+
+
+def test_signatures_and_docments(tmp_path, monkeypatch):
+    "Signatures, comments, defaults as they are written, literal signs, constants: through autodoc, as on the site."
+    from sphinx.application import Sphinx
+
+    (tmp_path / 'vlm2rec_lab_toys').mkdir()
+    (tmp_path / 'vlm2rec_lab_toys' / '__init__.py').write_text('')
+    (tmp_path / 'vlm2rec_lab_toys' / 'toy.py').write_text(TOY)
+    (tmp_path / 'index.rst').write_text('Toy\n===\n\n.. automodule:: vlm2rec_lab_toys.toy\n   :members: GO, f, Box\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(site_api, 'PACKAGE', 'vlm2rec_lab_toys')
+    monkeypatch.setattr(site_api, 'source', lambda room: TOY)
+    monkeypatch.setattr(site_api, 'linked_names', lambda: {'Box': 'toy'})
+    settings = dict(
+        extensions=['sphinx.ext.autodoc'],
+        autodoc_default_options={'members': True, 'undoc-members': True, 'no-value': True},
+        autodoc_preserve_defaults=True,
+        add_module_names=False,
+    )
+    app = Sphinx(
+        tmp_path, None, tmp_path / 'out', tmp_path / 'trees', 'text', settings, status=None, warningiserror=True
+    )
+    app.connect('autodoc-process-docstring', site_api.docstring)
+    app.connect('autodoc-skip-member', site_api.skip)
+    app.build()
+    assert app.statuscode == 0
+    said = (tmp_path / 'out' / 'index.txt').read_text()
+    for expected in (
+        'f(a, b=1, *, c: int = 2, **kw)',
+        'the first, as of "Box"',
+        'what stands above a line',
+        'the rest',
+        'a sum',
+        'Adds "a" to <b> and x_ to *y*.',
+        "GO = {'a': 1}",
+        'where to go',
+        'A kind of "list".',
+        'empty(slowly=False)',
+        'slowly or at once',
+        'the box',
+        'Its "names" are <odd>.',
+    ):
+        assert expected in said, f'{expected}\n{said}'
 
 
 def test_commands_that_pages_name():
@@ -360,7 +454,7 @@ def test_commands_that_pages_name():
 @pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
 def test_no_measured_figure_by_hand(path):
     "A page's prose gives no measured figure: those are read or computed while it is built."
-    prose = ''.join(s for k, s in docs.page_cells(path.read_text()) if k == 'prose')
+    prose = ''.join(s for k, s in site_cells.page_cells(path.read_text()) if k == 'prose')
     prose = re.sub(
         r'```.*?```|`[^`\n]*`|\$[^$]*\$|95 %|\d+\.\d+ or \d+\.\d+|arXiv \d+\.\d+|\]\([^)]*\)', '', prose, flags=re.S
     )

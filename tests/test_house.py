@@ -139,7 +139,8 @@ def test_imports_alone():
 
 
 SURFACES = {
-    'data': 'load_folder Catalogue Interactions Dataset Split leave_one_out hold_out_users amazon temporal_split with_images',
+    'data': 'load_folder Catalogue Interactions Dataset Split leave_one_out hold_out_users amazon temporal_split '
+    'with_images',
     'studio': 'make_studio CONDITIONS get_condition ranking_ndcg',
     'embed': 'VLMEmbedder Prompts fuse_sum',
     'losses': 'LOSSES get_loss register_loss sft wpcl cmrtr vlm2rec per_modality experts info_nce margins',
@@ -266,5 +267,8 @@ def test_console_script_is_quick_to_help():
         best = min(best, time.time() - start)
     assert status == 0 and all(w in said for w in ('demo', 'train', 'evaluate', 'report'))
     print(f'--help in {best:.2f} s')
-    heavy = f'import sys, {PACKAGE}.cli; print([m for m in ("torch", "pandas", "transformers", "plotly") if m in sys.modules])'
+    heavy = (
+        f'import sys, {PACKAGE}.cli; '
+        'print([m for m in ("torch", "pandas", "transformers", "plotly") if m in sys.modules])'
+    )
     assert run(sys.executable, '-c', heavy)[1].strip() == '[]'

@@ -1,4 +1,7 @@
-"""Ranks against a brute-force loop in float64 under the stated rule for ties, on scores that are exact in every precision, and the same numbers from any number of threads."""
+"""Ranks against a brute-force loop in float64 under the stated rule for ties.
+
+Scores are exact in every precision; any number of threads gives the same numbers.
+"""
 
 import warnings
 
@@ -30,7 +33,10 @@ def brute(items, sequences, targets, tol, candidates):
     st.integers(0, 10**6),
 )
 def test_ranks_are_those_of_a_loop(data, dtype, users, n_items, dims, seed):
-    "Scores are whole multiples of half the tolerance, so that they and the edges of a tie are exact: copies, zero vectors, one item, seen targets, sampled negatives."
+    """Copies, zero vectors, one item, seen targets, sampled negatives.
+
+    Scores are whole multiples of half the tolerance, so that they and the edges of a tie are exact.
+    """
     rng, tol = np.random.default_rng(seed), 8 * float(np.finfo(dtype).eps)
     items = (rng.integers(-1, 2, (n_items, dims)) + rng.integers(-6, 7, (n_items, dims)) * tol / 2).astype(dtype)
     items = items[rng.integers(0, n_items, n_items)] * (rng.random((n_items, 1)) > 0.1).astype(
@@ -60,7 +66,7 @@ def test_ranks_are_those_of_a_loop(data, dtype, users, n_items, dims, seed):
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
 def test_threads_and_blocks_change_nothing(dtype):
-    "Some 8 million scores, more than one block: the comparison written out over whole chunks, and a sort, give the same counts."
+    "More than one block: the comparison written out over whole chunks, and a sort, give the same counts."
     rng = np.random.default_rng(0)
     items, sequences = (rng.normal(size=(n, 16)).astype(dtype) for n in (20_000, 401))
     items[1000:1200] = items[:200]

@@ -375,31 +375,77 @@ from accelerate import Accelerator, notebook_launcher
 from vlm2rec_lab.embed import VLMEmbedder
 from vlm2rec_lab.studio import make_studio
 from vlm2rec_lab.train import train
+
 warnings.simplefilter('ignore')
+
 
 def main(path, out, batch):
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     split = make_studio('balanced', seed=0, items=40, users=60, length=6).split(train=30, valid=15, test=15, history=4)
     found = {}
-    for name, kw in (('plain', {}), ('cached, all positions', dict(chunk=3, positions='all')), ('learned', dict(fuse='learned'))):
+    for name, kw in (
+        ('plain', {}),
+        ('cached, all positions', dict(chunk=3, positions='all')),
+        ('learned', dict(fuse='learned')),
+    ):
         embedder = VLMEmbedder.from_pretrained(path, lora=4, device='cpu')
         file = f'{out}-{name}.safetensors'
-        train(embedder, split, 'wpcl', gap='smooth', steps=3, batch=batch, eval_every=2, progress=False, checkpoint=file, accelerator=accelerator, **kw)
+        train(
+            embedder,
+            split,
+            'wpcl',
+            gap='smooth',
+            steps=3,
+            batch=batch,
+            eval_every=2,
+            progress=False,
+            checkpoint=file,
+            accelerator=accelerator,
+            **kw,
+        )
         accelerator.wait_for_everyone()
         embedder = VLMEmbedder.from_pretrained(path, lora=4, device='cpu')
-        history = train(embedder, split, 'wpcl', gap='smooth', steps=6, batch=batch, eval_every=2, progress=False, checkpoint=file, resume=True, accelerator=accelerator, **kw)
-        items = embedder.encode_items(split.catalogue, progress=False, comm=accelerator, store=f'{out}-items' if name == 'plain' else None)
-        if accelerator.is_main_process: embedder.save_pretrained(f'{out}-{name}')                   # adapters, by one process alone
-        accelerator.wait_for_everyone(); again = VLMEmbedder.from_pretrained(f'{out}-{name}', device='cpu').encode_items(split.catalogue, progress=False)
+        history = train(
+            embedder,
+            split,
+            'wpcl',
+            gap='smooth',
+            steps=6,
+            batch=batch,
+            eval_every=2,
+            progress=False,
+            checkpoint=file,
+            resume=True,
+            accelerator=accelerator,
+            **kw,
+        )
+        items = embedder.encode_items(
+            split.catalogue, progress=False, comm=accelerator, store=f'{out}-items' if name == 'plain' else None
+        )
+        if accelerator.is_main_process:
+            embedder.save_pretrained(f'{out}-{name}')  # adapters, by one process alone
+        accelerator.wait_for_everyone()
+        again = VLMEmbedder.from_pretrained(f'{out}-{name}', device='cpu').encode_items(split.catalogue, progress=False)
         assert all(torch.allclose(again[m], z, atol=1e-5) for m, z in items.items())
         frozen = [p for n, p in embedder.core.model.language_model.named_parameters() if 'lora_' not in n]
-        found[name] = dict(held=[sum(getattr(p, 'to_local', lambda: p)().numel() for p in frozen), sum(p.numel() for p in frozen)], processes=accelerator.num_processes, loss=history.frame.loss.tolist(), grads=history.frame.filter(like='grad/').to_dict('list'), valid=history.frame['valid/fused'].dropna().tolist(), items={m: z.flatten().tolist() for m, z in items.items()})
-    with open(f'{out}.{accelerator.process_index}', 'w') as f: json.dump(found, f)
+        found[name] = dict(
+            held=[sum(getattr(p, 'to_local', lambda: p)().numel() for p in frozen), sum(p.numel() for p in frozen)],
+            processes=accelerator.num_processes,
+            loss=history.frame.loss.tolist(),
+            grads=history.frame.filter(like='grad/').to_dict('list'),
+            valid=history.frame['valid/fused'].dropna().tolist(),
+            items={m: z.flatten().tolist() for m, z in items.items()},
+        )
+    with open(f'{out}.{accelerator.process_index}', 'w') as f:
+        json.dump(found, f)
+
 
 if __name__ == '__main__':
-    if sys.argv[1] == 'notebook': notebook_launcher(main, (sys.argv[2], sys.argv[3], 8), num_processes=2, use_port=sys.argv[4])
-    else: main(sys.argv[2], sys.argv[3], 8)
+    if sys.argv[1] == 'notebook':
+        notebook_launcher(main, (sys.argv[2], sys.argv[3], 8), num_processes=2, use_port=sys.argv[4])
+    else:
+        main(sys.argv[2], sys.argv[3], 8)
 '''
 
 
@@ -614,23 +660,46 @@ from vlm2rec_lab.embed import VLMEmbedder
 from vlm2rec_lab.losses import sft
 from vlm2rec_lab.studio import make_studio
 from vlm2rec_lab.train import train
-torch.set_num_threads(1); comm, (path, file) = Accelerator(cpu=True), sys.argv[1:]
+
+torch.set_num_threads(1)
+comm, (path, file) = Accelerator(cpu=True), sys.argv[1:]
 split = make_studio('balanced', seed=0, items=40, users=60, length=6).split(train=30, valid=15, test=15, history=4)
-kw, said = dict(steps=5, batch=1, eval_every=0, progress=False, accelerator=comm), {}                  # fewer prompts than processes
+kw, said = dict(steps=5, batch=1, eval_every=0, progress=False, accelerator=comm), {}  # fewer prompts than processes
 load = lambda: VLMEmbedder.from_pretrained(path, lora=4, device='cpu')
 with warnings.catch_warnings(record=True):
-    history = train(load(), split, checkpoint=file, save_every=1, callback=lambda r: signal.raise_signal(signal.SIGINT) if len(r) == 3 and not comm.is_main_process else None, **kw)
-said['interrupted'] = len(history.frame); comm.wait_for_everyone()
-if comm.is_main_process: open(file, 'ab').truncate(100)                                                # the last one is lost; the one before it belongs to step 2
+    history = train(
+        load(),
+        split,
+        checkpoint=file,
+        save_every=1,
+        callback=lambda r: signal.raise_signal(signal.SIGINT) if len(r) == 3 and not comm.is_main_process else None,
+        **kw,
+    )
+said['interrupted'] = len(history.frame)
+comm.wait_for_everyone()
+if comm.is_main_process:
+    open(file, 'ab').truncate(100)  # the last one is lost; the one before it belongs to step 2
 comm.wait_for_everyone()
 with warnings.catch_warnings(record=True) as w:
-    warnings.simplefilter('always'); history = train(load(), split, checkpoint=file, resume=True, **kw); said['back'] = [str(x.message).split(': ')[-1] for x in w if 'before it' in str(x.message)]
-said['losses'] = history.frame.loss.tolist(); said['alone'] = train(load(), split, **{**kw, 'accelerator': None}).frame.loss.tolist()
-def ill(u, v, *rest): return sft(u, v, *rest) * (float('nan') if not comm.is_main_process else 1)       # in one process alone
-try: train(load(), split, ill, **kw)
-except FloatingPointError as e: said['ill'] = str(e)[:6]
-try: train(load(), split, checkpoint=file if comm.is_main_process else file + '.elsewhere', resume=True, **kw)
-except ValueError as e: said['elsewhere'] = 'all of them see' in str(e)
+    warnings.simplefilter('always')
+    history = train(load(), split, checkpoint=file, resume=True, **kw)
+    said['back'] = [str(x.message).split(': ')[-1] for x in w if 'before it' in str(x.message)]
+said['losses'] = history.frame.loss.tolist()
+said['alone'] = train(load(), split, **{**kw, 'accelerator': None}).frame.loss.tolist()
+
+
+def ill(u, v, *rest):
+    return sft(u, v, *rest) * (float('nan') if not comm.is_main_process else 1)  # in one process alone
+
+
+try:
+    train(load(), split, ill, **kw)
+except FloatingPointError as e:
+    said['ill'] = str(e)[:6]
+try:
+    train(load(), split, checkpoint=file if comm.is_main_process else file + '.elsewhere', resume=True, **kw)
+except ValueError as e:
+    said['elsewhere'] = 'all of them see' in str(e)
 print(json.dumps(said))
 '''
 

@@ -1,4 +1,7 @@
-"""Frozen weights in parts over two processes: what each holds, and steps that are those of one process with whole weights."""
+"""Frozen weights in parts over two processes: what each holds.
+
+The steps are those of one process with whole weights.
+"""
 
 import json
 import sys

@@ -1,4 +1,7 @@
-"""The step against an ordinary backward pass: all losses, histories and prefixes, cached or not, on one process or two."""
+"""The step against an ordinary backward pass.
+
+All losses, histories and prefixes, cached or not, on one process or two.
+"""
 
 import json
 import os

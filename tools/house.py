@@ -25,6 +25,7 @@ PURPOSE = {  # package -> what it is for, in the order of the floors
     'show': 'pictures and widgets, their scripts and styles',
     'recommenders': 'sequential recommenders that begin with the vectors',
     'studies': 'the experiments behind the claims',
+    'commands': 'what `vlm2rec` can do, a command with its options in one place',
 }
 MAY_NOT = {  # package -> what it must not import, and why
     'base': (('shop', 'ranking', 'model', 'training', 'train', 'diagnosis', 'show', *WINGS), 'everything stands on it'),

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import io
 import re
+import textwrap
 import tokenize
 from functools import cache
 
@@ -98,7 +99,7 @@ def rst(text):
     def code(m):
         name = m[1].removesuffix('()')
         room = linked_names().get(name)
-        return f':py:obj:`{m[1]} <{PACKAGE}.{room}.{name}>`' if room else f'``{m[1]}``'
+        return f':py:obj:`{m[1]} <{PACKAGE}.{room}.{name}>`' if room else f'``{m[1].strip()}``'
 
     out = []
     for part in re.split(r'(`[^`]+`)', text):
@@ -130,15 +131,28 @@ def parameters(f):  # function, or class of fields
         back = then if arrow else back
         if comment.strip() and name not in ('self', 'cls', 'return'):
             rows.append((name, comment.strip()))
+    rows += starred(text)
     if m := re.search(r'^[^\n#]*\).*?:\s*#(?:.* )?\s*-> (.*)$', text.split('"')[0], re.M):
         back = m[1]
     return rows, back or (said.get('return') or '')
 
 
+def starred(text):  # source of a function
+    "What the comments say of `*args` and `**kw`, which docments leaves out: list of (name, text)."
+    tree = ast.parse(textwrap.dedent(text)).body[0]
+    lines = textwrap.dedent(text).splitlines()
+    found = []
+    for p, stars in ((tree.args.vararg, '*'), (tree.args.kwarg, '**')) if hasattr(tree, 'args') else ():
+        _, _, said = lines[p.lineno - 1].partition('# ') if p else ('', '', '')
+        if said:
+            found.append((stars + p.arg, said.partition(' -> ')[0].strip()))
+    return found
+
+
 def fields(f):
     "The comments of a function or class as reStructuredText's fields."
     rows, back = parameters(f)
-    lines = [f':param {name}: {rst(text)}' for name, text in rows]
+    lines = [':param {}: {}'.format(name.replace('*', '\\*'), rst(text)) for name, text in rows]
     return ['', *lines, *([f':returns: {rst(back.strip())}'] if back else []), '']
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FUSIONS', 'GAPS', 'RELATIONS', 'LOSSES', 'check_batch', 'has', 'modality_logits', 'fused_logits', 'info_nce', 'sft',
            'margins', 'weak_gap', 'wpcl', 'cmrtr', 'vlm2rec', 'own_losses', 'per_modality', 'weak_infonce',
-           'modality_dropout', 'ogm_scales', 'ogm_ge', 'experts', 'sft_cmrtr', 'get_loss']
+           'modality_dropout', 'ogm_scales', 'ogm_ge', 'experts', 'sft_cmrtr', 'get_loss', 'register_loss']
 
 # %% ../nbs/03_losses.ipynb #930f9524
 from vlm2rec_lab.training.losses import (
@@ -27,6 +27,7 @@ from vlm2rec_lab.training.losses import (
     ogm_scales,
     own_losses,
     per_modality,
+    register_loss,
     sft,
     sft_cmrtr,
     vlm2rec,
@@ -61,4 +62,5 @@ _all_ = [
     'experts',
     'sft_cmrtr',
     'get_loss',
+    'register_loss',
 ]

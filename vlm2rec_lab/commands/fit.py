@@ -227,7 +227,8 @@ def make_reports(
     reference=None,  # vectors to hold the losses against: dict(items, sequences)
 ):  # -> SideBySide
     "Collapse reports of the trained losses, side by side, against a reference if there is one."
-    from vlm2rec_lab.diagnosis.report import collapse_report, side_by_side
+    from vlm2rec_lab.diagnosis.compare import side_by_side
+    from vlm2rec_lab.diagnosis.report import collapse_report
 
     how = dict(fuse=fuse, seed=seed, titles=item_titles(split), reference=reference)
     trained = {name: f for name, f in found.items() if f['history'] is not None}

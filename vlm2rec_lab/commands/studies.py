@@ -21,7 +21,7 @@ def _study_options(add):
     add('--conditions', nargs='+', metavar='NAME', help=f'some of {listed("conditions")} (default: all)')
     data = 'folder with items.csv and interactions.csv, in place of the studio'
     add('--data', metavar='FOLDER', help=data)
-    remedies = 'some of the remedies, see the notebook 11_study'
+    remedies = 'some of the remedies, see the notebook 11_studies/00_remedies'
     remedies += ' (default: all in text-easy, the main ones elsewhere)'
     add('--remedies', nargs='+', metavar='NAME', help=remedies)
     add('--jobs', type=count, default=2, metavar='N', help='cells at a time, one thread each (default: 2)')
@@ -73,7 +73,7 @@ def _calibrate_options(add):
     "Options of `calibrate`."
     half = 'set (thresholds are set on it), report (they are judged on it) or all (default: report)'
     add('--half', default='report', metavar='HALF', help=half)
-    settings = 'some of the settings, see the notebook 04a_calibrate (default: all of the half)'
+    settings = 'some of the settings, see the notebook 04_diagnosis/07_calibrate (default: all of the half)'
     add('--settings', nargs='+', metavar='NAME', help=settings)
     add('--users', type=count, nargs='+', metavar='N', help='numbers of users (default: 100 300 1000 10000)')
     seeds = 'seeds of each setting and number of users (default: 30, at 10,000 users 4)'
@@ -108,12 +108,14 @@ def calibrate(
 ):
     "`vlm2rec calibrate`: sensitivity and false alarms of the verdicts on settings with known truth."
     from vlm2rec_lab.diagnosis.calibrate import VARIED, errors, rates, run_calibration
+    from vlm2rec_lab.studies.trained import trained_vectors
 
     names, sizes = _calibration_size(o)
     sized = ', '.join(f'{n:,} x {s}' for n, s in sizes.items())
     print(f'{len(names)} settings; users x seeds: {sized}; seeds from {o.seed}; {o.command}', flush=True)
     varied = VARIED if o.half == 'set' else None
-    table = run_calibration(o.out, names, sizes, o.seed, o.jobs, varied=varied, progress=sys.stderr.isatty())
+    shown, make = sys.stderr.isatty(), trained_vectors
+    table = run_calibration(o.out, names, sizes, o.seed, o.jobs, varied=varied, progress=shown, make=make)
     file = Path(o.out) / f'{o.half}.csv.gz'
     table.drop(columns='other').to_csv(file, index=False)
     print(f'\n{rates(table).T.round(3).to_string()}\n\nnot what is true:\n{errors(table).to_string(index=False)}')

@@ -14,7 +14,6 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np

@@ -16,7 +16,6 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 

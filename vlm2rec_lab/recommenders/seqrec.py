@@ -10,7 +10,6 @@ __all__ = ['ITEMS', 'MODELS', 'LOSSES', 'to_left', 'lessons', 'item_vectors', 'r
 import math
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn

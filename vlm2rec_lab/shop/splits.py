@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..base.errors import DataError, known, warn
 from .catalogue import Interactions
-from .rows import PARTS, Split, _places, _plain, check_split, rows_at, warm_items
+from .rows import PARTS, Split, _places, _plain, rows_at, warm_items
 
 # %% ../../nbs/00_shop/04_splits.ipynb #57ac425e
 def _owner(inter):

@@ -24,7 +24,8 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..base.errors import known
-from ..diagnosis.report import collapse_report, side_by_side
+from ..diagnosis.compare import side_by_side
+from ..diagnosis.report import collapse_report
 from .chart import PANELS, run_lines, still, widget_bundle
 from .gradients import GradientWidget
 from .shelf import recommend as shelf_of

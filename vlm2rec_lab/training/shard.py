@@ -127,7 +127,7 @@ def shard(
     embedder,  # VLMEmbedder, in main memory or on the process's device
     comm,  # accelerate.Accelerator, or None
 ):  # -> the embedder
-    "Split the frozen weights over the processes where Accelerate is configured for FSDP. ValueError for what cannot be."
+    "Split the frozen weights over the processes where Accelerate asks for FSDP. ValueError for what cannot be."
     plugin = None if embedder.sharded else fsdp_plugin(comm)
     if plugin is None:
         return embedder

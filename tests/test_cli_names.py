@@ -1,0 +1,86 @@
+"""The names in the help are those of the registries, and the help is quick."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vlm2rec_lab import cli
+from vlm2rec_lab.commands import names
+from vlm2rec_lab.diagnosis.verdict import VERDICTS
+from vlm2rec_lab.shop import readers, splits
+from vlm2rec_lab.shop.drawn import CONDITIONS
+from vlm2rec_lab.shop.leave_one_out import leave_one_out
+from vlm2rec_lab.training.losses import LOSSES, register_loss
+
+REGISTERED = {'losses': LOSSES, 'conditions': CONDITIONS, 'verdicts': VERDICTS}
+
+
+def test_every_kind_has_a_registry():
+    assert set(REGISTERED) == set(names.REGISTRIES)
+
+
+@pytest.mark.parametrize('kind', REGISTERED)
+def test_names_read_from_the_file_are_those_of_the_registry(kind):
+    assert names._written(kind) == list(REGISTERED[kind]) == names.names(kind)
+
+
+@pytest.mark.parametrize(
+    'command, kinds',
+    [
+        ('demo', ['conditions']),
+        ('train', ['losses']),
+        ('study', ['conditions']),
+        ('report', ['verdicts']),
+        ('downstream', ['losses']),
+    ],
+)
+def test_help_lists_the_registry(command, kinds):
+    "Also where its room is not imported, as in a process that only prints the help."
+    env = {'COLUMNS': '10000', 'PYTHONPATH': ':'.join(p for p in sys.path if p)}
+    argv = [sys.executable, '-m', 'vlm2rec_lab', command, '--help']
+    text = subprocess.run(argv, capture_output=True, text=True, env=env, check=True).stdout
+    for kind in kinds:
+        assert ', '.join(REGISTERED[kind]) in text
+
+
+def test_the_names_of_old_still_read():
+    found = {kind: listed.split(', ') for kind, listed in cli.NAMES.items()}
+    expected = {kind: list(registry) for kind, registry in REGISTERED.items()}
+    assert found == expected | {'readers': list(cli.READERS), 'splits': list(cli.SCHEMES)}
+
+
+def test_readers_and_splits_are_functions_of_their_rooms():
+    assert all(callable(getattr(readers, name)) for name in cli.READERS.values())
+    rooms = {name: getattr(splits, name, leave_one_out) for name in cli.SCHEMES.values()}
+    assert all(function.__name__ == name for name, function in rooms.items())
+
+
+def test_a_loss_that_is_registered_later_is_in_the_help():
+    @register_loss('later')
+    def later(sequences, items, positives, exclude=None, tau=0.07, fuse='sum'): ...
+
+    try:
+        assert 'later' in names.listed('losses').split(', ')
+    finally:
+        del LOSSES['later']
+
+
+def test_the_rooms_of_the_commands_are_light():
+    code = (
+        'import sys, vlm2rec_lab.cli as cli\n'
+        'cli.make_parser().format_help()\n'
+        'heavy = ("torch", "numpy", "pandas", "transformers", "plotly")\n'
+        'print([m for m in heavy if m in sys.modules])'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.strip() == '[]', done.stderr
+
+
+@pytest.mark.parametrize('name', cli.__all__)
+def test_public_names_stay(name):
+    assert getattr(cli, name) is not None
+
+
+def test_a_module_without_names_has_none():
+    assert names.names_in('x = 1', 'LOSSES', 'register_loss') == []
