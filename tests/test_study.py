@@ -1,4 +1,5 @@
-"""The study in several processes: kept cells, stopping, resuming, errors that name the cell."""
+"""The study: every remedy makes a cell, cells of one's own shop, and many cells in several processes: kept, stopped,
+gone on with, verified, and named where they fail."""
 
 import json
 import os
@@ -8,20 +9,113 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
+
+from vlm2rec_lab.studies import cell as cells_room
+from vlm2rec_lab.studies import workers
+from vlm2rec_lab.studies.cell import TRAINING, VIEWS_FUSED, run_cell
+from vlm2rec_lab.studies.remedies import REMEDIES, Remedy
+from vlm2rec_lab.studies.study import study_cells
+from vlm2rec_lab.studies.workers import cell_name, run_study, verify_cells
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = dict(steps=3, batch=8, rank=2, world=dict(items=60, users=90), split=dict(train=40, valid=0, test=50))
 RUN = """
 import json, sys
-from vlm2rec_lab.studies.study import run_study
+from vlm2rec_lab.studies.workers import run_study
 
 out, cells, jobs = sys.argv[1:]
 print(len(run_study(out, json.loads(cells), jobs=int(jobs), progress=False)))
 """
 
 
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    "A random checkpoint far smaller than the shipped ones."
+    from vlm2rec_lab.model.tiny import build_tiny, build_tokenizer, save_tiny, studio_corpus
+
+    folder = tmp_path_factory.mktemp('model') / 'tiny-random'
+    tokenizer = build_tokenizer(studio_corpus(300))
+    save_tiny(folder, *build_tiny(tokenizer=tokenizer, hidden=32, layers=1, vision=32, vision_layers=1))
+    return folder
+
+
+# ---- one cell
+
+
+@pytest.mark.parametrize('remedy', REMEDIES)
+def test_every_remedy_makes_a_cell(remedy, tiny):
+    found = run_cell('text-easy', remedy, 0, **{**SMALL, 'steps': 1}, model=tiny)
+    assert set(found['ranks']) == {'text', 'image', *VIEWS_FUSED}
+
+
+def test_a_new_remedy_is_one_entry(monkeypatch, tiny):
+    "It makes a cell, is in the plan of the study, and gives its file a name."
+    monkeypatch.setitem(REMEDIES, 'sft, cold', Remedy('a lower temperature of the weak modality', settings={}))
+    found = run_cell('text-easy', 'sft, cold', 0, **{**SMALL, 'steps': 1}, model=tiny)
+    assert found['remedy'] == 'sft, cold' and len(found['cold']) == 50
+    planned = [c for c in study_cells() if c['remedy'] == 'sft, cold']
+    assert {c['condition'] for c in planned} == {'text-easy'} and len(planned) == 5
+    assert cell_name(**planned[0]) == 'text-easy--sft+cold--1.json'
+
+
+def test_a_shop_of_ones_own(tmp_path, tiny):
+    shop = tmp_path / 'shop'
+    shop.mkdir()
+    titles = [f'{w} mug' for w in ('red', 'blue', 'green') * 4]
+    pd.DataFrame({'item_id': [f'i{k}' for k in range(12)], 'title': titles}).to_csv(shop / 'items.csv', index=False)
+    choices = [(f'u{u}', f'i{(u + k) % 12}', 100 * k) for u in range(8) for k in range(5)]
+    log = pd.DataFrame(choices, columns=['user_id', 'item_id', 'timestamp'])
+    log.to_csv(shop / 'interactions.csv', index=False)
+    own = run_cell('shop', 'sft', 0, **{**SMALL, 'world': None, 'split': None}, model=tiny, data=shop)
+    assert (own['condition'], len(own['cold'])) == ('shop', 8)
+    assert str(tmp_path) not in json.dumps(own)
+
+
+def test_half_a_training_is_no_cell(monkeypatch):
+    train = cells_room.train
+
+    def stopped(*args, **how):
+        return train(*args, callback=lambda records: 'stop' if len(records) == 2 else None, **how)
+
+    monkeypatch.setattr(cells_room, 'train', stopped)
+    with pytest.raises(KeyboardInterrupt, match='stopped after 2 of 3 steps'):
+        run_cell('text-easy', 'sft', 0, **SMALL)
+
+
+# ---- stored cells
+
+
+def stored(folder, **figures):
+    "A stored cell without ranks, in its file."
+    asked = dict(condition='text-easy', remedy='sft', seed=1, missing={}, settings={}, training=TRAINING)
+    cell = {**asked, 'ranks': {'fused': [[0], [0], [9]]}, 'seconds': 3.0, **figures}
+    (folder / cell_name('text-easy', 'sft', 1)).write_text(json.dumps(cell))
+    return cell
+
+
+def test_a_touched_cell_is_found_out(tmp_path, monkeypatch):
+    cell = stored(tmp_path)
+    asked = []
+
+    def again(out, cells, jobs, progress):
+        asked.extend(cells)
+        return [cell | {'seconds': 9.0}]
+
+    monkeypatch.setattr(workers, 'run_study', again)
+    assert verify_cells(tmp_path) == []
+    assert asked == [dict(condition='text-easy', remedy='sft', seed=1, missing={}, settings={}, **TRAINING)]
+    stored(tmp_path, ranks={'fused': [[1], [0], [9]]})
+    assert verify_cells(tmp_path) == ['text-easy, sft, seed 1']
+    assert verify_cells(tmp_path, data=tmp_path) and asked[-1]['data'] == str(tmp_path)
+
+
+# ---- several processes
+
+
 def start(out, cells, jobs=2):
+    "`run_study` in a process of its own."
     return subprocess.Popen(
         [sys.executable, '-c', RUN, str(out), json.dumps(cells), str(jobs)],
         cwd=ROOT,
@@ -33,10 +127,20 @@ def start(out, cells, jobs=2):
     )
 
 
+def on_one_thread(cell):
+    "A cell computed here, as a worker computes it."
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return json.loads(json.dumps(run_cell(**cell)))
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
 def test_stopped_and_resumed(tmp_path):
-    from vlm2rec_lab.studies.study import run_cell
-
     cells = [dict(condition='text-easy', remedy=r, seed=s, **SMALL) for s in range(3) for r in ('before', 'sft')]
     first = start(tmp_path, cells, jobs=1)
     while not list(tmp_path.glob('*.json')) and first.poll() is None:
@@ -50,41 +154,16 @@ def test_stopped_and_resumed(tmp_path):
     out, err = start(tmp_path, cells).communicate(timeout=300)
     assert out.strip() == str(len(cells)), err[-2000:]
     assert all(p.stat().st_mtime_ns == t for p, t in kept.items()), 'a cell that was there was made again'
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        plain = json.loads(json.dumps(run_cell(**cells[3])))
-    finally:
-        torch.set_num_threads(threads)
-    stored = json.loads((tmp_path / 'text-easy--sft--steps=3--batch=8--rank=2--1.json').read_text())
-    assert {**stored, 'seconds': 0} == {**plain, 'seconds': 0}, 'another process, other digits'
-
-
-def test_half_a_training_is_no_cell(monkeypatch):
-    from vlm2rec_lab import study
-
-    train = study.train
-    monkeypatch.setattr(
-        study,
-        'train',
-        lambda *args, **how: train(*args, callback=lambda records: 'stop' if len(records) == 2 else None, **how),
-    )
-    with pytest.raises(KeyboardInterrupt, match='stopped after 2 of 3 steps'):
-        study.run_cell('text-easy', 'sft', 0, **SMALL)
+    plain = on_one_thread(cells[3])
+    made = json.loads((tmp_path / 'text-easy--sft--steps=3--batch=8--rank=2--1.json').read_text())
+    assert {**made, 'seconds': 0} == {**plain, 'seconds': 0}, 'another process, other digits'
 
 
 @pytest.mark.slow
 def test_errors_name_the_cell(tmp_path):
-    from vlm2rec_lab.studies.study import run_study
-
+    broken = dict(condition='text-easy', remedy='sft', seed=9, **{**SMALL, 'world': dict(items=4)})
     with pytest.raises(RuntimeError, match='(?s)text-easy--sft.*items >= 2'):
-        run_study(
-            tmp_path,
-            [dict(condition='text-easy', remedy='sft', seed=9, **{**SMALL, 'world': dict(items=4)})],
-            progress=False,
-        )
+        run_study(tmp_path, [broken], progress=False)
     cell = dict(condition='text-easy', remedy='before', seed=0, **SMALL)
     run_study(tmp_path, [cell], progress=False)
     file = next(tmp_path.glob('*.json'))
