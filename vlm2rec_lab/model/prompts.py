@@ -12,8 +12,10 @@ from html import escape
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
-from .pieces import assemble
+from .families import context_size
+from .pieces import assemble, plan_sizes
 
 # %% ../../nbs/02_model/06_prompts.ipynb #a4fea645
 def read_prompt(
@@ -27,9 +29,9 @@ def read_prompt(
     ids, feature = ids[0, : last[0] + 1], feature[0, : last[0] + 1]
     edges = np.flatnonzero(np.diff((feature >= 0).int().numpy(), prepend=0, append=0))  # where pictures begin and end
     parts, at = [], 0
-    for a, b in zip(edges[::2], edges[1::2]):
-        parts += [embedder.tokenizer.decode(ids[at:a]), f'[{b - a} image tokens]']
-        at = b
+    for start, stop in zip(edges[::2], edges[1::2]):
+        parts += [embedder.tokenizer.decode(ids[at:start]), f'[{stop - start} image tokens]']
+        at = stop
     return ''.join([*parts, embedder.tokenizer.decode(ids[at:])])
 
 # %% ../../nbs/02_model/06_prompts.ipynb #2069b7de
@@ -52,62 +54,59 @@ def show_prompts(
         for view in bank.views
     }
 
-# %% ../../nbs/02_model/06_prompts.ipynb #83c36234
+# %% ../../nbs/02_model/06_prompts.ipynb #a0e25da2
+def _column_starts(text, columns):
+    "Where each column begins in a text, in order; the first time that its name stands at the start of a word."
+    found = []
+    for column in columns:
+        if m := re.search(rf'(?:(?<=^)|(?<=\s)){re.escape(str(column))}: ', text):
+            found.append((m.start(), column))
+    return [(0, 'the beginning'), *sorted(found)]
+
+# %% ../../nbs/02_model/06_prompts.ipynb #16649c28
 def lost_columns(
     text,  # an item's text
     start,  # character from which on it is not read
     columns,  # names that may stand in it as `name: `
 ):  # -> list of str
     "Columns that lose all or some of their words; the part before the first named column counts as 'the beginning'."
-    marks = [
-        (0, 'the beginning'),
-        *sorted(
-            (m.start(), c)
-            for c in columns
-            for m in list(re.finditer(rf'(?:(?<=^)|(?<=\s)){re.escape(str(c))}: ', text))[:1]
-        ),
-    ]
-    ends = [*(at for at, _ in marks[1:]), len(text)]
-    return [name for (_, name), end in zip(marks, ends) if end > start and text[start:end].strip()]
+    starts = _column_starts(text, columns)
+    ends = [*(at for at, _ in starts[1:]), len(text)]
+    return [name for (_, name), end in zip(starts, ends) if end > start and text[start:end].strip()]
 
-# %% ../../nbs/02_model/06_prompts.ipynb #a0e25da2
+# %% ../../nbs/02_model/06_prompts.ipynb #e6d32fcb
+def _first_lost(embedder, texts):
+    "The character at which each too long text is cut."
+    if not texts:
+        return []
+    how = dict(add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    places = embedder.tokenizer(texts, **how)['offset_mapping']
+    return [p[embedder.max_text_tokens][0] for p in places]
+
+# %% ../../nbs/02_model/06_prompts.ipynb #25042bad
 def cut_texts(
     embedder,  # VLMEmbedder
     catalogue,  # Catalogue
 ):  # -> pd.DataFrame: item, id, modality, tokens, kept, columns, lost
     "Every text that `max_text_tokens` cuts, with the columns and the words that it loses; empty where nothing is cut."
-    bank, rows, limit = embedder.bank(catalogue), [], embedder.max_text_tokens
-    for m, tokens in bank.text_tokens.items():
+    rows, limit = [], embedder.max_text_tokens
+    for m, tokens in embedder.bank(catalogue).text_tokens.items():
         cut = np.flatnonzero(tokens > limit)
         texts = [' ' + catalogue.content[m][i] for i in cut]
-        found = (
-            embedder.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)[
-                'offset_mapping'
-            ]
-            if texts
-            else []
-        )
-        for i, text, places in zip(cut, texts, found):
-            start = places[limit][0]
-            rows.append(
-                dict(
-                    item=int(i),
-                    id=catalogue.ids[i],
-                    modality=m,
-                    tokens=int(tokens[i]),
-                    kept=limit,
-                    columns=lost_columns(text, start, catalogue.table.columns),
-                    lost=text[start:].strip(),
-                )
-            )
+        for i, text, start in zip(cut, texts, _first_lost(embedder, texts)):
+            lost = text[start:].strip()
+            columns = lost_columns(text, start, catalogue.table.columns)
+            rows.append([int(i), catalogue.ids[i], m, int(tokens[i]), limit, columns, lost])
     return pd.DataFrame(rows, columns=['item', 'id', 'modality', 'tokens', 'kept', 'columns', 'lost'])
 
 # %% ../../nbs/02_model/06_prompts.ipynb #ebea3234
 @dataclass(frozen=True)
 class Budget:
-    "Tokens per prompt and what was cut."
+    "Tokens per prompt, and what was cut."
 
-    table: pd.DataFrame  # a row per view, tokens: template of an item, items (median, 95 %, longest), template of a sequence, longest sequence, context
+    # a row per view, in tokens: item_template; median, p95 and longest of the items; sequence_template,
+    # longest_sequence, context
+    table: pd.DataFrame
     cut: pd.DataFrame  # of `cut_texts`
     items: int  # in the catalogue
     limit: int  # tokens of an item's text
@@ -115,47 +114,84 @@ class Budget:
     missing: dict  # view -> items without content
 
     @property
-    def notes(self):  # -> tuple of str
-        "What to know before training, in sentences."
-        said = [
-            f"{len(t):,} of {self.items:,} items lose words of their {m} (more than {self.limit} tokens; at most {t.tokens.max():,}): "
-            + ', '.join(f"{n:,} in {c}" for c, n in t['columns'].explode().value_counts().items())
-            for m, t in self.cut.groupby('modality', sort=False)
-        ]
-        said += [
-            f"the longest {v} sequence has {r.longest_sequence:,} tokens, more than the model's context of {r.context:,}: shorten history or max_text_tokens"
-            for v, r in self.table.iterrows()
-            if r.longest_sequence > r.context
-        ]
-        return (*said, *(f'{n:,} of {self.items:,} items have no {v}' for v, n in self.missing.items() if n))
+    def notes(self):
+        "What to know before training, a tuple of sentences."
+        return (*self._cut_notes(), *self._length_notes(), *self._missing_notes())
 
-    def to_dict(self):
-        return dict(
-            table=self.table.to_dict('index'),
-            cut=self.cut.to_dict('records'),
-            items=self.items,
-            limit=self.limit,
-            history=self.history,
-            notes=list(self.notes),
+# %% ../../nbs/02_model/06_prompts.ipynb #56994d92
+@patch
+def _cut_notes(self: Budget):
+    "How many items lose words, and in which columns."
+    said = []
+    for m, t in self.cut.groupby('modality', sort=False):
+        columns = t['columns'].explode().value_counts().items()
+        said.append(
+            f'{len(t):,} of {self.items:,} items lose words of their {m} '
+            f'(more than {self.limit} tokens; at most {t.tokens.max():,}): '
+            + ', '.join(f'{n:,} in {c}' for c, n in columns)
         )
+    return said
 
-    def __repr__(self):
-        return '\n'.join(
-            [
-                f'prompt budget in tokens, text at most {self.limit} per item, sequences of {self.history}',
-                self.table.to_string(),
-                *(f'  note: {n}' for n in self.notes),
-            ]
-        )
+# %% ../../nbs/02_model/06_prompts.ipynb #1c563a9f
+@patch
+def _length_notes(self: Budget):
+    "Which sequences do not fit into the model's context."
+    return [
+        f"the longest {view} sequence has {row.longest_sequence:,} tokens, more than the model's context of "
+        f'{row.context:,}: shorten history or max_text_tokens'
+        for view, row in self.table.iterrows()
+        if row.longest_sequence > row.context
+    ]
 
-    def _repr_html_(self):
-        return (
-            f'<p>Prompt budget in tokens, text at most {self.limit} per item, sequences of {self.history}</p>{self.table.to_html()}<ul>'
-            + ''.join(f'<li>{escape(n)}</li>' for n in self.notes)
-            + '</ul>'
-        )
+# %% ../../nbs/02_model/06_prompts.ipynb #3a8fc04d
+@patch
+def _missing_notes(self: Budget):
+    "How many items lack a modality."
+    return [f'{n:,} of {self.items:,} items have no {v}' for v, n in self.missing.items() if n]
+
+# %% ../../nbs/02_model/06_prompts.ipynb #9a2a5b36
+@patch
+def to_dict(
+    self: Budget,
+):  # -> dict of plain values
+    "The budget as JSON can hold it."
+    tables = dict(table=self.table.to_dict('index'), cut=self.cut.to_dict('records'))
+    return dict(**tables, items=self.items, limit=self.limit, history=self.history, notes=list(self.notes))
+
+# %% ../../nbs/02_model/06_prompts.ipynb #40d3ef7b
+@patch
+def _title(self: Budget):
+    return f'budget in tokens, text at most {self.limit} per item, sequences of {self.history}'
+
+# %% ../../nbs/02_model/06_prompts.ipynb #fc7d9e3e
+@patch
+def __repr__(self: Budget):
+    notes = (f'  note: {n}' for n in self.notes)
+    return '\n'.join([f'prompt {self._title()}', self.table.to_string(), *notes])
+
+# %% ../../nbs/02_model/06_prompts.ipynb #f6659697
+@patch
+def _repr_html_(self: Budget):
+    notes = ''.join(f'<li>{escape(n)}</li>' for n in self.notes)
+    return f'<p>Prompt {self._title()}</p>{self.table.to_html()}<ul>{notes}</ul>'
 
 # %% ../../nbs/02_model/06_prompts.ipynb #696601ff
+def _view_budget(sizes, items, history, context):
+    "A row of the budget, from the sizes of the items that are there, the six sizes of the templates, and the context."
+    items = np.sort(items) if len(items) else np.zeros(1, int)
+    before, after, lead, tail, separator = (int(s) for s in sizes[:5])
+    largest = items[::-1][np.minimum(np.arange(history), len(items) - 1)]
+    return dict(
+        item_template=before + after,
+        median=int(np.median(items)),
+        p95=int(np.quantile(items, 0.95)),
+        longest=int(items[-1]),
+        sequence_template=lead + tail,
+        longest_sequence=int(lead + tail + largest.sum() + (history - 1) * separator),
+        context=context,
+    )
+
+# %% ../../nbs/02_model/06_prompts.ipynb #e6a10900
 def token_budget(
     embedder,  # VLMEmbedder
     catalogue,  # Catalogue
@@ -167,27 +203,10 @@ def token_budget(
     bank, n, rows, missing = embedder.bank(catalogue), len(catalogue), {}, {}
     for view, pieces in bank.views.items():
         sizes, gone = np.diff(pieces.offsets.numpy()), bank.missing[view].numpy()
-        items = np.sort(sizes[:n][~gone]) if not gone.all() else np.zeros(1, int)
-        before, after, lead, tail, separator = (int(s) for s in sizes[n : n + 5])
-        longest = items[::-1][np.minimum(np.arange(history), len(items) - 1)]
-        rows[view] = dict(
-            item_template=before + after,
-            median=int(np.median(items)),
-            p95=int(np.quantile(items, 0.95)),
-            longest=int(items[-1]),
-            sequence_template=lead + tail,
-            longest_sequence=int(lead + tail + longest.sum() + (history - 1) * separator),
-            context=int(embedder.core.config.text_config.max_position_embeddings),
-        )
+        rows[view] = _view_budget(sizes[n:], sizes[:n][~gone], history, context_size(embedder.core))
         missing[view] = int(gone.sum())
-    return Budget(
-        pd.DataFrame.from_dict(rows, orient='index'),
-        cut_texts(embedder, catalogue),
-        n,
-        embedder.max_text_tokens,
-        history,
-        missing,
-    )
+    table = pd.DataFrame.from_dict(rows, orient='index')
+    return Budget(table, cut_texts(embedder, catalogue), n, embedder.max_text_tokens, history, missing)
 
 # %% ../../nbs/02_model/06_prompts.ipynb #b8fec1f9
 def sequence_tokens(
@@ -198,21 +217,18 @@ def sequence_tokens(
     history = np.asarray(history)
     if history.ndim != 2:
         raise ValueError(f'history has shape {history.shape}, wants [rows, L]')
-    out = {}
-    for view, pieces in bank.views.items():
-        plan = bank.sequence_plan(history, view)
-        out[view] = ((pieces.offsets[1:] - pieces.offsets[:-1])[plan.clamp(min=0)] * (plan >= 0)).sum(1).numpy()
-    return out
+    return {view: plan_sizes(pieces, bank.sequence_plan(history, view)) for view, pieces in bank.views.items()}
 
 # %% ../../nbs/02_model/06_prompts.ipynb #83a35dbe
 def padding(
     tokens,  # int [rows] of each prompt
     batch=32,  # rows at a time
 ):  # -> float from 0 to 1
-    "Share of filler when rows go through the model in this order, `batch` at a time, each batch as wide as its longest row."
+    "Share of filler when rows go through the model in this order, each batch as wide as its longest row."
     tokens = np.asarray(tokens)
     if not tokens.sum():
         return 0.0
     full = np.concatenate([tokens, np.zeros(-len(tokens) % batch, int)]).reshape(-1, batch)
-    rows = np.concatenate([np.full(len(full) - 1, batch), [len(tokens) - batch * (len(full) - 1)]])
+    rows = np.full(len(full), batch)
+    rows[-1] = len(tokens) - batch * (len(full) - 1)
     return float(1 - tokens.sum() / (full.max(1) * rows).sum())
