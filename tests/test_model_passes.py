@@ -1,0 +1,99 @@
+"""Trees of prefixes: their inputs, and that they are `assemble` where there is no branch."""
+
+import numpy as np
+import pytest
+import torch
+
+from vlm2rec_lab.base.ragged import PAD
+from vlm2rec_lab.model.embedder import VLMEmbedder
+from vlm2rec_lab.model.passes import (
+    assemble_tree,
+    forward_tree,
+    plan_sizes,
+    prefix_pairs,
+    prefix_vectors,
+)
+from vlm2rec_lab.model.pieces import assemble, stack_pieces, text_piece
+from vlm2rec_lab.shop.catalogue import Catalogue
+from vlm2rec_lab.shop.drawn import make_studio
+
+
+@pytest.fixture(scope='module')
+def studio():
+    return make_studio('balanced', seed=0, items=40, users=60, length=8)
+
+
+@pytest.fixture(scope='module')
+def history(studio):
+    "Six histories; two of them are short."
+    history = studio.split(train=30, valid=15, test=15, history=6).test.history[:6].copy()
+    history[0, 2:], history[1, 4:] = PAD, PAD
+    return history
+
+
+@pytest.fixture(scope='module')
+def embedder(checkpoint):
+    embedder = VLMEmbedder.from_pretrained(checkpoint, lora=4, device='cpu')
+    for k, (_, p) in enumerate(embedder.adapter_parameters()):
+        torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(k))
+    return embedder
+
+
+def test_the_mask_of_a_small_tree_by_hand():
+    two_items_and_closing = stack_pieces([text_piece([7, 8]), text_piece([9]), text_piece([1, 2])])
+    branch = torch.tensor([False, True, False, True])
+    mask = assemble_tree(two_items_and_closing, torch.tensor([[0, 2, 1, 2]]), branch)[3]
+    assert mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0],
+        [1, 1, 0, 0, 1, 1, 0],
+        [1, 1, 0, 0, 1, 1, 1],
+    ]
+    assert mask.any(-1).all()  # no token reads nothing
+
+
+def test_a_tree_without_branches_is_assemble(embedder, studio, history):
+    bank = embedder.bank(studio.catalogue)
+    plan = bank.sequence_plan(history[:5], 'image')
+    tree = assemble_tree(bank.views['image'], plan, torch.zeros(plan.shape[1], dtype=torch.bool))
+    for a, b in zip(tree[:3], assemble(bank.views['image'], plan)[:3]):
+        assert torch.equal(a, b)
+    assert tree[3] is None
+
+
+def test_tokens_of_a_plan_are_those_that_are_put_together(embedder, studio, history):
+    bank = embedder.bank(studio.catalogue)
+    plan = bank.sequence_plan(history, 'text')
+    sizes = plan_sizes(bank.views['text'], plan)
+    assert sizes.shape == (6,)
+    assert sizes.tolist() == (assemble(bank.views['text'], plan)[3] + 1).tolist()
+
+
+def test_prefixes_come_row_by_row_oldest_first(history):
+    rows, lengths = prefix_pairs(history)
+    assert rows[:4].tolist() == [0, 0, 1, 1]
+    assert lengths[:6].tolist() == [1, 2, 1, 2, 3, 4]
+
+
+@pytest.mark.filterwarnings('ignore:.*items have no')
+def test_a_prefix_without_content_is_zero(embedder, studio):
+    cat = studio.catalogue
+    pictures = [None if i % 3 == 0 else x for i, x in enumerate(cat.content['image'])]
+    holes = Catalogue(cat.ids, {**cat.content, 'image': pictures}, cat.kinds, cat.table)
+    z = prefix_vectors(embedder, embedder.bank(holes), [[3, 6, 4]])['image']
+    assert z[:2].abs().sum().item() == 0.0 and z[2].abs().sum() > 0
+
+
+def test_one_pass_and_passes_in_groups_agree(embedder, studio, history):
+    bank = embedder.bank(studio.catalogue)
+    one, groups = forward_tree(embedder, bank, 'text', history), prefix_vectors(embedder, bank, history)['text']
+    assert torch.allclose(one, groups, atol=1e-5)
+
+
+def test_a_history_of_nothing_has_no_prefix(embedder, studio):
+    nothing = np.full((2, 3), PAD)
+    found = prefix_vectors(embedder, embedder.bank(studio.catalogue), nothing)
+    assert [z.shape[0] for z in found.values()] == [0, 0]
