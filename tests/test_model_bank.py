@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from vlm2rec_lab.base.store import Store, content_key
 from vlm2rec_lab.model.bank import item_pieces, make_bank, picture_features, stored_features, vision_key
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.model.encode import forward
-
-from vlm2rec_lab.base.store import Store, content_key
 from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.shop.drawn import make_studio
 

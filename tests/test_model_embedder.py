@@ -5,11 +5,11 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from vlm2rec_lab.model.embedder import VLMEmbedder, item_keys
-from vlm2rec_lab.model.pieces import Prompts
 
 from vlm2rec_lab import embed
 from vlm2rec_lab.base.store import Store
+from vlm2rec_lab.model.embedder import VLMEmbedder, item_keys
+from vlm2rec_lab.model.pieces import Prompts
 from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.shop.drawn import make_studio
 

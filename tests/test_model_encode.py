@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.model.encode import encode_plan, length_groups
-
 from vlm2rec_lab.shop.drawn import make_studio
 
 

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+
+from vlm2rec_lab.base.ragged import PAD
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.model.passes import (
     assemble_tree,
@@ -12,8 +14,6 @@ from vlm2rec_lab.model.passes import (
     prefix_vectors,
 )
 from vlm2rec_lab.model.pieces import assemble, stack_pieces, text_piece
-
-from vlm2rec_lab.base.ragged import PAD
 from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.shop.drawn import make_studio
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.model.pieces import assemble
 from vlm2rec_lab.model.prompts import Budget, show_prompts, token_budget
-
 from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.shop.tables import compose_text

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from vlm2rec_lab.model.tiny import READERS, TASKS, build_config, build_tokenizer, load_tiny, studio_corpus, tiny_vlm
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from .families import PICTURE_MARKS, hidden_size, picture_grids, vision_tower
-from .pieces import image_piece, join_pieces, stack_pieces, text_piece
 
 from ..base.errors import known
 from ..base.ragged import PAD
 from ..base.store import Store, content_key, weights_key, writing
+from .families import PICTURE_MARKS, hidden_size, picture_grids, vision_tower
+from .pieces import image_piece, join_pieces, stack_pieces, text_piece
 
 # %% ../../nbs/02_model/03_bank.ipynb #0da042f3
 def encode_text(

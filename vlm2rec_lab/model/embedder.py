@@ -20,14 +20,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .bank import make_bank, vision_key
-from .encode import encode_plan, forward
-from .families import READINGS, add_lora, hidden_size, load_model
-from .pieces import Prompts
 
 from ..base.errors import known
 from ..base.ragged import PAD
 from ..base.store import Store, content_key, weights_key
+from .bank import make_bank, vision_key
+from .encode import encode_plan, forward
+from .families import READINGS, add_lora, hidden_size, load_model
+from .pieces import Prompts
 
 # %% ../../nbs/02_model/05_embedder.ipynb #a7a3a93c
 class VLMEmbedder:

@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from .families import hidden_size, language_model
 from .pieces import assemble, plan_sizes
 
+from .families import hidden_size, language_model
+from .pieces import assemble, plan_sizes
+
 # %% ../../nbs/02_model/04_encode.ipynb #a79b5c11
 def _rows_that_fit(sizes, waste):
     "How many rows of falling sizes [n], from the first one on, make a group with at most this share of filler."

@@ -12,6 +12,8 @@ from .encode import forward, hidden_states, length_groups
 from .pieces import place_tokens, plan_sizes
 
 from ..base.ragged import PAD
+from .encode import forward, hidden_states, length_groups
+from .pieces import place_tokens, plan_sizes
 
 # %% ../../nbs/02_model/07_passes.ipynb #62fbc75d
 def forward_groups(

@@ -13,6 +13,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+
 from .families import context_size
 from .pieces import assemble, plan_sizes
 
