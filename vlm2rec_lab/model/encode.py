@@ -9,8 +9,6 @@ __all__ = ['length_groups', 'hidden_states', 'forward', 'encode_plan']
 import numpy as np
 import torch
 import torch.nn.functional as F
-from .families import hidden_size, language_model
-from .pieces import assemble, plan_sizes
 
 from .families import hidden_size, language_model
 from .pieces import assemble, plan_sizes

@@ -8,8 +8,6 @@ __all__ = ['forward_groups', 'prefix_plan', 'assemble_tree', 'prefix_pairs', 'pr
 # %% ../../nbs/02_model/07_passes.ipynb #e037dea4
 import numpy as np
 import torch
-from .encode import forward, hidden_states, length_groups
-from .pieces import place_tokens, plan_sizes
 
 from ..base.ragged import PAD
 from .encode import forward, hidden_states, length_groups
