@@ -239,7 +239,7 @@ def api_page(room):  # -> Markdown
     notebook = rooms()[room]
     made = definitions(source(room))
     functions = [n for n in own(room) if n in made]
-    members = f'\n   :members: {", ".join(functions)}' if functions else ''
+    members = f'\n   :members: {", ".join(functions)}' if functions else '\n   :no-members:'
     members += ''.join(f'\n\n.. autodata:: {PACKAGE}.{room}.{n}' for n in own(room) if n not in made)
     return (
         f'# {room}\n\nMade, explained and tested in the notebook [{notebook}](/nbs/{notebook}.ipynb).\n\n'
