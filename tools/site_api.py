@@ -121,31 +121,27 @@ def parameters(f):  # function, or class of fields
     "What the comments say: list of (name, text), and of what comes back."
     try:
         said = docments(f)
-        text = inspect.getsource(f)
-    except (TypeError, OSError, SyntaxError, IndentationError):
+        text = textwrap.dedent(inspect.getsource(f))
+        node = ast.parse(text).body[0]
+    except (TypeError, OSError, SyntaxError):
         return [], ''
-    rows, back = [], ''
-    for name, comment in said.items():
-        comment = ' '.join((comment or '').split())
-        comment, arrow, then = (' ' + comment).partition(' -> ')
-        back = then if arrow else back
-        if comment.strip() and name not in ('self', 'cls', 'return'):
-            rows.append((name, comment.strip()))
-    rows += starred(text)
-    if m := re.search(r'^[^\n#]*\).*?:\s*#(?:.* )?\s*-> (.*)$', text.split('"')[0], re.M):
-        back = m[1]
-    return rows, back or (said.get('return') or '')
+    rows = [(n, ' '.join((t or '').split())) for n, t in said.items() if n not in ('self', 'cls', 'return')]
+    rows, back = [(n, t) for n, t in rows if t], said.get('return') or ''
+    if isinstance(node, ast.FunctionDef):
+        lines = text.splitlines()
+        rows += starred(node, lines)
+        last = lines[node.body[0].lineno - 2].partition('#')[2].strip()  # behind the signature: `parameter -> result`
+        first, _, back = (' ' + last).partition(' -> ') if '-> ' in last else ('', '', back)
+        rows = [(n, first.strip() if t == last else t) for n, t in rows]
+    return [(n, t) for n, t in rows if t], back
 
 
-def starred(text):  # source of a function
+def starred(node, lines):  # a function, and the lines that it stands in
     "What the comments say of `*args` and `**kw`, which docments leaves out: list of (name, text)."
-    tree = ast.parse(textwrap.dedent(text)).body[0]
-    lines = textwrap.dedent(text).splitlines()
     found = []
-    for p, stars in ((tree.args.vararg, '*'), (tree.args.kwarg, '**')) if hasattr(tree, 'args') else ():
-        _, _, said = lines[p.lineno - 1].partition('# ') if p else ('', '', '')
-        if said:
-            found.append((stars + p.arg, said.partition(' -> ')[0].strip()))
+    for p, stars in ((node.args.vararg, '*'), (node.args.kwarg, '**')):
+        said = lines[p.lineno - 1].partition('# ')[2] if p else ''
+        found += [(stars + p.arg, said.strip())] if said else []
     return found
 
 
@@ -239,7 +235,7 @@ def api_page(room):  # -> Markdown
     notebook = rooms()[room]
     made = definitions(source(room))
     functions = [n for n in own(room) if n in made]
-    members = f'\n   :members: {", ".join(functions)}' if functions else ''
+    members = f'\n   :members: {", ".join(functions)}' if functions else '\n   :no-members:'
     members += ''.join(f'\n\n.. autodata:: {PACKAGE}.{room}.{n}' for n in own(room) if n not in made)
     return (
         f'# {room}\n\nMade, explained and tested in the notebook [{notebook}](/nbs/{notebook}.ipynb).\n\n'
