@@ -342,6 +342,17 @@ def _recompute(model):
         module.training = hasattr(module, 'gradient_checkpointing')
 
 # %% ../../nbs/02_model/05_embedder.ipynb #6d3cc9d3
+def _reading_of(note, fusion, prompts, max_pixels, max_text_tokens):
+    "How an embedder reads: as asked for, else as the note of a saved one says, else by the defaults."
+    saved = _read_prompts(note['prompts']) if 'prompts' in note else None
+    return dict(
+        fusion=fusion or note.get('fusion', 'external'),
+        prompts=prompts or saved,
+        max_pixels=max_pixels or note.get('max_pixels', 50176),
+        max_text_tokens=max_text_tokens or note.get('max_text_tokens', 64),
+    )
+
+# %% ../../nbs/02_model/05_embedder.ipynb #2450a789
 @patch(cls_method=True)
 def from_pretrained(
     cls: VLMEmbedder,
@@ -378,8 +389,5 @@ def from_pretrained(
     model.eval()
     if recompute:
         _recompute(model)
-    reading = fusion or note.get('fusion', 'external')
-    prompts = prompts or (_read_prompts(note['prompts']) if 'prompts' in note else None)
-    pixels = max_pixels or note.get('max_pixels', 50176)
-    tokens = max_text_tokens or note.get('max_text_tokens', 64)
-    return cls(model, tokenizer, image_processor, reading, prompts, pixels, source, tokens, own, trainable)
+    reading = _reading_of(note, fusion, prompts, max_pixels, max_text_tokens)
+    return cls(model, tokenizer, image_processor, **reading, base=source, adapters=own, trainable=trainable)
