@@ -426,7 +426,7 @@ def main(path, out, batch):
             **kw,
         )
         items = embedder.encode_items(
-            split.catalogue, progress=False, comm=accelerator, store=f'{out}-items' if name == 'plain' else None
+            split.catalogue, progress=False, accelerator=accelerator, store=f'{out}-items' if name == 'plain' else None
         )
         if accelerator.is_main_process:
             embedder.save_pretrained(f'{out}-{name}')  # adapters, by one process alone
@@ -667,24 +667,35 @@ from vlm2rec_lab.studio import make_studio
 from vlm2rec_lab.train import train
 
 torch.set_num_threads(1)
-comm, (path, file) = Accelerator(cpu=True), sys.argv[1:]
+accelerator, (path, file) = Accelerator(cpu=True), sys.argv[1:]
 split = make_studio('balanced', seed=0, items=40, users=60, length=6).split(train=30, valid=15, test=15, history=4)
-kw, said = dict(steps=5, batch=1, eval_every=0, progress=False, accelerator=comm), {}  # fewer prompts than processes
-load = lambda: VLMEmbedder.from_pretrained(path, lora=4, device='cpu')
+# fewer prompts than processes
+kw, said = dict(steps=5, batch=1, eval_every=0, progress=False, accelerator=accelerator), {}
+
+
+def load():
+    return VLMEmbedder.from_pretrained(path, lora=4, device='cpu')
+
+
+def interrupt_second(records):
+    if len(records) == 3 and not accelerator.is_main_process:
+        signal.raise_signal(signal.SIGINT)
+
+
 with warnings.catch_warnings(record=True):
     history = train(
         load(),
         split,
         checkpoint=file,
         save_every=1,
-        callback=lambda r: signal.raise_signal(signal.SIGINT) if len(r) == 3 and not comm.is_main_process else None,
+        callback=interrupt_second,
         **kw,
     )
 said['interrupted'] = len(history.frame)
-comm.wait_for_everyone()
-if comm.is_main_process:
+accelerator.wait_for_everyone()
+if accelerator.is_main_process:
     open(file, 'ab').truncate(100)  # the last one is lost; the one before it belongs to step 2
-comm.wait_for_everyone()
+accelerator.wait_for_everyone()
 with warnings.catch_warnings(record=True) as w:
     warnings.simplefilter('always')
     history = train(load(), split, checkpoint=file, resume=True, **kw)
@@ -694,7 +705,7 @@ said['alone'] = train(load(), split, **{**kw, 'accelerator': None}).frame.loss.t
 
 
 def ill(u, v, *rest):
-    return sft(u, v, *rest) * (float('nan') if not comm.is_main_process else 1)  # in one process alone
+    return sft(u, v, *rest) * (float('nan') if not accelerator.is_main_process else 1)  # in one process alone
 
 
 try:
@@ -702,7 +713,7 @@ try:
 except FloatingPointError as e:
     said['ill'] = str(e)[:6]
 try:
-    train(load(), split, checkpoint=file if comm.is_main_process else file + '.elsewhere', resume=True, **kw)
+    train(load(), split, checkpoint=file if accelerator.is_main_process else file + '.elsewhere', resume=True, **kw)
 except ValueError as e:
     said['elsewhere'] = 'all of them see' in str(e)
 print(json.dumps(said))

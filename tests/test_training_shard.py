@@ -45,14 +45,14 @@ def frozen(embedder):
     return [p for n, p in embedder.core.model.language_model.named_parameters() if 'lora_' not in n]
 
 
-def step(task, embedder, bank, parameters, rows, comm, share):
+def step(task, embedder, bank, parameters, rows, accelerator, share):
     "Works of this process, passes that it ran, and the step."
     tree, most = TASKS[task]
     n, items = len(prefix_pairs(rows.history)[0]) if tree else len(rows), np.arange(13)
     works = plan_works(embedder, bank, rows.history, items, every=tree, most=most, share=share)
-    even = even_works(embedder, bank, works, comm)
+    even = even_works(embedder, bank, works, accelerator)
     ask = dict(sequences=n, items=13), torch.arange(n) % 13, torch.zeros(n, 13, dtype=torch.bool)
-    how = dict(cached=most is not None, switch=embedder.switch, comm=comm)
+    how = dict(cached=most is not None, switch=embedder.switch, accelerator=accelerator)
     loss, parts = step_gradients(get_loss('vlm2rec'), even, *ask, parameters, **how)
     return sum(map(len, works.values())), sum(map(len, even.values())), loss, parts
 
@@ -63,11 +63,11 @@ def furthest(grads, parts):
     return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-8)).item() for a, b in pairs)
 
 
-def encode(embedder, catalogue, history, n, comm):
+def encode(embedder, catalogue, history, n, accelerator):
     "Vectors of all items and of n sequences."
-    items = embedder.encode_items(catalogue, batch=16, progress=False, comm=comm)
+    items = embedder.encode_items(catalogue, batch=16, progress=False, accelerator=accelerator)
     many = np.tile(history[:1], (n, 1))
-    sequences = embedder.encode_sequences(catalogue, many, batch=8, progress=False, comm=comm)
+    sequences = embedder.encode_sequences(catalogue, many, batch=8, progress=False, accelerator=accelerator)
     return items | {f'{m} {n}': z for m, z in sequences.items()}
 
 
@@ -78,7 +78,7 @@ def one_of_two(folder, out):
     from accelerate import Accelerator
 
     torch.set_num_threads(1)
-    comm, found = Accelerator(cpu=True), {}
+    accelerator, found = Accelerator(cpu=True), {}
     studio = make_studio('balanced', seed=0, items=40, users=60, length=8)
     split = studio.split(train=30, valid=15, test=15, history=6)
     rows = split.train.take(np.arange(0, 55, 5))
@@ -89,22 +89,22 @@ def one_of_two(folder, out):
         if way:  # an output layer with weights of its own, as in larger models
             core.lm_head.weight = torch.nn.Parameter(core.lm_head.weight.clone(), requires_grad=False)
         every = sum(p.numel() for p in frozen(two[0]))
-        shard(two[0], comm)
+        shard(two[0], accelerator)
         if not way:
             found['held'] = [sum(p.to_local().numel() for p in frozen(two[0])), every]
         assert hasattr(core.lm_head.weight, 'to_local')
         assert way or core.lm_head.weight is core.model.language_model.embed_tokens.weight
         for task in list(TASKS)[-1:] if way else TASKS:
             *_, loss, parts = step(task, *one, rows, None, (0, 1))
-            mine, ran, value, grads = step(task, *two, rows, comm, (comm.process_index, 2))
+            mine, ran, value, grads = step(task, *two, rows, accelerator, (accelerator.process_index, 2))
             found[task + way] = [mine, ran, abs(loss - value).item(), furthest(grads, parts)]
         for n in (1, 17):  # one more pass for one process
             whole = encode(one[0], split.catalogue, rows.history, n, None)
-            parted = encode(two[0], split.catalogue, rows.history, n, comm)
+            parted = encode(two[0], split.catalogue, rows.history, n, accelerator)
             apart = max((whole[m] - parted[m]).abs().max().item() for m in whole)
             found['items'] = max(found.get('items', 0), apart)
         found['parts again' + way] = all(hasattr(p, 'to_local') for p in frozen(two[0]))
-    Path(f'{out}{comm.process_index}').write_text(json.dumps(found))
+    Path(f'{out}{accelerator.process_index}').write_text(json.dumps(found))
 
 
 @pytest.fixture(scope='module')

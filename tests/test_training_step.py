@@ -203,16 +203,17 @@ sys.path.insert(0, sys.argv[3])
 import test_training_step as t
 
 torch.set_num_threads(1)
-comm, task = Accelerator(cpu=True), t.make_task(sys.argv[2])
+accelerator, task = Accelerator(cpu=True), t.make_task(sys.argv[2])
 _, items, positives, exclude = t.batch_of(task)
-share = (comm.process_index, comm.num_processes)
+share = (accelerator.process_index, accelerator.num_processes)
 works = t.plan_works(task.embedder, task.bank, task.rows.history, items, most=4, share=share)
 sizes = {'sequences': len(positives), 'items': len(items)}
 found = []
 for cached in (False, True):
-    loss, parts = t.step_gradients(t.long, works, sizes, positives, exclude, task.parameters, cached=cached, comm=comm)
+    how = dict(cached=cached, accelerator=accelerator)
+    loss, parts = t.step_gradients(t.long, works, sizes, positives, exclude, task.parameters, **how)
     found.append([loss.item(), {m: [float(g.double().norm()) for g in gs] for m, gs in parts.items()}])
-with open(sys.argv[1] + str(comm.process_index), 'w') as f:
+with open(sys.argv[1] + str(accelerator.process_index), 'w') as f:
     json.dump(found, f)
 """
 

@@ -8,8 +8,8 @@ __all__ = ['FUSIONS', 'GAPS', 'RELATIONS', 'LOSSES', 'check_batch', 'has', 'moda
            'modality_dropout', 'ogm_scales', 'ogm_ge', 'experts', 'sft_cmrtr', 'get_loss', 'register_loss']
 
 # %% ../nbs/03_losses.ipynb #930f9524
+from .ranking.fusions import FUSIONS
 from vlm2rec_lab.training.losses import (
-    FUSIONS,
     GAPS,
     LOSSES,
     RELATIONS,

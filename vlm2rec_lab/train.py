@@ -69,14 +69,14 @@ def encode_split(
     progress=True,  # show bars
     items=None,  # vectors of the items, if they are at hand already
     fuse=None,  # 'sum', 'concat' or {modality: weight}: one view 'fused'; None: one view per modality
-    comm=None,  # accelerate.Accelerator: each process encodes its share, all get everything
+    accelerator=None,  # accelerate.Accelerator: each process encodes its share, all get everything
 ):  # -> dict(items, sequences, targets, seen)
     "One part of a split as vectors: `evaluate(**encode_split(embedder, split))`. Raises ValueError for another part."
     if part not in ('train', 'valid', 'test'):
         raise ValueError(f"unknown part {part!r} of the split: 'train', 'valid' or 'test'")
     rows = getattr(split, part)
-    items = items or embedder.encode_items(split.catalogue, progress=progress, comm=comm)
-    sequences = embedder.encode_sequences(split.catalogue, rows.history, progress=progress, comm=comm)
+    items = items or embedder.encode_items(split.catalogue, progress=progress, accelerator=accelerator)
+    sequences = embedder.encode_sequences(split.catalogue, rows.history, progress=progress, accelerator=accelerator)
     items, sequences = ({m: np.asarray(z) for m, z in side.items()} for side in (items, sequences))
     if fuse is not None:
         items, sequences = ({'fused': z} for z in fuse_vectors(items, sequences, fuse))
@@ -93,7 +93,7 @@ class Run:
     fusion: object  # 'sum', 'concat', {modality: weight}, or {modality: Parameter} where it is learned
     named: list  # (name, tensor) of all that is trained, which is what a checkpoint holds
     optimiser: torch.optim.Optimizer
-    comm: object = None  # accelerate.Accelerator of several processes
+    accelerator: object = None  # accelerate.Accelerator of several processes
     memory: dict = field(default_factory=dict)  # floats that the loss keeps from batch to batch
     records: list = field(default_factory=list)  # one dict per step done
 
@@ -126,7 +126,7 @@ def start_run(
     lr=2e-3,  # of AdamW
     speed=Speed(),  # where picture features are kept
     progress=True,  # show a bar
-    comm=None,  # accelerate.Accelerator of several processes
+    accelerator=None,  # accelerate.Accelerator of several processes
 ):  # -> Run
     "Everything that moves in a training, before its first step. Raises ValueError where there is nothing to train."
     named = embedder.adapter_parameters()
@@ -140,7 +140,7 @@ def start_run(
         fuse = {m: torch.nn.Parameter(torch.zeros((), device=embedder.device)) for m in bank.views}
         named = named + [(f'fuse/{m}', w) for m, w in fuse.items()]
     optimiser = torch.optim.AdamW([p for _, p in named], lr=lr, weight_decay=0.0)
-    return Run(embedder, bank, parameters, fuse, named, optimiser, comm)
+    return Run(embedder, bank, parameters, fuse, named, optimiser, accelerator)
 
 # %% ../nbs/03_train.ipynb #62175aa9
 def _called(value):
@@ -215,7 +215,7 @@ def _update(run, gradients, lr):
 # %% ../nbs/03_train.ipynb #ca5c715d
 def _valid_scores(run, split):
     "{'valid/<view>': NDCG@10} on the validation rows."
-    vectors = encode_split(run.embedder, split, 'valid', progress=False, comm=run.comm)
+    vectors = encode_split(run.embedder, split, 'valid', progress=False, accelerator=run.accelerator)
     fusion = run.learned or run.fusion
     scores = evaluate(**vectors, fuse=fusion, bootstrap=0, negatives=split.valid.negatives)
     return {f'valid/{view}': float(scores[view]['NDCG@10']) for view in scores}
@@ -228,9 +228,9 @@ def _due(every, step, steps):
 # %% ../nbs/03_train.ipynb #7db0ba4d
 def _agree(wish, run):
     "Whether any process wishes it."
-    if run.comm is None:
+    if run.accelerator is None:
         return bool(wish)
-    return bool(run.comm.reduce(torch.tensor(float(bool(wish)), device=run.embedder.device), 'sum') > 0)
+    return bool(run.accelerator.reduce(torch.tensor(float(bool(wish)), device=run.embedder.device), 'sum') > 0)
 
 # %% ../nbs/03_train.ipynb #400682d1
 def _save_evidence(file, record, batch, named):
@@ -271,11 +271,11 @@ def _keep(checkpoint, run, settings):
 # %% ../nbs/03_train.ipynb #246a651c
 def _same_in_all(records, run):
     "Raises ValueError where processes would go on from different steps, as they do when each has a disk of its own."
-    if run.comm is None:
+    if run.accelerator is None:
         return
     mine = torch.tensor([len(records), len(records) ** 2], dtype=torch.double, device=run.embedder.device)
-    steps, squares = run.comm.reduce(mine, 'sum').tolist()
-    if steps**2 != squares * run.comm.num_processes:
+    steps, squares = run.accelerator.reduce(mine, 'sum').tolist()
+    if steps**2 != squares * run.accelerator.num_processes:
         raise ValueError(
             f'this process would go on after {len(records)} steps and another after more or fewer: '
             'checkpoint= must be a file that all of them see'
@@ -290,9 +290,9 @@ def _go_on(run, saving, settings):
     _same_in_all(run.records, run)
 
 # %% ../nbs/03_train.ipynb #8930d66f
-def _check_speed(speed, positions, comm):
+def _check_speed(speed, positions, accelerator):
     "Raises ValueError where the plain path is asked for together with something that it does not have."
-    several = getattr(comm, 'num_processes', 1) > 1
+    several = getattr(accelerator, 'num_processes', 1) > 1
     if speed.plain and (speed.chunk or speed.vision or positions != 'last' or several):
         raise ValueError(
             "plain=True is the path without chunk=, vision=, positions='all' and several processes: leave them out"
@@ -356,12 +356,12 @@ def train(
 
             works = works_of(embedder, run.bank, this, positions, speed, accelerator)
             sizes, positives, exclude = this.asks(embedder.device)
-            vectors = encode_batch(works, sizes, embedder.device, comm=accelerator, **how)
+            vectors = encode_batch(works, sizes, embedder.device, accelerator=accelerator, **how)
             value = objective_of(loss, fixed | turned, run, seed, step)(
                 vectors.sequences, vectors.items, positives, exclude
             )
             value.backward()
-            gradients = modality_gradients(vectors, run.parameters, switch=embedder.switch, comm=accelerator)
+            gradients = modality_gradients(vectors, run.parameters, switch=embedder.switch, accelerator=accelerator)
 
             record = _record(step, value.detach(), gradients, turned)
             _check_finite(record, this, run, file)

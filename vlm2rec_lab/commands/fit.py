@@ -10,7 +10,7 @@ __all__ = ['NAMED_SETTINGS', 'BY_TRAINING', 'loss_settings', 'open_run', 'item_t
 import json
 from pathlib import Path
 
-from ..base.errors import nearest
+from ..base.errors import suggestion
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #2a640187
 NAMED_SETTINGS = ('alpha', 'lam', 'weight')  # settings of losses with an option of their own
@@ -40,10 +40,11 @@ def _no_loss_takes(name, losses, takes):
     if name in ('tau', 'fuse'):
         return f'--set {name}: it is one for all losses, give --{name}'
     option = f'--{name}' if name in NAMED_SETTINGS else f'--set {name}'
-    near = nearest(name, {k for t in takes for k in t})
-    there = ', '.join(dict.fromkeys(k for t in takes for k in t)) or 'none'
-    hint = f"; did you mean '{near}'?" if near else '.'
-    return f'{option} is a setting of none of the losses {", ".join(losses)}{hint} There is: {there}'
+    there = list(dict.fromkeys(k for t in takes for k in t))
+    hint = suggestion(name, there) or '.'
+    return (
+        f'{option} is a setting of none of the losses {", ".join(losses)}{hint} There is: {", ".join(there) or "none"}'
+    )
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #c534bf57
 def loss_settings(
@@ -140,12 +141,12 @@ def _saving(out, loss, resume):
     return Saving() if out is None else Saving(Path(out) / f'checkpoint-{loss}.safetensors', 10, resume)
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #2108783e
-def _measured(embedder, split, history, fuse, seed, progress, comm):
+def _measured(embedder, split, history, fuse, seed, progress, accelerator):
     "Vectors and metrics of the test users as the embedder is now."
     from vlm2rec_lab.ranking.evaluate import evaluate
     from vlm2rec_lab.train import encode_split
 
-    vectors = encode_split(embedder, split, progress=progress, comm=comm)
+    vectors = encode_split(embedder, split, progress=progress, accelerator=accelerator)
     metrics = evaluate(**vectors, fuse=fuse, seed=seed, negatives=split.test.negatives)
     return dict(vectors=vectors, history=history, metrics=metrics)
 
@@ -161,7 +162,7 @@ def fit(
     resume=False,  # go on from the checkpoints in `out`
     progress=True,  # show bars
     base=None,  # Baselines of the test users, to be kept with the results
-    comm=None,  # accelerate.Accelerator of several processes; the first one writes
+    accelerator=None,  # accelerate.Accelerator of several processes; the first one writes
     **settings,  # steps, batch, tau, schedule, speed and more of `train`
 ):  # -> {'before' or loss: dict(vectors, metrics, history)}
     "Train each loss and measure it on the test users. Raises KeyboardInterrupt where a training was interrupted."
@@ -169,7 +170,7 @@ def fit(
     from vlm2rec_lab.training.history import entire
 
     start = {n: p.detach().clone() for n, p in embedder.adapter_parameters()}
-    writes = out is not None and (comm is None or comm.is_main_process)
+    writes = out is not None and (accelerator is None or accelerator.is_main_process)
     how = dict(fuse=fuse, seed=seed, progress=progress)
     found = {}
     for name, own in {'before': None, **losses}.items():
@@ -177,10 +178,12 @@ def fit(
         history = None
         if own is not None:
             saving = _saving(out, name, resume)
-            history = entire(train(embedder, split, name, saving=saving, accelerator=comm, **how, **settings, **own))
+            history = entire(
+                train(embedder, split, name, saving=saving, accelerator=accelerator, **how, **settings, **own)
+            )
             if writes:
                 embedder.save_pretrained(Path(out) / name)
-        found[name] = _measured(embedder, split, history, comm=comm, **how)
+        found[name] = _measured(embedder, split, history, accelerator=accelerator, **how)
         if writes:
             save_result(Path(out), name, split, **found[name], base=base)
     return found

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..base.errors import nearest
+from ..base.errors import no_such
 from ..training.options import keywords
 
 # %% ../../nbs/11a_commands/00_parser.ipynb #2256bb83
@@ -23,10 +23,7 @@ def unlike(
     what,  # what it is called, such as 'option'
 ):  # -> str
     "The sentence for an unknown name: the nearest right one, and the list."
-    names = [n for n in names if n != '-h']
-    near = nearest(name, names, 0.6)
-    hint = f", did you mean '{near}'?" if near else '.'
-    return f"unknown {what} '{name}'{hint} There is: {', '.join(names)}"
+    return no_such(name, [n for n in names if n != '-h'], what)
 
 # %% ../../nbs/11a_commands/00_parser.ipynb #1f6215dd
 class Parser(argparse.ArgumentParser):
@@ -71,10 +68,12 @@ def fusion(
 ):  # -> str, or {modality: weight}
     """'sum' ('mean' ranks the same), 'concat', or {modality: weight} from 'text=0.7,image=0.3'; raises
     argparse.ArgumentTypeError."""
-    if text in ('sum', 'mean', 'concat'):
+    from vlm2rec_lab.ranking.fusions import FUSIONS
+
+    if text in FUSIONS:
         return 'sum' if text == 'mean' else text
     if '=' not in text:
-        said = unlike(text, ['sum', 'mean', 'concat'], 'fusion')
+        said = unlike(text, FUSIONS, 'fusion')
         raise argparse.ArgumentTypeError(f'{said}, or weights such as text=0.7,image=0.3')
     try:
         return {m.strip(): float(w) for m, w in (part.split('=') for part in text.split(','))}

@@ -111,13 +111,13 @@ def _processes():
     import torch
     from accelerate import Accelerator
 
-    comm = Accelerator(cpu=not torch.cuda.is_available())
-    if not comm.is_main_process:
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    if not accelerator.is_main_process:
         sys.stdout = open(os.devnull, 'w')
-    return comm
+    return accelerator
 
 # %% ../../nbs/11a_commands/04_train.ipynb #ec1a4b3b
-def _load(plan, model, catalogue, comm, apart):
+def _load(plan, model, catalogue, accelerator, apart):
     "The embedder with fresh adapters: one for all modalities, or one for each."
     from vlm2rec_lab.model.embedder import VLMEmbedder
 
@@ -125,8 +125,8 @@ def _load(plan, model, catalogue, comm, apart):
 
     how = dict(lora=plan.lora, seed=plan.seed, prompts=read_prompts(plan.prompts), quantise=plan.quantise)
     adapters = catalogue.modalities if apart else None
-    how |= dict(recompute=plan.recompute, **load_settings(comm))
-    return shard(VLMEmbedder.from_pretrained(model, adapters=adapters, **how), comm)
+    how |= dict(recompute=plan.recompute, **load_settings(accelerator))
+    return shard(VLMEmbedder.from_pretrained(model, adapters=adapters, **how), accelerator)
 
 # %% ../../nbs/11a_commands/04_train.ipynb #65cd78a7
 def _heading(plan, embedder, said):
@@ -154,7 +154,7 @@ def _expected(plan, embedder, split, losses):
 # %% ../../nbs/11a_commands/04_train.ipynb #630fb587
 def _ceiling(plan, model, split, out, how):
     "Vectors of experts, one modality each, to hold the others against; for `reference=`."
-    experts = _load(plan, model, split.catalogue, how['comm'], apart=True)
+    experts = _load(plan, model, split.catalogue, how['accelerator'], apart=True)
     found = fit(experts, split, {'experts': {}}, out=out and out / 'ceiling', **how | {'fuse': 'concat'})['experts']
     alone = ', '.join(f'{m} {found["metrics"][m]["NDCG@10"]:.4f}' for m in split.catalogue.modalities)
     print(f'\nceiling: experts of one modality each, NDCG@10 alone: {alone}', flush=True)
@@ -169,10 +169,10 @@ def _result(found, base, split, reports):
     return f'\n{test}\n{table}\nbaselines: {base.protocol}{notes}\n\n{reports}'
 
 # %% ../../nbs/11a_commands/04_train.ipynb #9a96b497
-def _fit_settings(plan, base, bars, comm):
+def _fit_settings(plan, base, bars, accelerator):
     "What `fit` is given by a plan."
     passed = ('fuse', 'seed', 'resume', 'steps', 'batch', 'tau', 'positions', 'schedule', 'speed')
-    return {k: getattr(plan, k) for k in passed} | dict(progress=bars, base=base, comm=comm)
+    return {k: getattr(plan, k) for k in passed} | dict(progress=bars, base=base, accelerator=accelerator)
 
 # %% ../../nbs/11a_commands/04_train.ipynb #3c931652
 def _quiet():
@@ -191,7 +191,7 @@ def run_plan(
     losses,  # of `loss_settings`
     said='',  # the command, for the heading
     out=None,  # folder of the run; None keeps nothing
-    comm=None,  # accelerate.Accelerator of several processes
+    accelerator=None,  # accelerate.Accelerator of several processes
 ):  # -> SideBySide of reports, {heading: table for their page}; None in any process but the first
     "Load, fit, measure and print."
     from vlm2rec_lab.model.prompts import token_budget
@@ -200,15 +200,15 @@ def run_plan(
 
     _quiet()
     print(split)
-    first = comm is None or comm.is_main_process
+    first = accelerator is None or accelerator.is_main_process
     bars = first and sys.stderr.isatty()
-    embedder = _load(plan, model, split.catalogue, comm, plan.apart)
+    embedder = _load(plan, model, split.catalogue, accelerator, plan.apart)
     print(_heading(plan, embedder, said), flush=True)
     embedder.bank(split.catalogue, bars, plan.speed.vision)
     budget = token_budget(embedder, split.catalogue, split.test.history.shape[1])
     print(f'{budget}\n{_expected(plan, embedder, split, losses)}', flush=True)
     base = baselines(split, dataset=whole, seed=plan.seed, negatives=split.test.negatives, progress=bars)
-    how = _fit_settings(plan, base, bars, comm)
+    how = _fit_settings(plan, base, bars, accelerator)
     found = fit(embedder, split, losses, out=out, **how)
     ceiling = _ceiling(plan, model, split, out, how) if plan.ceiling else None
     if not first:
@@ -326,11 +326,11 @@ def train(
     losses = loss_settings(o.losses, **{k: getattr(o, k) for k in NAMED_SETTINGS} | dict(o.set))
     model, plan, out = model_at(o.model, o.data), plan_of(o), _folder(o)
     split, whole = _split_of(o)
-    comm = _processes()
-    if comm is None or comm.is_main_process:
+    accelerator = _processes()
+    if accelerator is None or accelerator.is_main_process:
         open_run(out, o.losses, _note(o, plan), o.resume)
         split.save(out / 'split.safetensors')
-    found = run_plan(plan, model, split, whole, losses, o.command, out, comm)
+    found = run_plan(plan, model, split, whole, losses, o.command, out, accelerator)
     if found is None:
         return
     reports, extra = found

@@ -8,8 +8,6 @@ __all__ = ['NOTE', 'VLMEmbedder', 'item_keys', 'fuse_sum']
 # %% ../../nbs/02_model/05_embedder.ipynb #5e80060d
 import json
 import os
-import shutil
-import tempfile
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -22,6 +20,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from ..base.errors import known
+from ..base.files import whole_folder
 from ..base.ragged import PAD
 from ..base.store import Store, content_key, weights_key
 from .bank import make_bank, vision_key
@@ -171,19 +170,19 @@ def item_keys(
     return [key(i) for i in range(len(catalogue))]
 
 # %% ../../nbs/02_model/05_embedder.ipynb #3ba22068
-def _add_items(embedder, bank, view, store, keys, new, batch, comm, bar, block=1024):
+def _add_items(embedder, bank, view, store, keys, new, batch, accelerator, bar, block=1024):
     "Encode the items that the store lacks, block by block; of several processes the first one writes."
     alone = replace(bank, views={view: bank.views[view]}, text_tokens={})
     for start in range(0, len(new), block):
         part = new[start : start + block]
         plans, present = {view: bank.item_plan(part)}, {view: bank.present(view, part)}
-        z = encode_plan(embedder, alone, plans, present, batch, False, comm=comm)[view]
-        if comm is None or comm.is_main_process:
+        z = encode_plan(embedder, alone, plans, present, batch, False, accelerator=accelerator)[view]
+        if accelerator is None or accelerator.is_main_process:
             store.append([keys[i] for i in part], np.ones((len(part), 2), int), z)
         bar.update(len(part))
 
 # %% ../../nbs/02_model/05_embedder.ipynb #e497723f
-def _stored_items(embedder, bank, catalogue, batch, progress, folder, comm=None):
+def _stored_items(embedder, bank, catalogue, batch, progress, folder, accelerator=None):
     "`encode_items` by way of a folder of stores, one per view."
     from tqdm.auto import tqdm
 
@@ -195,9 +194,9 @@ def _stored_items(embedder, bank, catalogue, batch, progress, folder, comm=None)
         quiet, done = not progress or len(new) < 8 * batch, len(keys) - len(new)
         label = dict(desc=f'items: {view}', unit='items', leave=False)
         with tqdm(total=len(keys), initial=done, disable=quiet, **label) as bar:
-            _add_items(embedder, bank, view, store, keys, new, batch, comm, bar)
-        if comm is not None:
-            comm.wait_for_everyone()
+            _add_items(embedder, bank, view, store, keys, new, batch, accelerator, bar)
+        if accelerator is not None:
+            accelerator.wait_for_everyone()
             store.read()
         out[view] = store.values[torch.from_numpy(store.find(keys)[0])].clone()
     return out
@@ -209,16 +208,16 @@ def encode_items(
     catalogue,  # Catalogue
     batch=128,  # prompts at a time
     progress=True,  # show a bar
-    comm=None,  # accelerate.Accelerator: shares the work among processes
+    accelerator=None,  # accelerate.Accelerator: shares the work among processes
     store=None,  # folder that keeps vectors as they are computed: stopped, it goes on
 ):  # -> {view: float32 [items, hidden]}
     "Unit vectors of a whole catalogue; zero where an item lacks the modality."
     bank, rows = self.bank(catalogue, progress), np.arange(len(catalogue))
     if store is not None:
-        return _stored_items(self, bank, catalogue, batch, progress, store, comm)
+        return _stored_items(self, bank, catalogue, batch, progress, store, accelerator)
     plans = dict.fromkeys(bank.views, bank.item_plan(rows))
     present = {v: bank.present(v, rows) for v in bank.views}
-    return encode_plan(self, bank, plans, present, batch, progress, 'items', comm)
+    return encode_plan(self, bank, plans, present, batch, progress, 'items', accelerator)
 
 # %% ../../nbs/02_model/05_embedder.ipynb #ac0d8072
 def _checked_history(history, items):
@@ -239,14 +238,14 @@ def encode_sequences(
     history,  # int [rows, L], oldest first, PAD -1 at the right
     batch=128,  # prompts at a time
     progress=True,  # show a bar
-    comm=None,  # accelerate.Accelerator: shares the work among processes
+    accelerator=None,  # accelerate.Accelerator: shares the work among processes
 ):  # -> {view: float32 [rows, hidden]}
     "Unit vectors of histories. Raises ValueError for another shape, IndexError for an unknown item."
     history = _checked_history(history, len(catalogue))
     bank = self.bank(catalogue, progress)
     plans = {v: bank.sequence_plan(history, v) for v in bank.views}
     present = {v: bank.present(v, history).any(1) for v in bank.views}
-    return encode_plan(self, bank, plans, present, batch, progress, 'sequences', comm)
+    return encode_plan(self, bank, plans, present, batch, progress, 'sequences', accelerator)
 
 # %% ../../nbs/02_model/05_embedder.ipynb #bb6db5da
 def fuse_sum(
@@ -286,20 +285,13 @@ def save_pretrained(
     path,  # folder to write; one that is there is replaced
 ):  # -> Path
     "Write the embedder to a folder, atomically; `from_pretrained` reads it."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}-'))
-    os.chmod(draft, 0o755)
-    self.model.save_pretrained(draft)
     adapted = hasattr(self.model, 'get_base_model')
-    if not adapted:
-        for part in (self.tokenizer, self.image_processor):
+    parts = (self.model,) if adapted else (self.model, self.tokenizer, self.image_processor)
+    with whole_folder(path) as draft:
+        for part in parts:
             part.save_pretrained(draft)
-    (draft / NOTE).write_text(json.dumps(_note_of(self, adapted), indent=1))
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(draft, path)
-    return path
+        (draft / NOTE).write_text(json.dumps(_note_of(self, adapted), indent=1))
+    return Path(path)
 
 # %% ../../nbs/02_model/05_embedder.ipynb #c3c565fc
 def _source_of(path, note, lora, adapters, base):

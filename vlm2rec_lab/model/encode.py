@@ -101,12 +101,12 @@ def encode_plan(
     batch=128,  # rows at a time
     progress=True,  # show a bar
     label='rows',  # what the bar calls them
-    comm=None,  # accelerate.Accelerator: each process encodes its share, all get everything
+    accelerator=None,  # accelerate.Accelerator: each process encodes its share, all get everything
 ):  # -> {view: float32 [rows, hidden]} on the CPU
     "Unit vectors of planned prompts in every view."
     from tqdm.auto import tqdm
 
-    process, processes = (comm.process_index, comm.num_processes) if comm else (0, 1)
+    process, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     out = {}
     for view, pieces in bank.views.items():
         plan = plans[view]
@@ -116,7 +116,7 @@ def encode_plan(
         total = sum(map(len, groups))
         bar = tqdm(total=total, desc=f'{label}: {view}', unit=label, disable=quiet, leave=False)
         z = _encode_groups(embedder, bank, view, plan, groups, idle, bar)
-        if comm:
-            z = comm.reduce(z.to(embedder.device), 'sum').cpu()  # zero where another process has been at work
+        if accelerator:
+            z = accelerator.reduce(z.to(embedder.device), 'sum').cpu()  # zero where another process has been at work
         out[view] = z * present[view][:, None]
     return out

@@ -9,10 +9,7 @@ __all__ = ['SPECIAL', 'PROMPT_WORDS', 'ITEM', 'PICTURE', 'TASKS', 'READERS', 'bu
 
 # %% ../../nbs/02_model/00_tiny.ipynb #b92dcce9
 import math
-import os
-import shutil
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ..base.errors import known
+from ..base.files import whole_folder
 from vlm2rec_lab.shop.drawn import (
     ATTRIBUTES,
     SEEN,
@@ -189,18 +187,12 @@ def save_tiny(
     dtype=torch.bfloat16,  # of the stored weights
 ):  # -> Path
     "Write a checkpoint folder that `from_pretrained` reads; atomic."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}-'))
     state = {k: v.to(dtype) for k, v in model.state_dict().items() if k != 'lm_head.weight'}
-    model.save_pretrained(draft, state_dict=state)
-    for part in (tokenizer, image_processor):
-        part.save_pretrained(draft)
-    os.chmod(draft, 0o755)
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(draft, path)
-    return path
+    with whole_folder(path) as draft:
+        model.save_pretrained(draft, state_dict=state)
+        for part in (tokenizer, image_processor):
+            part.save_pretrained(draft)
+    return Path(path)
 
 # %% ../../nbs/02_model/00_tiny.ipynb #13b6f288
 def load_tiny(

@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
+from ..base.errors import suggestion
 from .candidates import given_negatives, sample_negatives, seen_items
 from .fusions import FUSIONS, fuse_vectors
 from .ranks import GAINS, chance_level, metric_at_k, ranks
-from .task import _nearest, check_task
+from .task import check_task
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #bc922c23
 def bootstrap_means(
@@ -94,7 +95,7 @@ class Metrics(Mapping):
 
     def __getitem__(self, view):
         if view not in self.per_user:
-            raise KeyError(f'no view {view!r}{_nearest(view, self.per_user)}; there are {list(self.per_user)}')
+            raise KeyError(f'no view {view!r}{suggestion(view, self.per_user, 0.6)}; there are {list(self.per_user)}')
         return {name: float(v.mean()) if len(v) else math.nan for name, v in self.per_user[view].items()}
 
     def __iter__(self):
@@ -112,7 +113,7 @@ def interval(
 ):  # -> low, high of the 95 % bootstrap interval
     "Interval of one figure; raises KeyError for an unknown view or metric."
     if name not in self[view]:
-        raise KeyError(f'no metric {name!r}{_nearest(name, self.chance)}; there are {list(self.chance)}')
+        raise KeyError(f'no metric {name!r}{suggestion(name, self.chance, 0.6)}; there are {list(self.chance)}')
     if view not in self._intervals:
         values = np.stack(list(self.per_user[view].values()), 1)
         low_high = zip(*bootstrap_interval(values, self.bootstrap, self.seed))

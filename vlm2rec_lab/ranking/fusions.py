@@ -13,9 +13,10 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from ..base.errors import suggestion
 from .candidates import seen_items
 from .ranks import metric_at_k, ranks
-from .task import _nearest, as_matrix, check_task, normalise
+from .task import as_matrix, check_task, normalise
 
 # %% ../../nbs/01_ranking/04_fusions.ipynb #68eed6e0
 FUSIONS = {
@@ -60,7 +61,7 @@ def fuse_vectors(
         return _weighted(items, sequences, fuse)
     if not isinstance(fuse, str) or fuse not in FUSIONS:
         raise ValueError(
-            f'fuse={fuse!r} is unknown{_nearest(fuse, FUSIONS)}; choose one of {list(FUSIONS)}, a dictionary '
+            f'fuse={fuse!r} is unknown{suggestion(fuse, FUSIONS, 0.6)}; choose one of {list(FUSIONS)}, a dictionary '
             'modality -> weight or a function'
         )
     if fuse == 'concat':
@@ -85,7 +86,7 @@ def fusion_weights(
     for m in weights:
         if m not in modalities:
             raise ValueError(
-                f'fuse has a weight for {m!r}, which is no modality{_nearest(m, modalities)}; there are '
+                f'fuse has a weight for {m!r}, which is no modality{suggestion(m, modalities, 0.6)}; there are '
                 f'{list(modalities)}'
             )
     missing = [m for m in modalities if m not in weights]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from .task import _nearest
+from ..base.errors import suggestion
 
 # %% ../../nbs/01_ranking/03_ranks.ipynb #4128bafb
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def metric_at_k(
     """Each user's metric at `k`, averaged over random tie-breaking. Raises ValueError for an unknown metric or k below
     1."""
     if metric not in GAINS:
-        raise ValueError(f'metric {metric!r} is unknown{_nearest(metric, GAINS)}; choose one of {list(GAINS)}')
+        raise ValueError(f'metric {metric!r} is unknown{suggestion(metric, GAINS, 0.6)}; choose one of {list(GAINS)}')
     if k < 1 or int(k) != k:
         raise ValueError(f'k={k}: show a whole number of items, at least 1')
     c = np.concatenate([[0], np.cumsum(GAINS[metric](np.arange(int(k), dtype=float)))])

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from ..base.errors import nearest
+from ..base.errors import suggestion
 
 # %% ../../nbs/01_ranking/01_task.ipynb #9551d063
 def as_matrix(
@@ -158,7 +158,7 @@ def check_task(
             if m not in keys:
                 raise ValueError(
                     f'modality {m!r} is missing from {side}, which has {list(keys)}'
-                    + (_nearest(m, keys) or ': give it vectors on both sides, or on none')
+                    + (suggestion(m, keys, 0.6) or ': give it vectors on both sides, or on none')
                 )
         i, s = items[m].shape, sequences[m].shape
         if i[1] != s[1]:
@@ -196,9 +196,3 @@ def _item_rows(targets, n_users, n_items):
             'these users out, or give their items rows'
         )
     return targets.astype(np.int64)
-
-# %% ../../nbs/01_ranking/01_task.ipynb #8466cd49
-def _nearest(name, names):
-    "A hint for a mistyped name."
-    near = nearest(name, names, cutoff=0.6)
-    return f'; did you mean {near!r}?' if near else ''

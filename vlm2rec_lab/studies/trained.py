@@ -45,7 +45,6 @@ def trained_vectors(
     "Train (or read) one model and encode customers it never saw. Raises DataError for an unknown name."
     from vlm2rec_lab.model.embedder import VLMEmbedder
     from vlm2rec_lab.model.tiny import tiny_vlm
-
     from vlm2rec_lab.shop.drawn import get_condition, make_studio
     from vlm2rec_lab.train import encode_split
 

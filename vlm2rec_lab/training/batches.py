@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from ..model.passes import prefix_pairs
 
 from ..base.errors import known
 from ..base.ragged import PAD, is_member
+from ..model.passes import prefix_pairs
 
 # %% ../../nbs/02_training/02_batches.ipynb #67708a06
 @functools.lru_cache(maxsize=4)

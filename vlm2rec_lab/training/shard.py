@@ -10,28 +10,28 @@ import os
 from functools import partial
 
 import torch
-from ..model.encode import forward
 
 from ..base.errors import known
+from ..model.encode import forward
 from .step import Work
 
 # %% ../../nbs/02_training/04_shard.ipynb #d74ff896
-def _plugin_of(comm):
+def _plugin_of(accelerator):
     "Accelerate's plugin for FSDP; on processors, where Accelerator makes none, one from the same environment."
-    plugin = getattr(getattr(comm, 'state', None), 'fsdp_plugin', None)
-    kind = str(getattr(getattr(comm, 'distributed_type', ''), 'value', ''))
+    plugin = getattr(getattr(accelerator, 'state', None), 'fsdp_plugin', None)
+    kind = str(getattr(getattr(accelerator, 'distributed_type', ''), 'value', ''))
     asked = os.environ.get('ACCELERATE_USE_FSDP', '').lower() == 'true'
     if plugin is not None or kind != 'MULTI_CPU' or not asked:
         return plugin
     from accelerate import FullyShardedDataParallelPlugin
 
     plugin = FullyShardedDataParallelPlugin()
-    if comm.mixed_precision != 'no':
-        plugin.set_mixed_precision(comm.mixed_precision)
+    if accelerator.mixed_precision != 'no':
+        plugin.set_mixed_precision(accelerator.mixed_precision)
     return plugin
 
 # %% ../../nbs/02_training/04_shard.ipynb #b6263ec0
-def _cannot_be_followed(plugin, comm):  # -> (name, what to write), or None
+def _cannot_be_followed(plugin, accelerator):  # -> (name, what to write), or None
     "The first setting that this loop cannot follow."
     wrap = getattr(plugin.auto_wrap_policy, '__name__', '')
     wrong = {
@@ -46,37 +46,37 @@ def _cannot_be_followed(plugin, comm):  # -> (name, what to write), or None
         ),
         'fsdp_ignored_modules': (plugin.ignored_modules, 'nothing: adapters and the vision tower stay whole anyway'),
         'fsdp_auto_wrap_policy': (wrap != 'transformer_auto_wrap_policy', 'TRANSFORMER_BASED_WRAP'),
-        'parallelism_config': (getattr(comm, 'parallelism_config', None), 'nothing'),
+        'parallelism_config': (getattr(accelerator, 'parallelism_config', None), 'nothing'),
     }
     return next(((name, remedy) for name, (bad, remedy) in wrong.items() if bad), None)
 
 # %% ../../nbs/02_training/04_shard.ipynb #9a2ee2f1
 def fsdp_plugin(
-    comm,  # accelerate.Accelerator, or None
+    accelerator,  # accelerate.Accelerator, or None
 ):  # -> accelerate.FullyShardedDataParallelPlugin, or None where no FSDP is configured
     "What Accelerate's configuration says of FSDP. Raises ValueError, with the remedy, for what cannot be followed."
-    kind = str(getattr(getattr(comm, 'distributed_type', ''), 'value', ''))
+    kind = str(getattr(getattr(accelerator, 'distributed_type', ''), 'value', ''))
     if kind in ('DEEPSPEED', 'MEGATRON_LM', 'TP'):
         raise ValueError(
             f'Accelerate is configured for {kind}; to split the weights over cards use docs/fsdp.yaml, '
             'or distributed_type MULTI_GPU where they fit on one'
         )
-    plugin = _plugin_of(comm)
+    plugin = _plugin_of(accelerator)
     if plugin is None:
         return None
-    if found := _cannot_be_followed(plugin, comm):
+    if found := _cannot_be_followed(plugin, accelerator):
         name, remedy = found
         raise ValueError(f"Accelerate's configuration, {name}: write {remedy} (docs/fsdp.yaml is a file that works)")
     return plugin
 
 # %% ../../nbs/02_training/04_shard.ipynb #2616978b
 def load_settings(
-    comm,  # accelerate.Accelerator, or None
+    accelerator,  # accelerate.Accelerator, or None
 ):  # -> dict(device, dtype) for `VLMEmbedder.from_pretrained`
     "Where a process loads a model: on its own device, or in main memory where the weights are to be split."
-    if fsdp_plugin(comm) is None:
-        return dict(device=comm and comm.device)
-    return dict(device='cpu', dtype=None if comm.device.type == 'cpu' else torch.bfloat16)
+    if fsdp_plugin(accelerator) is None:
+        return dict(device=accelerator and accelerator.device)
+    return dict(device='cpu', dtype=None if accelerator.device.type == 'cpu' else torch.bfloat16)
 
 # %% ../../nbs/02_training/04_shard.ipynb #72b41bc2
 def _layers(core, plugin):
@@ -95,14 +95,14 @@ def _layers(core, plugin):
     return layers
 
 # %% ../../nbs/02_training/04_shard.ipynb #8efa171f
-def _split(core, layers, whole, plugin, comm):
+def _split(core, layers, whole, plugin, accelerator):
     "Split the layers, the embeddings, the last norm and the output layer; tied weights stay tied."
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     lm = core.model.language_model
     how = dict(
-        mesh=init_device_mesh(comm.device.type, (comm.num_processes,)),
+        mesh=init_device_mesh(accelerator.device.type, (accelerator.num_processes,)),
         ignored_params=whole,
         reshard_after_forward=plugin.reshard_after_forward,
         offload_policy=plugin.cpu_offload,
@@ -125,10 +125,10 @@ def _teach_the_order(lm, layers, device):
 # %% ../../nbs/02_training/04_shard.ipynb #0616452e
 def shard(
     embedder,  # VLMEmbedder, in main memory or on the process's device
-    comm,  # accelerate.Accelerator, or None
+    accelerator,  # accelerate.Accelerator, or None
 ):  # -> the embedder
     "Split the frozen weights over the processes where Accelerate asks for FSDP. ValueError for what cannot be."
-    plugin = None if embedder.sharded else fsdp_plugin(comm)
+    plugin = None if embedder.sharded else fsdp_plugin(accelerator)
     if plugin is None:
         return embedder
     core, lm = embedder.core, embedder.core.model.language_model
@@ -139,10 +139,10 @@ def shard(
             'or use distributed_type MULTI_GPU'
         )
     whole = {p for n, p in embedder.model.named_parameters() if 'lora_' in n}
-    _split(core, layers, whole, plugin, comm)
+    _split(core, layers, whole, plugin, accelerator)
     for t in (*whole, *core.model.visual.parameters(), *core.buffers()):
-        t.data = t.data.to(comm.device)
-    _teach_the_order(lm, layers, comm.device)
+        t.data = t.data.to(accelerator.device)
+    _teach_the_order(lm, layers, accelerator.device)
     embedder.sharded = True
     return embedder
 
@@ -156,16 +156,16 @@ def even_works(
     embedder,  # VLMEmbedder
     bank,  # its Bank
     works,  # {view: list of Work} of this process, sequences first, of `plan_works`
-    comm,  # accelerate.Accelerator, or None
+    accelerator,  # accelerate.Accelerator, or None
 ):  # -> {view: list of Work}, equally many in all processes for each view and side
     "The works, and where the weights are in parts passes without vectors, up to the most that any process has."
-    if comm is None or not embedder.sharded:
+    if accelerator is None or not embedder.sharded:
         return works
     sides = [(m, side, [w for w in ws if w.side == side]) for m, ws in works.items() for side in ('sequences', 'items')]
-    counts = torch.zeros(comm.num_processes, len(sides), device=embedder.device)
-    counts[comm.process_index] = torch.tensor([float(len(ws)) for *_, ws in sides])
+    counts = torch.zeros(accelerator.num_processes, len(sides), device=embedder.device)
+    counts[accelerator.process_index] = torch.tensor([float(len(ws)) for *_, ws in sides])
     even = {m: [] for m in works}
-    for (m, side, ws), most in zip(sides, comm.reduce(counts, 'sum').amax(0).int().tolist()):
+    for (m, side, ws), most in zip(sides, accelerator.reduce(counts, 'sum').amax(0).int().tolist()):
         idle = Work(side, torch.zeros(0, dtype=torch.long), partial(_idle, embedder, bank, m))
         even[m] += [*ws, *[idle] * (most - len(ws))]
     return even

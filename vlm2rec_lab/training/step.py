@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 import torch
+
 from ..model.encode import forward, length_groups
 from ..model.passes import forward_tree, plan_sizes, prefix_pairs, prefix_plan, prefix_present
 
@@ -136,31 +137,31 @@ def _same_random(state, device):
         yield
 
 # %% ../../nbs/02_training/03_step.ipynb #15461ff3
-def _reduce_all(tensors, comm):
+def _reduce_all(tensors, accelerator):
     "Sums over processes of several tensors, in one message."
-    flat = comm.reduce(torch.cat([t.flatten() for t in tensors]), 'sum')
+    flat = accelerator.reduce(torch.cat([t.flatten() for t in tensors]), 'sum')
     return [x.view(t.shape) for x, t in zip(flat.split([t.numel() for t in tensors]), tensors)]
 
 # %% ../../nbs/02_training/03_step.ipynb #2100b719
-def _width(outs, comm, device):
+def _width(outs, accelerator, device):
     "How wide the vectors are: a process without works asks the others."
     width = next((z.shape[1] for zs in outs.values() for _, z in zs), None)
-    if comm is None:
+    if accelerator is None:
         return width
-    total = comm.reduce(torch.tensor(float(width or 0), device=device), 'sum')
-    have = float(comm.reduce(torch.tensor(float(width is not None), device=device), 'sum'))
+    total = accelerator.reduce(torch.tensor(float(width or 0), device=device), 'sum')
+    have = float(accelerator.reduce(torch.tensor(float(width is not None), device=device), 'sum'))
     return int(total / max(have, 1))
 
 # %% ../../nbs/02_training/03_step.ipynb #8c7dce8b
-def _tables(works, outs, sizes, comm, device):
+def _tables(works, outs, sizes, accelerator, device):
     "{side: {view: [n, d]}} of all processes' vectors, leaves of a new graph."
-    width = _width(outs, comm, device)
+    width = _width(outs, accelerator, device)
     tables = {side: {m: torch.zeros(n, width, device=device) for m in works} for side, n in sizes.items()}
     for m, ws in works.items():
         for w, (_, z) in zip(ws, outs[m]):
             tables[w.side][m][w.index.to(device)] = z.detach().float()
-    if comm is not None:
-        tables = {side: dict(zip(t, _reduce_all(list(t.values()), comm))) for side, t in tables.items()}
+    if accelerator is not None:
+        tables = {side: dict(zip(t, _reduce_all(list(t.values()), accelerator))) for side, t in tables.items()}
     return {side: {m: z.requires_grad_() for m, z in t.items()} for side, t in tables.items()}
 
 # %% ../../nbs/02_training/03_step.ipynb #7cd2da2e
@@ -171,7 +172,7 @@ def encode_batch(
     *,
     cached=False,  # gradient caching: memory for one work at a time, one forward pass more
     autocast=None,  # torch dtype that the passes run in, such as torch.bfloat16; None: the model's own
-    comm=None,  # accelerate.Accelerator, or anything with its `reduce(tensor, reduction)`; None: one process
+    accelerator=None,  # accelerate.Accelerator, or anything with its `reduce(tensor, reduction)`; None: one process
 ):  # -> Encoded
     "The vectors of a batch, as leaves that the loss hangs on."
     with torch.set_grad_enabled(not cached):
@@ -179,7 +180,7 @@ def encode_batch(
             m: [(_random_state(device) if cached else None, _run(w, device, autocast)) for w in ws]
             for m, ws in works.items()
         }
-    tables = _tables(works, outs, sizes, comm, device)
+    tables = _tables(works, outs, sizes, accelerator, device)
     if cached:
         outs = {m: [(state, None) for state, _ in zs] for m, zs in outs.items()}
     return Encoded(tables['sequences'], tables['items'], works, outs, autocast)
@@ -199,7 +200,7 @@ def modality_gradients(
     parameters,  # list of tensors
     *,
     switch=None,  # called with the view before it is walked back, such as `embedder.switch`
-    comm=None,  # as in `encode_batch`
+    accelerator=None,  # as in `encode_batch`
 ):  # -> {view: list of gradients, one per parameter}
     "Gradients by modality, whose sum is the gradient of the loss."
     device, parts = parameters[0].device, {}
@@ -215,7 +216,7 @@ def modality_gradients(
             for t, g in zip(total, torch.autograd.grad(z, parameters, at.to(z.dtype), allow_unused=True)):
                 if g is not None:
                     t += g
-        parts[m] = total if comm is None else _reduce_all(total, comm)
+        parts[m] = total if accelerator is None else _reduce_all(total, accelerator)
     return parts
 
 # %% ../../nbs/02_training/03_step.ipynb #8b3bdf7d
@@ -237,10 +238,12 @@ def step_gradients(
     cached=False,  # as in `encode_batch`
     switch=None,  # as in `modality_gradients`
     autocast=None,  # as in `encode_batch`
-    comm=None,  # as in `encode_batch`
+    accelerator=None,  # as in `encode_batch`
 ):  # -> loss (detached), {view: list of gradients, one per parameter}
     "Loss of a batch and its gradients by modality. Parameters of the loss itself get their `.grad`."
-    encoded = encode_batch(works, sizes, parameters[0].device, cached=cached, autocast=autocast, comm=comm)
+    encoded = encode_batch(
+        works, sizes, parameters[0].device, cached=cached, autocast=autocast, accelerator=accelerator
+    )
     loss = objective(encoded.sequences, encoded.items, positives, exclude)
     loss.backward()
-    return loss.detach(), modality_gradients(encoded, parameters, switch=switch, comm=comm)
+    return loss.detach(), modality_gradients(encoded, parameters, switch=switch, accelerator=accelerator)

@@ -8,8 +8,8 @@ __all__ = ['works_of']
 # %% ../../nbs/02_training/05_works.ipynb #01e86909
 import numpy as np
 import torch
-from ..model.encode import forward
 
+from ..model.encode import forward
 from .options import Speed, sort_options
 from .shard import even_works
 from .step import Work, plan_works
@@ -42,7 +42,7 @@ def works_of(
     batch,  # Batch
     positions='last',  # as in `training_rows`
     speed=Speed(),  # how the passes are cut
-    comm=None,  # accelerate.Accelerator, or None
+    accelerator=None,  # accelerate.Accelerator, or None
     **options,  # of `speed`, by keyword
 ):  # -> {view: list of Work}
     "The passes of a batch. Raises TypeError for an option that `Speed` does not have."
@@ -52,6 +52,6 @@ def works_of(
     if speed.plain:
         sides = _plain_sequences, _plain_items
         return {view: [side(embedder, bank, view, batch) for side in sides] for view in bank.views}
-    share = (comm.process_index, comm.num_processes) if comm else (0, 1)
+    share = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     cut = dict(every=positions == 'all', waste=speed.waste, most=speed.chunk, share=share)
-    return even_works(embedder, bank, plan_works(embedder, bank, batch.history, batch.items, **cut), comm)
+    return even_works(embedder, bank, plan_works(embedder, bank, batch.history, batch.items, **cut), accelerator)
