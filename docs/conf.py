@@ -35,6 +35,7 @@ myst_dmath_double_inline = True
 suppress_warnings = ['myst.header']
 python_maximum_signature_line_length = 72
 add_module_names = False
+smartquotes_action = 'qe'  # two hyphens are an option of a command, no dash
 autodoc_default_options = {'members': True, 'undoc-members': True, 'no-value': True}
 autodoc_member_order = 'bysource'
 autodoc_preserve_defaults = True  # as they are written

@@ -253,7 +253,7 @@ def test_search_finds(site):
         browser.close()
         server.shutdown()
     assert any('api/diagnosis/report.html' in f for f in found), found[:10]
-    assert any('Diagnose' in w for w in words), words[:10]
+    assert any('Evidence' in w for w in words), words[:10]
 
 
 @pytest.mark.slow

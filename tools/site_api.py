@@ -207,10 +207,12 @@ def purpose(room):
 
 
 def said_of(room, name):
-    "The first sentence of a definition's docstring."
+    "The first sentence of a definition's docstring, or all of it where that would cut through code."
     for node in parsed(room).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
-            return re.split(r'(?<=[.?])\s', ' '.join((ast.get_docstring(node) or '').split()))[0]
+            whole = ' '.join((ast.get_docstring(node) or '').split())
+            first = re.split(r'(?<=[.?])\s', whole)[0]
+            return whole if first.count('`') % 2 else first
     return ''
 
 
