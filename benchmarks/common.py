@@ -144,6 +144,7 @@ def table(rows):  # list of dict with the same keys
 def circles(longest, items=30, users=80):  # -> Dataset
     "Customers who walk in circles: 4 purchases or more each, fewer than `longest`."
     import numpy as np
+
     from vlm2rec_lab.data import Catalogue, Dataset, Interactions
 
     rng = np.random.default_rng(0)

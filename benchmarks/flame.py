@@ -25,16 +25,15 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from common import cell, circles, interleave, machine, quantiles, quiet, say, table, write
-
 import numpy as np
+from common import cell, circles, interleave, machine, quantiles, quiet, say, table, write
 from safetensors.torch import load_file, save
 
 from vlm2rec_lab.data import leave_one_out, write_bytes
-from vlm2rec_lab.recommenders.flame import RECIPE, Ensemble, flame, mutual
-from vlm2rec_lab.shop.readers import sequence_file
-from vlm2rec_lab.recommenders.seqrec import ItemTable, SASRec
 from vlm2rec_lab.recommenders.fit import figures, fit, rank_rows
+from vlm2rec_lab.recommenders.flame import RECIPE, Ensemble, flame, mutual
+from vlm2rec_lab.recommenders.seqrec import ItemTable, SASRec
+from vlm2rec_lab.shop.readers import sequence_file
 from vlm2rec_lab.train import entire, previous, read_checkpoint
 
 FIXED = dict(

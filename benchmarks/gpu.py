@@ -25,15 +25,15 @@ from common import machine, quiet, say, table, write
 os.environ.setdefault('PYTORCH_CUDA_ALLOC_CONF', 'expandable_segments:True')  # before torch: batches of changing shapes
 import numpy as np
 import torch
-
 from train import ALL, PLAIN, Recipe, works
+
 from vlm2rec_lab.data import Catalogue, Dataset, Interactions, hold_out_users
 from vlm2rec_lab.embed import VLMEmbedder, add_lora
 from vlm2rec_lab.losses import get_loss
 from vlm2rec_lab.model.passes import plan_sizes, prefix_plan
-from vlm2rec_lab.training.step import step_gradients
 from vlm2rec_lab.model.tiny import build_config, build_image_processor, build_tokenizer, studio_corpus
 from vlm2rec_lab.train import batch_rows, make_batch, training_rows
+from vlm2rec_lab.training.step import step_gradients
 
 TEXT_3B = dict(
     vocab_size=151936,

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from fastcore.script import call_parse
-from PIL import Image, __version__ as pillow
+from PIL import Image
+from PIL import __version__ as pillow
 
 from vlm2rec_lab.data import Catalogue, write_bytes
 from vlm2rec_lab.shop.images import decode_images, model_size

@@ -23,12 +23,11 @@ import logging
 import tempfile
 import time
 
-from common import Clock, machine, quantiles, quiet, say, table, write
-
 import numpy as np
 import torch
-
+from common import Clock, machine, quantiles, quiet, say, table, write
 from train import PLAIN, RANK, TAU, Recipe, gradients, shop
+
 from vlm2rec_lab.embed import VLMEmbedder
 from vlm2rec_lab.metrics import evaluate
 from vlm2rec_lab.model.tiny import tiny_vlm
@@ -216,8 +215,8 @@ def main():
                 f'{package} is not here: python -m pip install --no-deps --target st_site {package.replace("_", "-")}, '
                 'then PYTHONPATH=st_site\n',
             )
-    import sentence_transformers
     import datasets
+    import sentence_transformers
 
     quiet()
     datasets.disable_progress_bars()

@@ -23,16 +23,15 @@ import importlib.util
 import warnings
 from pathlib import Path
 
-from common import cell, circles, interleave, machine, quantiles, quiet, say, table, write
-
 import numpy as np
 import pandas as pd
 import torch
+from common import cell, circles, interleave, machine, quantiles, quiet, say, table, write
 
 from vlm2rec_lab.data import PAD, leave_one_out
-from vlm2rec_lab.shop.readers import sequence_file
-from vlm2rec_lab.recommenders.seqrec import ItemTable, SASRec, ce, lessons
 from vlm2rec_lab.recommenders.fit import figures, fit, pooled_batches
+from vlm2rec_lab.recommenders.seqrec import ItemTable, SASRec, ce, lessons
+from vlm2rec_lab.shop.readers import sequence_file
 from vlm2rec_lab.train import entire
 
 HISTORY, DIM, LAYERS, HEADS = 50, 64, 2, 2

@@ -14,18 +14,17 @@ import functools
 import time
 from dataclasses import asdict, dataclass, replace
 
-from common import Clock, cell, interleave, machine, quantiles, quiet, say, table, write
-
 import numpy as np
 import torch
+from common import Clock, cell, interleave, machine, quantiles, quiet, say, table, write
 
 from vlm2rec_lab.embed import Prompts, VLMEmbedder
 from vlm2rec_lab.losses import get_loss
 from vlm2rec_lab.metrics import evaluate
-from vlm2rec_lab.training.step import Work, plan_works, step_gradients
-from vlm2rec_lab.studio import make_studio
 from vlm2rec_lab.model.tiny import tiny_vlm
+from vlm2rec_lab.studio import make_studio
 from vlm2rec_lab.train import batch_rows, encode_split, entire, make_batch, train, training_rows
+from vlm2rec_lab.training.step import Work, plan_works, step_gradients
 
 TAU, RANK, CONDITION = 0.07, 4, 'text-easy'
 STEPS_A, EVERY_A, GRID_A = (

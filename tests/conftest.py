@@ -70,6 +70,7 @@ def checkpoint(tmp_path_factory):
     "A small random checkpoint of the genuine classes: the folder of a model that trains in milliseconds."
     import torch
     import transformers
+
     from vlm2rec_lab.model.tiny import build_tiny, build_tokenizer, save_tiny, studio_corpus
 
     transformers.utils.logging.disable_progress_bar()
@@ -116,24 +117,34 @@ def browser():
         b.close()
 
 
+OWN = ('file:', 'data:', 'blob:', 'http://127.0.0.1', 'ws://127.0.0.1')
+
+
 @pytest.fixture
-def page(browser):
-    "A page that notes every request to the outside and every error in the console."
-    context = browser.new_context(viewport={'width': 1200, 'height': 1100})
-    p = context.new_page()
-    p.outside, p.errors = [], []
-    p.on(
-        'request',
-        lambda r: (
-            None
-            if r.url.startswith(('file:', 'data:', 'blob:', 'http://127.0.0.1', 'ws://127.0.0.1'))
-            else p.outside.append(r.url)
-        ),
-    )
-    p.on('console', lambda m: p.errors.append(m.text) if m.type == 'error' else None)
-    p.on('pageerror', lambda e: p.errors.append(str(e)))
-    yield p
-    context.close()
+def open_page(browser):
+    "Opens pages that note requests to the outside (`outside`) and errors in the console (`errors`)."
+    contexts = []
+
+    def opened(width=1200, height=1100, dark=False):
+        scheme = 'dark' if dark else 'light'
+        context = browser.new_context(viewport={'width': width, 'height': height}, color_scheme=scheme)
+        contexts.append(context)
+        p = context.new_page()
+        p.outside, p.errors = [], []
+        p.on('request', lambda r: None if r.url.startswith(OWN) else p.outside.append(r.url))
+        p.on('console', lambda m: p.errors.append(m.text) if m.type == 'error' else None)
+        p.on('pageerror', lambda e: p.errors.append(str(e)))
+        return p
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def page(open_page):
+    "One such page."
+    return open_page()
 
 
 @pytest.fixture(scope='module')
@@ -175,6 +186,7 @@ def lab(tmp_path_factory):
             '--LabApp.news_url=',
             '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate',
             '--LabApp.extension_manager=readonly',
+            '--LabApp.expose_app_in_browser=True',
             f'--ServerApp.root_dir={root}',
         ],
         env=env,

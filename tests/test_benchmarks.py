@@ -190,6 +190,7 @@ def test_gpu_shape_is_that_of_3b(scripts):
     tokens; arithmetic of a step."""
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
+
     from vlm2rec_lab.model.tiny import build_tokenizer, studio_corpus
 
     g = scripts['gpu']

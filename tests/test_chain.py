@@ -84,9 +84,8 @@ def fetched(shop, tmp_path_factory):
 
 
 def test_links_become_pictures_that_are_trained_on(fetched, tmp_path):
-    from vlm2rec_lab.model.tiny import tiny_vlm
-
     from vlm2rec_lab.embed import VLMEmbedder
+    from vlm2rec_lab.model.tiny import tiny_vlm
     from vlm2rec_lab.train import train
 
     bare, folder = fetched

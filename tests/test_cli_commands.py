@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from vlm2rec_lab.model.embedder import VLMEmbedder
-from vlm2rec_lab.model.tiny import tiny_vlm
 
 from vlm2rec_lab.cli import cut, main, open_data, open_dataset
+from vlm2rec_lab.model.embedder import VLMEmbedder
+from vlm2rec_lab.model.tiny import tiny_vlm
 from vlm2rec_lab.ranking.baselines import baseline_names, baselines
 from vlm2rec_lab.ranking.vectors import read_vectors, write_vectors
 from vlm2rec_lab.shop.drawn import make_studio

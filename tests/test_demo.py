@@ -1,6 +1,5 @@
 """The main job, end to end."""
 
-import os
 import re
 import subprocess
 import sys
@@ -26,28 +25,13 @@ def test_demo_prints_and_writes(demo):
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_report_in_a_browser(demo):
-    from playwright.sync_api import sync_playwright
-
-    outside, errors = [], []
-    with sync_playwright() as p:
-        browser = p.chromium.launch(
-            executable_path=os.environ.get('CHROME', '/usr/bin/chromium'),
-            args=['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--no-first-run'],
-        )
-        page = browser.new_page(viewport={'width': 1200, 'height': 900})
-        page.on('request', lambda r: None if r.url.startswith(('file:', 'data:', 'blob:')) else outside.append(r.url))
-        page.on('console', lambda m: errors.append(m.text) if m.type == 'error' else None)
-        page.on('pageerror', lambda e: errors.append(str(e)))
-        page.goto((demo[0] / 'report.html').as_uri())
-        page.wait_for_timeout(1500)
-        text = page.inner_text('body')
-        assert 'vlm2rec' in text and page.evaluate('document.documentElement.scrollWidth <= window.innerWidth + 1'), (
-            'the page is wider than the window'
-        )
-        assert page.locator('.js-plotly-plot .main-svg').count() >= 1
-        browser.close()
-    assert not outside and not errors, (outside, errors)
+def test_report_in_a_browser(demo, page):
+    page.goto((demo[0] / 'report.html').as_uri())
+    page.wait_for_timeout(1500)
+    assert 'vlm2rec' in page.inner_text('body')
+    assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth + 1'), 'wider than the window'
+    assert page.locator('.js-plotly-plot .main-svg').count() >= 1
+    assert not page.outside and not page.errors, (page.outside, page.errors)
 
 
 def test_readme_python_block(tmp_path):

@@ -2,29 +2,34 @@
 and looks right in a browser."""
 
 import json
-import os
 import re
 import shlex
 import sys
 import threading
 from collections import Counter
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+import docs
 import site_api
 import site_cells
 import site_scripts
 
-import docs
-
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / 'docs').glob('*.md'))
-BROWSER = dict(
-    executable_path=os.environ.get('CHROME', '/usr/bin/chromium'),
-    args=['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--no-first-run'],
-)
+
+
+@contextmanager
+def served(folder):
+    "A folder on loopback: its address."
+    with docs.server(folder) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}/'
+        server.shutdown()
 
 
 @pytest.fixture(scope='module')
@@ -158,18 +163,10 @@ def api(site, room):
 @pytest.mark.browser
 @pytest.mark.parametrize('width', (1200, 390))
 @pytest.mark.parametrize('theme', ('light', 'dark'))
-def test_in_a_browser(site, width, theme):
-    from playwright.sync_api import sync_playwright
-
-    with docs.server(site) as server, sync_playwright() as p:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        base, outside, errors = f'http://127.0.0.1:{server.server_port}/', [], []
-        browser = p.chromium.launch(**BROWSER)
-        page = browser.new_page(viewport={'width': width, 'height': 900}, color_scheme=theme)
-        page.on('request', lambda r: None if r.url.startswith((base, 'data:', 'blob:')) else outside.append(r.url))
-        page.on('console', lambda m: errors.append(m.text) if m.type == 'error' else None)
-        page.on('pageerror', lambda e: errors.append(str(e)))
-        page.on('response', lambda r: errors.append(f'{r.status} {r.url}') if r.status >= 400 else None)
+def test_in_a_browser(site, open_page, width, theme):
+    page = open_page(width, 900, theme == 'dark')
+    page.on('response', lambda r: page.errors.append(f'{r.status} {r.url}') if r.status >= 400 else None)
+    with served(site) as base:
         for name in (
             'index',
             'docs/start',
@@ -180,7 +177,7 @@ def test_in_a_browser(site, width, theme):
             'docs/own_vectors',
             'docs/house',
             'nbs/06_widgets',
-            'nbs/11_studies/00_study',
+            'nbs/11_studies/04_study',
             'api/diagnosis/report',
         ):
             page.goto(f'{base}{name}.html')
@@ -205,9 +202,7 @@ def test_in_a_browser(site, width, theme):
                 f'{name} with its figures is wider than the window'
             )
             assert readable(page), f'{name}: text and ground are too alike'
-        browser.close()
-        server.shutdown()
-    assert not outside and not errors, (outside, errors)
+    assert not page.outside and not page.errors, (page.outside, page.errors)
 
 
 READABLE = '''() => {
@@ -237,32 +232,24 @@ def readable(page):
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_search_finds(site):
-    from playwright.sync_api import sync_playwright
-
-    with docs.server(site) as server, sync_playwright() as p:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        browser = p.chromium.launch(**BROWSER)
-        page = browser.new_page()
-        page.goto(f'http://127.0.0.1:{server.server_port}/search.html?q=collapse_report')
+def test_search_finds(site, page):
+    with served(site) as base:
+        page.goto(f'{base}search.html?q=collapse_report')
         page.locator('ul.search li a').first.wait_for(timeout=20_000)
         found = page.locator('ul.search li a').evaluate_all('links => links.map(a => a.getAttribute("href"))')
-        page.goto(f'http://127.0.0.1:{server.server_port}/search.html?q=knockout')
+        page.goto(f'{base}search.html?q=knockout')
         page.locator('ul.search li a').first.wait_for(timeout=20_000)
         words = page.locator('ul.search li').all_inner_texts()
-        browser.close()
-        server.shutdown()
     assert any('api/diagnosis/report.html' in f for f in found), found[:10]
     assert any('Evidence' in w for w in words), words[:10]
 
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_widgets_live_without_a_kernel(tmp_path):
+def test_widgets_live_without_a_kernel(tmp_path, page):
     "A notebook that was stored with its widgets: linked controls still work on the page, a FigureWidget is a figure."
     import nbformat
     from nbclient import NotebookClient
-    from playwright.sync_api import sync_playwright
 
     try:
         docs.vendor(tmp_path / 'static', True, docs.BUILD / 'vendor')
@@ -293,13 +280,7 @@ def test_widgets_live_without_a_kernel(tmp_path):
     (tmp_path / 'src').mkdir()
     nbformat.write(nb, tmp_path / 'src' / 'index.ipynb')
     assert docs.sphinx(tmp_path / 'src', tmp_path / 'site', tmp_path / 'static') == 0
-    outside = []
-    with docs.server(tmp_path / 'site') as server, sync_playwright() as p:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        base = f'http://127.0.0.1:{server.server_port}/'
-        browser = p.chromium.launch(**BROWSER)
-        page = browser.new_page()
-        page.on('request', lambda r: None if r.url.startswith((base, 'data:', 'blob:')) else outside.append(r.url))
+    with served(tmp_path / 'site') as base:
         page.goto(base)
         page.locator('.lab-figure .main-svg').first.wait_for(timeout=20_000)
         assert page.evaluate('Array.from(document.querySelector(".lab-figure").calcdata[0], p => p.y)') == [1, 3, 2]
@@ -309,9 +290,7 @@ def test_widgets_live_without_a_kernel(tmp_path):
         page.keyboard.press('ArrowRight')
         page.wait_for_timeout(300)
         value = page.locator('input[type=number]').input_value()
-        browser.close()
-        server.shutdown()
-    assert value == '4' and not outside, (value, outside)
+    assert value == '4' and not page.outside, (value, page.outside)
 
 
 def test_a_script_that_cannot_be_had_is_named(tmp_path, monkeypatch):
@@ -494,16 +473,12 @@ def test_docs_dependencies_are_asked_for():
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_linked_views_on_the_site(site):
+def test_linked_views_on_the_site(site, page):
     "Without a kernel: a product under the pointer is marked in the other spaces, and a lasso selects in all of them."
-    from playwright.sync_api import sync_playwright
     from test_widgets import VIEW, circle, marked, place
 
-    with docs.server(site) as server, sync_playwright() as p:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        browser = p.chromium.launch(**BROWSER)
-        page = browser.new_page(viewport={'width': 1200, 'height': 1000})
-        page.goto(f'http://127.0.0.1:{server.server_port}/docs/pictures.html')
+    with served(site) as base:
+        page.goto(f'{base}docs/pictures.html')
         page.wait_for_function(f'() => {VIEW}.length === 2')
         x, y = place(page, 0, 7)
         page.mouse.move(x - 40, y - 40)
@@ -514,5 +489,3 @@ def test_linked_views_on_the_site(site):
         circle(page, 0, 7)
         page.wait_for_function(f'() => {VIEW}[0].view.state.count > 0')
         assert 'selected' in page.locator('.v2w .strip').first.text_content()
-        browser.close()
-        server.shutdown()

@@ -14,9 +14,8 @@ def split():
 
 
 def test_bfloat16_vectors_agree_with_the_cpu(split):
-    from vlm2rec_lab.model.tiny import tiny_vlm
-
     from vlm2rec_lab.embed import VLMEmbedder
+    from vlm2rec_lab.model.tiny import tiny_vlm
 
     cpu, gpu = (
         VLMEmbedder.from_pretrained(tiny_vlm(), device=d).encode_items(split.catalogue, progress=False)
@@ -29,9 +28,9 @@ def test_bfloat16_vectors_agree_with_the_cpu(split):
 def test_losses_agree_with_the_cpu(split):
     import numpy as np
     import torch
-    from vlm2rec_lab.model.tiny import tiny_vlm
 
     from vlm2rec_lab.embed import VLMEmbedder
+    from vlm2rec_lab.model.tiny import tiny_vlm
     from vlm2rec_lab.train import train
 
     def run(d):

@@ -481,9 +481,8 @@ def test_sizes_are_those_of_the_model(height, width, most, share, multiple):
 
 @pytest.fixture(scope='module')
 def embedder():
-    from vlm2rec_lab.model.tiny import tiny_vlm
-
     from vlm2rec_lab.embed import VLMEmbedder
+    from vlm2rec_lab.model.tiny import tiny_vlm
 
     e = VLMEmbedder.from_pretrained(tiny_vlm('even'), max_pixels=12544)
     e.image_processor.size = {'shortest_edge': 3136, 'longest_edge': 50176}  # the tiny one knows only squares of 56
@@ -511,9 +510,8 @@ def test_the_embedder_sees_the_same_from_the_cache(tmp_path, embedder):
 
 
 def test_the_tiny_vlm_as_shipped(tmp_path):
-    from vlm2rec_lab.model.tiny import tiny_vlm
-
     from vlm2rec_lab.embed import VLMEmbedder
+    from vlm2rec_lab.model.tiny import tiny_vlm
 
     e, plain = (
         VLMEmbedder.from_pretrained(tiny_vlm('even')),

@@ -2,14 +2,10 @@
 
 VLM2REC_SHOTS=folder keeps screenshots."""
 
-import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -58,82 +54,10 @@ def notebook(path, *cells):
 
 
 @pytest.fixture(scope='module')
-def lab(tmp_path_factory):
-    "JupyterLab on loopback with settings of its own: (address, folder of notebooks)."
-    root, home = tmp_path_factory.mktemp('lab'), tmp_path_factory.mktemp('home')
-    notebook(root / 'bench.ipynb', START, BENCH, STATE)
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-
-    def setting(name, **values):
-        file = home / 's' / (name + '.jupyterlab-settings')
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(values))
-
-    setting('@jupyterlab/notebook-extension/tracker', autoStartDefaultKernel=True)
-    setting('@jupyterlab/apputils-extension/notification', fetchNews='false', checkForUpdates=False)
-    folders = {f'JUPYTER_{k}_DIR': str(home / k) for k in ('CONFIG', 'DATA', 'RUNTIME')} | {
-        'JUPYTERLAB_SETTINGS_DIR': str(home / 's'),
-        'JUPYTERLAB_WORKSPACES_DIR': str(home / 'w'),
-    }
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
-    with open(home / 'lab.log', 'w') as log:
-        server = subprocess.Popen(
-            [
-                sys.executable,
-                '-m',
-                'jupyter',
-                'lab',
-                '--no-browser',
-                '--allow-root',
-                '--ServerApp.ip=127.0.0.1',
-                f'--ServerApp.port={port}',
-                '--ServerApp.port_retries=0',
-                '--IdentityProvider.token=t',
-                '--LabApp.news_url=',
-                '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate',
-                '--LabApp.extension_manager=readonly',
-                '--LabApp.expose_app_in_browser=True',
-                f'--ServerApp.root_dir={root}',
-            ],
-            env={**os.environ, **folders, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    url, end = f'http://127.0.0.1:{port}', time.time() + 60
-    while True:
-        try:
-            urllib.request.urlopen(f'{url}/api/status?token=t', timeout=1)
-            break
-        except OSError:
-            assert server.poll() is None and time.time() < end, (home / 'lab.log').read_text()[-3000:]
-            time.sleep(0.2)
-    yield url, root
-    server.terminate()
-    try:
-        server.wait(20)
-    except subprocess.TimeoutExpired:
-        server.kill()
-
-
-def watched(browser, width=1200, height=1000, dark=False):
-    "A page that notes errors and requests to anywhere but itself."
-    page = browser.new_context(
-        viewport={'width': width, 'height': height}, color_scheme='dark' if dark else 'light'
-    ).new_page()
-    page.errors, page.outside = [], []
-    page.on(
-        'request',
-        lambda r: (
-            None
-            if r.url.startswith(('file:', 'data:', 'blob:', 'http://127.0.0.1', 'ws://127.0.0.1'))
-            else page.outside.append(r.url)
-        ),
-    )
-    page.on('console', lambda m: page.errors.append(m.text) if m.type == 'error' else None)
-    page.on('pageerror', lambda e: page.errors.append(str(e)))
-    return page
+def lab(lab):
+    "JupyterLab with the bench in a notebook: (address, folder of notebooks)."
+    notebook(lab[1] / 'bench.ipynb', START, BENCH, STATE)
+    return lab
 
 
 def shot(page, name, what='.v2l'):
@@ -157,9 +81,9 @@ def menu(page, *names):
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_bench_in_jupyterlab(lab, browser):
+def test_bench_in_jupyterlab(lab, open_page):
     url, root = lab
-    page = watched(browser, height=1500)
+    page = open_page(height=1500)
     page.goto(f'{url}/doc/tree/bench.ipynb?token=t&reset')
     page.locator('#jp-main-statusbar', has_text='| Idle').wait_for(timeout=60000)
     menu(page, 'Run', 'Run All Cells')
@@ -256,8 +180,8 @@ recommend(fresh(), toy).to_html({str(out / 'shelf.html')!r}, customers=5)
 @pytest.mark.browser
 @pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
 @pytest.mark.parametrize('width', [1200, 390])
-def test_saved_pages(saved, browser, dark, width):
-    page = watched(browser, width, 1000, dark)
+def test_saved_pages(saved, open_page, dark, width):
+    page = open_page(width, 1000, dark)
     fits = 'document.documentElement.scrollWidth <= window.innerWidth'
 
     def background():

@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from vlm2rec_lab.model.embedder import VLMEmbedder
-from vlm2rec_lab.model.families import FAMILIES
 
 from vlm2rec_lab.base import theme
 from vlm2rec_lab.cli import main
@@ -23,6 +21,8 @@ from vlm2rec_lab.diagnose import collapse_report
 from vlm2rec_lab.diagnosis.worlds import DAMAGES, hurt, world
 from vlm2rec_lab.losses import sft
 from vlm2rec_lab.metrics import evaluate
+from vlm2rec_lab.model.embedder import VLMEmbedder
+from vlm2rec_lab.model.families import FAMILIES
 from vlm2rec_lab.ranking.ranks import GAINS
 from vlm2rec_lab.shop.catalogue import Catalogue, Interactions
 from vlm2rec_lab.shop.dataset import Dataset

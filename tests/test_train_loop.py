@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from vlm2rec_lab.model.embedder import VLMEmbedder
 
+from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.train import History, previous, read_checkpoint, train
 from vlm2rec_lab.training.losses import sft

@@ -337,9 +337,8 @@ def test_recompute(checkpoint, apart, positions):
 def test_passes_are_as_narrow_as_asked(checkpoint, every):
     """No pass holds more filler than `waste` allows or more prompts than `most`, on either side, and together the
     passes are the batch, once."""
-    from vlm2rec_lab.model.passes import plan_sizes, prefix_pairs, prefix_plan
-
     from vlm2rec_lab.embed import VLMEmbedder
+    from vlm2rec_lab.model.passes import plan_sizes, prefix_pairs, prefix_plan
     from vlm2rec_lab.studio import make_studio
     from vlm2rec_lab.training.step import plan_works
 

@@ -3,8 +3,8 @@
 import time
 
 import pytest
-from vlm2rec_lab.model.embedder import VLMEmbedder
 
+from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.train import train
 from vlm2rec_lab.training.estimate import estimate, step_tokens, token_cost

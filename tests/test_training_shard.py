@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.model.passes import prefix_pairs
-
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.training.losses import get_loss
 from vlm2rec_lab.training.shard import even_works, shard

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from vlm2rec_lab.model.embedder import VLMEmbedder
-from vlm2rec_lab.model.passes import prefix_pairs, prefix_present
 
 from vlm2rec_lab.base.ragged import PAD
+from vlm2rec_lab.model.embedder import VLMEmbedder
+from vlm2rec_lab.model.passes import prefix_pairs, prefix_present
 from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.training.losses import LOSSES, get_loss

@@ -15,7 +15,6 @@ os.chdir(ROOT)
 import nbformat
 from run_nbs import execute, marks
 
-
 # bars of text, for a terminal
 BARS = 'import tqdm.auto, tqdm.std; tqdm.auto.tqdm, tqdm.auto.trange = tqdm.std.tqdm, tqdm.std.trange'
 said = ['']

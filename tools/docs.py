@@ -28,8 +28,9 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import nbformat
-from house import PURPOSE, ROOT
 from nbformat.v4 import new_markdown_cell
+
+from house import PURPOSE, ROOT
 from site_api import cell_text, linked_names, purpose, rooms, write_api
 from site_cells import PACKAGE, PageError, convert, execute_page, link_pages
 from site_scripts import NotToBeHad, vendor

@@ -211,7 +211,7 @@ def table_of_floors(house):
     rows = ['| floor | rooms | what it is for | takes from |', '|---|---|---|---|']
     for k, (name, takes) in enumerate(floors(house).items(), 1):
         inside = [r.split('.')[1] for r in rooms[name] if '.' in r]
-        purpose = PURPOSE.get(name) or house[name].purpose
+        purpose = PURPOSE.get(name) or (house[name].purpose if name in house else '')
         rows.append(
             f'| {k} `{name}` | {", ".join(inside) or "one"} | {purpose} | {", ".join(sorted(takes)) or "nothing"} |'
         )
@@ -253,8 +253,7 @@ def main():
         sys.exit('python tools/house.py [PACKAGE FOLDER [NOTEBOOKS]]: there is no such folder')
     wrong = list(faults(read_house(package, nbs)))
     if wrong:
-        print('\n'.join(wrong))
-        sys.exit(1)
+        sys.exit('\n'.join(wrong))
     print(page(package, nbs))
 
 

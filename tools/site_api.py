@@ -11,6 +11,7 @@ import tokenize
 from functools import cache
 
 from fastcore.docments import docments
+
 from house import PURPOSE, ROOT, notebooks
 from site_cells import PACKAGE, definitions
 

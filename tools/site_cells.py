@@ -12,10 +12,11 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
-from house import ROOT
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from run_nbs import Runner
+
+from house import ROOT
 
 PACKAGE = 'vlm2rec_lab'
 PLOTLY = 'application/vnd.plotly.v1+json'

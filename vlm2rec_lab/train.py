@@ -21,10 +21,10 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import torch
-from .model.bank import LiveFeatures
 
 from .base.checkpoint import load_checkpoint, previous, read_checkpoint, save_checkpoint
 from .base.files import write_bytes
+from .model.bank import LiveFeatures
 from .ranking.evaluate import evaluate
 from .ranking.fusions import fuse_vectors
 from .training.batches import POSITIONS, Batch, batch_rows, candidates, make_batch, training_rows

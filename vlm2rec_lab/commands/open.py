@@ -141,7 +141,6 @@ def model_at(
     "Where the model is. Raises FileNotFoundError for a path that looks like a folder and is none."
     if path is None:
         from vlm2rec_lab.model.tiny import tiny_vlm
-
         from vlm2rec_lab.shop.drawn import get_condition
 
         kind, _, condition = str(data).partition(':')

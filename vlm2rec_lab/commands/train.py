@@ -78,9 +78,8 @@ PARTS = ('item', 'sequence', 'separator', 'missing')  # of a prompt
 # %% ../../nbs/11a_commands/04_train.ipynb #5f9c8eb2
 def _prompts_of(found, path):
     "The Prompts of one JSON object."
-    from vlm2rec_lab.model.pieces import Prompts
-
     from vlm2rec_lab.base.errors import known
+    from vlm2rec_lab.model.pieces import Prompts
 
     return Prompts(**{known(k, PARTS, 'part of a prompt', f' in {path}'): v for k, v in found.items()})
 
@@ -120,7 +119,6 @@ def _processes():
 def _load(plan, model, catalogue, accelerator, apart):
     "The embedder with fresh adapters: one for all modalities, or one for each."
     from vlm2rec_lab.model.embedder import VLMEmbedder
-
     from vlm2rec_lab.training.shard import load_settings, shard
 
     how = dict(lora=plan.lora, seed=plan.seed, prompts=read_prompts(plan.prompts), quantise=plan.quantise)
@@ -195,7 +193,6 @@ def run_plan(
 ):  # -> SideBySide of reports, {heading: table for their page}; None in any process but the first
     "Load, fit, measure and print."
     from vlm2rec_lab.model.prompts import token_budget
-
     from vlm2rec_lab.ranking.baselines import baselines
 
     _quiet()

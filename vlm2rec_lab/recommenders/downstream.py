@@ -41,7 +41,6 @@ def _tuned(model, split, source, seed, tuning, path, progress):
     "An embedder, fine-tuned unless the source is 'raw'. Raises KeyboardInterrupt where the training was stopped."
     from vlm2rec_lab.model.embedder import VLMEmbedder
     from vlm2rec_lab.model.tiny import tiny_vlm
-
     from vlm2rec_lab.train import train
     from vlm2rec_lab.training.history import entire
 
