@@ -1,6 +1,5 @@
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -8,6 +7,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -151,9 +151,7 @@ def page(open_page):
 def lab(tmp_path_factory):
     "JupyterLab with settings of its own: (address, folder)."
     home, root = tmp_path_factory.mktemp('home'), tmp_path_factory.mktemp('lab')
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
+    port = free_port()
     for name, text in {
         '@jupyterlab/notebook-extension/tracker': '{"autoStartDefaultKernel": true}',
         '@jupyterlab/apputils-extension/notification': '{"fetchNews": "false", "checkForUpdates": false}',

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHOW = ROOT / 'vlm2rec_lab' / 'show'
 SCRIPTS = sorted((ROOT / 'vlm2rec_lab').rglob('*.js'))
 STYLES = sorted((ROOT / 'vlm2rec_lab').rglob('*.css'))
+SITE = sorted(p for p in (ROOT / 'docs' / '_static').iterdir() if p.suffix in ('.js', '.css'))
 COLOUR = re.compile(r'(?<![&\w])#(?:[0-9a-fA-F]{8}|[0-9a-fA-F]{6}|[0-9a-fA-F]{3,4})\b')
 RAMPS = {'views.js': 10}  # colours of a ramp that a canvas draws: five in the light, five in the dark
 MARKUP = re.compile(r'document\.|addEventListener|querySelector|=>\s*\{|\w+\s*\{[^{}]*:[^{}]*;[^{}]*:[^{}]*;')
@@ -78,7 +79,7 @@ def test_it_can_stand_in_a_page(path):
     assert not re.search(r'https?://(?!www\.w3\.org/2000/svg)', text)
 
 
-@named(SCRIPTS + STYLES)
+@named(SCRIPTS + STYLES + SITE)
 def test_lines_are_short(path):
     assert not [line for line in path.read_text().splitlines() if len(line) > 120]
 
@@ -92,7 +93,7 @@ def test_braces_balance(path):
     assert depth == 0
 
 
-@named([p for p in STYLES if p.parent == SHOW])
+@named(STYLES + [p for p in SITE if p.suffix == '.css'])
 def test_a_declaration_takes_a_line(path):
     for line in without_comments(path.read_text()).splitlines():
         assert line.count('{') <= 1 and line.count(';') <= 1, line

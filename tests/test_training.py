@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 12
@@ -453,10 +453,12 @@ if __name__ == '__main__':
 '''
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return str(s.getsockname()[1])
+def launcher(config=None):
+    "The beginning of a command that runs a script in two processes: whole weights, or what a file of settings says."
+    plain = '--multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no'.split()
+    how = ['--config_file', config] if config else plain
+    launch = [sys.executable, '-m', 'accelerate.commands.launch', *how]
+    return [*launch, '--num_processes', 2, '--main_process_port', free_port()]
 
 
 @pytest.fixture(scope='module')
@@ -489,20 +491,7 @@ def test_two_processes(checkpoint, alone, tmp_path, way):
     if way == 'accelerate launch':
         run(
             [
-                sys.executable,
-                '-m',
-                'accelerate.commands.launch',
-                '--multi_gpu',
-                '--num_processes',
-                2,
-                '--num_machines',
-                1,
-                '--mixed_precision',
-                'no',
-                '--dynamo_backend',
-                'no',
-                '--main_process_port',
-                free_port(),
+                *launcher(),
                 tmp_path / 'script.py',
                 'launch',
                 checkpoint,
@@ -512,15 +501,7 @@ def test_two_processes(checkpoint, alone, tmp_path, way):
     elif way == 'docs/fsdp.yaml':
         run(
             [
-                sys.executable,
-                '-m',
-                'accelerate.commands.launch',
-                '--config_file',
-                ROOT / way,
-                '--num_processes',
-                2,
-                '--main_process_port',
-                free_port(),
+                *launcher(ROOT / way),
                 tmp_path / 'script.py',
                 'launch',
                 checkpoint,
@@ -603,38 +584,12 @@ def test_command_in_two_processes(checkpoint, tmp_path):
         '--lora',
         4,
     ]
-    launch = [
-        sys.executable,
-        '-m',
-        'accelerate.commands.launch',
-        '--multi_gpu',
-        '--num_processes',
-        2,
-        '--num_machines',
-        1,
-        '--mixed_precision',
-        'no',
-        '--dynamo_backend',
-        'no',
-        '--main_process_port',
-    ]
     run([sys.executable, *ask, '--steps', 4, '--out', tmp_path / 'one'])
-    said = run([*launch, free_port(), *ask, '--steps', 2, '--out', tmp_path / 'two', '--vision', tmp_path / 'pictures'])
+    said = run([*launcher(), *ask, '--steps', 2, '--out', tmp_path / 'two', '--vision', tmp_path / 'pictures'])
     assert said.count('report.html') == 1 and said.count('test of studio') == 1
-    parts = [
-        sys.executable,
-        '-m',
-        'accelerate.commands.launch',
-        '--config_file',
-        ROOT / 'docs' / 'fsdp.yaml',
-        '--num_processes',
-        2,
-        '--main_process_port',
-    ]
     said = run(
         [
-            *parts,
-            free_port(),
+            *launcher(ROOT / 'docs' / 'fsdp.yaml'),
             *ask,
             '--steps',
             4,

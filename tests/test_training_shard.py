@@ -110,7 +110,8 @@ def one_of_two(folder, out):
 @pytest.fixture(scope='module')
 def found(checkpoint, tmp_path_factory):
     "The findings of both processes."
-    from test_training_step import free_port, start
+    from ports import free_port
+    from test_training_step import start
 
     out = tmp_path_factory.mktemp('shard') / 'out'
     port = free_port()

@@ -5,7 +5,6 @@ All losses, histories and prefixes, cached or not, on one process or two.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from functools import partial
@@ -15,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from ports import free_port
 
 from vlm2rec_lab.base.ragged import PAD
 from vlm2rec_lab.model.embedder import VLMEmbedder
@@ -221,12 +221,6 @@ with open(sys.argv[1] + str(accelerator.process_index), 'w') as f:
 def long(sequences, items, *rest):
     "Cosines alone would not notice vectors that are too long or too short."
     return get_loss('vlm2rec')(sequences, items, *rest) + 0.01 * (sequences['text'] @ items['text'].T).square().mean()
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return str(s.getsockname()[1])
 
 
 def start(rank, port, *arguments, env=()):

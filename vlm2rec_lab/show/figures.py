@@ -6,6 +6,7 @@
 __all__ = ['gradient_figure', 'flat_map', 'spaces_figure', 'Topology', 'topology', 'topology_figure']
 
 # %% ../../nbs/05_show/00_figures.ipynb #02bd93f5
+import warnings
 from dataclasses import dataclass
 from html import escape
 
@@ -14,6 +15,7 @@ from fastcore.basics import patch
 
 from ..base.errors import known
 from ..base.theme import PALETTE, colours, finish, series_colour
+from ..ranking.task import normalise
 
 # %% ../../nbs/05_show/00_figures.ipynb #33e3e29b
 def _by_name(histories):  # {name: History}, or one History
@@ -107,15 +109,10 @@ def flat_map(
 
 # %% ../../nbs/05_show/00_figures.ipynb #28c00c9d
 def _unit(z):  # [items, d] -> float32 [items, d]
-    "Rows of length 1; rows of zeros stay zero. Raises ValueError for NaN or infinite numbers."
-    z = np.asarray(z, np.float32)
-    odd = ~np.isfinite(z).all(1)
-    if odd.any():
-        raise ValueError(
-            f'{odd.sum():,} items have vectors with NaN or infinite numbers, the first is item {odd.argmax()}: '
-            'leave them out or repair them'
-        )
-    return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+    "`normalise` without its warning: the pictures say of themselves how many items have no vector."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return normalise(np.asarray(z, np.float32), 'items')
 
 # %% ../../nbs/05_show/00_figures.ipynb #43adc384
 def _sample(items, most, seed):  # {space: [items, d]} -> [m] row numbers in order
