@@ -64,6 +64,10 @@ def copy(tmp_path):
         ('ranking.task', 'import vlm2rec_lab.cli', 'ranking.task imports cli, which comes later'),
         ('ranking.task', 'import importlib\nimportlib.import_module("vlm2rec_lab.cli")', 'ranking.task imports cli'),
         ('ranking.task', 'from importlib import import_module\nimport_module("vlm2rec_lab.show.views")', 'show.views'),
+        ('ranking.task', 'import importlib\nimportlib.import_module("..cli", __package__)', 'ranking.task imports cli'),
+        ('ranking.task', 'import importlib as i\ni.import_module(".cli", package="vlm2rec_lab")', 'imports cli'),
+        ('ranking.task', 'LATE = "vlm2rec_lab.cli"\n__import__(LATE)', 'ranking.task imports cli, which comes later'),
+        ('ranking.task', 'name = input\n__import__("vlm2rec_lab." + name())', 'known only when it runs'),
         ('diagnosis.verdict', 'def late():\n    from vlm2rec_lab.model.bank import Bank', 'diagnosis must not'),
         ('recommenders.seqrec', 'from ..show.views import spaces_view', 'recommenders must not'),
         ('show.views', 'from ..diagnose import collapse_report', 'the surface for users'),
@@ -71,6 +75,7 @@ def copy(tmp_path):
         ('shop.rows', 'from ..base.errors import *', 'star import from base.errors'),
         ('shop.rows', 'def said_nothing(x):\n    return x', 'no docstring at said_nothing'),
         ('shop.rows', 'class SaidNothing:\n    pass', 'no docstring at SaidNothing'),
+        ('shop.rows', 'class Says:\n    "Much."\n\n    def no(self):\n        pass', 'no docstring at Says.no'),
     ],
 )
 def test_the_guard_guards(copy, room, text, said):

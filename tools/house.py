@@ -94,20 +94,37 @@ def absolute(node, room, package):
     return node.module[len(package) + 1 :] if (node.module or '').startswith(package + '.') else None
 
 
-def by_string(node, package):
-    "The module of an `import_module('package.room')` or `__import__(...)`; None for anything else."
+HIDDEN = 'a room whose name is known only when it runs'
+
+
+def constants(tree):
+    "{name: text} of the strings at the top of a module."
+    pairs = [(t, n.value) for n in tree.body if isinstance(n, ast.Assign) for t in n.targets]
+    return {t.id: v.value for t, v in pairs if isinstance(t, ast.Name) and isinstance(v, ast.Constant)}
+
+
+def by_string(node, room, package, known):
+    "What an `import_module('package.room')` or `__import__(...)` leads to: a module, HIDDEN, or None for elsewhere."
     called = getattr(node.func, 'attr', getattr(node.func, 'id', ''))
     if called not in ('import_module', '__import__', 'find_spec') or not node.args:
         return None
     first = node.args[0]
-    if isinstance(first, ast.JoinedStr) and first.values and isinstance(first.values[0], ast.Constant):
-        first = first.values[0]
-    text = getattr(first, 'value', None)
-    return text[len(package) + 1 :] if isinstance(text, str) and text.startswith(package + '.') else None
+    text = known.get(first.id) if isinstance(first, ast.Name) else getattr(first, 'value', None)
+    if not isinstance(text, str):
+        return HIDDEN
+    dots = len(text) - len(text.lstrip('.'))
+    if not dots:
+        return text[len(package) + 1 :] if text.startswith(package + '.') else None
+    anchor = getattr(node.args[1], 'value', None) if len(node.args) > 1 else None
+    for k in node.keywords:
+        anchor = getattr(k.value, 'value', None) if k.arg == 'package' else anchor
+    here = anchor.split('.')[1:] if isinstance(anchor, str) else room.split('.')[:-1]
+    return '.'.join([*here[: len(here) - dots + 1], text[dots:]])
 
 
 def imports(tree, room, package, rooms):
     "Yield (room, name or None) for every import of a module, wherever it stands."
+    known = constants(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             base = absolute(node, room, package)
@@ -118,15 +135,17 @@ def imports(tree, room, package, rooms):
             for a in node.names:
                 if a.name.startswith(package + '.') and (found := a.name[len(package) + 1 :]) in rooms:
                     yield found, None
-        elif isinstance(node, ast.Call) and (found := by_string(node, package)) in rooms:
+        elif isinstance(node, ast.Call) and (found := by_string(node, room, package, known)) in (HIDDEN, *rooms):
             yield found, None
 
 
 def without_docstring(tree):
-    "Public functions and classes at the top of a module that say nothing of themselves."
+    "Public functions, classes and methods of a module that say nothing of themselves."
     kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
-    public = [n for n in tree.body if isinstance(n, kinds) and not n.name.startswith('_')]
-    return [n.name for n in public if not ast.get_docstring(n)]
+    public = [('', n) for n in tree.body if isinstance(n, kinds) and not n.name.startswith('_')]
+    for _, c in [p for p in public if isinstance(p[1], ast.ClassDef)]:
+        public += [(f'{c.name}.', n) for n in c.body if isinstance(n, kinds) and not n.name.startswith('_')]
+    return [inside + n.name for inside, n in public if not ast.get_docstring(n)]
 
 
 def read_house(package, nbs):
@@ -183,6 +202,9 @@ def faults(house):
             yield f'{name}: no docstring at {", ".join(room.bare)}'
         not_these, why = MAY_NOT.get(room.package, ((), ''))
         for to, names in room.takes.items():
+            if to == HIDDEN:
+                yield f'{name} imports {HIDDEN}: write the name out'
+                continue
             if '*' in names:
                 yield f'{name}: star import from {to}'
             if place[to] > place[name]:
@@ -199,7 +221,7 @@ def floors(house):
     "{package or room at the top: set of packages and rooms that it takes from}."
     found = {}
     for name, room in house.items():
-        found.setdefault(top(name), set()).update(top(to) for to in room.takes if top(to) != top(name))
+        found.setdefault(top(name), set()).update(top(to) for to in room.takes if to != HIDDEN and top(to) != top(name))
     return found
 
 

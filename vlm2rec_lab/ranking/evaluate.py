@@ -61,6 +61,7 @@ class Estimate:
     high: float  # upper end
 
     def to_dict(self):
+        "Its three numbers, for JSON; None where there is none."
         return {k: v if math.isfinite(v) else None for k, v in vars(self).items()}
 
     def __str__(self):

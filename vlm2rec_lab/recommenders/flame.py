@@ -281,6 +281,7 @@ class Ensemble(nn.Module):
         self.length = min(n.length for n in nets)
 
     def forward(self, sequences, table=None):  # as of SASRec; table [n, sum of dims]
+        "Their vectors side by side, so that inner products add up."
         tables = (self.items() if table is None else table).split(self.items.dims, 1)
         return torch.cat([net(sequences, t) for net, t in zip(self.nets, tables)], -1)
 
@@ -296,9 +297,11 @@ class Peers(nn.Module):
 
     @property
     def items(self):
+        "The first network's table of items."
         return self.first.items
 
     def forward(self, sequences, table=None):
+        "The first network's answer."
         return self.first(sequences, table)
 
     lesson, ask = SASRec.lesson, SASRec.ask

@@ -122,6 +122,7 @@ class Dropout(nn.Dropout):
     "Dropout; on a processor by 16 random bits a number, so that `p` is a multiple of 1 / 65,536."
 
     def forward(self, x):
+        "`x` with a share `p` of its numbers at zero while the module trains, and the others larger to make up for it."
         cut = round(self.p * 2**16)
         if not self.training or x.device.type != 'cpu' or not 0 < cut < 2**16:
             return super().forward(x)
