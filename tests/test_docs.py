@@ -140,7 +140,9 @@ def test_every_notebook_figure_and_function_is_there(site, pages):
         links = pages[there].links
         for name, to in site_api.handed_on(room).items():
             assert any(link.endswith(f'#{docs.PACKAGE}.{to}.{name}') for link in links), (room, name)
-        assert set(site_api.exported(room)) == {*site_api.own(room), *site_api.handed_on(room)}, room
+        assert set(site_api.exported(room)) == {*site_api.own(room), *site_api.handed_on(room), *site_api.late(room)}, (
+            room
+        )
     said = api(site, 'diagnosis.report').read_text()
     assert 'of each modality across items' in said
     assert any(

@@ -74,6 +74,13 @@ def handed_on(room):
     return {n: to for n, to in found.items() if n not in own(room)}
 
 
+def late(room):
+    "Exported names that a module's `__getattr__` makes when they are asked for."
+    if not any(isinstance(n, ast.FunctionDef) and n.name == '__getattr__' for n in parsed(room).body):
+        return []
+    return [n for n in exported(room) if n not in own(room) and n not in handed_on(room)]
+
+
 @cache
 def linked_names():
     """{exported name: room}; {(room, name): room} for the notebook of that room. A name that two rooms make links to
@@ -238,11 +245,13 @@ def api_page(room):  # -> Markdown
     notebook = rooms()[room]
     made = definitions(source(room))
     functions = [n for n in own(room) if n in made]
-    members = f'\n   :members: {", ".join(functions)}' if functions else '\n   :no-members:'
+    members = f'\n   :members: {", ".join(functions)}' if functions else ''
     members += ''.join(f'\n\n.. autodata:: {PACKAGE}.{room}.{n}' for n in own(room) if n not in made)
+    asked = ', '.join(f'`{n}`' for n in late(room))
+    asked = f'\nMade when they are asked for: {asked}.\n' if asked else ''
     return (
         f'# {room}\n\nMade, explained and tested in the notebook [{notebook}](/nbs/{notebook}.ipynb).\n\n'
-        f'```{{eval-rst}}\n.. automodule:: {PACKAGE}.{room}{members}\n```\n{table_of_names(room)}'
+        f'```{{eval-rst}}\n.. automodule:: {PACKAGE}.{room}{members}\n```\n{table_of_names(room)}{asked}'
     )
 
 
