@@ -247,6 +247,19 @@ def test_a_calibration_of_one_setting(tmp_path):
     assert status == 2 and "did you mean 'healthy: pair'" in err
 
 
+def test_a_calibration_trains_what_it_lacks(tmp_path, monkeypatch):
+    asked = []
+
+    def make(name, seed, out):
+        asked.append((name, seed))
+        raise ValueError('made')
+
+    monkeypatch.setattr('vlm2rec_lab.studies.trained.trained_vectors', make)
+    argv = ['calibrate', '--settings', 'trained: three, experts', '--users', 100, '--seeds', 1, '--jobs', 1]
+    status, _, err = said(*argv, '--out', tmp_path)
+    assert (status, asked) == (2, [('three: experts', 0)]) and 'made' in err
+
+
 def test_a_profile_of_a_folder(folder, tmp_path):
     status, out, err = said('profile', '--data', folder, '--out', tmp_path / 'profile.html')
     assert status == 0, err

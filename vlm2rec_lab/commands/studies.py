@@ -108,12 +108,14 @@ def calibrate(
 ):
     "`vlm2rec calibrate`: sensitivity and false alarms of the verdicts on settings with known truth."
     from vlm2rec_lab.diagnosis.calibrate import VARIED, errors, rates, run_calibration
+    from vlm2rec_lab.studies.trained import trained_vectors
 
     names, sizes = _calibration_size(o)
     sized = ', '.join(f'{n:,} x {s}' for n, s in sizes.items())
     print(f'{len(names)} settings; users x seeds: {sized}; seeds from {o.seed}; {o.command}', flush=True)
     varied = VARIED if o.half == 'set' else None
-    table = run_calibration(o.out, names, sizes, o.seed, o.jobs, varied=varied, progress=sys.stderr.isatty())
+    bar = sys.stderr.isatty()
+    table = run_calibration(o.out, names, sizes, o.seed, o.jobs, varied=varied, progress=bar, make=trained_vectors)
     file = Path(o.out) / f'{o.half}.csv.gz'
     table.drop(columns='other').to_csv(file, index=False)
     print(f'\n{rates(table).T.round(3).to_string()}\n\nnot what is true:\n{errors(table).to_string(index=False)}')
