@@ -275,7 +275,7 @@ def run_page(nb, name):
             'LAB_ROOT': str(ROOT),
         }
         where = {'metadata': {'path': str(work)}}
-        runner = Runner(nb, timeout=300, kernel_name='python3', resources=where, extra_arguments=['--log-level=40'])
+        runner = Runner(nb, timeout=900, kernel_name='python3', resources=where, extra_arguments=['--log-level=40'])
         try:
             runner.execute(env=env)
         except CellExecutionError as e:
