@@ -39,6 +39,7 @@ def tracked():
 
 def test_the_house_is_in_order():
     assert not list(house.faults(HOUSE))
+    assert not list(house.doors(ROOT / PACKAGE))
 
 
 @pytest.fixture
@@ -67,7 +68,13 @@ def copy(tmp_path):
         ('ranking.task', 'import importlib\nimportlib.import_module("..cli", __package__)', 'ranking.task imports cli'),
         ('ranking.task', 'import importlib as i\ni.import_module(".cli", package="vlm2rec_lab")', 'imports cli'),
         ('ranking.task', 'LATE = "vlm2rec_lab.cli"\n__import__(LATE)', 'ranking.task imports cli, which comes later'),
-        ('ranking.task', 'name = input\n__import__("vlm2rec_lab." + name())', 'known only when it runs'),
+        ('ranking.task', 'name = input\n__import__("vlm2rec_lab." + name())', 'no room by its name'),
+        ('ranking.task', 'from importlib import import_module as load\nload("vlm2rec_lab.cli")', 'imports cli'),
+        ('ranking.task', 'import importlib\nimportlib.import_module(name="vlm2rec_lab.cli")', 'imports cli'),
+        ('ranking.task', 'from vlm2rec_lab import collapse_report', 'no room by its name'),
+        ('ranking.task', 'import vlm2rec_lab as lab\nlab.cli.main()', 'no room by its name'),
+        ('ranking.task', 'def late():\n    from .. import show\n    return show.views', 'no room by its name'),
+        ('ranking.task', 'import vlm2rec_lab.show', 'no room by its name'),
         ('diagnosis.verdict', 'def late():\n    from vlm2rec_lab.model.bank import Bank', 'diagnosis must not'),
         ('recommenders.seqrec', 'from ..show.views import spaces_view', 'recommenders must not'),
         ('show.views', 'from ..diagnose import collapse_report', 'the surface for users'),
@@ -87,6 +94,15 @@ def test_the_guard_has_nothing_against_a_good_room(copy):
     assert not copy(
         'train', 'def fine(x):\n    "Gives it back."\n    from .base.errors import known\n\n    return known'
     )
+
+
+def test_a_package_does_not_load_its_rooms(tmp_path):
+    shutil.copytree(ROOT / PACKAGE, tmp_path / PACKAGE, ignore=shutil.ignore_patterns('__pycache__'))
+    (tmp_path / PACKAGE / 'ranking' / '__init__.py').write_text('from ..cli import main\n')
+    top = tmp_path / PACKAGE / '__init__.py'
+    top.write_text('from .cli import main\n' + top.read_text())
+    ranking, whole = sorted(house.doors(tmp_path / PACKAGE))
+    assert 'ranking/__init__.py is not empty' in ranking and 'loads rooms at once' in whole
 
 
 def test_a_room_without_a_notebook_is_seen(tmp_path):

@@ -84,17 +84,22 @@ def target(base, name, rooms):
     return (base, name) if base in rooms else None
 
 
+def within(module, package):
+    "The name of a module without the package before it, '' for the package itself; None for one from elsewhere."
+    first, _, rest = module.partition('.')
+    return rest if first == package else None
+
+
 def absolute(node, room, package):
     "The module that an `import from` names, within the package; None for one from elsewhere."
     if node.level:
         here = room.split('.')
         return '.'.join([*here[: len(here) - node.level], *([node.module] if node.module else [])])
-    if node.module == package:
-        return ''
-    return node.module[len(package) + 1 :] if (node.module or '').startswith(package + '.') else None
+    return within(node.module, package)
 
 
-HIDDEN = 'a room whose name is known only when it runs'
+HIDDEN = 'no room by its name'
+BY_NAME = 'import_module', '__import__', 'find_spec'
 
 
 def constants(tree):
@@ -103,40 +108,47 @@ def constants(tree):
     return {t.id: v.value for t, v in pairs if isinstance(t, ast.Name) and isinstance(v, ast.Constant)}
 
 
+def other_names(tree):
+    "{name: what it is in its own module} of functions that import by a string and have another name here."
+    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    return {a.asname: a.name for n in nodes for a in n.names if a.asname and a.name in BY_NAME}
+
+
 def by_string(node, room, package, known):
     "What an `import_module('package.room')` or `__import__(...)` leads to: a module, HIDDEN, or None for elsewhere."
+    given = dict(zip(('name', 'package'), node.args)) | {k.arg: k.value for k in node.keywords}
     called = getattr(node.func, 'attr', getattr(node.func, 'id', ''))
-    if called not in ('import_module', '__import__', 'find_spec') or not node.args:
+    if known.get(called, called) not in BY_NAME or 'name' not in given:
         return None
-    first = node.args[0]
+    first = given['name']
     text = known.get(first.id) if isinstance(first, ast.Name) else getattr(first, 'value', None)
     if not isinstance(text, str):
         return HIDDEN
     dots = len(text) - len(text.lstrip('.'))
     if not dots:
-        return text[len(package) + 1 :] if text.startswith(package + '.') else None
-    anchor = getattr(node.args[1], 'value', None) if len(node.args) > 1 else None
-    for k in node.keywords:
-        anchor = getattr(k.value, 'value', None) if k.arg == 'package' else anchor
+        return within(text, package)
+    anchor = getattr(given.get('package'), 'value', None)
     here = anchor.split('.')[1:] if isinstance(anchor, str) else room.split('.')[:-1]
     return '.'.join([*here[: len(here) - dots + 1], text[dots:]])
 
 
 def imports(tree, room, package, rooms):
     "Yield (room, name or None) for every import of a module, wherever it stands."
-    known = constants(tree)
+    known = constants(tree) | other_names(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             base = absolute(node, room, package)
             for a in node.names if base is not None else ():
-                if found := target(base, a.name, rooms):
-                    yield found if a.name != '*' else (found[0], '*')
+                found = target(base, a.name, rooms) or (HIDDEN, None)
+                yield found if a.name != '*' else (found[0], '*')
         elif isinstance(node, ast.Import):
-            for a in node.names:
-                if a.name.startswith(package + '.') and (found := a.name[len(package) + 1 :]) in rooms:
-                    yield found, None
-        elif isinstance(node, ast.Call) and (found := by_string(node, room, package, known)) in (HIDDEN, *rooms):
-            yield found, None
+            for found in [within(a.name, package) for a in node.names]:
+                if found is not None:
+                    yield found if found in rooms else HIDDEN, None
+        elif isinstance(node, ast.Call):
+            found = by_string(node, room, package, known)
+            if found is not None:
+                yield found if found in rooms else HIDDEN, None
 
 
 def without_docstring(tree):
@@ -164,6 +176,17 @@ def read_house(package, nbs):
         room.bare = without_docstring(tree)
         house[name] = room
     return house
+
+
+def doors(package):
+    "What is wrong with the packages' own files, a sentence each: whoever imports one must not get its rooms with it."
+    for path in sorted(package.rglob('__init__.py')):
+        body = ast.parse(path.read_text(encoding='utf-8')).body
+        loaded = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
+        if path.parent != package and body:
+            yield f'{path.parent.name}/__init__.py is not empty: name the room, not its package'
+        elif any(getattr(n, 'level', 0) or within(getattr(n, 'module', None) or '', package.name) for n in loaded):
+            yield f'{path.parent.name}/__init__.py loads rooms at once: find them when they are asked for'
 
 
 def circles(house):
@@ -203,7 +226,7 @@ def faults(house):
         not_these, why = MAY_NOT.get(room.package, ((), ''))
         for to, names in room.takes.items():
             if to == HIDDEN:
-                yield f'{name} imports {HIDDEN}: write the name out'
+                yield f'{name} imports {HIDDEN}: write out the room that makes what it needs'
                 continue
             if '*' in names:
                 yield f'{name}: star import from {to}'
@@ -273,7 +296,7 @@ def main():
     nbs = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / 'nbs'
     if not package.is_dir() or not nbs.is_dir():
         sys.exit('python tools/house.py [PACKAGE FOLDER [NOTEBOOKS]]: there is no such folder')
-    wrong = list(faults(read_house(package, nbs)))
+    wrong = [*faults(read_house(package, nbs)), *doors(package)]
     if wrong:
         sys.exit('\n'.join(wrong))
     print(page(package, nbs))

@@ -9,9 +9,7 @@ __all__ = ['REGISTRIES', 'names_in', 'names', 'listed']
 import ast
 import functools
 import sys
-from pathlib import Path
-
-import vlm2rec_lab
+from importlib.resources import files
 
 # %% ../../nbs/11a_commands/01_names.ipynb #6ed8a292
 def _names_in(
@@ -48,7 +46,7 @@ REGISTRIES = {  # kind -> (room, dictionary, decorator or None)
 def _written(kind):
     "The names in the file of a registry."
     room, *registry = REGISTRIES[kind]
-    path = Path(vlm2rec_lab.__file__).parent / (room.replace('.', '/') + '.py')
+    path = files('vlm2rec_lab') / (room.replace('.', '/') + '.py')
     return names_in(path.read_text(encoding='utf-8'), *registry)
 
 # %% ../../nbs/11a_commands/01_names.ipynb #794428df

@@ -11,6 +11,7 @@ __all__ = ['SPECIAL', 'PROMPT_WORDS', 'ITEM', 'PICTURE', 'TASKS', 'READERS', 'bu
 import math
 import sys
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -448,11 +449,9 @@ def tiny_vlm(
     reader='text-first',  # one of READERS
 ):  # -> Path
     "Folder of a shipped tiny VLM. Raises ValueError for another reader; FileNotFoundError says what makes it."
-    import vlm2rec_lab
-
     known(reader, READERS, 'reader')
     places = [
-        Path(vlm2rec_lab.__file__).resolve().parent.parent / 'data' / 'tiny_vlm',
+        Path(files('vlm2rec_lab')).resolve().parent / 'data' / 'tiny_vlm',
         Path(sys.prefix) / 'share' / 'vlm2rec_lab' / 'tiny_vlm',
     ]
     for p in places:
