@@ -6,6 +6,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import hypothesis
 import pytest
 from ports import free_port
 
@@ -20,6 +21,10 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 # A shell starts its background jobs deaf to interrupts: a test of an interrupt would wait for ever.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# The same commit tries the same cases: pytest --hypothesis-profile=search looks for new ones.
+hypothesis.settings.register_profile('same', derandomize=True, print_blob=True)
+hypothesis.settings.register_profile('search', print_blob=True)
+hypothesis.settings.load_profile('same')
 
 
 @pytest.hookimpl(optionalhook=True)

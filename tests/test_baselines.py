@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -57,7 +57,7 @@ def as_vectors(split):
     bought /= np.sqrt(np.maximum(bought.sum(0), 1))
     window = np.stack([np.bincount(h[h != PAD], minlength=n) for h in rows.history]).astype(float)
     matrices = {m: text_matrix(content[m]).toarray() for m in ('about', 'plot')}
-    matrices['photo'] = thumbnail_matrix(content['photo'], progress=False)[0]
+    matrices['photo'] = thumbnail_matrix(content['photo'], progress=False)[0].astype(float)
     return {
         'popularity': (np.bincount(past_choices(split)[1], minlength=n)[:, None].astype(float), one),
         'random': (np.zeros((n, 1)), one),
@@ -89,6 +89,7 @@ def test_ranks_are_those_of_dense_vectors(seed, negatives, chunk):
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6))
+@example(seed=20000)  # two photos .00000095 apart, where single precision decided by the shape of the product
 def test_nothing_comes_from_the_targets(seed):
     "A row's ranks are the same whatever the other rows' targets are, and whatever the order of the rows."
     data = shop(seed, items=60, users=40)

@@ -231,8 +231,9 @@ def neighbours(
     matrix,  # [items, dims] sparse or dense, rows of length 1 or 0
     rows,  # Rows
 ):  # -> function of row numbers int [B] -> [B, items]
-    "Scores by the cosine to the last item; 0 with everything after an empty history."
-    last, across = last_items(rows), matrix.T.tocsr() if hasattr(matrix, 'tocsr') else matrix.T
+    "Scores by the cosine to the last item, in double precision; 0 with everything after an empty history."
+    last, matrix = last_items(rows), matrix.astype(np.float64)
+    across = matrix.T.tocsr() if hasattr(matrix, 'tocsr') else matrix.T
 
     def score(at):
         items, back = np.unique(last[at], return_inverse=True)
