@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['encode_split', 'Run', 'start_run', 'objective_of', 'lr_at', 'train', 'POSITIONS', 'SCHEDULES', 'Batch', 'History',
-           'Saving', 'Schedule', 'Speed', 'batch_rows', 'candidates', 'encode_batch', 'entire', 'heed_interrupt',
-           'load_checkpoint', 'make_batch', 'modality_gradients', 'norm', 'previous', 'read_checkpoint',
-           'read_controls', 'save_checkpoint', 'training_rows', 'works_of']
+           'Interrupted', 'NotKept', 'Saving', 'Schedule', 'Speed', 'batch_rows', 'candidates', 'encode_batch',
+           'entire', 'heed_interrupt', 'load_checkpoint', 'make_batch', 'modality_gradients', 'norm', 'previous',
+           'read_checkpoint', 'read_controls', 'save_checkpoint', 'training_rows', 'works_of']
 
 # %% ../nbs/03_train.ipynb #2c42cdce
 import functools
 import inspect
 import json
+import shutil
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -23,12 +25,13 @@ import pandas as pd
 import torch
 
 from .base.checkpoint import load_checkpoint, previous, read_checkpoint, save_checkpoint
-from .base.files import write_bytes
+from .base.files import sole_writer, write_bytes
 from .model.bank import LiveFeatures
 from .ranking.evaluate import evaluate
 from .ranking.fusions import fuse_vectors
 from .training.batches import POSITIONS, Batch, batch_rows, candidates, make_batch, training_rows
-from .training.history import History, entire, heed_interrupt, read_controls
+from .training.history import History, Interrupted, NotKept, entire, heed_interrupt, read_controls
+from .training.inputs import inputs_of
 from .training.losses import get_loss
 from .training.options import SCHEDULES, Saving, Schedule, Speed, sort_options, unusual
 from .training.shard import shard
@@ -41,6 +44,8 @@ _all_ = [
     'SCHEDULES',
     'Batch',
     'History',
+    'Interrupted',
+    'NotKept',
     'Saving',
     'Schedule',
     'Speed',
@@ -260,13 +265,26 @@ def _check_finite(record, batch, run, checkpoint):
     error.batch, error.record = batch, record
     raise error
 
+# %% ../nbs/03_train.ipynb #4a1f0101
+def _check_room(checkpoint, named):
+    "Raises OSError where a checkpoint of these parameters cannot fit on its disk: values, and two numbers for each."
+    folder = next(p for p in Path(checkpoint).resolve().parents if p.is_dir())
+    needed, free = sum(3 * p.numel() * p.element_size() for _, p in named), shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f'{checkpoint}: a checkpoint takes {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB left: make '
+            'room, or choose another place'
+        )
+
 # %% ../nbs/03_train.ipynb #4c462aed
-def _keep(checkpoint, run, settings):
-    "Save a checkpoint; where there is no room for it, warn and go on."
+def _keep(checkpoint, run, settings):  # -> OSError, or None
+    "Save a checkpoint: None, or the error where there is no room for it, with a warning."
     try:
         save_checkpoint(checkpoint, run.named, run.optimiser, run.records, settings, run.memory)
     except OSError as e:
-        warnings.warn(f'{checkpoint} cannot be written ({e}): the checkpoint before it stays, the run goes on')
+        before = 'the checkpoint before it stays' if Path(checkpoint).exists() else 'there is none before it'
+        warnings.warn(f'{checkpoint} cannot be written ({e}): {before}; the run goes on')
+        return e
 
 # %% ../nbs/03_train.ipynb #246a651c
 def _same_in_all(records, run):
@@ -285,9 +303,23 @@ def _same_in_all(records, run):
 def _go_on(run, saving, settings):
     "Put the state of the last checkpoint back, where one is asked for and there."
     file = saving.checkpoint
+    if file:
+        _check_room(file, run.named)
     if saving.resume and file and (Path(file).exists() or previous(file).exists()):
         run.records = load_checkpoint(file, run.named, run.optimiser, settings, run.memory)
     _same_in_all(run.records, run)
+
+# %% ../nbs/03_train.ipynb #4a1f0103
+def _alone(file):
+    "Be the only one who writes a checkpoint; raises `DataError` where somebody else does."
+    return sole_writer(Path(file).parent, f'.{Path(file).name}.lock') if file else nullcontext()
+
+# %% ../nbs/03_train.ipynb #4a1f0104
+def _kept_words(file, lost):
+    "Where an interrupted training has left what it learned."
+    if file and lost is None:
+        return f'{file} keeps it, and resume=True goes on'
+    return 'the embedder keeps what it learned, and this exception the figures as `run`'
 
 # %% ../nbs/03_train.ipynb #8930d66f
 def _check_speed(speed, positions, accelerator):
@@ -329,7 +361,12 @@ def train(
     accelerator=None,  # accelerate.Accelerator of several processes
     **settings,  # alpha, lam, ... of the loss; or options of Schedule, Speed and Saving by keyword
 ):  # -> History
-    "Fine-tune the adapters in place. Raises ValueError for nothing to train, FloatingPointError for a broken loss."
+    """Fine-tune the adapters in place.
+
+    Raises ValueError for nothing to train, another run's checkpoint or one that somebody else writes,
+    FloatingPointError for a broken loss, `Interrupted`, with the run, after the step in which it was interrupted, and
+    `NotKept`, with the run, where its last checkpoint cannot be written.
+    """
     from tqdm.auto import tqdm
 
     schedule = Schedule(shape=schedule) if isinstance(schedule, str) else schedule
@@ -340,48 +377,56 @@ def train(
     said = _settings(split, loss, steps, batch, tau, fuse, seed, positions, schedule, speed, controls, loss_settings)
 
     first = accelerator is None or accelerator.is_main_process
-    rows = training_rows(split, positions)
-    shard(embedder, accelerator)  # only where Accelerate is configured for FSDP
-    run = start_run(embedder, split, fuse, schedule.lr, speed, progress and first, accelerator)
-    _go_on(run, saving, said)
-    how = dict(cached=speed.chunk is not None, autocast=speed.autocast and getattr(torch, speed.autocast))
     file = saving.checkpoint if first else None
-    shown = dict(total=steps, initial=len(run.records), desc=said['loss'], disable=not (progress and first))
+    rows = training_rows(split, positions)
+    with _alone(file):
+        shard(embedder, accelerator)  # only where Accelerate is configured for FSDP
+        run = start_run(embedder, split, fuse, schedule.lr, speed, progress and first, accelerator)
+        noted = said | (dict(inputs=inputs_of(embedder, split)) if saving.checkpoint else {})
+        _go_on(run, saving, noted)
+        how = dict(cached=speed.chunk is not None, autocast=speed.autocast and getattr(torch, speed.autocast))
+        halted, lost = False, None
+        shown = dict(total=steps, initial=len(run.records), desc=said['loss'], disable=not (progress and first))
 
-    with heed_interrupt() as interrupted, tqdm(**shown, mininterval=1) as bar:
-        for step in range(len(run.records), steps):
-            this = make_batch(split, rows[batch_rows(step, len(rows), batch, seed)], positions)
-            turned = read_controls(controls, step)
-            run.optimiser.zero_grad()
+        with heed_interrupt() as interrupted, tqdm(**shown, mininterval=1) as bar:
+            for step in range(len(run.records), steps):
+                this = make_batch(split, rows[batch_rows(step, len(rows), batch, seed)], positions)
+                turned = read_controls(controls, step)
+                run.optimiser.zero_grad()
 
-            works = works_of(embedder, run.bank, this, positions, speed, accelerator)
-            sizes, positives, exclude = this.asks(embedder.device)
-            vectors = encode_batch(works, sizes, embedder.device, accelerator=accelerator, **how)
-            value = objective_of(loss, fixed | turned, run, seed, step)(
-                vectors.sequences, vectors.items, positives, exclude
-            )
-            value.backward()
-            gradients = modality_gradients(vectors, run.parameters, switch=embedder.switch, accelerator=accelerator)
+                works = works_of(embedder, run.bank, this, positions, speed, accelerator)
+                sizes, positives, exclude = this.asks(embedder.device)
+                vectors = encode_batch(works, sizes, embedder.device, accelerator=accelerator, **how)
+                value = objective_of(loss, fixed | turned, run, seed, step)(
+                    vectors.sequences, vectors.items, positives, exclude
+                )
+                value.backward()
+                gradients = modality_gradients(vectors, run.parameters, switch=embedder.switch, accelerator=accelerator)
 
-            record = _record(step, value.detach(), gradients, turned)
-            _check_finite(record, this, run, file)
-            _update(run, gradients, lr_at(step, steps, schedule.lr, schedule.shape, schedule.warmup))
-            record |= {f'weight/{m}': w for m, w in run.learned.items()}
-            if _due(eval_every, step, steps):
-                record |= _valid_scores(run, split)
-            run.records.append(record)
+                record = _record(step, value.detach(), gradients, turned)
+                _check_finite(record, this, run, file)
+                _update(run, gradients, lr_at(step, steps, schedule.lr, schedule.shape, schedule.warmup))
+                record |= {f'weight/{m}': w for m, w in run.learned.items()}
+                if _due(eval_every, step, steps):
+                    record |= _valid_scores(run, split)
+                run.records.append(record)
 
-            bar.set_postfix({'loss': f'{record["loss"]:.3f}'}, refresh=False)
-            bar.update()
-            wish = callback is not None and callback(run.records) == 'stop'
-            stop = _agree(wish or interrupted.is_set(), run)
-            if file and (stop or step == steps - 1 or _due(saving.every, step, steps)):
-                _keep(file, run, said)
-            if stop:
-                break
-    if interrupted.is_set() and len(run.records) < steps:
-        warnings.warn(f'interrupted after {len(run.records)} of {steps} steps; the adapters keep what they learned')
-    return History(pd.DataFrame(run.records), said)
+                bar.set_postfix({'loss': f'{record["loss"]:.3f}'}, refresh=False)
+                bar.update()
+                wish = callback is not None and callback(run.records) == 'stop'
+                stop = _agree(wish or interrupted.is_set(), run)
+                if file and (stop or step == steps - 1 or _due(saving.every, step, steps)):
+                    lost = _keep(file, run, noted)
+                if stop:
+                    halted = _agree(interrupted.is_set(), run)
+                    break
+
+    run = History(pd.DataFrame(run.records), said)
+    if halted or interrupted.is_set():
+        raise Interrupted(run, said['loss'], _kept_words(file, lost))
+    if lost is not None:
+        raise NotKept(run, file, lost, said['loss'])
+    return run
 
 # %% ../nbs/03_train.ipynb #d40e49be
 class _Callable(ModuleType):

@@ -111,12 +111,23 @@ def _last_whole(path):
     warnings.warn(f"{broken}: going on from the checkpoint before it, after {len(run['records'])} steps")
     return state, run
 
+# %% ../../nbs/00_base/06_checkpoint.ipynb #4a1f0012
+def _other_inputs(path, was, now):
+    "The inputs that differ, in words; '' where none does, or where nobody noted them."
+    asked = now.get('inputs')
+    if asked is None:
+        return ''
+    if 'inputs' not in was:
+        warnings.warn(f'{path} does not say of which contents and weights it is: going on without comparing them')
+        return ''
+    return differing(was['inputs'], asked)
+
 # %% ../../nbs/00_base/06_checkpoint.ipynb #031661e1
 def _same_run(path, was, now):
     "Raises ValueError where a checkpoint was trained with other settings."
     falls = now.get('schedule', 'constant') != 'constant'  # then the rate depends on the number of steps
-    other = differing(was, now, () if falls else ('steps',))
-    if other:
+    others = [differing(was, now, ('inputs',) if falls else ('inputs', 'steps')), _other_inputs(path, was, now)]
+    if other := ', '.join(o for o in others if o):
         raise ValueError(f'{path} was trained with {other}: use these settings, another checkpoint=, or resume=False')
 
 # %% ../../nbs/00_base/06_checkpoint.ipynb #b3e3571d

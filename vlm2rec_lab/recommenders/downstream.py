@@ -50,8 +50,8 @@ def _tuned(model, split, source, seed, tuning, path, progress):
         return embedder
     how = dict(steps=t.steps, batch=t.batch, lr=t.lr, tau=t.tau, seed=seed, positions=t.positions)
     keep = dict(checkpoint=path and path.with_suffix('.safetensors'), resume=True)
-    run = train(embedder, split, source, eval_every=0, progress=progress, **how, **keep)
-    entire(run, f'{source}, seed {seed}', path and 'the same call goes on' or '')
+    fine_tune = partial(train, embedder, split, source, eval_every=0, progress=progress, **how, **keep)
+    entire(fine_tune, f'{source}, seed {seed}', path and 'the same call goes on' or '')
     return embedder
 
 # %% ../../nbs/06_recommenders/03_downstream.ipynb #ddfedba4

@@ -9,7 +9,9 @@ __all__ = ['EVEN', 'pooled_batches', 'draw_negatives', 'represent', 'rank_rows',
 # %% ../../nbs/06_recommenders/01_fit.ipynb #9c95a5b8
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,13 +23,14 @@ from tqdm.auto import tqdm
 
 from ..base.checkpoint import load_checkpoint, previous, read_checkpoint, save_checkpoint
 from ..base.errors import DataError, differing, known
+from ..base.files import sole_writer
 from ..base.ragged import PAD
 from ..base.store import weights_key
 from ..ranking.candidates import given_negatives, seen_items
 from ..ranking.ranks import GAINS, metric_at_k, ranks
 from .seqrec import LOSSES, MODELS, ItemTable, lessons, to_left
 from ..shop.splits import cold_rows
-from ..training.history import entire, heed_interrupt
+from ..training.history import Interrupted, entire, heed_interrupt
 
 # %% ../../nbs/06_recommenders/01_fit.ipynb #03184ff2
 EVEN = ('places', 'sequences')
@@ -331,7 +334,7 @@ class _Course:
         self.keep(better=not before or found is not None and found > max(before))
 
 # %% ../../nbs/06_recommenders/01_fit.ipynb #16a154fa
-def _rounds(records, course, bar, callback):  # -> whether it came to its end
+def _rounds(records, course, bar, callback):  # -> whether it was interrupted
     "Epoch after epoch, until the course has ended or somebody stops it."
     with heed_interrupt() as interrupted:
         while not course.ended(records):
@@ -343,7 +346,7 @@ def _rounds(records, course, bar, callback):  # -> whether it came to its end
             bar.update()
             if interrupted.is_set() or callback is not None and callback(records) == 'stop':
                 break
-    return course.ended(records)
+    return interrupted.is_set()
 
 # %% ../../nbs/06_recommenders/01_fit.ipynb #f8418751
 def _optimiser(parameters, lr, decay):
@@ -374,7 +377,8 @@ def fit(
     progress=True,  # show a bar
     callback=None,  # called with the list of records after each epoch; may return 'stop'
 ):  # -> Fit; the model has its best state
-    "Train in place, choosing on validation alone. Raises DataError for unknown names or another run's folder."
+    """Train in place, choosing on validation alone. Raises `DataError` for unknown names or another run's folder,
+    `Interrupted`, with the run, after the epoch in which it was interrupted."""
     (name, cut), (data, owned) = _cut_of(metric), _checked(model, split)
     how = loss if isinstance(loss, str) else getattr(loss, '__name__', repr(loss))
     objective = _objective(loss, negatives, len(split.catalogue), owned, autocast)
@@ -385,7 +389,7 @@ def fit(
     optimiser = _optimiser(parameters, lr, decay)
     best = {a: p.detach().clone() for a, p in parameters}
     kept, path = parameters + [(f'best/{a}', v) for a, v in best.items()], folder and Path(folder) / 'fit.safetensors'
-    records = _kept(path, kept, optimiser, settings)
+    records = []
 
     def teach(e):
         batches = pooled_batches(data[3].numpy(), batch, pool, [seed, e], even)
@@ -401,11 +405,16 @@ def fit(
             save_checkpoint(path, kept, optimiser, records, settings)
 
     course, said = _Course(teach, look, keep, epochs, patience, metric, every), f"{settings['model']} {how}"
-    with tqdm(total=epochs, initial=len(records), desc=said, disable=not progress, mininterval=1) as bar:
-        finished = _rounds(records, course, bar, callback)
+    with sole_writer(folder) if folder else nullcontext():
+        records += _kept(path, kept, optimiser, settings)
+        with tqdm(total=epochs, initial=len(records), desc=said, disable=not progress, mininterval=1) as bar:
+            interrupted = _rounds(records, course, bar, callback)
     _copy(best.items(), dict(parameters))
     frame = pd.DataFrame(records, columns=['epoch', 'loss', metric, 'seconds', 'cpu']).astype({metric: float})
-    return Fit(frame, metric, settings, finished)
+    run = Fit(frame, metric, settings, course.ended(records))
+    if interrupted:
+        raise Interrupted(run, said, folder and 'the same call goes on' or '')
+    return run
 
 # %% ../../nbs/06_recommenders/01_fit.ipynb #6e6e2e6a
 def _network(split, model, name, seed, dim, how, vectors, network):
@@ -439,8 +448,8 @@ def worth_runs(
         for seed in seeds:
             net = _network(split, model, name, seed, dim, how, vectors, network)
             place = folder and Path(folder) / f'{quote(name, safe="")}-{seed}'
-            run = fit(net, split, seed=seed, progress=progress, folder=place, **training)
-            entire(run, f'{name}, seed {seed}', folder and 'the same call goes on' or '')
+            train = partial(fit, net, split, seed=seed, progress=progress, folder=place, **training)
+            run = entire(train, f'{name}, seed {seed}', folder and 'the same call goes on' or '')
             found = figures(net, split, part, k).to_dict('index')
             out += [{'items': name, 'seed': seed, 'group': g, 'best': run.best, **row} for g, row in found.items()]
     return pd.DataFrame(out)

@@ -6,6 +6,8 @@
 __all__ = ['KINDS', 'Catalogue', 'Interactions', 'as_ids', 'as_times']
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #20daa8ba
+import hashlib
+import json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -17,6 +19,7 @@ from PIL import Image
 
 from ..base.errors import DataError, counted, few, known, warn
 from ..base.ragged import Ragged
+from ..base.store import content_key
 from .pictures import LazyImage, open_image, thumbnail
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #79c3b4dd
@@ -101,6 +104,25 @@ def image(
     if source is None:
         raise DataError(f"item {i} ('{self.ids[i]}') has no '{modality}'")
     return open_image(source, size=size)
+
+# %% ../../nbs/00_shop/01_catalogue.ipynb #4a1f0203
+def _mark(ids, values, kind):
+    "SHA-256 over ids and contents of a kind; equal ones have equal marks on every machine."
+    h = hashlib.sha256(kind.encode())
+    for item, value in zip(ids, values):
+        content = value if value is None else value.encode() if kind == 'text' else content_key(value)
+        size = 'none' if content is None else len(content)
+        h.update(f'{json.dumps(str(item))} {size}\n'.encode() + (content or b''))
+    return h.hexdigest()
+
+# %% ../../nbs/00_shop/01_catalogue.ipynb #4a1f0202
+@patch
+def marks(self: Catalogue):  # -> {modality: 64 hex digits}
+    "SHA-256 of ids and contents, for each modality. Raises OSError for a picture that cannot be read."
+    if '_marks' not in vars(self):
+        found = {m: _mark(self.ids, values, self.kinds[m]) for m, values in self.content.items()}
+        object.__setattr__(self, '_marks', found)
+    return self._marks
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #a4ed93e9
 @patch

@@ -132,6 +132,7 @@ def shard(
     if plugin is None:
         return embedder
     core, lm = embedder.core, embedder.core.model.language_model
+    _ = embedder.mark  # taken while the weights are whole
     layers = _layers(core, plugin)
     if not all(p.is_floating_point() for p in lm.parameters()):
         raise ValueError(
