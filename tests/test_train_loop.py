@@ -2,7 +2,6 @@
 
 import functools
 import signal
-import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from vlm2rec_lab.base.checkpoint import save_checkpoint
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.shop.drawn import make_studio
-from vlm2rec_lab.train import History, previous, read_checkpoint, train
+from vlm2rec_lab.train import History, Interrupted, NotKept, previous, read_checkpoint, train
 from vlm2rec_lab.training.losses import sft
 
 QUICK = dict(batch=8, eval_every=0, progress=False)
@@ -30,6 +30,10 @@ def fresh(checkpoint):
 
 def stop_after(n):
     return lambda records: 'stop' if len(records) == n else None
+
+
+def interrupt_after(n):
+    return lambda records: signal.raise_signal(signal.SIGINT) if len(records) == n else None
 
 
 @pytest.mark.parametrize(
@@ -209,15 +213,15 @@ def test_a_steered_run_is_replayed_from_disk(toy, fresh, steered, tmp_path):
     assert again.to_dict() == steered.to_dict()
 
 
-@pytest.mark.parametrize(
-    'way',
-    [stop_after(4), lambda records: signal.raise_signal(signal.SIGINT) if len(records) == 4 else None],
-    ids=['stopped', 'interrupted'],
-)
+@pytest.mark.parametrize('way', ['stopped', 'interrupted'])
 def test_a_steered_run_is_resumed(toy, fresh, steered, tmp_path, way):
     kw = dict(steps=6, **QUICK, controls=steered.controls, checkpoint=tmp_path / 'run.safetensors')
-    with warnings.catch_warnings(record=True):
-        part = train(fresh(), toy, 'vlm2rec', callback=way, **kw)
+    if way == 'stopped':
+        part = train(fresh(), toy, 'vlm2rec', callback=stop_after(4), **kw)
+    else:
+        with pytest.raises(Interrupted, match='stopped after 4 of 6 steps, .*run.safetensors keeps it') as stop:
+            train(fresh(), toy, 'vlm2rec', callback=interrupt_after(4), **kw)
+        part = stop.value.run
     assert len(part.frame) == 4
     resumed = train(fresh(), toy, 'vlm2rec', resume=True, **kw)
     assert resumed.frame.loss.tolist() == steered.frame.loss.tolist()
@@ -235,3 +239,72 @@ def test_chunks_do_not_change_what_is_learned(toy, fresh, fresh_loss):
     whole, cut = (train(fresh(), toy, fresh_loss, steps=3, **QUICK, **kw).frame for kw in ({}, {'chunk': 3}))
     assert np.allclose(whole.loss, cut.loss, atol=1e-5)
     assert torch.allclose(torch.tensor(whole['grad/image']), torch.tensor(cut['grad/image']), rtol=1e-3)
+
+
+# ---- interrupts, and a disk that is full
+
+
+def test_an_interrupt_ends_the_cell_that_trains_in_a_loop(toy, fresh):
+    "The next training is not begun, and what was learned is at hand."
+    embedders, begun = {'sft': fresh(), 'vlm2rec': fresh()}, []
+    start = {n: p.detach().clone() for n, p in embedders['sft'].adapter_parameters()}
+    with pytest.raises(KeyboardInterrupt) as stop:
+        for name, embedder in embedders.items():
+            begun.append(name)
+            train(embedder, toy, name, steps=6, callback=interrupt_after(2), **QUICK)
+    assert begun == ['sft'] and len(stop.value.run.frame) == 2
+    assert str(stop.value).startswith('sft: stopped after 2 of 6 steps, which is no result')
+    assert any(not torch.equal(p, start[n]) for n, p in embedders['sft'].adapter_parameters())
+
+
+def test_an_interrupt_in_the_last_step_ends_the_cell_too(toy, fresh):
+    with pytest.raises(Interrupted) as stop:
+        train(fresh(), toy, steps=2, callback=interrupt_after(2), **QUICK)
+    assert stop.value.run.finished
+
+
+def test_a_wish_of_the_callback_is_no_interrupt(toy, fresh):
+    assert len(train(fresh(), toy, steps=4, callback=stop_after(2), **QUICK).frame) == 2
+
+
+def full(after):
+    "`save_checkpoint` on a disk that is full after some checkpoints."
+    written = []
+
+    def save(path, *args):
+        if len(written) == after:
+            raise OSError(28, 'No space left on device')
+        written.append(path)
+        save_checkpoint(path, *args)
+
+    return save
+
+
+@pytest.mark.parametrize(('after', 'said'), [(0, 'there is none before it'), (1, 'the checkpoint before it stays')])
+def test_a_full_disk_ends_with_an_error(toy, fresh, tmp_path, monkeypatch, after, said):
+    "The run goes on, for there may be room later; if there is none at the end, what was asked for is not there."
+    monkeypatch.setattr('vlm2rec_lab.train.save_checkpoint', full(after))
+    kw = dict(steps=3, checkpoint=tmp_path / 'run.safetensors', save_every=1, **QUICK)
+    with pytest.warns(UserWarning, match=f'cannot be written .*{said}'), pytest.raises(NotKept, match=said) as lost:
+        train(fresh(), toy, **kw)
+    assert lost.value.run.finished and (tmp_path / 'run.safetensors').exists() == bool(after)
+
+
+def test_a_disk_that_was_full_for_a_while_costs_a_warning(toy, fresh, tmp_path, monkeypatch):
+    room = full(0)
+
+    def save(path, named, optimiser, records, *rest):
+        (room if len(records) == 1 else save_checkpoint)(path, named, optimiser, records, *rest)
+
+    monkeypatch.setattr('vlm2rec_lab.train.save_checkpoint', save)
+    with pytest.warns(UserWarning, match='there is none before it; the run goes on'):
+        run = train(fresh(), toy, steps=2, checkpoint=tmp_path / 'run.safetensors', save_every=1, **QUICK)
+    assert run.finished and len(read_checkpoint(tmp_path / 'run.safetensors')[1]['records']) == 2
+
+
+def test_a_disk_without_room_for_one_checkpoint_is_refused_before_the_first_step(toy, fresh, tmp_path, monkeypatch):
+    monkeypatch.setattr('shutil.disk_usage', lambda folder: SimpleNamespace(free=20_000))
+    begun = []
+    with pytest.raises(OSError, match='takes 0.03 MB and the disk has 0.02 MB left: make room'):
+        train(fresh(), toy, checkpoint=tmp_path / 'run.safetensors', callback=begun.append, **QUICK)
+    assert not begun

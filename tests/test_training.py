@@ -378,7 +378,7 @@ import torch
 from accelerate import Accelerator, notebook_launcher
 from vlm2rec_lab.embed import VLMEmbedder
 from vlm2rec_lab.studio import make_studio
-from vlm2rec_lab.train import train
+from vlm2rec_lab.train import Interrupted, train
 
 warnings.simplefilter('ignore')
 
@@ -618,7 +618,7 @@ from accelerate import Accelerator
 from vlm2rec_lab.embed import VLMEmbedder
 from vlm2rec_lab.losses import sft
 from vlm2rec_lab.studio import make_studio
-from vlm2rec_lab.train import train
+from vlm2rec_lab.train import Interrupted, train
 
 torch.set_num_threads(1)
 accelerator, (path, file) = Accelerator(cpu=True), sys.argv[1:]
@@ -636,16 +636,10 @@ def interrupt_second(records):
         signal.raise_signal(signal.SIGINT)
 
 
-with warnings.catch_warnings(record=True):
-    history = train(
-        load(),
-        split,
-        checkpoint=file,
-        save_every=1,
-        callback=interrupt_second,
-        **kw,
-    )
-said['interrupted'] = len(history.frame)
+try:
+    train(load(), split, checkpoint=file, save_every=1, callback=interrupt_second, **kw)
+except Interrupted as e:
+    said['interrupted'] = len(e.run.frame)
 accelerator.wait_for_everyone()
 if accelerator.is_main_process:
     open(file, 'ab').truncate(100)  # the last one is lost; the one before it belongs to step 2

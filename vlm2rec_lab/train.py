@@ -272,7 +272,7 @@ def _check_room(checkpoint, named):
     needed, free = sum(3 * p.numel() * p.element_size() for _, p in named), shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
-            f'{checkpoint}: a checkpoint takes {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB left: make '
+            f'{checkpoint}: a checkpoint takes {needed / 1e6:,.2f} MB and the disk has {free / 1e6:,.2f} MB left: make '
             'room, or choose another place'
         )
 

@@ -302,6 +302,22 @@ def _source_of(path, note, lora, adapters, base):
         return path, False
     return find_base(path, note, base), True
 
+# %% ../../nbs/02_model/05_embedder.ipynb #5a7ed104
+def _check_fit(model, name, folder):
+    "Raises ValueError where a folder's adapters are not those of this model's layers."
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    file = folder / 'adapter_model.safetensors'
+    wanted = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    with safe_open(file, 'pt') as f:
+        there = set(f.keys())
+    if missing := wanted - there:
+        raise ValueError(
+            f'the adapters in {folder} do not fit this model: nothing in them for {len(missing):,} of its '
+            f'{len(wanted):,} matrices, {min(missing)} for one; pass base= with the model that they were trained on'
+        )
+
 # %% ../../nbs/02_model/05_embedder.ipynb #442ee921
 def _with_saved_adapters(model, folder, own, trainable):
     "The model with the adapters of a folder: one set, or one for each modality in `own`."
@@ -312,10 +328,12 @@ def _with_saved_adapters(model, folder, own, trainable):
     with warnings.catch_warnings():
         # peft asks transformers in a way that is out of date
         warnings.simplefilter('ignore', FutureWarning)
-        warnings.filterwarnings('error', 'Found missing adapter keys')
+        warnings.filterwarnings('ignore', '.*Found missing adapter keys')  # looked at below
         model = PeftModel.from_pretrained(model, place, adapter_name=first, is_trainable=trainable)
         for name in more:
             model.load_adapter(folder / name, name, is_trainable=trainable)
+    for name in (first, *more):
+        _check_fit(model, name, folder / name if own else folder)
     return model
 
 # %% ../../nbs/02_model/05_embedder.ipynb #9030141c
