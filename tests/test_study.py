@@ -71,6 +71,17 @@ def test_a_shop_of_ones_own(tmp_path, tiny):
     own = run_cell('shop', 'sft', 0, **{**SMALL, 'world': None, 'split': None}, model=tiny, data=shop)
     assert (own['condition'], len(own['cold'])) == ('shop', 8)
     assert str(tmp_path) not in json.dumps(own)
+    training = {k: SMALL[k] for k in ('steps', 'batch', 'rank')}
+    asked = [dict(condition='shop', remedy='sft', seed=0, data=str(shop), **training)]
+    (tmp_path / 'cells').mkdir()
+    name = cell_name(**asked[0])
+    (tmp_path / 'cells' / name).write_text(json.dumps(own))
+    assert run_study(tmp_path / 'cells', asked, 1, progress=False)[0]['inputs'] == own['inputs']
+    pd.DataFrame({'item_id': [f'i{k}' for k in range(12)], 'title': [*titles[1:], 'a cup']}).to_csv(
+        shop / 'items.csv', index=False
+    )
+    with pytest.raises(ValueError, match="was made with {'content/text'.*choose another folder"):
+        run_study(tmp_path / 'cells', asked, 1, progress=False)
 
 
 def test_half_a_training_is_no_cell(monkeypatch):

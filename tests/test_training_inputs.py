@@ -163,3 +163,14 @@ def test_a_recommender_s_folder_has_one_writer(tmp_path):
             fit(net(), split, epochs=2, folder=tmp_path, progress=False)
 
     assert fit(net(), split, epochs=2, folder=tmp_path, progress=False, callback=second).finished
+
+
+def test_vectors_of_other_contents_are_not_taken_for_these(toy, checkpoint, tmp_path):
+    from vlm2rec_lab.recommenders.downstream import source_vectors
+
+    how = dict(source='raw', model=checkpoint, folder=tmp_path, progress=False)
+    first = source_vectors(lambda seed, history: toy, **how)
+    assert all((source_vectors(lambda seed, history: toy, **how)[m] == z).all() for m, z in first.items())
+    titles = with_content(toy, 'text', ['another title', *toy.catalogue.content['text'][1:]])
+    with pytest.raises(DataError, match='raw-0.npz holds vectors with content/text='):
+        source_vectors(lambda seed, history: titles, **how)

@@ -18,6 +18,7 @@ from ..base.errors import DataError, differing, known
 from ..base.files import write_bytes
 from ..base.theme import figures_html, series_colour
 from .fit import mean_and_spread, worth_runs
+from ..training.inputs import inputs_of
 from ..training.losses import LOSSES
 
 # %% ../../nbs/06_recommenders/03_downstream.ipynb #c5751c6d
@@ -36,16 +37,21 @@ class Tuning:
     history: int = 6  # purchases that it may see
     positions: str = 'all'  # as in `training_rows`
 
-# %% ../../nbs/06_recommenders/03_downstream.ipynb #4e9f1c0e
-def _tuned(model, split, source, seed, tuning, path, progress):
-    "An embedder, fine-tuned unless the source is 'raw'. Raises KeyboardInterrupt where the training was stopped."
+# %% ../../nbs/06_recommenders/03_downstream.ipynb #4a1f0301
+def _fresh(model, rank, seed):
+    "An embedder with fresh adapters."
     from vlm2rec_lab.model.embedder import VLMEmbedder
     from vlm2rec_lab.model.tiny import tiny_vlm
+
+    return VLMEmbedder.from_pretrained(model or tiny_vlm(), lora=rank, seed=seed)
+
+# %% ../../nbs/06_recommenders/03_downstream.ipynb #4e9f1c0e
+def _tuned(embedder, split, source, seed, tuning, path, progress):
+    "The embedder, fine-tuned unless the source is 'raw'. Raises KeyboardInterrupt where the training was stopped."
     from vlm2rec_lab.train import train
     from vlm2rec_lab.training.history import entire
 
     t = tuning
-    embedder = VLMEmbedder.from_pretrained(model or tiny_vlm(), lora=t.rank, seed=seed)
     if source == 'raw':
         return embedder
     how = dict(steps=t.steps, batch=t.batch, lr=t.lr, tau=t.tau, seed=seed, positions=t.positions)
@@ -69,10 +75,11 @@ def source_vectors(
     split = tasks(seed, tuning.history)
     how = vars(tuning) if source != 'raw' else {}
     about = dict(source=source, seed=seed, split=split.fingerprint, **how, model=str(model or ''))
-    path = folder and Path(folder) / f'{source}-{seed}.npz'
+    path, embedder = folder and Path(folder) / f'{source}-{seed}.npz', _fresh(model, tuning.rank, seed)
+    about |= dict(inputs=inputs_of(embedder, split)) if path else {}
     if path and path.exists():
         return _read(path, about)
-    embedder = _tuned(model, split, source, seed, tuning, path, progress)
+    embedder = _tuned(embedder, split, source, seed, tuning, path, progress)
     vectors = embedder.encode_items(split.catalogue, progress=progress)
     found = {m: z.float().cpu().numpy() for m, z in vectors.items()}
     if path:
@@ -94,7 +101,9 @@ def _read(path, about):
     import json
 
     with np.load(path, allow_pickle=False) as file:
-        if other := differing(json.loads(str(file['about'])), about):
+        was = json.loads(str(file['about']))
+        others = differing(was, about, ('inputs',)), differing(was.get('inputs', about['inputs']), about['inputs'])
+        if other := ', '.join(o for o in others if o):
             raise DataError(f'{path.name} holds vectors with {other}: give another folder, or the same settings')
         return {k[3:]: file[k] for k in file.files if k.startswith('of/')}
 

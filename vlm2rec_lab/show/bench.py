@@ -360,14 +360,17 @@ def stop(
 # %% ../../nbs/05_show/07_bench.ipynb #7dc13101
 @patch
 def wait(self: Bench):  # -> Run
-    "Wait for the run to end; an interrupt stops it. Raises RuntimeError from the error that ended it, if one did."
+    """Wait for the run to end; an interrupt stops it and is raised when its step is done.
+
+    Raises RuntimeError from the error that ended it, if one did.
+    """
     try:
         while self.active:
             self._ended.wait(0.2)  # not Thread.join: interrupted, it takes the thread for dead
     except KeyboardInterrupt:
         self.stop()
         done = f'{len(self.run.records)} of {self.run.steps} steps'
-        warnings.warn(f'{self.run.name} stopped after {done}; resume() goes on')
+        raise KeyboardInterrupt(f'{self.run.name} stopped after {done}; resume() goes on') from None
     run = self.run
     if run is not None and run.error is not None:
         raise RuntimeError(f'{run.name} failed after {len(run.records)} steps: {run.error}') from run.error

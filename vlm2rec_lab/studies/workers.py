@@ -21,7 +21,7 @@ import numpy as np
 
 from ..base.files import write_bytes
 from ..shop.drawn import CONDITIONS
-from .cell import TRAINING, run_cell
+from .cell import TRAINING, run_cell, shop_inputs, shop_tasks
 from .remedies import REMEDIES
 
 # %% ../../nbs/11_studies/02_workers.ipynb #5959b026
@@ -55,17 +55,27 @@ def _asked(cell):
         training={k: cell.get(k, v) for k, v in TRAINING.items()},
     )
 
+# %% ../../nbs/11_studies/02_workers.ipynb #4a1f0321
+def _other_shop(done, cell, shops):
+    "What a shop of one's own held when a cell was made, where that differs from now; `shops` keeps what was read."
+    if not cell.get('data') or 'inputs' not in done:
+        return {}
+    which = str(cell['data']), json.dumps(cell.get('split'), sort_keys=True)
+    if which not in shops:
+        shops[which] = shop_inputs(shop_tasks(cell['data'], cell.get('split')))
+    return {k: done['inputs'].get(k) for k, v in shops[which].items() if done['inputs'].get(k) != v}
+
 # %% ../../nbs/11_studies/02_workers.ipynb #5d4f6f58
 def _not_there(out, cells):
     "The cells without a file. Raises ValueError for a file made with other settings."
-    todo = []
+    todo, shops = [], {}
     for cell in cells:
         file = out / cell_name(**cell)
         if not file.exists():
             todo.append(cell)
             continue
-        done = json.loads(file.read_text())
-        other = {k: done.get(k) for k, v in _asked(cell).items() if done.get(k) != v}
+        done, asked = json.loads(file.read_text()), _asked(cell)
+        other = {k: done.get(k) for k, v in asked.items() if done.get(k) != v} or _other_shop(done, cell, shops)
         if other:
             raise ValueError(f"{file} was made with {other}: choose another folder, or remove the file")
     return todo
