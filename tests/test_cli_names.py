@@ -22,7 +22,7 @@ def test_every_kind_has_a_registry():
 
 @pytest.mark.parametrize('kind', REGISTERED)
 def test_names_read_from_the_file_are_those_of_the_registry(kind):
-    assert names._written(kind) == list(REGISTERED[kind]) == names.names(kind)
+    assert list(names.written(kind)) == list(REGISTERED[kind]) == names.names(kind)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.errors import no_such
+from ..base.screen import show
 from .names import names
 from ..training.options import check_number, keywords
 
@@ -37,6 +38,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         "One line on the error stream, and exit status 2."
         self.exit(2, f'{self.prog}: {message} (see {self.prog} --help)\n')
+
+    def _print_message(self, message, file=None):
+        "Help and errors, with what was typed safe to print."
+        if message:
+            show(message.removesuffix('\n'), file)
 
     def parse_known_args(self, args=None, namespace=None):
         "As in `argparse`, after a look at the names."
