@@ -25,7 +25,16 @@ from ..base.ragged import PAD
 from ..base.store import Store, content_key, weights_key
 from .bank import make_bank, vision_key
 from .encode import encode_plan, forward
-from .families import READINGS, add_lora, hidden_size, load_model
+from vlm2rec_lab.model.families import (
+    READINGS,
+    add_lora,
+    check_digests,
+    digests,
+    hidden_size,
+    load_model,
+    naming,
+    read_object,
+)
 from .pieces import Prompts
 
 # %% ../../nbs/02_model/05_embedder.ipynb #a7a3a93c
@@ -290,7 +299,7 @@ def save_pretrained(
     with whole_folder(path) as draft:
         for part in parts:
             part.save_pretrained(draft)
-        (draft / NOTE).write_text(json.dumps(_note_of(self, adapted), indent=1))
+        (draft / NOTE).write_text(json.dumps(_note_of(self, adapted) | dict(files=digests(draft)), indent=1))
     return Path(path)
 
 # %% ../../nbs/02_model/05_embedder.ipynb #c3c565fc
@@ -368,18 +377,21 @@ def from_pretrained(
 ):  # -> VLMEmbedder
     "Load an embedder. Raises FileNotFoundError, ValueError with the remedy, ImportError for a missing bitsandbytes."
     local = Path(path)
-    note = json.loads((local / NOTE).read_text()) if (local / NOTE).exists() else {}
+    note = read_object(local / NOTE)
+    check_digests(local, note.get('files', {}))
+    with naming(local, NOTE):
+        reading = _reading_of(note, fusion, prompts, max_pixels, max_text_tokens)
     source, adapted = _source_of(path, note, lora, adapters, base)
     whole = local if local.exists() and not adapted else source
     model, tokenizer, image_processor = load_model(whole, dtype, device, revision, quantise)
     own = tuple(note.get('adapters', ()))
     if adapted:
-        model = _with_saved_adapters(model, local, own, trainable)
+        with naming(local, 'the adapters'):
+            model = _with_saved_adapters(model, local, own, trainable)
     elif lora is not None:
         own = tuple(adapters or ())
         model = add_lora(model, lora, lora_alpha, seed, own)
     model.eval()
     if recompute:
         _recompute(model)
-    reading = _reading_of(note, fusion, prompts, max_pixels, max_text_tokens)
     return cls(model, tokenizer, image_processor, **reading, base=source, adapters=own, trainable=trainable)

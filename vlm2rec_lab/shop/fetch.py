@@ -45,7 +45,7 @@ from vlm2rec_lab.shop.images import (
     as_fault,
     first_link,
 )
-from .pictures import MAX_PIXELS, open_image
+from .pictures import MAX_PIXELS, MAX_RATIO, open_image
 
 # %% ../../nbs/00_shop/10_fetch.ipynb #653d3769
 PORTS = {'http': 80, 'https': 443}  # each scheme's own
@@ -497,7 +497,7 @@ def _kept(url, folder, get, max_pixels, room):
         raise ImageFault('total limit', 'nothing more is fetched', again=True)
     data = get(url)
     try:
-        open_image(data, max_pixels, size=(32, 32))
+        open_image(data, max_pixels, size=(32, 32), ratio=MAX_RATIO)
     except Exception as e:
         raise as_fault(e) from None
     if not room(len(data)):
