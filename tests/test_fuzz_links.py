@@ -101,9 +101,13 @@ class Shop(BaseHTTPRequestHandler):
         self.answer(GOOD, int(rest))
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128  # a link that waits in the queue would time out
+
+
 @pytest.fixture(scope='module')
 def shop():
-    with ThreadingHTTPServer(('127.0.0.1', 0), Shop) as server:
+    with Server(('127.0.0.1', 0), Shop) as server:
         server.daemon_threads, server.asked = True, []
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -223,7 +227,7 @@ def test_links(shop, tmp_path, monkeypatch):
     rng, port, end = np.random.default_rng(0), shop.server_port, time.monotonic() + 22
     watch, here = Watch(port, monkeypatch), f'http://{SHOP}:{port}'
     hosts = [f'{SHOP}:{port}', f'*.{OTHER}', f'*.{OTHER}:{port}', '127.0.0.1', f'127.0.0.1:{port}', '10.0.0.1', '::1']
-    how = dict(private=[f'{SHOP}:{port}'], retries=0, timeout=1, patience=1.5, max_bytes=100_000, progress=False)
+    how = dict(private=[f'{SHOP}:{port}'], retries=0, timeout=2, patience=2, max_bytes=100_000, progress=False)
     cases = good = refused = lost = through = rounds = 0
     while time.monotonic() < end and cases < 3000:
         expected = {}

@@ -38,10 +38,10 @@ def shop(tmp_path):
 def test_a_thin_picture_is_refused_with_the_remedy(size, kind, tmp_path):
     Image.new('RGB', size).save(tmp_path / 'x', kind)
     why = image_trouble(tmp_path / 'x')
-    assert (
-        why
-        == f'{size[0]:,} x {size[1]:,} pixels: the model refuses sides that differ by more than 200 times, crop or pad it'
+    assert why.startswith(
+        f'{size[0]:,} x {size[1]:,} pixels: the model refuses sides that differ by more than 200 times'
     )
+    assert why.endswith('crop or pad it')
     for source in (Image.new('RGB', size), np.zeros((*size[::-1], 3), np.uint8)):
         with pytest.raises(ValueError, match='crop or pad'):
             open_image(source, ratio=MAX_RATIO)

@@ -469,9 +469,15 @@ def _hopeless(row):
     "Did this row fail for good?"
     return row['reason'] == 'not an image' or row['reason'] in {f'HTTP {n}' for n in range(400, 500) if n not in LATER}
 
+# %% ../../nbs/00_shop/10_fetch.ipynb #fe7c0a01
+def _whole_characters(text):
+    "The text with halves of characters, which no table can hold, by their number."
+    return text.encode('utf-8', 'backslashreplace').decode()
+
 # %% ../../nbs/00_shop/10_fetch.ipynb #95e4f00a
 def _shown(url):
-    "A link as the manifest shows it: without a password."
+    "A link as the manifest shows it: without a password, and in whole characters."
+    url = _whole_characters(url)
     head, at, tail = url.partition('://')
     place, slash, path = tail.partition('/')
     return f"{head}{at}***@{place.rsplit('@', 1)[1]}{slash}{path}" if '@' in place else url
@@ -525,7 +531,7 @@ def _fetcher(folder, old, get, max_pixels, room, again):
         try:
             return row | _kept(url, folder, get, max_pixels, room)
         except ImageFault as fault:
-            return row | dict(status='failed', reason=fault.reason, detail=fault.detail)
+            return row | dict(status='failed', reason=fault.reason, detail=_whole_characters(fault.detail))
 
     return work
 
