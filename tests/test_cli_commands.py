@@ -118,7 +118,7 @@ def test_a_run_goes_on_with_resume_alone(trained):
     status, _, err = said(*argv)
     assert status == 2 and '--resume' in err
     status, _, err = said(*argv, '--resume', '--lora', 4)
-    assert status == 2 and 'lora=8 (now 4)' in err
+    assert status == 2 and '--lora 8 (now 4)' in err
     assert said(*argv, '--resume', '--steps', 2)[0] == 0
     assert len(json.loads((run / 'sft/history.json').read_text())['steps']) == 2
 

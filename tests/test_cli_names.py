@@ -7,13 +7,26 @@ import pytest
 
 from vlm2rec_lab import cli
 from vlm2rec_lab.commands import names
+from vlm2rec_lab.diagnosis.calibrate import HALVES
 from vlm2rec_lab.diagnosis.verdict import VERDICTS
+from vlm2rec_lab.ranking.fusions import FUSIONS
+from vlm2rec_lab.recommenders.seqrec import ITEMS
 from vlm2rec_lab.shop import readers, splits
 from vlm2rec_lab.shop.drawn import CONDITIONS
 from vlm2rec_lab.shop.leave_one_out import leave_one_out
-from vlm2rec_lab.training.losses import LOSSES, register_loss
+from vlm2rec_lab.studies.study import PARTS
+from vlm2rec_lab.training.losses import LOSSES, loss_settings_of, register_loss
 
-REGISTERED = {'losses': LOSSES, 'conditions': CONDITIONS, 'readers': readers.READERS, 'verdicts': VERDICTS}
+REGISTERED = {
+    'losses': LOSSES,
+    'conditions': CONDITIONS,
+    'readers': readers.READERS,
+    'verdicts': VERDICTS,
+    'fusions': FUSIONS,
+    'parts': PARTS,
+    'halves': HALVES,
+    'starts': ITEMS,
+}
 
 
 def test_every_kind_has_a_registry():
@@ -22,7 +35,14 @@ def test_every_kind_has_a_registry():
 
 @pytest.mark.parametrize('kind', REGISTERED)
 def test_names_read_from_the_file_are_those_of_the_registry(kind):
-    assert names._written(kind) == list(REGISTERED[kind]) == names.names(kind)
+    assert list(names.written(kind)) == list(REGISTERED[kind]) == names.names(kind)
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+def test_settings_read_from_the_file_are_those_of_the_function(loss):
+    from_text = names.settings_in(names._text_of('training.losses'), loss, 'register_loss')
+    assert {k: v for k, v in from_text.items() if k != 'exclude'} == names.loss_arguments(loss)
+    assert list(names.loss_arguments(loss)) == loss_settings_of(loss)
 
 
 @pytest.mark.parametrize(

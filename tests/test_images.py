@@ -233,9 +233,9 @@ def test_broken_and_odd_pictures(tmp_path, monkeypatch, capfd):
         assert str(tmp_path) not in str(heard[0].message)
         assert '0x' not in str(heard[0].message)
     with only_ours() as heard:
-        # the same without the cache; strips can be decoded, they only cannot be sized
+        # the same without the cache
         checked = with_images(bare, shop, progress=False)
-    assert set(np.array(names)[checked.missing()['image']]) == {n for n, (_, r) in BROKEN.items() if r != {'too long'}}
+    assert set(np.array(names)[checked.missing()['image']]) == set(BROKEN)
     assert not (tmp_path / 'spot').exists() and not list(tmp_path.glob('w*')) and capfd.readouterr() == ('', '')
 
 

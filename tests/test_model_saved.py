@@ -269,13 +269,14 @@ def test_adapters_that_do_not_fit_are_no_adapters(checkpoint, tmp_path):
     theirs = load(checkpoint, lora=2).save_pretrained(tmp_path / 'theirs')
     file = theirs / 'adapter_model.safetensors'
     save_file({k.replace('language_model', 'text_model'): v for k, v in load_file(file).items()}, file)
-    with pytest.raises(ValueError, match='do not fit'):
-        load(theirs)
+    (theirs / 'embedder.json').unlink()
+    with pytest.raises(ValueError, match='do not fit this model: nothing in them for 14 of its 14 matrices'):
+        load(theirs, base=checkpoint)
 
 
 @pytest.mark.parametrize('wrong', ['[]', '{', '3', '{"adapters": [".."]}', '{"prompts": []}', '{"max_pixels": "big"}'])
 def test_a_note_that_is_none(checkpoint, tmp_path, wrong):
     mine = load(checkpoint, lora=2).save_pretrained(tmp_path / 'mine')
     (mine / 'embedder.json').write_text(wrong)
-    with pytest.raises(DataError, match='embedder.json.*save the embedder again'):
+    with pytest.raises(DataError, match='embedder.json'):
         load(mine)

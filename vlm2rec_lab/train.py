@@ -29,11 +29,20 @@ from .base.files import sole_writer, write_bytes
 from .model.bank import LiveFeatures
 from .ranking.evaluate import evaluate
 from .ranking.fusions import fuse_vectors
-from .training.batches import POSITIONS, Batch, batch_rows, candidates, make_batch, training_rows
+from .training.batches import Batch, batch_rows, candidates, make_batch, training_rows
 from .training.history import History, Interrupted, NotKept, entire, heed_interrupt, read_controls
 from .training.inputs import inputs_of
 from .training.losses import get_loss
-from .training.options import SCHEDULES, Saving, Schedule, Speed, sort_options, unusual
+from vlm2rec_lab.training.options import (
+    POSITIONS,
+    SCHEDULES,
+    Saving,
+    Schedule,
+    Speed,
+    check_rows,
+    sort_options,
+    unusual,
+)
 from .training.shard import shard
 from .training.step import encode_batch, modality_gradients, norm
 from .training.works import works_of
@@ -373,6 +382,7 @@ def train(
     (schedule, speed, saving), loss_settings = sort_options(settings, schedule, speed, saving)
     _check_speed(speed, positions, accelerator)
     fixed = ({'tau': tau} if isinstance(loss, str) else {}) | loss_settings
+    check_rows(batch, alone=True)
     get_loss(loss, **fixed | read_controls(controls, 0))  # a wrong name is told before anything is loaded
     said = _settings(split, loss, steps, batch, tau, fuse, seed, positions, schedule, speed, controls, loss_settings)
 

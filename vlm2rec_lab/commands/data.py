@@ -9,8 +9,8 @@ __all__ = ['profile', 'fetch']
 import sys
 from pathlib import Path
 
-from .open import data_options, model_at, open_data, open_dataset, table_options
-from .parser import check_ending, command, count
+from .open import check_source, data_options, model_at, open_data, open_dataset, table_options
+from .parser import amount, check_ending, command, count
 
 # %% ../../nbs/11a_commands/06_data.ipynb #de3783b6
 def _profile_options(add):
@@ -27,8 +27,9 @@ def profile(
 ):
     "`vlm2rec profile`: what is in the data, as text and as one page."
     check_ending(o.out, '.html', '.json', '.md')
+    given = o.model and model_at(o.model)
     split, whole = open_data(o.data, None, o.history, o.seed, o.split, o.core, o.images)
-    tokenizer = model_at(o.model, o.data) if o.model else model_at(None)
+    tokenizer = given or model_at(None)
     found = whole.profile(split, tokenizer=tokenizer, progress=sys.stderr.isatty())
     kind = 'page' if Path(o.out).suffix == '.html' else 'written'
     print(found, f'{kind}: {found.save(o.out)}', o.command, sep='\n')
@@ -41,7 +42,7 @@ def _fetch_options(add):
     add('--hosts', nargs='+', required=True, metavar='HOST', help=hosts)
     add('--column', default='image_url', metavar='NAME', help='of the items (default: image_url)')
     add('--workers', type=count, default=8, metavar='N', help='downloads at a time (default: 8)')
-    add('--max-total', type=float, metavar='GB', help='stop before so much has been fetched')
+    add('--max-total', type=amount, metavar='GB', help='stop before so much has been fetched')
     add('--out', required=True, metavar='DIR', help='where pictures and manifest go')
 
 # %% ../../nbs/11a_commands/06_data.ipynb #49a42a65
@@ -50,8 +51,10 @@ def fetch(
     o,  # options: data, core, column, hosts, out, workers, max_total, command
 ):
     "`vlm2rec fetch`: get the pictures that a column of links names. 3 where some of them could not be had."
-    from vlm2rec_lab.shop.fetch import fetch_images
+    check_source(o.data, o.core)
+    from vlm2rec_lab.shop.fetch import fetch_images, host_rules
 
+    host_rules(o.hosts)
     limit = o.max_total and int(o.max_total * 2**30)
     how = dict(hosts=o.hosts, column=o.column, workers=o.workers, max_total=limit, progress=sys.stderr.isatty())
     manifest = fetch_images(open_dataset(o.data, o.core), o.out, **how)

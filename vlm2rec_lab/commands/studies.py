@@ -9,7 +9,9 @@ __all__ = ['study', 'calibrate']
 import sys
 from pathlib import Path
 
-from .names import listed
+from ..base.errors import known
+from .names import listed, names
+from .open import check_source
 from .parser import command, count, unlike
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #232a35e9
@@ -30,6 +32,20 @@ def _study_options(add):
     add('--table', action='store_true', help=table)
     verify = 'run N of the stored cells again and compare every digit'
     add('--verify', type=count, metavar='N', help=verify)
+
+# %% ../../nbs/11a_commands/05_studies.ipynb #57d0a001
+def _check_study(o):
+    "Raises ValueError for an unknown part, condition or remedy, FileNotFoundError for data that are not there."
+    from vlm2rec_lab.studies.remedies import get_remedy
+
+    if o.part not in names('parts'):
+        raise ValueError('--part: ' + unlike(o.part, names('parts'), 'part of the study'))
+    for c in o.conditions or ():
+        known(c, names('conditions'), 'condition')
+    for r in o.remedies or ():
+        get_remedy(r)
+    if o.data is not None:
+        check_source(o.data)
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #bb122664
 def _verified(o, out):
@@ -57,6 +73,7 @@ def study(
     o,  # options: part, seeds, conditions, remedies, data, jobs, out, table, verify, seed, command
 ):
     "`vlm2rec study`: conditions x remedies x seeds; a cell that is there is not computed again."
+    _check_study(o)
     from vlm2rec_lab.studies.study import write_study
     from vlm2rec_lab.studies.table import readable
     from vlm2rec_lab.studies.workers import stored_cells
@@ -85,12 +102,15 @@ def _calibrate_options(add):
 # %% ../../nbs/11a_commands/05_studies.ipynb #dcd19f46
 def _calibration_size(o):
     "(names of the settings, {users: seeds}) of the options. Raises ValueError for an unknown half."
-    from vlm2rec_lab.diagnosis.calibrate import HALVES, SETTINGS, SIZES, half_of
+    halves = [*names('halves'), 'all']
+    if o.half not in halves:
+        raise ValueError('--half: ' + unlike(o.half, halves, 'half'))
+    from vlm2rec_lab.diagnosis.calibrate import SETTINGS, SIZES, half_of
 
-    if o.half not in (*HALVES, 'all'):
-        raise ValueError('--half: ' + unlike(o.half, [*HALVES, 'all'], 'half'))
-    names = o.settings or [n for n in SETTINGS if o.half in ('all', half_of(n))]
-    return names, {n: o.seeds or SIZES.get(n, 10) for n in o.users or SIZES}
+    for name in o.settings or ():
+        known(name, SETTINGS, 'setting')
+    chosen = o.settings or [n for n in SETTINGS if o.half in ('all', half_of(n))]
+    return chosen, {n: o.seeds or SIZES.get(n, 10) for n in o.users or SIZES}
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #9b8e374a
 def _other_rules(table, out):
@@ -107,15 +127,15 @@ def calibrate(
     o,  # options: half, users, seeds, settings, jobs, out, seed, command
 ):
     "`vlm2rec calibrate`: sensitivity and false alarms of the verdicts on settings with known truth."
+    chosen, sizes = _calibration_size(o)
     from vlm2rec_lab.diagnosis.calibrate import VARIED, errors, rates, run_calibration
     from vlm2rec_lab.studies.trained import trained_vectors
 
-    names, sizes = _calibration_size(o)
     sized = ', '.join(f'{n:,} x {s}' for n, s in sizes.items())
-    print(f'{len(names)} settings; users x seeds: {sized}; seeds from {o.seed}; {o.command}', flush=True)
+    print(f'{len(chosen)} settings; users x seeds: {sized}; seeds from {o.seed}; {o.command}', flush=True)
     varied = VARIED if o.half == 'set' else None
     bar = sys.stderr.isatty()
-    table = run_calibration(o.out, names, sizes, o.seed, o.jobs, varied=varied, progress=bar, make=trained_vectors)
+    table = run_calibration(o.out, chosen, sizes, o.seed, o.jobs, varied=varied, progress=bar, make=trained_vectors)
     file = Path(o.out) / f'{o.half}.csv.gz'
     table.drop(columns='other').to_csv(file, index=False)
     print(f'\n{rates(table).T.round(3).to_string()}\n\nnot what is true:\n{errors(table).to_string(index=False)}')

@@ -12,9 +12,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..base.errors import known
 from vlm2rec_lab.commands.fit import (
     NAMED_SETTINGS,
     about_split,
+    check_run,
     fit,
     loss_settings,
     make_reports,
@@ -23,14 +25,25 @@ from vlm2rec_lab.commands.fit import (
     table_html,
 )
 from .names import listed
-from .open import data_options, model_at, model_option, open_data
+from .open import check_data, data_options, model_at, model_option, open_data
 from .parser import add_options, check_ending, command, count, fusion, given
-from ..training.options import Saving, Schedule, Speed, keywords, option, unusual
+from vlm2rec_lab.training.options import (
+    POSITIONS,
+    Saving,
+    Schedule,
+    Speed,
+    check_number,
+    check_rows,
+    check_word,
+    keywords,
+    option,
+    unusual,
+)
 
 # %% ../../nbs/11a_commands/04_train.ipynb #b8dd5093
 @dataclass(frozen=True)
 class Plan:
-    "How the losses of a command are trained. Raises DataError for a word that is not allowed."
+    "How the losses of a command are trained. Raises DataError for a value out of range; warns of a batch of one."
 
     steps: int = option(120, 'optimiser steps', kind=count)
     batch: int = option(32, 'sequences per step', kind=count)
@@ -58,6 +71,12 @@ class Plan:
     schedule: Schedule = option(Schedule(), 'the learning rate over the steps', flag=False)
     speed: Speed = option(Speed(), 'how the passes are run', flag=False)
 
+    def __post_init__(self):
+        check_rows(self.batch, alone=True)
+        check_number('tau', self.tau, zero=False)
+        check_number('lora', self.lora, zero=False)
+        check_word('positions', self.positions, POSITIONS)
+
     @property
     def unusual(self):
         "{option: value} of those that make a run differ from the usual one."
@@ -78,10 +97,13 @@ PARTS = ('item', 'sequence', 'separator', 'missing')  # of a prompt
 # %% ../../nbs/11a_commands/04_train.ipynb #5f9c8eb2
 def _prompts_of(found, path):
     "The Prompts of one JSON object."
-    from vlm2rec_lab.base.errors import known
+    for k, v in found.items():
+        known(k, PARTS, 'part of a prompt', f' in {path}')
+        if not isinstance(v, str):
+            raise ValueError(f'{path}: {k} is no text but {json.dumps(v)[:60]}')
     from vlm2rec_lab.model.pieces import Prompts
 
-    return Prompts(**{known(k, PARTS, 'part of a prompt', f' in {path}'): v for k, v in found.items()})
+    return Prompts(**found)
 
 # %% ../../nbs/11a_commands/04_train.ipynb #c3f8230a
 def read_prompts(
@@ -92,7 +114,7 @@ def read_prompts(
         return None
     try:
         found = json.loads(Path(path).read_text(encoding='utf-8'))
-    except json.JSONDecodeError as e:
+    except (ValueError, RecursionError) as e:
         raise ValueError(f'{path} is no JSON: {e}') from None
     if not isinstance(found, dict) or not found:
         raise ValueError(
@@ -230,8 +252,8 @@ def demo(
     "`vlm2rec demo`: SFT and VLM2Rec on the embedded studio."
     check_ending(o.out, '.html', '.json')
     data = f'studio:{o.condition}'
-    split, studio = open_data(data, o.users, None, o.seed)
     plan = Plan(steps=o.steps, lora=4, seed=o.seed, ceiling=True)
+    split, studio = open_data(data, o.users, None, o.seed)
     losses = loss_settings(['sft', 'vlm2rec'])
     reports, extra = run_plan(plan, model_at(None, data), split, studio, losses, o.command)
     print(f'\nreport: {reports.save(o.out, extra, title=f"SFT and VLM2Rec on {split.name}")}')
@@ -297,12 +319,24 @@ def _note(o, plan):
 def plan_of(
     o,  # options of `train`
 ):  # -> Plan
-    "The plan that the options of `train` make. Raises DataError for a word that is not allowed."
-    from vlm2rec_lab.base.errors import known
-    from vlm2rec_lab.training.batches import POSITIONS
+    """The plan that the options of `train` make. Raises DataError for a value that is not allowed, and ImportError for
+    weights in four bits where bitsandbytes is missing."""
+    from vlm2rec_lab.model.families import check_quantise
 
-    known(o.positions, POSITIONS, 'positions')
+    check_quantise(o.quantise)
     return given(Plan, o, seed=o.seed, resume=o.resume, schedule=given(Schedule, o), speed=given(Speed, o))
+
+# %% ../../nbs/11a_commands/04_train.ipynb #7ea10a01
+def _checked(o):
+    "The losses with their settings, the plan and the folder of the options. Raises what makes them unusable."
+    plan, out = plan_of(o), _folder(o)
+    losses = loss_settings(o.losses, **{k: getattr(o, k) for k in NAMED_SETTINGS} | dict(o.set))
+    check_data(o.data, o.users, o.split, o.core, o.images)
+    if o.model:
+        model_at(o.model)
+    check_run(out, o.losses, _note(o, plan), o.resume)
+    read_prompts(plan.prompts)
+    return losses, plan, out
 
 # %% ../../nbs/11a_commands/04_train.ipynb #043e0dbe
 def _split_of(o):
@@ -320,8 +354,8 @@ def train(
     o,  # parsed options
 ):
     "`vlm2rec train`: fine-tune with each loss, evaluate by full ranking, write adapters, vectors and a report."
-    losses = loss_settings(o.losses, **{k: getattr(o, k) for k in NAMED_SETTINGS} | dict(o.set))
-    model, plan, out = model_at(o.model, o.data), plan_of(o), _folder(o)
+    losses, plan, out = _checked(o)
+    model = model_at(o.model, o.data)
     split, whole = _split_of(o)
     accelerator = _processes()
     if accelerator is None or accelerator.is_main_process:

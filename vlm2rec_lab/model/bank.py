@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from ..base.errors import known
+from ..base.errors import DataError, known
 from ..base.ragged import PAD
 from ..base.store import Store, content_key, weights_key, writing
 from .families import PICTURE_MARKS, hidden_size, picture_grids, vision_tower
@@ -97,22 +97,49 @@ def _no_features(embedder):
     core = embedder.core
     return torch.zeros(0, hidden_size(core), dtype=core.dtype, device=embedder.device)
 
+# %% ../../nbs/02_model/03_bank.ipynb #ba2c0a02
+def _opened(picture, name):
+    "A PIL image. Raises DataError, with the name, for one that cannot be read."
+    try:
+        return picture() if callable(picture) else picture
+    except (OSError, ValueError) as e:
+        raise DataError(f'{name} cannot be read: {e}; mend the picture, or leave it out of the data') from e
+
+# %% ../../nbs/02_model/03_bank.ipynb #ba2c0a03
+def _refused(embedder, opened, names, size, error):
+    "The error of an image processor, with the name of the first picture that it refuses."
+    for picture, name in zip(opened, names):
+        try:
+            embedder.image_processor(images=[picture], size=size, return_tensors='pt')
+        except ValueError as e:
+            shape = f'{picture.width:,} x {picture.height:,} pixels'
+            why = f'{e}; crop or pad the picture, or leave it out of the data'
+            return DataError(f"{name} ({shape}) is refused by the model's image processor: {why}")
+    return error
+
 # %% ../../nbs/02_model/03_bank.ipynb #66affc23
 def picture_features(
     embedder,  # VLMEmbedder
     pictures,  # list of PIL images, or of functions that open one
     batch=64,  # pictures at a time
     progress=True,  # show a bar
+    names=None,  # what each is called in errors; None: its number
 ):  # -> features [image tokens, hidden], grids int [pictures, 2]
-    "Features of all pictures, and the rows and columns of each picture's merged grid."
+    """Features of all pictures, and the rows and columns of each picture's merged grid. Raises DataError for a picture
+    that cannot be read, or that the image processor refuses."""
     from tqdm.auto import tqdm
 
     size, features, grids = _picture_size(embedder), [], []
+    names = [f'picture {k}' for k in range(len(pictures))] if names is None else names
     quiet = not progress or len(pictures) < 4 * batch
     with torch.inference_mode():
         for start in tqdm(range(0, len(pictures), batch), desc='pictures', disable=quiet):
-            opened = [p() if callable(p) else p for p in pictures[start : start + batch]]
-            seen, grid = picture_grids(embedder.core, embedder.image_processor, opened, size)
+            these = names[start : start + batch]
+            opened = [_opened(p, name) for p, name in zip(pictures[start : start + batch], these)]
+            try:
+                seen, grid = picture_grids(embedder.core, embedder.image_processor, opened, size)
+            except ValueError as e:
+                raise _refused(embedder, opened, these, size, e) from e
             features.append(seen)
             grids.append(grid)
     grids.append(torch.zeros(0, 2, dtype=torch.long))
@@ -172,6 +199,12 @@ def vision_key(
     weights = vision_tower(embedder.core).state_dict()
     return weights_key(weights, embedder.core.dtype, embedder.max_pixels, *scaling)
 
+# %% ../../nbs/02_model/03_bank.ipynb #ba2c0a04
+def _pictures_of(catalogue, modality, items):
+    "Functions that open the pictures of items, and what each is called in errors."
+    opened = [partial(catalogue.image, modality, int(i)) for i in items]
+    return opened, [f"the '{modality}' of item '{catalogue.ids[int(i)]}'" for i in items]
+
 # %% ../../nbs/02_model/03_bank.ipynb #dd8a91e9
 def _fill_store(store, embedder, catalogue, modality, new, block, progress):
     "Compute the pictures {key: item} that the store lacks, and store them block by block."
@@ -180,8 +213,8 @@ def _fill_store(store, embedder, catalogue, modality, new, block, progress):
     label = f'{modality}: {len(new):,} new pictures'
     for start in tqdm(range(0, len(new), block), desc=label, disable=not progress, delay=2):
         part = dict(list(new.items())[start : start + block])
-        pictures = [partial(catalogue.image, modality, int(i)) for i in part.values()]
-        features, grids = picture_features(embedder, pictures, progress=False)
+        pictures, names = _pictures_of(catalogue, modality, part.values())
+        features, grids = picture_features(embedder, pictures, progress=False, names=names)
         store.append(list(part), grids, features)
 
 # %% ../../nbs/02_model/03_bank.ipynb #876bb861
@@ -222,8 +255,9 @@ class LiveFeatures:
         embedder,  # VLMEmbedder
         pictures,  # list of functions that open one
         grids,  # int [pictures, 2]
+        names=None,  # what each is called in errors; None: its number
     ):
-        self.embedder, self.pictures = embedder, pictures
+        self.embedder, self.pictures, self.names = embedder, pictures, names
         self.first = np.cumsum([0, *grids.prod(1)])  # row at which each picture begins
 
     def __len__(self):
@@ -233,8 +267,9 @@ class LiveFeatures:
         "Features [n, hidden] of rows long [n]: whole pictures, each from its first row on."
         rows = np.asarray(rows)
         begins = rows[np.isin(rows, self.first[:-1])]
-        asked = [self.pictures[k] for k in np.searchsorted(self.first, begins)]
-        return picture_features(self.embedder, asked, progress=False)[0]
+        which = np.searchsorted(self.first, begins)
+        names = None if self.names is None else [self.names[k] for k in which]
+        return picture_features(self.embedder, [self.pictures[k] for k in which], progress=False, names=names)[0]
 
 # %% ../../nbs/02_model/03_bank.ipynb #de28c262
 def _check_contents(embedder, catalogue, missing):
@@ -275,16 +310,17 @@ def _picture_places(embedder, catalogue, there, vision, progress):
     "Features, and {modality: places}, of the items {modality: int [n]} that have a picture."
     if there and vision not in (None, 'live'):
         return _stored_places(embedder, catalogue, there, vision, progress)
-    places, pictures, tables, sizes = {}, [], [], []
+    places, pictures, names, tables, sizes = {}, [], [], [], []
     for m, items in there.items():
-        opened = [partial(catalogue.image, m, int(i)) for i in items]
-        table, grids = picture_features(embedder, opened, progress=progress)
+        opened, called = _pictures_of(catalogue, m, items)
+        table, grids = picture_features(embedder, opened, progress=progress, names=called)
         places[m] = _places(items, grids, sum(map(len, tables)) + np.cumsum([0, *grids.prod(1)]))
         pictures += opened
+        names += called
         tables.append(table)
         sizes.append(grids)
     if vision == 'live' and there:
-        return LiveFeatures(embedder, pictures, np.concatenate(sizes)), places
+        return LiveFeatures(embedder, pictures, np.concatenate(sizes), names), places
     return torch.cat([*tables, _no_features(embedder)]), places
 
 # %% ../../nbs/02_model/03_bank.ipynb #59fb3ec1

@@ -25,7 +25,15 @@ from ..base.ragged import PAD
 from ..base.store import Store, content_key, weights_key
 from .bank import make_bank, vision_key
 from .encode import encode_plan, forward
-from .families import READINGS, add_lora, hidden_size, load_model
+from vlm2rec_lab.model.families import (
+    READINGS,
+    add_lora,
+    check_digests,
+    digests,
+    hidden_size,
+    load_model,
+    naming,
+)
 from .pieces import Prompts
 from .saved import NOTE, base_mark, check_base, find_base, note_of, own_files, read_note, read_prompts
 
@@ -280,8 +288,8 @@ def save_pretrained(
     with whole_folder(path, (*own_files(path), *keep)) as draft:
         for part in parts:
             part.save_pretrained(draft)
-        note = note_of(self, path, foreign_files(draft), adapted)
-        (draft / NOTE).write_text(json.dumps(note, indent=1))
+        files = dict.fromkeys(foreign_files(draft)) | digests(draft)
+        (draft / NOTE).write_text(json.dumps(note_of(self, path, files, adapted), indent=1))
         for name in keep:
             if (Path(path) / name).exists():
                 shutil.copy2(Path(path) / name, draft / name)
@@ -379,19 +387,22 @@ def from_pretrained(
     "Load an embedder. Raises FileNotFoundError, ValueError with the remedy, ImportError for a missing bitsandbytes."
     local = Path(path)
     note = read_note(local)
+    check_digests(local, note.get('files', {}))
+    with naming(local, NOTE):
+        reading = _reading_of(note, fusion, prompts, max_pixels, max_text_tokens)
     source, adapted = _source_of(path, note, lora, adapters, base)
     whole = local if local.exists() and not adapted else source
     model, tokenizer, image_processor = load_model(whole, dtype, device, revision, quantise)
     own = tuple(note.get('adapters', ()))
     if adapted:
-        model = _with_saved_adapters(model, local, own, trainable)
+        with naming(local, 'the adapters'):
+            model = _with_saved_adapters(model, local, own, trainable)
     elif lora is not None:
         own = tuple(adapters or ())
         model = add_lora(model, lora, lora_alpha, seed, own)
     model.eval()
     if recompute:
         _recompute(model)
-    reading = _reading_of(note, fusion, prompts, max_pixels, max_text_tokens)
     embedder = cls(model, tokenizer, image_processor, **reading, base=source, adapters=own, trainable=trainable)
     if adapted and note.get('base_mark'):
         check_base(path, note, source, embedder.mark)

@@ -7,7 +7,6 @@ __all__ = ['NOTE', 'OLD_FILES', 'SHAPES', 'HUB_ID', 'base_mark', 'note_of', 'rea
            'check_base']
 
 # %% ../../nbs/02_model/04a_saved.ipynb #5a7ed002
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import torch
 
 from ..base.errors import DataError, warn
 from ..base.store import weights_key
+from .families import read_object
 from .pieces import Prompts
 
 # %% ../../nbs/02_model/04a_saved.ipynb #5a7ed005
@@ -67,7 +67,7 @@ def _where(base, folder):
 def note_of(
     embedder,  # VLMEmbedder
     folder,  # where it will lie
-    files,  # names of its files, relative to the folder
+    files,  # {name of a file, relative to the folder: its digest, or None}
     adapted,  # whether the folder holds adapters alone
 ):  # -> dict, ready for JSON
     "What an embedder is beside its weights."
@@ -82,7 +82,7 @@ def note_of(
         max_pixels=embedder.max_pixels,
         max_text_tokens=embedder.max_text_tokens,
         prompts=prompts,
-        files=sorted([*files, NOTE]),
+        files=files,
     )
 
 # %% ../../nbs/02_model/04a_saved.ipynb #5a7ed013
@@ -102,20 +102,17 @@ SHAPES = {  # what a note may hold -> its type
     'max_pixels': int,
     'max_text_tokens': int,
     'prompts': dict,
-    'files': list,
+    'files': dict,
 }
 
 # %% ../../nbs/02_model/04a_saved.ipynb #5a7ed015
 def _wrong_part(note):
     "The first part of a note that is not what it should be, in words; None where all is well."
-    if not isinstance(note, dict):
-        return f'it holds a {type(note).__name__} where a note has names and values'
     for name, kind in SHAPES.items():
         if not isinstance(note.get(name, kind()), kind):
             return f'{name} is {note[name]!r}'
-    for name in ('adapters', 'files'):
-        if not all(isinstance(v, str) for v in note.get(name, [])):
-            return f'{name} is {note[name]!r}'
+    if not all(isinstance(m, str) for m in note.get('adapters', [])):
+        return f"adapters is {note['adapters']!r}"
     if any(re.search(r'[/\\]|^\.+$', m) for m in note.get('adapters', [])):
         return f"adapters is {note['adapters']!r}"
     try:
@@ -129,12 +126,7 @@ def read_note(
 ):  # -> dict, empty where there is no note
     "The note of a saved embedder. Raises `DataError` for a file that is none."
     file = Path(folder) / NOTE
-    if not file.exists():
-        return {}
-    try:
-        note = json.loads(file.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as e:
-        raise DataError(f'{file} cannot be read ({e}): save the embedder again') from None
+    note = read_object(file)
     if wrong := _wrong_part(note):
         raise DataError(f'{file} is not the note of an embedder ({wrong}): save the embedder again')
     return note
@@ -154,12 +146,7 @@ HUB_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')  # as the hub allows them
 def _peft_base(folder):
     "The base that peft itself noted beside adapters; None where it noted none."
     file = Path(folder) / 'adapter_config.json'
-    try:
-        said = json.loads(file.read_text(encoding='utf-8')).get('base_model_name_or_path')
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, AttributeError, RecursionError) as e:
-        raise DataError(f'{file} cannot be read ({e}): save the adapters again') from None
+    said = read_object(file).get('base_model_name_or_path')
     return said if isinstance(said, str) and said else None
 
 # %% ../../nbs/02_model/04a_saved.ipynb #5a7ed023

@@ -45,7 +45,7 @@ from vlm2rec_lab.shop.images import (
     as_fault,
     first_link,
 )
-from .pictures import MAX_PIXELS, open_image
+from .pictures import MAX_PIXELS, MAX_RATIO, open_image
 
 # %% ../../nbs/00_shop/10_fetch.ipynb #653d3769
 PORTS = {'http': 80, 'https': 443}  # each scheme's own
@@ -469,9 +469,15 @@ def _hopeless(row):
     "Did this row fail for good?"
     return row['reason'] == 'not an image' or row['reason'] in {f'HTTP {n}' for n in range(400, 500) if n not in LATER}
 
+# %% ../../nbs/00_shop/10_fetch.ipynb #fe7c0a01
+def _whole_characters(text):
+    "The text with halves of characters, which no table can hold, by their number."
+    return text.encode('utf-8', 'backslashreplace').decode()
+
 # %% ../../nbs/00_shop/10_fetch.ipynb #95e4f00a
 def _shown(url):
-    "A link as the manifest shows it: without a password."
+    "A link as the manifest shows it: without a password, and in whole characters."
+    url = _whole_characters(url)
     head, at, tail = url.partition('://')
     place, slash, path = tail.partition('/')
     return f"{head}{at}***@{place.rsplit('@', 1)[1]}{slash}{path}" if '@' in place else url
@@ -497,7 +503,7 @@ def _kept(url, folder, get, max_pixels, room):
         raise ImageFault('total limit', 'nothing more is fetched', again=True)
     data = get(url)
     try:
-        open_image(data, max_pixels, size=(32, 32))
+        open_image(data, max_pixels, size=(32, 32), ratio=MAX_RATIO)
     except Exception as e:
         raise as_fault(e) from None
     if not room(len(data)):
@@ -525,7 +531,7 @@ def _fetcher(folder, old, get, max_pixels, room, again):
         try:
             return row | _kept(url, folder, get, max_pixels, room)
         except ImageFault as fault:
-            return row | dict(status='failed', reason=fault.reason, detail=fault.detail)
+            return row | dict(status='failed', reason=fault.reason, detail=_whole_characters(fault.detail))
 
     return work
 

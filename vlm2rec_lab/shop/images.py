@@ -34,7 +34,7 @@ from ..base.errors import DataError, counted, few, known, no_such, warn
 from ..base.files import inside, write_bytes
 from ..base.store import VALUES, KeyedRows, RowWriter
 from .catalogue import Catalogue, as_ids
-from .pictures import MAX_PIXELS, LazyImage, open_image
+from .pictures import MAX_PIXELS, MAX_RATIO, LazyImage, check_sides, open_image
 
 # %% ../../nbs/00_shop/09_images.ipynb #7915bcb5
 MAX_BYTES = 50_000_000  # larger encoded pictures are not read
@@ -65,6 +65,8 @@ def as_fault(
     text = ' '.join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, MemoryError) or 'pixels, more than' in text or 'exceeds limit' in text:
         return ImageFault('too large', text)
+    if 'sides that differ by more than' in text:
+        return ImageFault('too long', text)
     return ImageFault('encrypted', text) if 'encrypted' in text else ImageFault('broken', text)
 
 # %% ../../nbs/00_shop/09_images.ipynb #582da967
@@ -262,7 +264,7 @@ def _in_folder(folder, notes):
         below.sort()
         for name in sorted(names):
             p = Path(place, name)
-            if p.is_symlink() and not p.resolve().is_relative_to(root):
+            if p.is_symlink() and inside(root, p.relative_to(root)) is None:
                 out.append(p.relative_to(root).as_posix())
             else:
                 files[p.relative_to(root).as_posix()] = p
@@ -564,7 +566,7 @@ def read_encoded(
 def _trouble(source, max_bytes):
     "What is wrong with a picture, as an ImageFault; None where it can be decoded."
     try:
-        open_image(read_encoded(source, max_bytes), size=(32, 32))
+        open_image(read_encoded(source, max_bytes), size=(32, 32), ratio=MAX_RATIO)
     except Exception as e:
         return as_fault(e)
 
@@ -624,9 +626,10 @@ def model_size(
     multiple=28,  # both sides become multiples: patch size x merge size
 ):  # -> (height, width)
     "The size to which Qwen2.5-VL scales a picture. Raises ImageFault where the sides differ by more than 200 times."
-    if max(height, width) > 200 * min(height, width):
-        size = f'{width:,} x {height:,} pixels'
-        raise ImageFault('too long', f'{size}: the model refuses sides that differ by more than 200 times')
+    try:
+        check_sides(width, height)
+    except ValueError as e:
+        raise ImageFault('too long', str(e)) from None
     sides = [round(side / multiple) * multiple for side in (height, width)]
     if math.prod(sides) > max_pixels:
         scale = math.sqrt(height * width / max_pixels)

@@ -18,7 +18,7 @@ from ..base.errors import DataError, counted, few, known, warn
 from ..base.files import inside
 from .catalogue import Catalogue, Interactions, as_ids
 from .dataset import Dataset
-from .pictures import image_trouble, open_image
+from .pictures import MAX_RATIO, image_trouble, open_image
 from .tables import SUFFIXES, TEXT_COLUMNS, compose_text, modality_columns, read_table
 
 # %% ../../nbs/00_shop/08d_items.ipynb #1301df2a
@@ -37,7 +37,7 @@ def _trouble(source):
     if isinstance(source, Path):
         return image_trouble(source)
     try:
-        open_image(source, size=(32, 32))
+        open_image(source, size=(32, 32), ratio=MAX_RATIO)
     except Exception as e:  # decoders raise errors of many classes
         return 'not an image' if 'cannot identify' in str(e) else str(e) or type(e).__name__
     return ''

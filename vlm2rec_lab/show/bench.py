@@ -13,7 +13,6 @@ import inspect
 import math
 import tempfile
 import threading
-import warnings
 import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass, field

@@ -18,12 +18,7 @@ import torch.nn.functional as F
 
 from ..base.errors import known, suggestion
 from ..ranking.fusions import FUSIONS
-
-# %% ../../nbs/02_training/01_losses.ipynb #0b308c00
-def _number(name, value, zero=True):
-    "ValueError unless `value` is finite and above 0, or 0 itself where `zero` allows."
-    if not (0 < value < math.inf or (zero and value == 0)):
-        raise ValueError(f"{name}={value}: give a finite number, " + ('0 or more' if zero else 'above 0'))
+from .options import LOSS_WORDS, check_loss_setting, check_number
 
 # %% ../../nbs/02_training/01_losses.ipynb #c0434735
 def _check_vectors(sequences, items, B, J):
@@ -61,7 +56,7 @@ def check_batch(
         raise ValueError(
             f'sequences has modalities {list(sequences)}, items has {list(items)}: give both the same, at least one'
         )
-    _number(name, tau, zero=False)
+    check_number(name, tau, zero=False)
     if positives.ndim != 1 or positives.dtype != torch.long or not len(positives):
         raise ValueError(
             f'positives is {positives.dtype} of shape {tuple(positives.shape)}: give a long [B] with B of 1 or more'
@@ -204,7 +199,7 @@ def margins(
     return out
 
 # %% ../../nbs/02_training/01_losses.ipynb #aa40c3dc
-GAPS = ('batch', 'user', 'smooth')
+GAPS = LOSS_WORDS['gap']
 
 # %% ../../nbs/02_training/01_losses.ipynb #6c8071df
 def _smoothed(table, modalities, memory, beta):
@@ -250,12 +245,12 @@ def wpcl(
 ):
     "Weak-modality penalized contrastive learning (our reading of arXiv 2603.17450). Raises ValueError for alpha < 0."
     check_batch(sequences, items, positives, exclude, tau)
-    _number('alpha', alpha)
+    check_number('alpha', alpha)
     weight = alpha * weak_gap(margins(sequences, items, positives, exclude, tau), gap, memory)
     return info_nce(fused_logits(sequences, items, tau, fuse), positives, exclude, weight).mean()
 
 # %% ../../nbs/02_training/01_losses.ipynb #feb6b423
-RELATIONS = ('sequence-item', 'item-item')
+RELATIONS = LOSS_WORDS['over']
 
 # %% ../../nbs/02_training/01_losses.ipynb #3453927a
 def _divergence(a, b, keep):
@@ -331,8 +326,8 @@ def vlm2rec(
     over='sequence-item',  # of CMRTR
 ):
     "WPCL + lam * CMRTR (our reading of arXiv 2603.17450). Raises ValueError for lam < 0 and what its parts refuse."
-    _number('lam', lam)
-    _number('tau_c', tau_c, zero=False)
+    check_number('lam', lam)
+    check_number('tau_c', tau_c, zero=False)
     known(over, RELATIONS, 'relation')
     loss = wpcl(sequences, items, positives, exclude, tau, fuse, alpha, gap, memory)
     return loss + lam * cmrtr(sequences, items, positives, exclude, tau_c, over) if lam else loss
@@ -374,7 +369,7 @@ def per_modality(
     weight=1.0,  # of the mean of the modalities' own losses
 ):
     "Fused InfoNCE plus the mean InfoNCE of every modality on its own. Raises ValueError for weight < 0."
-    _number('weight', weight)
+    check_number('weight', weight)
     fused = sft(sequences, items, positives, exclude, tau, fuse)
     own = own_losses(sequences, items, positives, exclude, tau)
     return fused + weight * sum(own.values()) / len(own)
@@ -405,7 +400,7 @@ def weak_infonce(
     weight=1.0,  # of the weak modality's own loss at the widest gap
 ):
     "Fused InfoNCE plus the weakest modality's own, weighted by its relative lag. Raises ValueError for weight < 0."
-    _number('weight', weight)
+    check_number('weight', weight)
     fused = sft(sequences, items, positives, exclude, tau, fuse)
     sure = _confidence(sequences, items, positives, exclude, tau)
     weak, strong = min(sure, key=sure.get), max(sure, key=sure.get)
@@ -434,8 +429,7 @@ def modality_dropout(
 ):  # -> scalar
     "InfoNCE on rows that see some of the modalities only. Raises ValueError for p outside [0, 1)."
     check_batch(sequences, items, positives, exclude, tau)
-    if not 0 <= p < 1:
-        raise ValueError(f'p={p}: a chance in [0, 1)')
+    check_loss_setting('p', p)
     keep = _kept(len(positives), len(items), p, generator)
     total = 0.0
     for pattern in keep.unique(dim=0):
@@ -489,8 +483,8 @@ def ogm_ge(
 ):
     "SFT whose gradient is modulated per modality. Raises ValueError for alpha or noise < 0."
     check_batch(sequences, items, positives, exclude, tau)
-    _number('alpha', alpha)
-    _number('noise', noise)
+    check_number('alpha', alpha)
+    check_number('noise', noise)
     scale = ogm_scales(sequences, items, positives, exclude, tau, alpha)
     generator = generator or torch.Generator().manual_seed(0)
     held = [{m: _modulated(z, scale[m], noise, generator) for m, z in side.items()} for side in (sequences, items)]
@@ -526,7 +520,8 @@ def get_loss(
     loss,  # a name in LOSSES, or a function of (sequences, items, positives, exclude)
     **settings,  # tau, fuse, alpha, ... of that loss
 ):  # -> function (sequences, items, positives, exclude) -> scalar
-    "A loss with its settings. Raises ValueError for an unknown name, TypeError for an unknown setting."
+    """A loss with its settings. Raises ValueError for an unknown name or a value out of range, TypeError for an unknown
+    setting."""
     allowed = loss_settings_of(loss)
     name = loss if isinstance(loss, str) else getattr(loss, '__name__', type(loss).__name__)
     unknown = [k for k in settings if allowed is not None and k not in allowed]
@@ -534,4 +529,9 @@ def get_loss(
         hint = suggestion(unknown[0], allowed) or '.'
         takes = ', '.join(allowed) or 'none'
         raise TypeError(f'loss {name!r} has no setting {unknown[0]!r}{hint} It takes {takes}.')
-    return functools.partial(loss if callable(loss) else LOSSES[loss], **settings)
+    function = loss if callable(loss) else LOSSES[loss]
+    if function.__module__ == sft.__module__:
+        # a loss of one's own may call something else by these names
+        for k, v in settings.items():
+            check_loss_setting(k, v)
+    return functools.partial(function, **settings)

@@ -1,0 +1,333 @@
+"""Mistakes at the command: refused before anything heavy is imported, in the words of the shell, safe to print."""
+
+import contextlib
+import io
+import json
+import os
+import pty
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vlm2rec_lab import __version__
+from vlm2rec_lab.base.errors import warned
+from vlm2rec_lab.cli import main
+from vlm2rec_lab.commands.names import loss_arguments
+from vlm2rec_lab.model.embedder import VLMEmbedder
+from vlm2rec_lab.ranking.vectors import write_vectors
+from vlm2rec_lab.shop.drawn import make_studio
+from vlm2rec_lab.train import train
+from vlm2rec_lab.training.losses import LOSSES, get_loss
+from vlm2rec_lab.training.options import LOSS_NUMBERS, LOSS_WORDS, Schedule, Speed, check_loss_setting
+
+STUDIO = ['train', '--data', 'studio:text-easy']
+HEAVY = ('torch', 'numpy', 'pandas', 'transformers', 'plotly', 'PIL')
+
+MISTAKES = [  # what is typed, how the one line begins after the command's name, and what it goes on to say
+    ([*STUDIO, '--lr', '-1'], '--lr -1.0: give a finite number, above 0'),
+    ([*STUDIO, '--lr', 'nan'], '--lr nan: give a finite number'),
+    ([*STUDIO, '--lr', '0'], '--lr 0.0: give a finite number, above 0'),
+    ([*STUDIO, '--schedule', 'cosin'], "--schedule cosin is unknown; did you mean 'cosine'?"),
+    ([*STUDIO, '--tau', '0'], '--tau 0.0: give a finite number, above 0'),
+    ([*STUDIO, '--positions', 'lsat'], "--positions lsat is unknown; did you mean 'last'?"),
+    ([*STUDIO, '--autocast', 'bf16'], "--autocast bf16 is unknown; did you mean 'bfloat16'?"),
+    ([*STUDIO, '--quantise', '8bit'], "--quantise 8bit is unknown; did you mean '4bit'?"),
+    ([*STUDIO, '--warmup', '-3'], '--warmup -3: give a finite number, 0 or more'),
+    ([*STUDIO, '--alpha', '-1'], '--alpha -1.0: give a finite number, 0 or more'),
+    ([*STUDIO, '--lam', 'inf'], '--lam inf: give a finite number'),
+    ([*STUDIO, '--losses', 'modality-dropout', '--set', 'p=1.5'], '--set p=1.5: a chance in [0, 1)'),
+    ([*STUDIO, '--set', 'gap=usr'], "--set gap='usr' is unknown; did you mean 'user'?"),
+    ([*STUDIO, '--losses', 'vlmrec'], "--losses vlmrec: there is no loss 'vlmrec'; did you mean 'vlm2rec'?"),
+    ([*STUDIO, '--fuse', 'text=-1,image=2'], "argument --fuse: 'text=-1,image=2': write weights as"),
+    ([*STUDIO, '--seed', '-1'], "argument --seed: '-1' is no whole number of at least 0"),
+    ([*STUDIO, '--split', 'temporal'], 'the studio has a split and pictures of its own'),
+    ([*STUDIO, '--model', './nowhere'], 'there is no model folder ./nowhere'),
+    ([*STUDIO, '--model', 'empty'], '--model empty: the folder holds no model'),
+    ([*STUDIO, '--prompts', 'prompts.json'], 'prompts.json is no JSON'),
+    ([*STUDIO, '--out', 'used'], 'used holds a run already: go on with --resume'),
+    ([*STUDIO, '--out', 'damaged', '--resume'], 'damaged/run.json is damaged'),
+    (['train', '--data', 'studio:text-esy'], "there is no condition 'text-esy'; did you mean 'text-easy'?"),
+    (['train', '--data', 'movilens:x'], "--data movilens:x: there is no reader 'movilens'"),
+    (['train', '--data', 'log:nowhere.csv'], '--data log:nowhere.csv: there is no nowhere.csv'),
+    (['train', '--data', 'nowhere'], "--data: there is no folder 'nowhere'"),
+    (['train', '--data', 'prompts.json'], 'it is a file, give the folder around it'),
+    (['train', '--data', 'empty', '--split', 'temporl'], "there is no split 'temporl'; did you mean 'temporal'?"),
+    (['train', '--data', 'empty', '--images', 'none'], '--images none: there is no such folder'),
+    (['demo', '--condition', 'text-esy'], "did you mean 'text-easy'?"),
+    (['study', '--part', 'mian'], "--part: there is no part of the study 'mian'; did you mean 'main'?"),
+    (['study', '--conditions', 'text-esy'], "did you mean 'text-easy'?"),
+    (['study', '--remedies', 'vlm2rek'], "did you mean 'vlm2rec'?"),
+    (['study', '--data', 'nowhere'], 'there is no folder'),
+    (['calibrate', '--half', 'reprt'], "--half: there is no half 'reprt'; did you mean 'report'?"),
+    (['report', 'none.npz', '--fail-on', 'colapsed'], "did you mean 'collapsed'?"),
+    (['report', 'none.npz'], 'there is no file none.npz'),
+    (['evaluate', '--items', 'none.npz'], 'give --sequences too'),
+    (['evaluate', 'x.npz', '--fuse', 'sm'], "did you mean 'sum'?"),
+    (['downstream', '--data', 'studio:text-easy', '--sources', 'stf'], "did you mean 'sft'?"),
+    (['downstream', '--data', 'studio:text-easy', '--how', 'frosen'], "did you mean 'frozen'?"),
+    (['downstream', '--data', 'studio:text-easy', '--seeds', '-2'], "argument --seeds: '-2'"),
+    (['fetch', '--data', 'nowhere', '--hosts', 'h', '--out', 'o'], 'there is no folder'),
+    (
+        ['fetch', '--data', 'empty', '--hosts', 'h', '--out', 'o', '--max-total', '-1'],
+        "'-1' is no finite number above 0",
+    ),
+    (['profile', '--data', 'empty', '--model', './none'], 'there is no model folder ./none'),
+]
+
+RUN = """
+import contextlib, io, json, sys
+from vlm2rec_lab.cli import main
+from vlm2rec_lab.commands.names import loss_arguments
+for argv in json.load(sys.stdin):
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        try:
+            status = main(argv)
+        except SystemExit as e:
+            status = e.code
+    print(json.dumps([status, err.getvalue(), [m for m in %r if m in sys.modules]]))
+""" % (HEAVY,)
+
+
+@pytest.fixture(scope='module')
+def answers(tmp_path_factory):
+    "{what is typed: (status, error stream, heavy libraries so far)}, all in one process that has imported nothing."
+    work = tmp_path_factory.mktemp('mistakes')
+    (work / 'empty').mkdir()
+    (work / 'used/sft').mkdir(parents=True)
+    (work / 'used/sft/embedder.json').write_text('{}')
+    (work / 'damaged').mkdir()
+    (work / 'damaged/run.json').write_text('[')
+    (work / 'prompts.json').write_text('{')
+    done = subprocess.run(
+        [sys.executable, '-c', RUN],
+        input=json.dumps([argv for argv, _ in MISTAKES]),
+        capture_output=True,
+        text=True,
+        cwd=work,
+        env={**os.environ, 'PYTHONPATH': ':'.join(p for p in sys.path if p)},
+    )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return {tuple(argv): answer for (argv, _), answer in zip(MISTAKES, found, strict=True)}
+
+
+@pytest.mark.parametrize('argv, said', MISTAKES, ids=[' '.join(a) for a, _ in MISTAKES])
+def test_a_mistake_is_one_line_in_the_words_of_the_shell_and_nothing_heavy_is_imported(argv, said, answers):
+    status, err, heavy = answers[tuple(argv)]
+    assert (status, err.count('\n')) == (2, 1), err
+    assert err.startswith(f'vlm2rec {argv[0]}: ') and said in err, err
+    assert heavy == []
+
+
+def test_a_mistake_takes_less_than_two_seconds():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, '-m', 'vlm2rec_lab', *STUDIO, '--lr', '-1'], capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
+def said(*argv):
+    "Exit status, output and error stream of a command."
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main(argv)
+        except SystemExit as e:
+            status = e.code
+    return status, out.getvalue(), err.getvalue()
+
+
+def test_bitsandbytes_that_is_missing_is_a_line(monkeypatch):
+    monkeypatch.setattr('vlm2rec_lab.model.families.find_spec', lambda name: None)
+    status, _, err = said(*STUDIO, '--quantise', '4bit')
+    assert status == 2
+    assert err == 'vlm2rec train: --quantise 4bit needs bitsandbytes: pip install bitsandbytes, or leave it out\n'
+
+
+def test_the_version():
+    assert said('--version') == (0, f'vlm2rec {__version__}\n', '')
+
+
+# ---- the same checks in Python
+
+
+@pytest.fixture(scope='module')
+def toy():
+    return make_studio('balanced', seed=0, items=20, users=30, length=5).split(train=15, valid=5, test=10, history=3)
+
+
+@pytest.mark.parametrize(
+    'settings, said',
+    [
+        (dict(lr=-1), 'lr=-1: give'),
+        (dict(tau=0), 'tau=0: give'),
+        (dict(schedule='cosin'), "schedule='cosin'"),
+        (dict(warmup=-3), 'warmup=-3'),
+        (dict(positions='lsat'), "positions='lsat'"),
+        (dict(batch=0), 'batch=0'),
+        (dict(chunk=0), 'chunk=0'),
+        (dict(save_every=-1), 'save_every=-1'),
+        (dict(loss='vlm2rec', lam=-1), 'lam=-1: give'),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_python_before_the_model_is_looked_at(settings, said, toy):
+    with pytest.raises(ValueError, match=said.replace('=', '=')):
+        train(None, toy, **settings)
+
+
+@pytest.mark.parametrize('name', LOSS_NUMBERS)
+def test_numbers_of_losses_have_one_range(name):
+    takers = [loss for loss in LOSSES if name in loss_arguments(loss)]
+    assert takers
+    for loss in takers:
+        with pytest.raises(ValueError, match=f'{name}=-1'):
+            get_loss(loss, **{name: -1})
+
+
+def test_words_of_losses_and_losses_of_ones_own():
+    for name in LOSS_WORDS:
+        with pytest.raises(ValueError, match=f"{name}='x' is unknown"):
+            check_loss_setting(name, 'x')
+    get_loss(lambda sequences, items, positives, exclude=None, weight=0: 0, weight=-1)
+
+
+@pytest.mark.parametrize('value, wrong', [(Schedule, dict(lr=float('inf'))), (Speed, dict(waste=-0.1))])
+def test_values_of_options(value, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        value(**wrong)
+
+
+# ---- a batch of one
+
+
+@pytest.mark.parametrize('positions', ['last', 'all'])
+@pytest.mark.parametrize('loss', list(LOSSES))
+def test_a_batch_of_one_learns_nothing_and_warns(loss, positions, toy, checkpoint):
+    embedder = VLMEmbedder.from_pretrained(checkpoint, lora=2, device='cpu')
+    found = []
+    how = dict(steps=2, batch=1, eval_every=0, progress=False, positions=positions)
+    messages = warned(lambda: found.append(train(embedder, toy, loss, **how)))
+    assert [m for m in messages if m.startswith('batch=1: ')] == messages[:1] and 'nothing is learned' in messages[0]
+    steps = found[0].frame
+    assert np.abs(steps[['loss', *(c for c in steps if c.startswith('grad/'))]].to_numpy()).max() == 0
+
+
+def test_a_batch_of_one_is_a_note_of_the_command(tmp_path):
+    argv = [
+        *STUDIO,
+        '--batch',
+        '1',
+        '--users',
+        '6',
+        '--steps',
+        '1',
+        '--losses',
+        'sft',
+        'experts',
+        '--out',
+        tmp_path / 'r',
+    ]
+    status, _, err = said(*argv)
+    assert status == 0, err
+    assert err.count('vlm2rec: note: --batch 1: ') == 1
+
+
+# ---- what reaches the terminal
+
+HOSTILE = 'mug\x1b[2J\x07 \u202egnorw\u202c \x9b31m \u2066x'
+
+
+@pytest.fixture(scope='module')
+def hostile(tmp_path_factory):
+    "A folder whose ids and titles hold escape sequences and marks of direction, and vectors with such titles."
+    folder = tmp_path_factory.mktemp('hostile')
+    ids = [f'{i}{HOSTILE}' for i in range(12)]
+    titles = [f'title {i} {HOSTILE}' if i else '' for i in range(12)]
+    pd.DataFrame(dict(item_id=ids, title=titles)).to_csv(folder / 'items.csv', index=False)
+    rows = [(u, ids[(u + k) % 12], k) for u in range(20) for k in range(5)]
+    pd.DataFrame(rows, columns=['user_id', 'item_id', 'timestamp']).to_csv(folder / 'interactions.csv', index=False)
+    rng = np.random.default_rng(0)
+    sides = {s: {f'text{HOSTILE}': rng.normal(size=(n, 4)), 'image': rng.normal(size=(n, 4))} for s, n in SIDES.items()}
+    vectors = dict(**sides, targets=np.arange(30) % 12, seen=(np.zeros(31, int), np.zeros(0, int)))
+    write_vectors(folder / 'vectors.npz', vectors, titles)
+    return folder
+
+
+SIDES = {'items': 12, 'sequences': 30}
+BAD = ('\x1b', '\x07', '\x9b', '\u202e', '\u202c', '\u2066')
+
+
+@pytest.mark.parametrize(
+    'argv, status',
+    [
+        ('profile --data FOLDER --out OUT/p.html', 0),
+        ('train --data FOLDER --steps 1 --batch 4 --losses sft --history 3 --out OUT/run', 0),
+        ('evaluate FOLDER/vectors.npz', 0),
+        ('report FOLDER/vectors.npz --out OUT/r.json', 0),
+        ('evaluate FOLDER/vectors.npz --fuse x=1', 2),
+        (f'train --data nowhere{HOSTILE.replace(" ", "")}', 2),
+        (f'tr{HOSTILE.replace(" ", "")}', 2),
+        (f'train --data FOLDER --losses {HOSTILE.replace(" ", "")}', 2),
+    ],
+)
+def test_nothing_that_a_terminal_obeys_gets_through(argv, status, hostile, tmp_path):
+    words = [w.replace('FOLDER', str(hostile)).replace('OUT', str(tmp_path)) for w in argv.split(' ')]
+    found, out, err = said(*words)
+    assert found == status, err
+    assert not [c for c in BAD if c in out + err]
+    assert '\\x1b' in out + err or argv.startswith('report')
+
+
+def test_no_bars_in_pipes(tmp_path):
+    argv = [*STUDIO, '--users', '8', '--steps', '2', '--batch', '4', '--losses', 'sft', '--out', str(tmp_path / 'run')]
+    done = subprocess.run([sys.executable, '-m', 'vlm2rec_lab', *argv], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert '\r' not in done.stdout + done.stderr and '%|' not in done.stderr and 'it/s' not in done.stderr
+    assert done.stderr == ''
+
+
+def test_other_libraries_draw_no_bars_in_pipes(tmp_path):
+    argv = ['downstream', '--data', 'studio:balanced', '--sources', 'raw', '--seeds', '0', '--epochs', '1']
+    done = subprocess.run(
+        [sys.executable, '-m', 'vlm2rec_lab', *argv, '--out', str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert '\r' not in done.stderr and 'it/s' not in done.stderr, done.stderr
+
+
+def in_a_terminal(argv, columns):
+    "What a command writes to a terminal of that many columns."
+    main_end, end = pty.openpty()
+    env = {**os.environ, 'COLUMNS': str(columns)}
+    process = subprocess.Popen([sys.executable, '-m', 'vlm2rec_lab', *argv], stdout=end, stderr=end, stdin=end, env=env)
+    os.close(end)
+    parts = []
+    with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
+        while part := os.read(main_end, 65536):
+            parts.append(part)
+    os.close(main_end)
+    process.wait()
+    return b''.join(parts).decode().replace('\r\n', '\n')
+
+
+def test_lines_are_wrapped_in_a_terminal_and_not_in_a_pipe(hostile, tmp_path):
+    argv = ['profile', '--data', str(hostile), '--out', str(tmp_path / 'p.md')]
+    seen = [line for line in in_a_terminal(argv, 60).split('\r')[-1].splitlines()]
+    words = [w for line in seen for w in line.split()]
+    assert len(seen) > 5 and all(len(line) <= 60 or ' ' not in line.strip() for line in seen), seen
+    done = subprocess.run([sys.executable, '-m', 'vlm2rec_lab', *argv], capture_output=True, text=True)
+    assert max(map(len, done.stdout.splitlines())) > 60
+    assert set(done.stdout.split()) - set(words) == set()
+
+
+def test_a_mistake_is_wrapped_in_a_terminal():
+    lines = in_a_terminal([*STUDIO, '--schedule', 'cosin'], 40).splitlines()
+    assert len(lines) > 1 and max(map(len, lines)) <= 40
+    assert ' '.join(' '.join(lines).split()).startswith(
+        "vlm2rec train: --schedule cosin is unknown; did you mean 'cosine'?"
+    )
