@@ -95,5 +95,8 @@ def inside(
     "The file that a table names, if it lies in the folder: no absolute paths, no way out through `..` or a link."
     if '\0' in path or Path(path).is_absolute() or PureWindowsPath(path).anchor:
         return None
-    full = (folder / path).resolve()
+    try:
+        full = (folder / path).resolve()
+    except (OSError, RuntimeError, ValueError):  # links in a circle, or a name that no file system takes
+        full = Path(os.path.normpath(folder / path))
     return full if full.is_relative_to(folder) else None

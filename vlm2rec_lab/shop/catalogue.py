@@ -317,7 +317,7 @@ def _moments(column):
     "A column of numbers or dates as one of the two; missing where it is neither."
     if pd.api.types.is_datetime64_any_dtype(column):
         return column
-    if column.dtype == object:
+    if column.dtype == object and pd.api.types.infer_dtype(column, skipna=True) != 'string':
         column = column.map(_time_cell)
     numbers = pd.to_numeric(column, errors='coerce')
     if numbers.notna().sum() * 2 >= len(column):

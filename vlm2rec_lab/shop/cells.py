@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'LISTS', 'NUMBERS', 'ENDINGS', 'MARKS', 'is_empty', 'flat_values', 'cell_text', 'text_cells', 'plain_cell',
-           'cell_pictures', 'picture_cells', 'first_picture']
+           'cell_pictures', 'picture_cells', 'picture_trouble', 'first_picture']
 
 # %% ../../nbs/00_shop/06a_cells.ipynb #7a20c003
 import json
@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..base.errors import DataError, counted, few, warn
 from .catalogue import shown
-from .pictures import LazyImage
+from .pictures import MAX_PIXELS, LazyImage, image_trouble, open_image
 
 # %% ../../nbs/00_shop/06a_cells.ipynb #7a20c017
 PICTURES = (Path, LazyImage, Image.Image)  # in memory or on disk, taken as they are
@@ -123,8 +123,10 @@ def plain_cell(
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, LISTS):
-        return ', '.join(str(_json_text(v)) for v in value if v is not None) or None
-    return _json_text(value) if isinstance(value, Mapping) else None if is_empty(value) else value
+        return ', '.join(t for t in (_json_text(v) for v in value if v is not None) if t) or None
+    if isinstance(value, Mapping):
+        return _json_text(value)
+    return None if is_empty(value) else value
 
 # %% ../../nbs/00_shop/06a_cells.ipynb #7a20c014
 def _json_text(value):
@@ -173,6 +175,20 @@ def picture_cells(
         kept = f'the first is used, {counted(more, "picture")} more stay in the table'
         warn(notes, f'{where}: {what}: row {few(several)}; {kept}')
     return [pictures[0] if pictures else None for pictures in found]
+
+# %% ../../nbs/00_shop/06a_cells.ipynb #7a20c024
+def picture_trouble(
+    source,  # path, bytes, or a picture in memory
+    max_pixels=MAX_PIXELS,  # as in `open_image`
+):  # -> '' or the reason
+    "Why a source is no picture, in words; empty if it is one. Decodes it."
+    if isinstance(source, Path):
+        return image_trouble(source, max_pixels)
+    try:
+        open_image(source, max_pixels, size=(32, 32))
+    except Exception as e:  # decoders raise errors of many classes
+        return 'not an image' if 'cannot identify' in str(e) else str(e) or type(e).__name__
+    return ''
 
 # %% ../../nbs/00_shop/06a_cells.ipynb #7a20c01f
 ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.avif')  # of files of pictures
