@@ -172,7 +172,7 @@ def picture_cells(
     if several:
         what = f"{counted(len(several), 'item')} with several pictures in column '{column.name}'"
         more = sum(map(len, found)) - sum(map(bool, found))
-        kept = f'the first is used, {counted(more, "picture")} more stay in the table'
+        kept = f'the first is used, {more:,} more in the table'
         warn(notes, f'{where}: {what}: row {few(several)}; {kept}')
     return [pictures[0] if pictures else None for pictures in found]
 

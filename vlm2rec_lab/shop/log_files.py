@@ -19,6 +19,7 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from ..base.errors import DataError, counted, few, known, warn
+from .catalogue import format_hint
 from vlm2rec_lab.shop.lines import (
     BROKEN_OFF,
     Malformed,
@@ -54,7 +55,8 @@ def _moment(cell, time_format=None):
         date = datetime.fromisoformat(cell.strip()) if time_format is None else datetime.strptime(cell, time_format)
     except (ValueError, TypeError, AttributeError, re.error):
         form = 'number or date such as 2024-05-31' if time_format is None else f'date of the form {time_format}'
-        raise ValueError(f'{cell!r:.40} is no {form}') from None
+        hint = '' if time_format else format_hint([cell]).rstrip('; ')
+        raise ValueError(f'{cell!r:.40} is no {form}' + (f'; {hint}' if hint else '')) from None
     return (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp(), True
 
 # %% ../../nbs/00_shop/08c_log_files.ipynb #7a70c001

@@ -494,7 +494,7 @@ def arrow_table(
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #d3c8f34d
 def _log_of_table(table, asked, notes, faults, time_format):
-    "Log of an Arrow table with the columns {role: column or None}, the first row is row 0; None where some are missing."
+    "Log of an Arrow table with the columns {role: column or None}, rows from 0 on; None where some are missing."
     where = 'interactions'
     columns = find_roles(asked, table.column_names, where, notes, faults)
     if faults:
