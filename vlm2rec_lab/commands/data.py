@@ -9,7 +9,7 @@ __all__ = ['profile', 'fetch']
 import sys
 from pathlib import Path
 
-from .open import data_options, model_at, open_data, open_dataset, table_options
+from .open import columns_of, data_options, model_at, open_data, open_dataset, table_options
 from .parser import check_ending, command, count
 
 # %% ../../nbs/11a_commands/06_data.ipynb #de3783b6
@@ -27,7 +27,7 @@ def profile(
 ):
     "`vlm2rec profile`: what is in the data, as text and as one page."
     check_ending(o.out, '.html', '.json', '.md')
-    split, whole = open_data(o.data, None, o.history, o.seed, o.split, o.core, o.images)
+    split, whole = open_data(o.data, None, o.history, o.seed, o.split, o.core, o.images, columns_of(o))
     tokenizer = model_at(o.model, o.data) if o.model else model_at(None)
     found = whole.profile(split, tokenizer=tokenizer, progress=sys.stderr.isatty())
     kind = 'page' if Path(o.out).suffix == '.html' else 'written'
@@ -54,6 +54,6 @@ def fetch(
 
     limit = o.max_total and int(o.max_total * 2**30)
     how = dict(hosts=o.hosts, column=o.column, workers=o.workers, max_total=limit, progress=sys.stderr.isatty())
-    manifest = fetch_images(open_dataset(o.data, o.core), o.out, **how)
+    manifest = fetch_images(open_dataset(o.data, o.core, **columns_of(o)), o.out, **how)
     print(manifest, f'pictures and manifest: {o.out}', o.command, sep='\n')
     return 3 if len(manifest.failed) else 0

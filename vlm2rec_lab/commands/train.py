@@ -23,7 +23,7 @@ from vlm2rec_lab.commands.fit import (
     table_html,
 )
 from .names import listed
-from .open import data_options, model_at, model_option, open_data
+from .open import columns_of, data_options, model_at, model_option, open_data
 from .parser import add_options, check_ending, command, count, fusion, given
 from ..training.options import Saving, Schedule, Speed, keywords, option, unusual
 
@@ -290,7 +290,7 @@ def _note(o, plan):
     note = dict(data=str(o.data), model=str(o.model or 'tiny_vlm'), lora=plan.lora, users=o.users, history=o.history)
     note |= dict(seed=plan.seed, fuse=plan.fuse, apart=plan.apart)
     rare = {k: getattr(o, k) for k in ('split', 'core', 'images', 'negatives', 'prompts', 'quantise')}
-    note |= {k: v for k, v in rare.items() if v is not None}
+    note |= {k: v for k, v in rare.items() if v is not None} | columns_of(o)
     return note | {k: v for k, v in plan.unusual.items() if k not in ('chunk', 'vision')}
 
 # %% ../../nbs/11a_commands/04_train.ipynb #b310b323
@@ -307,7 +307,7 @@ def plan_of(
 # %% ../../nbs/11a_commands/04_train.ipynb #043e0dbe
 def _split_of(o):
     "The tasks of the options, with sampled negatives where they are asked for, and the data."
-    split, whole = open_data(o.data, o.users, o.history, o.seed, o.split, o.core, o.images)
+    split, whole = open_data(o.data, o.users, o.history, o.seed, o.split, o.core, o.images, columns_of(o))
     if o.negatives:
         from vlm2rec_lab.ranking.candidates import with_negatives
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from .names import listed
-from .open import cut, data_options, model_option, open_data, open_dataset
+from .open import columns_of, cut, data_options, model_option, open_data, open_dataset
 from .parser import check_ending, command, count, fusion
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #0554e045
@@ -130,12 +130,12 @@ def _downstream_options(add):
 def _task_maker(o):
     "A function (seed, history) -> Split of the data that the options name."
     drawn = o.data.startswith('studio:')
-    whole = None if drawn else open_dataset(o.data, o.core, o.images)
+    whole = None if drawn else open_dataset(o.data, o.core, o.images, **columns_of(o))
 
     def tasks(seed, history):
         length = min(history, o.history or history)
         if drawn:
-            return open_data(o.data, None, length, seed, o.split, o.core, o.images)[0]
+            return open_data(o.data, None, length, seed, o.split, o.core, o.images, columns_of(o))[0]
         return cut(whole, o.split or 'leave-one-out', length, None, seed)
 
     return tasks

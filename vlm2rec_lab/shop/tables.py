@@ -195,8 +195,8 @@ def _parquet(path, max_rows=None, max_bytes=None):
     return pd.read_parquet(path)
 
 # %% ../../nbs/00_shop/07_tables.ipynb #7a50c006
-# what libraries raise for files that are not in order; the errors of Arrow are among ValueError and NotImplementedError
-_UNREADABLE = (ValueError, TypeError, OSError, EOFError, zlib.error, OverflowError, NotImplementedError, MemoryError)
+# what libraries raise for files that are not in order; those of Arrow are among them
+_UNREADABLE = (ValueError, TypeError, OSError, EOFError, zlib.error, OverflowError, RuntimeError, MemoryError)
 
 # %% ../../nbs/00_shop/07_tables.ipynb #7a50c005
 def _parse(path, text, max_rows=None, max_bytes=None):
