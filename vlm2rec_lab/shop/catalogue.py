@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'DAY_FORMS', 'Catalogue', 'Interactions', 'shown', 'as_ids', 'format_hint', 'as_ordered_times',
-           'warn_of_ties', 'as_times']
+           'warn_of_ties', 'as_times', 'repeated_rows']
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #20daa8ba
 import re
@@ -426,13 +426,29 @@ def as_times(
     "Times as numbers. Raises `DataError` naming the rows that are neither a finite number nor a date."
     return as_ordered_times(column, where, time_format)[0]
 
+# %% ../../nbs/00_shop/01_catalogue.ipynb #7a10c010
+def _numbered_ids(column, what, where):
+    "(int [n] number by first appearance, [ids] str) of a column of ids; errors as in `as_ids`."
+    if column.dtype == object:
+        return pd.factorize(as_ids(column, what, where))
+    code, distinct = pd.factorize(column)
+    try:
+        ids = as_ids(pd.Series(distinct), what, where)
+    except DataError:
+        as_ids(column, what, where)  # the same error, with the rows
+        raise
+    if (code < 0).any():
+        as_ids(column, what, where)
+    number, names = pd.factorize(ids)
+    return number[code], names
+
 # %% ../../nbs/00_shop/01_catalogue.ipynb #4f3912b5
-def _item_numbers(df, items, catalogue, where):
-    "Where each item stands in the catalogue: int [n]."
-    number = pd.Index(catalogue.ids).get_indexer(items)
-    bad = df.index[number < 0]
+def _item_numbers(df, code, ids, catalogue, where):
+    "Where the item `ids[code]` of each row stands in the catalogue: int [n]."
+    number = pd.Index(catalogue.ids).get_indexer(ids)[code]
+    bad = np.flatnonzero(number < 0)
     if len(bad):
-        rows = few(f"row {r} ('{i}')" for r, i in zip(bad, items[number < 0]))
+        rows = few([f"row {df.index[k]} ('{ids[code[k]]}')" for k in bad[:3]] + [''] * (len(bad) - 3))
         raise DataError(
             f'{where}: {counted(len(bad), "row")} with an item that the catalogue lacks: {rows}'
             '; add the item to the catalogue or delete the row'
@@ -440,17 +456,30 @@ def _item_numbers(df, items, catalogue, where):
     return number
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #72ee4441
-def _repeats(df, code, number, times, time, where, notes):
-    "Which rows repeat an earlier one with the same user, item and time: bool [n], with a warning that counts them."
-    again = pd.DataFrame({'u': code, 'i': number, 't': times}).duplicated().to_numpy()
-    if again.any():
-        count = counted(int(again.sum()), 'row')
-        warn(
-            notes,
-            f'{where}: {count} repeating an earlier one with the same user, item and {time}: '
-            f'row {few(df.index[again])}; the first of each is kept, the repeats are removed',
-        )
-    return again
+def repeated_rows(
+    users,  # int [n] rising
+    items,  # int [n]
+    times,  # float64 [n] rising within a user
+):  # -> bool [n]
+    "Which sorted rows repeat an earlier one with the same user, item and time."
+    out, tie = np.zeros(len(items), bool), (users[1:] == users[:-1]) & (times[1:] == times[:-1])
+    if not tie.any():
+        return out
+    shared = np.zeros(len(items), bool)
+    shared[1:] |= tie
+    shared[:-1] |= tie
+    at, key = np.flatnonzero(shared), np.zeros(len(items), np.int64)
+    np.cumsum(~tie, out=key[1:])  # one number for all rows of a user at a time
+    key = key[at] * (items.max() + 1) + items[at]
+    out[at[pd.Series(key).duplicated().to_numpy()]] = True
+    return out
+
+# %% ../../nbs/00_shop/01_catalogue.ipynb #7a10c012
+def _say_repeats(rows, time, where, notes):
+    "Count the rows that are removed because they repeat an earlier one."
+    if len(rows):
+        same = f'{counted(len(rows), "row")} repeating an earlier one with the same user, item and {time}'
+        warn(notes, f'{where}: {same}: row {few(rows)}; the first of each is kept, the repeats are removed')
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #8127001d
 @patch(cls_method=True)
@@ -469,17 +498,19 @@ def from_frame(
     Raises `DataError` for unknown columns or items, empty ids, unreadable times."""
     for c in (user, item) + (() if time is None else (time,)):
         known(c, list(df.columns), 'column', f' in {where}')
-    items, users = as_ids(df[item], 'item id', where), as_ids(df[user], 'user id', where)
-    number = _item_numbers(df, items, catalogue, where)
-    code, names = pd.factorize(users)
+    item_code, ids = _numbered_ids(df[item], 'item id', where)
+    code, names = _numbered_ids(df[user], 'user id', where)
+    number = _item_numbers(df, item_code, ids, catalogue, where)
     if time is None:
         order, times = np.argsort(code, kind='stable'), None
     else:
         notes = [] if notes is None else notes
         times, ranks = as_ordered_times(df[time], where, time_format)
-        new = ~_repeats(df, code, number, ranks, time, where, notes)
-        code, number, times, ranks = code[new], number[new], times[new], ranks[new]
         order = np.lexsort((ranks, code))
+        again = repeated_rows(code[order], number[order], ranks[order])
+        _say_repeats(df.index[np.sort(order[again])], time, where, notes)
+        order = order[~again]
         warn_of_ties(code[order], times[order], ranks[order], df[time].dtype == np.float32, where, notes)
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(code, minlength=len(names)), dtype=np.int64)])
+    counts = np.bincount(code[order], minlength=len(names))
+    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     return cls(tuple(names), offsets, number[order], None if times is None else times[order])

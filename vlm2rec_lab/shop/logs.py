@@ -14,7 +14,7 @@ import pyarrow as pa
 from fastcore.basics import patch
 
 from ..base.errors import DataError, counted, few, warn
-from .catalogue import as_ids, as_ordered_times, warn_of_ties
+from .catalogue import as_ids, as_ordered_times, repeated_rows, warn_of_ties
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #80692be4
 def _kind(column):
@@ -168,22 +168,6 @@ def time_order(
     key = _one_key(users, times)
     return np.lexsort((times, users)) if key is None else np.argsort(key, kind='stable')
 
-# %% ../../nbs/00_shop/08a_logs.ipynb #f9f6380d
-def _repeats(users, items, times):
-    "bool [n] which sorted rows repeat an earlier one with the same user, item and time."
-    out, tie = np.zeros(len(items), bool), (users[1:] == users[:-1]) & (times[1:] == times[:-1])
-    if not tie.any():
-        return out
-    shared = np.zeros(len(items), bool)
-    shared[1:] |= tie
-    shared[:-1] |= tie
-    at = np.flatnonzero(shared)
-    run = np.concatenate([[0], np.cumsum(~tie)])  # one number for all rows of a user at a time
-    key = run[at] * (items.max() + 1) + items[at]
-    order = np.argsort(key, kind='stable')
-    out[at[order[1:][np.diff(key[order]) == 0]]] = True
-    return out
-
 # %% ../../nbs/00_shop/08a_logs.ipynb #777c0f3f
 def _sorted_log(table, where, rows, per_second, time_format=None):
     "(Log of a table, order of its rows, numbers that order the times exactly, sorted)."
@@ -214,7 +198,7 @@ def as_log(
     warn_of_ties(log.users, log.times, ranks, table['time'].type == pa.float32(), where, notes)
     if repeats:
         return log
-    again = _repeats(log.users, log.items, ranks)
+    again = repeated_rows(log.users, log.items, ranks)
     if not again.any():
         return log
     said = f'{counted(int(again.sum()), "row")} repeating an earlier one with the same user, item and time'

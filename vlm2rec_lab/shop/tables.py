@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from tqdm.auto import tqdm
 
 from ..base.errors import DataError, counted, few, nearest, warn
@@ -196,7 +197,17 @@ def _parquet(path, max_rows=None, max_bytes=None):
 
 # %% ../../nbs/00_shop/07_tables.ipynb #7a50c006
 # what libraries raise for files that are not in order; those of Arrow are among them
-_UNREADABLE = (ValueError, TypeError, OSError, EOFError, zlib.error, OverflowError, RuntimeError, MemoryError)
+_UNREADABLE = (
+    pa.ArrowException,
+    ValueError,
+    TypeError,
+    OSError,
+    EOFError,
+    zlib.error,
+    OverflowError,
+    RuntimeError,
+    MemoryError,
+)
 
 # %% ../../nbs/00_shop/07_tables.ipynb #7a50c005
 def _parse(path, text, max_rows=None, max_bytes=None):
