@@ -98,7 +98,7 @@ def _blank_rows(
 def _json_column(role, values):
     "Values of a role as a column of Arrow; whole numbers that 64 bits of a float would round stay whole."
     large = role == 'time' and any(isinstance(v, int) for v in values)
-    if large and all(float(v).is_integer() and abs(v) < 2**63 for v in values):
+    if large and all(float(v).is_integer() and -(2**63) <= v < 2**63 for v in values):
         return pa.array([int(v) for v in values], pa.int64())
     return pa.array([float(v) for v in values] if large else values, _type_of(role))
 

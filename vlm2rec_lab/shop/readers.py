@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from ..base.errors import DataError, few, known
 from ..base.files import inside
+from .catalogue import as_ids, as_times
 from .items import Items, image_folder, image_sources, join, own_items
 from .lines import field_names, open_file
 from .log_files import csv_header, csv_log, json_log, log_columns, read_log, sequences_log
@@ -34,7 +35,7 @@ from vlm2rec_lab.shop.sources import (
     split_lines,
     video_titles,
 )
-from .tables import read_table
+from .tables import check_head, read_table
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #a57680ed
 @dataclass(frozen=True)
@@ -492,26 +493,51 @@ def arrow_table(
         raise DataError(f'{type(source).__name__} is no table: {what}')
     return found, None
 
+# %% ../../nbs/00_shop/08f_readers.ipynb #7a90c002
+def _arrow_column(column, role, where, time_format):
+    "A column of a data frame for Arrow, which holds values of one type; `DataError` naming the rows of ids and times."
+    try:
+        return pa.chunked_array(pa.Array.from_pandas(column))
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        if role in ('user', 'item'):
+            return pa.array(as_ids(column, f'{role} id', where), pa.string())
+        if role == 'time':
+            as_times(column, where, time_format)
+        return pa.array(column.astype('string'), pa.string())
+
 # %% ../../nbs/00_shop/08f_readers.ipynb #d3c8f34d
 def _log_of_table(table, asked, notes, faults, time_format):
-    "Log of an Arrow table with the columns {role: column or None}, rows from 0 on; None where some are missing."
-    where = 'interactions'
-    columns = find_roles(asked, table.column_names, where, notes, faults)
+    "Log of a table with the columns {role: column or None}, rows from 0 on; None where some are missing."
+    where, frame = 'interactions', isinstance(table, pd.DataFrame)
+    columns = find_roles(asked, list(table.columns) if frame else table.column_names, where, notes, faults)
     if faults:
         return None
-    if not table.num_rows:
+    if not len(table):
         raise DataError(f'{where} has no rows')
-    table = table.select(list(columns.values())).rename_columns(list(columns))
-    return as_log(table, where, np.arange(table.num_rows), notes, time_format=time_format)
+    if frame:
+        table = pa.table({role: _arrow_column(table[c], role, where, time_format) for role, c in columns.items()})
+    else:
+        table = table.select(list(columns.values())).rename_columns(list(columns))
+    return as_log(table, where, np.arange(len(table)), notes, time_format=time_format)
+
+# %% ../../nbs/00_shop/08f_readers.ipynb #7a90c003
+def _own_frame(source):
+    "A data frame with names that are text and rows from 0 on, anything else as it is; `DataError` for a name twice."
+    if not isinstance(source, pd.DataFrame):
+        return source
+    frame = source.reset_index(drop=True).set_axis([str(c) for c in source.columns], axis=1)
+    check_head(list(frame), 'the table')
+    return frame
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #5517eea7
 def _items_of_table(source, split, item, text, image, notes, faults):
     "Items of an Arrow table, None where columns are missing; paths start in the folder where it lies."
-    goods, folder = arrow_table(source, split)
-    if not goods.num_rows:
+    goods, folder = (source, None) if isinstance(source, pd.DataFrame) else arrow_table(source, split)
+    if not len(goods):
         raise DataError('items has no rows')
     try:
-        return own_items(goods.to_pandas(types_mapper=None), item, text, image, notes, folder)
+        frame = _own_frame(goods if goods is source else goods.to_pandas(types_mapper=None))
+        return own_items(frame, item, text, image, notes, folder)
     except MissingColumns as e:
         faults += e.faults
 
@@ -540,7 +566,8 @@ def hugging_face(
     the rows lack, naming the row (the first is row 0)."""
     notes, told, faults = [], [], []
     asked = dict(user=user, item=item, time=time, rating=rating if min_rating is not None else None)
-    table, _ = arrow_table(interactions, split)
+    frame = isinstance(interactions, pd.DataFrame)
+    table = _own_frame(interactions) if frame else arrow_table(interactions, split)[0]
     log = _log_of_table(table, asked, notes, faults, time_format)
     found = None if items is None else _items_of_table(items, items_split, item, text, image, told, faults)
     refuse(faults)

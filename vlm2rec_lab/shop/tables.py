@@ -163,7 +163,7 @@ def _json_lines(path, text, max_rows=None, max_bytes=None):
             rows.append(_json_row(line, text, f'{path.name}: line {k}'))
     if not rows:
         raise pd.errors.EmptyDataError
-    return pd.DataFrame(rows, dtype=object).infer_objects()
+    return pd.DataFrame(rows, dtype=object)
 
 # %% ../../nbs/00_shop/07_tables.ipynb #914109d1
 SUFFIXES = ('.csv', '.csv.gz', '.parquet', '.jsonl', '.jsonl.gz')  # of tables
@@ -300,8 +300,8 @@ def read_table(
         twice = few(df.columns[df.columns.duplicated()])
         raise DataError(f'{path.name} has two columns of the same name: {twice}; rename one')
     df.index = np.arange(first, first + len(df))
-    df = df if cells else plain_table(df)
-    return _without_blanks(df, path.name, [] if notes is None else notes), path.name
+    df = _without_blanks(df, path.name, [] if notes is None else notes).infer_objects()
+    return df if cells else plain_table(df), path.name
 
 # %% ../../nbs/00_shop/07_tables.ipynb #da8c96ad
 def compose_text(
@@ -556,11 +556,22 @@ def _warn_of_unchosen(catalogue, inter, where, notes):
         why = 'kept as candidates that nobody has chosen yet'
         warn(notes, f'{where}: {count} without interactions ({which}): {why}')
 
+# %% ../../nbs/00_shop/07_tables.ipynb #7a50c014
+def _is_rounded(column):
+    "Does a column hold numbers that floating point may have rounded? A blank row makes pandas read it as such."
+    return pd.api.types.is_float_dtype(column) and bool((column.abs() >= 2**53).any())
+
 # %% ../../nbs/00_shop/07_tables.ipynb #7a50c013
-def _read_exactly(folder, stem, asked, more, notes, **bounds):
+def _read_exactly(folder, stem, asked, more, notes, time=None, **bounds):
     "(table, file) with the columns of the roles `asked` and those of `more` as they are written."
     text = exact_names(_find_table(folder, stem), asked, more)
-    return read_table(folder, stem, text, notes, cells=True, **bounds)
+    df, file = read_table(folder, stem, text, notes, cells=True, **bounds)
+    rounded = (
+        [c for c in (*ROLES['time'], *filter(None, [time])) if c in df and _is_rounded(df[c])] if '.csv' in file else []
+    )
+    if rounded:
+        df, file = read_table(folder, stem, (*text, *rounded), [], cells=True, **bounds)
+    return df, file
 
 # %% ../../nbs/00_shop/07_tables.ipynb #85822daf
 def load_folder(
@@ -588,7 +599,7 @@ def load_folder(
     bounds = dict(max_rows=max_rows, max_bytes=max_bytes)
     more = ('image', *TEXT_COLUMNS, *_asked(text, image))
     df, where = _read_exactly(folder, items, dict(item=item), more, notes, **bounds)
-    choices, file = _read_exactly(folder, interactions, dict(user=user, item=item), (), notes, **bounds)
+    choices, file = _read_exactly(folder, interactions, dict(user=user, item=item), (), notes, time, **bounds)
     key = find_roles(dict(item=item), list(df), where, notes, faults).get('item')
     wanted = modality_columns([c for c in df if c != key], text, image, where, notes, df, faults)
     asked = dict(user=user, item=item, time=_time_column(time, list(choices)))
