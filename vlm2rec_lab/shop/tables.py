@@ -131,10 +131,10 @@ def _too_deep(value, most=100):
 
 # %% ../../nbs/00_shop/07_tables.ipynb #7a50c004
 def _json_cell(value, text):
-    "A value of JSON as a cell: numbers in columns of text are text, NaN and blanks are nothing."
+    "A value of JSON as a cell: whole numbers in columns of text are text, NaN and blanks are nothing."
     if isinstance(value, float) and value != value or value == '':
         return None
-    return str(value) if text and isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    return str(value) if text and isinstance(value, int) and not isinstance(value, bool) else value
 
 # %% ../../nbs/00_shop/07_tables.ipynb #a49ca136
 def _json_row(line, text, where):
