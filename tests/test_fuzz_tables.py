@@ -14,6 +14,7 @@ from datetime import datetime, timedelta, timezone
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from reader_files import malformed, png, repeats, said_of
 
@@ -317,6 +318,14 @@ def draw(rng):
     return dict(reader=reader, log=log, items=items, time=time)
 
 
+def as_arrow(frame):
+    "A data frame as a table of Arrow, where that holds its columns."
+    try:
+        return frame if frame is None else pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, OverflowError):
+        return frame
+
+
 def reading(rng, case, folder):
     "A function that reads the case; None where no file can hold it."
     how = {'day first': '%d.%m.%Y', 'month first': '%m/%d/%Y'}.get(case['time'])
@@ -327,6 +336,7 @@ def reading(rng, case, folder):
         frames = [None if t is None else pd.DataFrame(t.rows) for t in (log, items)]
         if items is not None:
             items.shape = ''
+        frames = [as_arrow(f) if chance(rng, 0.5) else f for f in frames]
         return lambda: hugging_face(*frames, **how)
     path = write(rng, folder, 'interactions', log)
     goods_path = None if items is None else write(rng, folder, 'items', items)

@@ -269,7 +269,7 @@ def test_the_shell_names_columns(tmp_path):
     words = ['--item', 'nr', '--time', 'at', '--text', 'name', '--image', 'front', '--out', out]
     status, text, err = said('profile', '--data', folder, *words)
     assert status == 0, err
-    assert 'front' in err and "without 'image'" in err  # one of two has a picture
+    assert "items.csv: 1 item of 2 without 'front': row 3" in text
     log = f'log:{folder / "interactions.csv"},{folder / "items.csv"}'
     assert said('profile', '--data', log, *words)[0] == 0
     status, _, err = said('profile', '--data', f'amazon:{folder / "items.csv"}', '--image', 'front', '--out', out)

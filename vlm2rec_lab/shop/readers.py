@@ -536,7 +536,7 @@ def _items_of_table(source, split, item, text, image, notes, faults):
     if not len(goods):
         raise DataError('items has no rows')
     try:
-        frame = _own_frame(goods if goods is source else goods.to_pandas(types_mapper=None))
+        frame = _own_frame(goods if isinstance(goods, pd.DataFrame) else goods.to_pandas(types_mapper=None))
         return own_items(frame, item, text, image, notes, folder)
     except MissingColumns as e:
         faults += e.faults

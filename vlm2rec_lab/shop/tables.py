@@ -443,7 +443,7 @@ def _image_troubles(paths, check, max_pixels, label, progress):
 def _warn_of_images(trouble, values, column, where, notes):
     "Counted warnings: files that are not there, files that cannot be decoded, items without a path."
     rows, missing = column.index, 'no such file'
-    names = [v if isinstance(v, str) else '' if v is None else type(v).__name__ for v in values]
+    names = ['' if v is None else v[:80] if isinstance(v, str) else type(v).__name__ for v in values]
     lost = [k for k, t in trouble.items() if t == missing]
     if lost:
         links = any(names[k].startswith(('http://', 'https://')) for k in lost)
