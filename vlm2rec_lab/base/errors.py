@@ -11,6 +11,7 @@ import re
 import sys
 import warnings
 from difflib import get_close_matches
+from itertools import islice
 
 # %% ../../nbs/00_base/00_errors.ipynb #1fa43263
 class DataError(ValueError):
@@ -48,8 +49,10 @@ def few(
     n=3,  # how many to show
 ):  # -> str
     "The first few values in words: `2, 3, 4 and 5 more`."
-    values = [str(v) for v in values]
-    return ', '.join(values[:n]) + (f' and {len(values) - n:,} more' if len(values) > n else '')
+    rest = iter(values)
+    first = [str(v) for v in islice(rest, n)]
+    more = len(values) - len(first) if hasattr(values, '__len__') else sum(1 for _ in rest)
+    return ', '.join(first) + (f' and {more:,} more' if more else '')
 
 # %% ../../nbs/00_base/00_errors.ipynb #61fde9b7
 def counted(

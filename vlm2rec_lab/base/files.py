@@ -136,12 +136,11 @@ def inside(
     folder,  # pathlib.Path, resolved
     path,  # relative path as written in the table
 ):  # -> pathlib.Path, or None if it leads out of the folder
-    """The file that a table names, if it lies in the folder: no absolute paths, no way out through `..` or a link, and
-    no link that leads to itself."""
+    "The file that a table names, if it lies in the folder: no absolute paths, no way out through `..` or a link."
     if '\0' in str(path) or Path(path).is_absolute() or PureWindowsPath(path).anchor:
         return None
     try:
         full = (folder / path).resolve()
-    except (OSError, RuntimeError):
-        return None
+    except (OSError, RuntimeError, ValueError):  # links in a circle, or a name that no file system takes
+        full = Path(os.path.normpath(folder / path))
     return full if full.is_relative_to(folder) else None

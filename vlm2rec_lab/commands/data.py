@@ -9,7 +9,15 @@ __all__ = ['profile', 'fetch']
 import sys
 from pathlib import Path
 
-from .open import check_source, data_options, model_at, open_data, open_dataset, table_options
+from vlm2rec_lab.commands.open import (
+    check_source,
+    columns_of,
+    data_options,
+    model_at,
+    open_data,
+    open_dataset,
+    table_options,
+)
 from .parser import amount, check_ending, command, count
 
 # %% ../../nbs/11a_commands/06_data.ipynb #de3783b6
@@ -28,7 +36,7 @@ def profile(
     "`vlm2rec profile`: what is in the data, as text and as one page."
     check_ending(o.out, '.html', '.json', '.md')
     given = o.model and model_at(o.model)
-    split, whole = open_data(o.data, None, o.history, o.seed, o.split, o.core, o.images)
+    split, whole = open_data(o.data, None, o.history, o.seed, o.split, o.core, o.images, columns_of(o))
     tokenizer = given or model_at(None)
     found = whole.profile(split, tokenizer=tokenizer, progress=sys.stderr.isatty())
     kind = 'page' if Path(o.out).suffix == '.html' else 'written'
@@ -57,6 +65,6 @@ def fetch(
     host_rules(o.hosts)
     limit = o.max_total and int(o.max_total * 2**30)
     how = dict(hosts=o.hosts, column=o.column, workers=o.workers, max_total=limit, progress=sys.stderr.isatty())
-    manifest = fetch_images(open_dataset(o.data, o.core), o.out, **how)
+    manifest = fetch_images(open_dataset(o.data, o.core, **columns_of(o)), o.out, **how)
     print(manifest, f'pictures and manifest: {o.out}', o.command, sep='\n')
     return 3 if len(manifest.failed) else 0

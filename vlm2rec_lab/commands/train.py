@@ -25,7 +25,7 @@ from vlm2rec_lab.commands.fit import (
     table_html,
 )
 from .names import listed
-from .open import check_data, data_options, model_at, model_option, open_data
+from .open import check_data, columns_of, data_options, model_at, model_option, open_data
 from .parser import add_options, check_ending, command, count, fusion, given
 from vlm2rec_lab.training.options import (
     POSITIONS,
@@ -312,7 +312,7 @@ def _note(o, plan):
     note = dict(data=str(o.data), model=str(o.model or 'tiny_vlm'), lora=plan.lora, users=o.users, history=o.history)
     note |= dict(seed=plan.seed, fuse=plan.fuse, apart=plan.apart)
     rare = {k: getattr(o, k) for k in ('split', 'core', 'images', 'negatives', 'prompts', 'quantise')}
-    note |= {k: v for k, v in rare.items() if v is not None}
+    note |= {k: v for k, v in rare.items() if v is not None} | columns_of(o)
     return note | {k: v for k, v in plan.unusual.items() if k not in ('chunk', 'vision')}
 
 # %% ../../nbs/11a_commands/04_train.ipynb #b310b323
@@ -331,7 +331,7 @@ def _checked(o):
     "The losses with their settings, the plan and the folder of the options. Raises what makes them unusable."
     plan, out = plan_of(o), _folder(o)
     losses = loss_settings(o.losses, **{k: getattr(o, k) for k in NAMED_SETTINGS} | dict(o.set))
-    check_data(o.data, o.users, o.split, o.core, o.images)
+    check_data(o.data, o.users, o.split, o.core, o.images, columns_of(o))
     if o.model:
         model_at(o.model)
     check_run(out, o.losses, _note(o, plan), o.resume)
@@ -341,7 +341,7 @@ def _checked(o):
 # %% ../../nbs/11a_commands/04_train.ipynb #043e0dbe
 def _split_of(o):
     "The tasks of the options, with sampled negatives where they are asked for, and the data."
-    split, whole = open_data(o.data, o.users, o.history, o.seed, o.split, o.core, o.images)
+    split, whole = open_data(o.data, o.users, o.history, o.seed, o.split, o.core, o.images, columns_of(o))
     if o.negatives:
         from vlm2rec_lab.ranking.candidates import with_negatives
 

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from ..base.errors import known
 from .names import listed, names
-from .open import check_data, cut, data_options, model_at, model_option, open_data, open_dataset
+from vlm2rec_lab.commands.open import (
+    check_data,
+    columns_of,
+    cut,
+    data_options,
+    model_at,
+    model_option,
+    open_data,
+    open_dataset,
+)
 from .parser import check_ending, command, count, fusion, seed
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #0ec70a01
@@ -157,7 +166,7 @@ def _check_downstream(o):
         known(source, ['raw', *names('losses')], 'source of vectors')
     for start in o.how:
         known(start, [s for s in names('starts') if s != 'ids'], 'way to use vectors')
-    check_data(o.data, None, o.split, o.core, o.images)
+    check_data(o.data, None, o.split, o.core, o.images, columns_of(o))
     if o.model:
         model_at(o.model)
 
@@ -165,12 +174,12 @@ def _check_downstream(o):
 def _task_maker(o):
     "A function (seed, history) -> Split of the data that the options name."
     drawn = o.data.startswith('studio:')
-    whole = None if drawn else open_dataset(o.data, o.core, o.images)
+    whole = None if drawn else open_dataset(o.data, o.core, o.images, **columns_of(o))
 
     def tasks(seed, history):
         length = min(history, o.history or history)
         if drawn:
-            return open_data(o.data, None, length, seed, o.split, o.core, o.images)[0]
+            return open_data(o.data, None, length, seed, o.split, o.core, o.images, columns_of(o))[0]
         return cut(whole, o.split or 'leave-one-out', length, None, seed)
 
     return tasks

@@ -143,11 +143,33 @@ def _read_file(path, side):
         raise ValueError(f'{path} cannot be read as {path.suffix}: {e}') from e
     return sort(found, side)
 
+# %% ../../nbs/01_ranking/00_vectors.ipynb #7ad0c001
+def _read_array(f, name, path):
+    "One array of an npz file. Raises ValueError where it is pickled, damaged, or larger than its header can be true."
+    try:
+        found = f[name]
+        if not isinstance(found, np.ndarray):
+            raise ValueError('it is no array')
+        return found
+    except Exception as e:  # a header may say anything, and NumPy has an error for each
+        if 'pickle' in str(e):
+            raise ValueError(
+                f"{path}: the array '{name}' cannot be read without unpickling: store numbers, and titles as dtype=str"
+            ) from e
+        why = str(e)[:200] or type(e).__name__
+        raise ValueError(
+            f"{path}: the array '{name}' is damaged, or its header is untrue ({why}): write it again"
+        ) from e
+
 # %% ../../nbs/01_ranking/00_vectors.ipynb #9367bc34
 def _read_npz(path):
     "{name: array}."
     with np.load(path, allow_pickle=False) as f:
-        return {n: f[n] for n in f.files}
+        found = {n: f[n] for n in f.files}
+    odd = [n for n, a in found.items() if not isinstance(a, np.ndarray)]
+    if odd:
+        raise ValueError(f"'{odd[0]}' is no array")
+    return found
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #2c9d0fe2
 def _read_safetensors(path):
@@ -305,14 +327,8 @@ def _read_arrays(path):
         raise FileNotFoundError(f'there is no file {path}')
     if not zipfile.is_zipfile(path):
         raise ValueError(f'{path} is no .npz file: write it with numpy.savez')
-    out = {}
-    with np.load(path, allow_pickle=False) as f:
-        for name in f.files:
-            try:
-                out[name] = f[name]
-            except ValueError as e:
-                raise ValueError(
-                    f"{path}: the array '{name}' cannot be read without unpickling: store numbers, and titles as "
-                    "dtype=str"
-                ) from e
-    return out
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            return {name: _read_array(f, name, path) for name in f.files}
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as e:
+        raise ValueError(f'{path} is damaged ({e}): write it again with numpy.savez') from e

@@ -14,12 +14,21 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..base.errors import DataError, counted, few, known, warn
+from ..base.errors import DataError, counted, few, warn
 from ..base.files import inside
 from .catalogue import Catalogue, Interactions, as_ids
+from .cells import picture_cells, picture_trouble, text_cells
 from .dataset import Dataset
-from .pictures import MAX_RATIO, image_trouble, open_image
-from .tables import SUFFIXES, TEXT_COLUMNS, compose_text, modality_columns, read_table
+from .roles import find_roles, refuse
+from vlm2rec_lab.shop.tables import (
+    SUFFIXES,
+    TEXT_COLUMNS,
+    compose_text,
+    exact_names,
+    modality_columns,
+    plain_table,
+    read_table,
+)
 
 # %% ../../nbs/00_shop/08d_items.ipynb #1301df2a
 @dataclass(frozen=True, eq=False)
@@ -28,19 +37,8 @@ class Items:
 
     table: pd.DataFrame  # index: ids, each once; columns of text and more
     text: dict  # modality -> list of columns
-    images: dict  # modality -> {id: path, bytes}
+    images: dict  # modality -> {id: path, bytes or picture in memory}
     where: str  # the file
-
-# %% ../../nbs/00_shop/08d_items.ipynb #bab6b9da
-def _trouble(source):
-    "Why a path or bytes is no image; empty if it is one."
-    if isinstance(source, Path):
-        return image_trouble(source)
-    try:
-        open_image(source, size=(32, 32), ratio=MAX_RATIO)
-    except Exception as e:  # decoders raise errors of many classes
-        return 'not an image' if 'cannot identify' in str(e) else str(e) or type(e).__name__
-    return ''
 
 # %% ../../nbs/00_shop/08d_items.ipynb #811f2e44
 def _broken(sources, label, progress):
@@ -48,7 +46,7 @@ def _broken(sources, label, progress):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the decoder's own remarks
         bar = tqdm(sources, desc=label, disable=not progress, delay=1, leave=False)
-        found = {k: _trouble(source) for k, source in enumerate(bar) if source is not None}
+        found = {k: picture_trouble(source) for k, source in enumerate(bar) if source is not None}
     return {k: why for k, why in found.items() if why}
 
 # %% ../../nbs/00_shop/08d_items.ipynb #206e98fe
@@ -139,21 +137,20 @@ def _columns_asked(*wanted):
     return found
 
 # %% ../../nbs/00_shop/08d_items.ipynb #551ea888
-def _item_table(items, item, text, image, notes):
+def _item_table(items, item, text, image, notes, **bounds):
     "(DataFrame, name of the file, its folder or None) of a file or a DataFrame."
     if isinstance(items, pd.DataFrame):
         return items, 'items', None
     path = Path(items)
     if not path.name.endswith(SUFFIXES):
         raise DataError(f"'{path.name}': a table of items ends in {', '.join(SUFFIXES)}")
-    folder = path.resolve().parent
-    as_text = (item, 'image', *TEXT_COLUMNS, *_columns_asked(text, image))
-    return *read_table(folder, path.name, as_text, notes), folder
+    folder, more = path.resolve().parent, ('image', *TEXT_COLUMNS, *_columns_asked(text, image))
+    as_text = exact_names(path, dict(item=item), more)
+    return *read_table(folder, path.name, as_text, notes, cells=True, **bounds), folder
 
 # %% ../../nbs/00_shop/08d_items.ipynb #8a07a4f4
 def _single_ids(df, item, where):
-    "The ids of a table; `DataError` for an unknown column and for ids that come twice."
-    known(item, list(df.columns), 'column', f' in {where}')
+    "The ids of a table; `DataError` for ids that come twice."
     ids = as_ids(df[item], 'item id', where)
     twice = ids[ids.duplicated(keep=False)]
     if len(twice):
@@ -172,45 +169,58 @@ def _warn_of_links(column, where, notes):
 
 # %% ../../nbs/00_shop/08d_items.ipynb #24a751a7
 def image_sources(
-    column,  # pd.Series of paths, bytes, or Hugging Face images; its index holds the row numbers
+    column,  # pd.Series of paths, bytes, records or lists of them; its index holds the row numbers
     ids,  # [n] ids of its rows
     folder,  # where the paths start and must stay; None for paths of any kind
     where,  # the file, for messages
-):  # -> {id: path or bytes}, without the rows that have none
-    "Where the images of a column are. Raises `DataError` for a path that leads out of the folder."
+    notes=None,  # list that collects what was warned
+):  # -> {id: path, bytes or picture in memory}, without the rows that have none
+    """Where the images of a column are. Raises `DataError` for a path that leads out of the folder, and for cells that
+    are no images."""
     found = {}
-    for row, i, value in zip(column.index, ids, column):
-        if isinstance(value, dict):
-            value = value.get('bytes') or value.get('path')
-        if isinstance(value, bytes):
-            found[i] = value
-        elif not (value is None or value != value or not str(value).strip()):
-            path = Path(str(value)) if folder is None else inside(folder, str(value).strip())
+    for row, i, value in zip(column.index, ids, picture_cells(column, where, [] if notes is None else notes)):
+        if isinstance(value, str):
+            path = Path(value) if folder is None else inside(folder, value)
             if path is None:
                 what = f"row {row} ({value!r:.60}) of column '{column.name}' lies outside the folder"
                 raise DataError(f'{where}: {what}: copy the file into it and write the path relative to it')
             found[i] = path
+        elif value is not None:
+            found[i] = value
     return found
+
+# %% ../../nbs/00_shop/08d_items.ipynb #7a80c001
+def _with_texts(df, texts, skip, where, notes):
+    "A table whose columns of text hold texts, and the others no lists or records but those of `skip`."
+    odd = {c for columns in texts.values() for c in columns if df[c].dtype == object}
+    read = {c: pd.Series(text_cells(df[c], where, notes), index=df.index, dtype=object) for c in odd}
+    return plain_table(df.assign(**read) if read else df, skip)
 
 # %% ../../nbs/00_shop/08d_items.ipynb #79ee2488
 def own_items(
     items,  # file (csv, parquet, jsonl, packed or not) or DataFrame
-    item='item_id',  # column of ids
+    item='item_id',  # column of ids; where it is not there, a well-known name is taken
     text=None,  # as in `load_folder`
     image=None,  # as in `load_folder`
     notes=None,  # list that collects what was warned
+    folder=None,  # where the paths of a DataFrame start and must stay; None for paths of any kind
+    max_rows=None,  # more of them are an error; None for any number
+    max_bytes=None,  # of a file, unpacked: more are an error; None for any number
 ):  # -> Items
     "A table of items. Raises `DataError` for unknown columns, empty or double ids, and paths out of the folder."
-    notes = [] if notes is None else notes
-    df, where, folder = _item_table(items, item, text, image, notes)
-    ids = _single_ids(df, item, where)
-    wanted = modality_columns([c for c in df.columns if c != item], text, image, where, notes)
+    notes, faults = [] if notes is None else notes, []
+    df, where, beside = _item_table(items, item, text, image, notes, max_rows=max_rows, max_bytes=max_bytes)
+    key = find_roles(dict(item=item), list(df.columns), where, notes, faults).get('item')
+    wanted = modality_columns([c for c in df.columns if c != key], text, image, where, notes, df, faults)
+    refuse(faults)
+    ids = _single_ids(df, key, where)
     pictures = {m: df[columns[0]] for m, (kind, columns) in wanted.items() if kind == 'image'}
     for column in pictures.values():
         _warn_of_links(column, where, notes)
-    images = {m: image_sources(column, ids, folder, where) for m, column in pictures.items()}
+    images = {m: image_sources(column, ids, beside or folder, where, notes) for m, column in pictures.items()}
     texts = {m: columns for m, (kind, columns) in wanted.items() if kind == 'text'}
-    return Items(df.drop(columns=item).set_index(pd.Index(ids, dtype=object)), texts, images, where)
+    table = _with_texts(df.drop(columns=key), texts, [c.name for c in pictures.values()], where, notes)
+    return Items(table.set_index(pd.Index(ids, dtype=object)), texts, images, where)
 
 # %% ../../nbs/00_shop/08d_items.ipynb #679f5b16
 def image_folder(

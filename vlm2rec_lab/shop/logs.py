@@ -14,7 +14,7 @@ import pyarrow as pa
 from fastcore.basics import patch
 
 from ..base.errors import DataError, counted, few, warn
-from .catalogue import as_ids, as_times
+from .catalogue import as_ids, as_ordered_times, repeated_rows, warn_of_ties
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #80692be4
 def _kind(column):
@@ -76,16 +76,17 @@ def coded(
     return renumbered[codes], np.asarray(names, object)
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #264f10a7
-def _times(column, where, rows):
-    "float64 [n] times of an Arrow column; `DataError` naming the rows without one."
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+def _times(column, where, rows, time_format=None):
+    "(times, numbers in their exact order) of an Arrow column; `DataError` naming the rows without a time."
+    if time_format is None and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         out = np.asarray(column.to_numpy(), np.float64)
-        if np.isfinite(out).all():
-            return out
+        if np.isfinite(out).all() and np.abs(out).max(initial=0) < 2**53:
+            return out, out
     if pa.types.is_nested(column.type):
         raise DataError(f'{where}: the column of times holds {column.type}')
     try:
-        return as_times(pd.Series(column.to_pandas().to_numpy(), index=rows, name='time'), where)
+        cells = pd.Series(column.to_pandas().to_numpy(), index=rows, name='time')
+        return as_ordered_times(cells, where, time_format)
     except (TypeError, OverflowError, pa.ArrowException) as e:
         raise DataError(f'{where}: times cannot be read: {e}') from None
 
@@ -167,32 +168,18 @@ def time_order(
     key = _one_key(users, times)
     return np.lexsort((times, users)) if key is None else np.argsort(key, kind='stable')
 
-# %% ../../nbs/00_shop/08a_logs.ipynb #f9f6380d
-def _repeats(users, items, times):
-    "bool [n] which sorted rows repeat an earlier one with the same user, item and time."
-    out, tie = np.zeros(len(items), bool), (users[1:] == users[:-1]) & (times[1:] == times[:-1])
-    if not tie.any():
-        return out
-    shared = np.zeros(len(items), bool)
-    shared[1:] |= tie
-    shared[:-1] |= tie
-    at = np.flatnonzero(shared)
-    run = np.concatenate([[0], np.cumsum(~tie)])  # one number for all rows of a user at a time
-    key = run[at] * (items.max() + 1) + items[at]
-    order = np.argsort(key, kind='stable')
-    out[at[order[1:][np.diff(key[order]) == 0]]] = True
-    return out
-
 # %% ../../nbs/00_shop/08a_logs.ipynb #777c0f3f
-def _sorted_log(table, where, rows, per_second):
-    "The Log of a table, and the order of its rows."
+def _sorted_log(table, where, rows, per_second, time_format=None):
+    "(Log of a table, order of its rows, numbers that order the times exactly, sorted)."
     users, user_ids = coded(table['user'], 'user id', where, rows)
     items, item_ids = coded(table['item'], 'item id', where, rows)
     has = table.column_names
-    times = _times(table['time'], where, rows) / per_second if 'time' in has else None
+    times, ranks = _times(table['time'], where, rows, time_format) if 'time' in has else (None, None)
     ratings = _ratings(table['rating'], where, rows) if 'rating' in has else None
-    order = time_order(users, times)
-    return _rows(Log(users, items, times, ratings, user_ids, item_ids, where), order), order
+    order = time_order(users, ranks)
+    times = None if times is None else times / per_second
+    log = _rows(Log(users, items, times, ratings, user_ids, item_ids, where), order)
+    return log, order, None if ranks is None else ranks[order]
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #72b4bee2
 def as_log(
@@ -202,12 +189,16 @@ def as_log(
     notes,  # list that collects what was warned
     repeats=False,  # True keeps rows that repeat an earlier one
     per_second=1,  # units of the times in a second; 1000 for milliseconds
+    time_format=None,  # of dates, such as '%d.%m.%Y'; None reads numbers and dates such as 2024-05-31
 ):  # -> Log
     "A table of interactions, sorted. Raises `DataError` naming the rows of empty ids and bad times; counts repeats."
-    log, order = _sorted_log(table, where, rows, per_second)
-    if log.times is None or repeats:
+    log, order, ranks = _sorted_log(table, where, rows, per_second, time_format)
+    if log.times is None:
         return log
-    again = _repeats(log.users, log.items, log.times)
+    warn_of_ties(log.users, log.times, ranks, table['time'].type == pa.float32(), where, notes)
+    if repeats:
+        return log
+    again = repeated_rows(log.users, log.items, ranks)
     if not again.any():
         return log
     said = f'{counted(int(again.sum()), "row")} repeating an earlier one with the same user, item and time'

@@ -20,10 +20,12 @@ import pyarrow as pa
 
 from ..base.errors import DataError, few, known
 from ..base.files import inside
+from .catalogue import as_ids, as_times
 from .items import Items, image_folder, image_sources, join, own_items
 from .lines import field_names, open_file
-from .log_files import csv_header, csv_log, json_log, read_log, sequences_log
+from .log_files import csv_header, csv_log, json_log, log_columns, read_log, sequences_log
 from .logs import as_log, filtered
+from .roles import MissingColumns, find_roles, refuse
 from vlm2rec_lab.shop.sources import (
     amazon_items,
     extra_column,
@@ -33,7 +35,7 @@ from vlm2rec_lab.shop.sources import (
     split_lines,
     video_titles,
 )
-from .tables import read_table
+from .tables import check_head, read_table
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #a57680ed
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _amazon_log(path, version, fields, rated, malformed, notes, progress):
     for name in asked.values() if there and not bare else ():
         known(name, there, 'field', f' in {where} (read as the edition of {version}; pass version=... for another)')
     if is_csv:
-        table, rows = csv_log(path, asked, names=_ratings_columns(version, asked) if bare else None)
+        table, rows = csv_log(path, asked, names=_ratings_columns(version, asked) if bare else None, notes=notes)
     else:
         table, rows = json_log(path, asked, malformed, notes, progress)
     return as_log(table, where, rows, notes, per_second=1000 if version == '2023' else 1), version
@@ -163,7 +165,7 @@ FIELDS = ['user', 'item', 'rating', 'time']  # of u.data and ratings.dat
 def _movielens_100k(folder, roles, tags, notes):
     "((table, row numbers), films) of u.data and u.item."
     columns = {role: role for role in roles}
-    return csv_log(folder / 'u.data', columns, '\t', FIELDS, False), films_100k(folder)
+    return csv_log(folder / 'u.data', columns, '\t', FIELDS, False, notes=notes), films_100k(folder)
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #1d16f20e
 def _movielens_1m(folder, roles, tags, notes):
@@ -172,7 +174,7 @@ def _movielens_1m(folder, roles, tags, notes):
     with tempfile.TemporaryDirectory() as d, open_file(folder / 'ratings.dat') as f:
         with_tabs = Path(d) / 'ratings.dat'
         with_tabs.write_bytes(f.read().replace(b'::', b'\t'))
-        table = csv_log(with_tabs, columns, '\t', FIELDS, False)
+        table = csv_log(with_tabs, columns, '\t', FIELDS, False, notes=notes)
     return table, films_1m(folder)
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #531da03f
@@ -180,7 +182,7 @@ def _movielens_csv(folder, roles, tags, notes):
     "((table, row numbers), films) of ratings.csv and movies.csv."
     names = dict(user='userId', item='movieId', time='timestamp', rating='rating')
     columns = {role: names[role] for role in roles}
-    return csv_log(folder / 'ratings.csv', columns), films_csv(folder, tags, notes)
+    return csv_log(folder / 'ratings.csv', columns, notes=notes), films_csv(folder, tags, notes)
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #458f8945
 LAYOUTS = {  # (ratings, films) -> how to read them
@@ -317,13 +319,16 @@ def sequence_file(
     name=None,  # of the dataset; None for the file's
     check=True,  # decode every image once to know that it can be
     progress=True,  # show a bar where it takes long
+    max_rows=None,  # lines, and rows of the items: more are an error; None for any number
+    max_bytes=None,  # of either file, unpacked: more are an error; None for any number
 ):  # -> Dataset without times
     "Sequences as text. Raises `DataError` that names the line."
     notes = []
     if form is not None:
         known(form, ('sequences', 'pairs'), 'form')
-    log = filtered(sequences_log(path, form, notes), core, None, notes)
-    found = None if items is None else own_items(items, item, text, image, notes)
+    bounds = dict(max_rows=max_rows, max_bytes=max_bytes)
+    log = filtered(sequences_log(path, form, notes, **bounds), core, None, notes)
+    found = None if items is None else own_items(items, item, text, image, notes, **bounds)
     return join(log, found, name or Path(path).name.split('.')[0], notes, unseen and not core, check, progress)
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #d421a01b
@@ -369,14 +374,28 @@ def hm(
     items = replace(items, images={'image': found} if found else {})
     return join(log, items, 'H&M', notes, unseen, check, progress)
 
+# %% ../../nbs/00_shop/08f_readers.ipynb #7a90c001
+def _with_items(path, asked, items, text, image, notes, bounds):
+    """The items of a log of your own, after a look at the names of both tables: `MissingColumns` for all that are not
+    there."""
+    faults, found = [], None
+    log_columns(path, asked, [], faults)
+    if items is not None:
+        try:
+            found = own_items(items, asked['item'], text, image, notes, **bounds)
+        except MissingColumns as e:
+            faults += e.faults
+    refuse(faults)
+    return found
+
 # %% ../../nbs/00_shop/08f_readers.ipynb #aed4089c
 @reader('log', files=2)
 def log_file(
     path,  # file of interactions: csv, tsv, parquet or jsonl, packed or not
     items=None,  # file or DataFrame of items; None for ids alone
-    user='user_id',  # column of user ids
-    item='item_id',  # column of item ids, in both tables
-    time='timestamp',  # column to order by; None keeps the order of the rows
+    user='user_id',  # column of user ids; where these are not there, a well-known name is taken
+    item='item_id',  # column of item ids, in both tables, likewise
+    time='timestamp',  # column to order by, likewise; None keeps the order of the rows
     rating='rating',  # column of ratings, read where `min_rating` is given
     text=None,  # text columns of the items, as in `load_folder`
     image=None,  # image column of the items, as in `load_folder`
@@ -386,12 +405,18 @@ def log_file(
     malformed=0.0,  # share of JSON lines that may be left out and counted
     check=True,  # decode every image once to know that it can be
     progress=True,  # show a bar where it takes long
+    time_format=None,  # of dates, such as '%d.%m.%Y'; None reads numbers and dates such as 2024-05-31
+    max_rows=None,  # of either table: more are an error; None for any number
+    max_bytes=None,  # of either table, unpacked: more are an error; None for any number
 ):  # -> Dataset
     "Interactions of one file, with items of another. Raises `DataError` that names file and row."
-    notes, rated = [], rating if min_rating is not None else None
-    log = read_log(path, user, item, time, rated, notes, malformed, progress=progress)
+    notes, told, bounds = [], [], dict(max_rows=max_rows, max_bytes=max_bytes)
+    asked = dict(user=user, item=item, time=time, rating=rating if min_rating is not None else None)
+    found = _with_items(path, asked, items, text, image, told, bounds)
+    how = dict(progress=progress, time_format=time_format, **bounds)
+    log = read_log(path, *asked.values(), notes, malformed, **how)
     log = filtered(log, core, min_rating, notes)
-    found = None if items is None else own_items(items, item, text, image, notes)
+    notes += told
     return join(log, found, Path(path).name.split('.')[0], notes, unseen and not core, check, progress)
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #7b1b3493
@@ -468,32 +493,53 @@ def arrow_table(
         raise DataError(f'{type(source).__name__} is no table: {what}')
     return found, None
 
+# %% ../../nbs/00_shop/08f_readers.ipynb #7a90c002
+def _arrow_column(column, role, where, time_format):
+    "A column of a data frame for Arrow, which holds values of one type; `DataError` naming the rows of ids and times."
+    try:
+        return pa.chunked_array(pa.Array.from_pandas(column))
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        if role in ('user', 'item'):
+            return pa.array(as_ids(column, f'{role} id', where), pa.string())
+        if role == 'time':
+            as_times(column, where, time_format)
+        return pa.array(column.astype('string'), pa.string())
+
 # %% ../../nbs/00_shop/08f_readers.ipynb #d3c8f34d
-def _log_of_table(table, columns, notes):
-    "Log of an Arrow table with the columns {role: column or None}; its first row is row 0."
-    where = 'interactions'
-    asked = {
-        role: known(c, table.column_names, 'column', f' in {where}') for role, c in columns.items() if c is not None
-    }
-    if not table.num_rows:
+def _log_of_table(table, asked, notes, faults, time_format):
+    "Log of a table with the columns {role: column or None}, rows from 0 on; None where some are missing."
+    where, frame = 'interactions', isinstance(table, pd.DataFrame)
+    columns = find_roles(asked, list(table.columns) if frame else table.column_names, where, notes, faults)
+    if faults:
+        return None
+    if not len(table):
         raise DataError(f'{where} has no rows')
-    table = table.select(list(asked.values())).rename_columns(list(asked))
-    return as_log(table, where, np.arange(table.num_rows), notes)
+    if frame:
+        table = pa.table({role: _arrow_column(table[c], role, where, time_format) for role, c in columns.items()})
+    else:
+        table = table.select(list(columns.values())).rename_columns(list(columns))
+    return as_log(table, where, np.arange(len(table)), notes, time_format=time_format)
+
+# %% ../../nbs/00_shop/08f_readers.ipynb #7a90c003
+def _own_frame(source):
+    "A data frame with names that are text and rows from 0 on, anything else as it is; `DataError` for a name twice."
+    if not isinstance(source, pd.DataFrame):
+        return source
+    frame = source.reset_index(drop=True).set_axis([str(c) for c in source.columns], axis=1)
+    check_head(list(frame), 'the table')
+    return frame
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #5517eea7
-def _items_of_table(source, split, item, text, image, notes):
-    "Items of an Arrow table; paths start in the folder where it lies."
-    goods, folder = arrow_table(source, split)
-    if not goods.num_rows:
+def _items_of_table(source, split, item, text, image, notes, faults):
+    "Items of an Arrow table, None where columns are missing; paths start in the folder where it lies."
+    goods, folder = (source, None) if isinstance(source, pd.DataFrame) else arrow_table(source, split)
+    if not len(goods):
         raise DataError('items has no rows')
-    frame = goods.to_pandas(types_mapper=None)
-    found = own_items(frame, item, text, image, notes)
-    if not folder:
-        return found
-    columns = image if isinstance(image, dict) else {m: image or 'image' for m in found.images}
-    ids = found.table.index
-    images = {m: image_sources(frame[columns[m]], ids, folder, 'items') for m in found.images}
-    return replace(found, images=images)
+    try:
+        frame = _own_frame(goods if isinstance(goods, pd.DataFrame) else goods.to_pandas(types_mapper=None))
+        return own_items(frame, item, text, image, notes, folder)
+    except MissingColumns as e:
+        faults += e.faults
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #4bc21dad
 @reader('hugging-face', files=2)
@@ -514,11 +560,17 @@ def hugging_face(
     name='hugging face',  # of the dataset
     check=True,  # decode every image once to know that it can be
     progress=True,  # show a bar where it takes long
+    time_format=None,  # of dates, such as '%d.%m.%Y'; None reads numbers and dates such as 2024-05-31
 ):  # -> Dataset
     """Interactions and items of Hugging Face datasets. Raises `DataError` for unknown splits and columns and whatever
     the rows lack, naming the row (the first is row 0)."""
-    notes, columns = [], dict(user=user, item=item, time=time, rating=rating if min_rating is not None else None)
-    table, _ = arrow_table(interactions, split)
-    log = filtered(_log_of_table(table, columns, notes), core, min_rating, notes)
-    found = None if items is None else _items_of_table(items, items_split, item, text, image, notes)
+    notes, told, faults = [], [], []
+    asked = dict(user=user, item=item, time=time, rating=rating if min_rating is not None else None)
+    frame = isinstance(interactions, pd.DataFrame)
+    table = _own_frame(interactions) if frame else arrow_table(interactions, split)[0]
+    log = _log_of_table(table, asked, notes, faults, time_format)
+    found = None if items is None else _items_of_table(items, items_split, item, text, image, told, faults)
+    refuse(faults)
+    log = filtered(log, core, min_rating, notes)
+    notes += told
     return join(log, found, name, notes, unseen and not core, check, progress)

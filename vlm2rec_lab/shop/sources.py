@@ -18,7 +18,7 @@ import pandas as pd
 from ..base.errors import DataError, counted, few, known, warn
 from .catalogue import as_ids
 from .items import Items, own_items
-from .lines import blocks, id_text, objects
+from .lines import blocks, id_text, objects, unix_lines
 from .tables import read_table
 
 # %% ../../nbs/00_shop/08e_sources.ipynb #bbb6ea71
@@ -150,7 +150,7 @@ def text_lines(
     path,  # text file, packed or not
 ):  # -> list of str
     "Lines of a text file in UTF-8, or else Latin-1; blank lines keep their place."
-    data = b''.join(b for _, b in blocks(path))
+    data = unix_lines(b''.join(b for _, b in blocks(path)))
     try:
         return data.decode('utf-8-sig').split('\n')
     except UnicodeDecodeError:
