@@ -16,7 +16,7 @@ from .parser import check_ending, command, count
 def _profile_options(add):
     "Options of `profile`."
     data_options(add)
-    model = 'Qwen2.5-VL folder or hub id whose tokenizer counts the texts (default: the shipped tiny VLM)'
+    model = 'Qwen2.5-VL folder or hub id whose tokenizer counts the texts in tokens (default: words)'
     add('--model', metavar='PATH', help=model)
     add('--out', default='profile.html', help='.html, .json or .md file to write (default: profile.html)')
 
@@ -28,7 +28,7 @@ def profile(
     "`vlm2rec profile`: what is in the data, as text and as one page."
     check_ending(o.out, '.html', '.json', '.md')
     split, whole = open_data(o.data, None, o.history, o.seed, o.split, o.core, o.images)
-    tokenizer = model_at(o.model, o.data) if o.model else model_at(None)
+    tokenizer = model_at(o.model, o.data) if o.model else None
     found = whole.profile(split, tokenizer=tokenizer, progress=sys.stderr.isatty())
     kind = 'page' if Path(o.out).suffix == '.html' else 'written'
     print(found, f'{kind}: {found.save(o.out)}', o.command, sep='\n')

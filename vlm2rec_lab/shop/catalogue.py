@@ -40,6 +40,8 @@ class Catalogue:
         made = dict(ids=tuple(self.ids), content=dict(self.content), kinds=dict(self.kinds), table=table)
         for name, value in made.items():
             object.__setattr__(self, name, value)
+        # what rooms that look at the content keep with it, such as small pictures; never part of the value
+        object.__setattr__(self, 'kept', {})
         _check_parts(self)
         for m in self.content:
             _check_modality(self, m)
