@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['THUMB', 'spread', 'in_words', 'groups_of', 'sharing', 'log_figures', 'date_of', 'time_figures', 'id_ranks',
            'rank_correlation', 'order_figures', 'tokenizer_name', 'counted_in', 'count_tokens', 'squeezed',
-           'text_figures', 'Look', 'look', 'kept_look', 'fingerprints', 'near_labels', 'near_groups', 'copies',
-           'unlike', 'image_figures', 'content_figures', 'twins', 'split_figures']
+           'markup_figures', 'text_figures', 'Look', 'look', 'kept_look', 'fingerprints', 'near_labels', 'near_groups',
+           'copies', 'unlike', 'image_figures', 'content_figures', 'twins', 'split_figures']
 
 # %% ../../nbs/00_shop/05a_profile_figures.ipynb #0fbd3668
 import hashlib
@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from ..base.charts import number
 from ..base.errors import DataError
 from ..base.ragged import PAD, is_member
+from .markup import entities_in, tags_in
 from .pictures import once, open_image, thumbnail
 from .rows import warm_items
 from .splits import UNITS, time_leak, time_unit
@@ -396,6 +397,25 @@ def _sample(there, most, seed):
     "The item numbers themselves, or a random sample of `most` of them in their order."
     return there if len(there) <= most else np.sort(np.random.default_rng(seed).permutation(there)[:most])
 
+# %% ../../nbs/00_shop/05a_profile_figures.ipynb #a41c9e17
+def markup_figures(
+    values,  # [items] of str or None
+    ids,  # [items] item ids
+):  # -> {'items', 'entities', 'tags', 'such', 'example', 'ids'}
+    "How many texts hold entities and tags of HTML, the commonest of them, and the first such text."
+    found = {i: (entities_in(v), tags_in(v)) for i, v in enumerate(values) if v is not None and ('&' in v or '<' in v)}
+    found = {i: x for i, x in found.items() if x[0] or x[1]}
+    signs = pd.Series([s for x in found.values() for s in (*x[0], *x[1])], dtype=object).value_counts()
+    first = next(iter(found), None)
+    return dict(
+        items=len(found),
+        entities=sum(bool(x[0]) for x in found.values()),
+        tags=sum(bool(x[1]) for x in found.values()),
+        such=[str(s)[:30] for s in signs.index[:4]],
+        example='' if first is None else ' '.join(values[first].split())[:120],
+        ids=[str(ids[i]) for i in list(found)[:10]],
+    )
+
 # %% ../../nbs/00_shop/05a_profile_figures.ipynb #53f879af
 def text_figures(
     catalogue,  # Catalogue
@@ -405,8 +425,8 @@ def text_figures(
     max_texts=100_000,  # of more, a random sample is counted in tokens
     seed=0,  # of that sample
     progress=True,  # show a bar where it takes long
-):  # -> {'kind', 'present', 'missing', 'same', 'unit', 'tokenizer', 'budget', 'length', 'over', 'over_ids', 'counted'}
-    "Missing, shared and long texts."
+):  # -> {'kind', 'present', 'missing', 'same', 'unit', 'tokenizer', 'budget', 'length', 'over', 'over_ids', ...}
+    "Missing, shared and long texts, and those with HTML."
     values, ids = catalogue.content[modality], catalogue.ids
     there = np.flatnonzero([v is not None for v in values])
     groups, some = groups_of(squeezed(values)), _sample(there, max_texts, seed)
@@ -425,6 +445,7 @@ def text_figures(
         over=len(over) / len(some) if len(some) else None,
         over_ids=[str(ids[i]) for i in over[:10]],
         counted=len(some),
+        markup=markup_figures(values, ids),
     )
 
 # %% ../../nbs/00_shop/05a_profile_figures.ipynb #72af7ca0
@@ -724,6 +745,7 @@ def content_figures(
         modalities=len(gone),
         missing={str(m): missing(x) for m, x in gone.items()},
         titles=dict(sharing(titles, ids, n), said=[catalogue.title(g[0]) for g in titles[:4]]),
+        markup=markup_figures([catalogue.title(i, 10_000) for i in range(n)], ids),
     )
 
 # %% ../../nbs/00_shop/05a_profile_figures.ipynb #51aaebae

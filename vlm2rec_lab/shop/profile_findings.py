@@ -38,6 +38,7 @@ LIMITS = {  # name -> (limit, what it limits)
     'near': (0.02, 'share of pictures that are nearly the same as another'),
     'one_text': (20, 'items with one text'),
     'same_text': (0.1, 'share of items with the same text as another'),
+    'markup': (0, 'texts or titles with entities or tags of HTML'),
     'cut': (0.1, 'share of texts longer than the budget'),
     'twins': (0.005, 'share of items equal to another in every modality, of two or more'),
     'small': (0.01, 'share of pictures smaller than a patch'),
@@ -240,6 +241,14 @@ def _missing(f, L):
                 m,
             )
 
+# %% ../../nbs/00_shop/05b_profile_findings.ipynb #c63e0b0a
+@finds('content')
+def _title_markup(f, L):
+    "Titles that hold HTML, where they are no part of a text that is told anyway."
+    texts = [x['markup']['items'] for x in f['modalities'].values() if x['kind'] == 'text']
+    if f['content']['markup']['items'] > max([L['markup'], *texts]):
+        yield _html(f['content']['markup'], 'titles', f['size']['items'])
+
 # %% ../../nbs/00_shop/05b_profile_findings.ipynb #14db4c52
 @finds('content')
 def _titles(f, L):
@@ -288,6 +297,28 @@ def _same_text(m, x, L):
             tuple(same['examples'][0]),
             m,
         )
+
+# %% ../../nbs/00_shop/05b_profile_findings.ipynb #c63e0b08
+def _html(x, what, n, modality=''):
+    "Texts with signs of a web page; `what` they are, and how many there are in all."
+    return Finding(
+        'markup',
+        'caution' if x['items'] >= 0.01 * n else 'note',
+        f'{x["items"]:,} of {n:,} {what} hold HTML, {x["entities"]:,} of them entities and {x["tags"]:,} tags, '
+        f"such as {few(x['such'], 4)}. One of them is '{x['example']}'.",
+        'Read the data with clean=True (load_folder, the readers and Catalogue have it): entities become characters, '
+        'tags go. To a model these signs are words, and to people they are noise.',
+        {k: x[k] for k in ('items', 'entities', 'tags', 'example')},
+        tuple(x['ids']),
+        modality,
+    )
+
+# %% ../../nbs/00_shop/05b_profile_findings.ipynb #c63e0b09
+@finds('text')
+def _markup(m, x, L):
+    "Texts that hold HTML."
+    if x['markup']['items'] > L['markup']:
+        yield _html(x['markup'], f'texts in {m!r}', x['present'], m)
 
 # %% ../../nbs/00_shop/05b_profile_findings.ipynb #a5882866
 @finds('text')

@@ -224,6 +224,7 @@ def movielens(
     unseen=False,  # True keeps films without ratings; not with a core
     check=True,  # decode every poster once to know that it can be
     progress=True,  # show a bar where it takes long
+    clean=False,  # True takes HTML out of the texts: entities become characters, tags go
 ):  # -> Dataset
     "MovieLens in the layouts of 100K, 1M and 10M, and 20M to 32M. Raises `DataError` that names file and line."
     folder, notes, text = _folder(folder), [], _as_list(text)
@@ -237,7 +238,7 @@ def movielens(
     images = {} if posters is None else {'image': _posters(posters, poster_columns)}
     columns = [known(c, list(films.columns), 'column', f' in {where}') for c in text]
     items = Items(films, {'text': columns}, images, where)
-    return join(log, items, where, notes, unseen and not core, check, progress)
+    return join(log, items, where, notes, unseen and not core, check, progress, clean)
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #dbb90bed
 def _one_of(folder, patterns, what, needed=True):
@@ -295,13 +296,14 @@ def microlens(
     unseen=False,  # True keeps videos without interactions; not with a core
     check=True,  # decode every cover once to know that it can be
     progress=True,  # show a bar where it takes long
+    clean=False,  # True takes HTML out of the texts: entities become characters, tags go
 ):  # -> Dataset; times in seconds; the catalogue's table has 'likes' and 'views' where known
     "MicroLens. Raises `DataError` that names file and row."
     folder, notes = _folder(folder), []
     pairs = _one_of(folder, ('*_pairs.csv', '*_pairs.tsv', '*_pairs.csv.gz'), 'pairs of users and items')
     log, name = filtered(_microlens_log(pairs, notes), core, None, notes), pairs.name.split('_pairs')[0]
     items = _videos(folder, text, covers, name)
-    return join(log, items, name, notes, unseen and not core, check, progress)
+    return join(log, items, name, notes, unseen and not core, check, progress, clean)
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #849f7129
 @reader('sequences', files=2)
@@ -317,6 +319,7 @@ def sequence_file(
     name=None,  # of the dataset; None for the file's
     check=True,  # decode every image once to know that it can be
     progress=True,  # show a bar where it takes long
+    clean=False,  # True takes HTML out of the texts: entities become characters, tags go
 ):  # -> Dataset without times
     "Sequences as text. Raises `DataError` that names the line."
     notes = []
@@ -324,7 +327,7 @@ def sequence_file(
         known(form, ('sequences', 'pairs'), 'form')
     log = filtered(sequences_log(path, form, notes), core, None, notes)
     found = None if items is None else own_items(items, item, text, image, notes)
-    return join(log, found, name or Path(path).name.split('.')[0], notes, unseen and not core, check, progress)
+    return join(log, found, name or Path(path).name.split('.')[0], notes, unseen and not core, check, progress, clean)
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #d421a01b
 def _articles(folder, file, text, notes):
@@ -358,6 +361,7 @@ def hm(
     images='images',  # name of the folder of pictures in the folder
     check=True,  # decode every image once to know that it can be
     progress=True,  # show a bar where it takes long
+    clean=False,  # True takes HTML out of the texts: entities become characters, tags go
 ):  # -> Dataset
     "H&M's purchases. Raises `DataError` that names file and row."
     folder, notes, unseen = _folder(folder), [], unseen and not core
@@ -367,7 +371,7 @@ def hm(
     log = filtered(log, core, None, notes)
     found = _article_pictures(folder / images, items.table.index if unseen else log.item_ids)
     items = replace(items, images={'image': found} if found else {})
-    return join(log, items, 'H&M', notes, unseen, check, progress)
+    return join(log, items, 'H&M', notes, unseen, check, progress, clean)
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #aed4089c
 @reader('log', files=2)
@@ -386,13 +390,14 @@ def log_file(
     malformed=0.0,  # share of JSON lines that may be left out and counted
     check=True,  # decode every image once to know that it can be
     progress=True,  # show a bar where it takes long
+    clean=False,  # True takes HTML out of the texts: entities become characters, tags go
 ):  # -> Dataset
     "Interactions of one file, with items of another. Raises `DataError` that names file and row."
     notes, rated = [], rating if min_rating is not None else None
     log = read_log(path, user, item, time, rated, notes, malformed, progress=progress)
     log = filtered(log, core, min_rating, notes)
     found = None if items is None else own_items(items, item, text, image, notes)
-    return join(log, found, Path(path).name.split('.')[0], notes, unseen and not core, check, progress)
+    return join(log, found, Path(path).name.split('.')[0], notes, unseen and not core, check, progress, clean)
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #7b1b3493
 def _saved_table(path):
@@ -514,6 +519,7 @@ def hugging_face(
     name='hugging face',  # of the dataset
     check=True,  # decode every image once to know that it can be
     progress=True,  # show a bar where it takes long
+    clean=False,  # True takes HTML out of the texts: entities become characters, tags go
 ):  # -> Dataset
     """Interactions and items of Hugging Face datasets. Raises `DataError` for unknown splits and columns and whatever
     the rows lack, naming the row (the first is row 0)."""
@@ -521,4 +527,4 @@ def hugging_face(
     table, _ = arrow_table(interactions, split)
     log = filtered(_log_of_table(table, columns, notes), core, min_rating, notes)
     found = None if items is None else _items_of_table(items, items_split, item, text, image, notes)
-    return join(log, found, name, notes, unseen and not core, check, progress)
+    return join(log, found, name, notes, unseen and not core, check, progress, clean)

@@ -21,6 +21,7 @@ from ..base.errors import DataError, counted, few, known, nearest, warn
 from ..base.files import inside
 from .catalogue import Catalogue, Interactions, as_ids
 from .dataset import Dataset
+from .markup import clean_columns, texts_of
 from .pictures import MAX_PIXELS, image_trouble
 
 # %% ../../nbs/00_shop/07_tables.ipynb #90316ca1
@@ -324,12 +325,13 @@ def _read_texts(df, modality, cols, where, notes):
     return texts
 
 # %% ../../nbs/00_shop/07_tables.ipynb #c415afee
-def _read_items(folder, stem, text, image, item, check, progress, notes):
+def _read_items(folder, stem, text, image, item, check, progress, notes, clean=False):
     "The catalogue of a folder, and the name of its file."
     exactly = (item, 'image', *TEXT_COLUMNS, *_asked(text, image))
     df, where = read_table(folder, stem, text=exactly, notes=notes)
     ids, content = _read_ids(df, item, where), {}
     wanted = modality_columns([c for c in df.columns if c != item], text, image, where, notes)
+    df = clean_columns(df, texts_of(wanted), where, notes) if clean else df
     for m, (kind, cols) in wanted.items():
         if kind == 'image':
             content[m] = read_images(folder, df[cols[0]], where, check, progress, notes=notes)
@@ -374,6 +376,7 @@ def load_folder(
     progress=True,  # show a bar where it takes long
     items='items',  # table of items: name without suffix (csv, parquet and jsonl are looked for), or the file's name
     interactions='interactions',  # table of interactions, likewise
+    clean=False,  # True takes HTML out of the texts: entities become characters, tags go
 ):  # -> Dataset
     """Read a folder of your own (with a k-core or a least rating: `readers.log_file`).
     Raises `DataError` for what cannot be used, and gives a counted `DataWarning` for what is left out;
@@ -382,7 +385,7 @@ def load_folder(
     if not folder.is_dir():
         file = ': it is a file, give the folder around it' if folder.exists() else ''
         raise DataError(f"there is no folder '{path}'{file}")
-    catalogue, where = _read_items(folder, items, text, image, item, check, progress, notes)
+    catalogue, where = _read_items(folder, items, text, image, item, check, progress, notes, clean)
     df, file = read_table(folder, interactions, (item, user), notes)
     time = _time_column(df, time, file)
     inter = Interactions.from_frame(df, catalogue, user, item, time, where=file, notes=notes)
