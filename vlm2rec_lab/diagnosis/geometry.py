@@ -12,6 +12,11 @@ import numpy as np
 
 from ..ranking.task import as_matrix
 
+# %% ../../nbs/04_diagnosis/02_geometry.ipynb #d74f0c30
+def _longest(*matrices):
+    "The largest absolute value in any of some matrices; 0 where there is none."
+    return max((float(np.abs(x).max()) for x in matrices if x.size), default=0.0)
+
 # %% ../../nbs/04_diagnosis/02_geometry.ipynb #3996782d
 def effective_rank(
     x,  # [rows, dims] normalised vectors
@@ -21,7 +26,7 @@ def effective_rank(
     if len(x) < 2:
         return math.nan
     c = np.asarray(x, float) - np.mean(x, 0, dtype=float)
-    if not np.abs(c).max() < 1e100:
+    if _longest(c) >= 1e100:
         return math.nan
     p = np.clip(np.linalg.eigvalsh(c.T @ c), 0, None)
     if p.sum() <= 1e-12:
@@ -35,7 +40,7 @@ def mean_cosine(
 ):  # -> mean cosine of two different rows; NaN for fewer than 2
     "Mean over all pairs, from the length of the sum of the vectors."
     x = as_matrix(x)
-    if len(x) < 2 or not np.abs(x).max() < 1e100:
+    if len(x) < 2 or _longest(x) >= 1e100:
         return math.nan
     return float((np.square(np.sum(x, 0, dtype=float)).sum() - len(x)) / (len(x) * (len(x) - 1)))
 
@@ -54,7 +59,7 @@ def modality_gap(
 ):  # -> distance of the means; NaN where dims differ, or there is no row
     "Euclidean distance between the mean vectors of two modalities."
     a, b = as_matrix(a), as_matrix(b)
-    if a.shape[1] != b.shape[1] or not len(a) or not len(b) or not max(np.abs(a).max(), np.abs(b).max()) < 1e100:
+    if a.shape[1] != b.shape[1] or not len(a) or not len(b) or _longest(a, b) >= 1e100:
         return math.nan
     return float(np.linalg.norm(a.mean(0, dtype=float) - b.mean(0, dtype=float)))
 
@@ -70,7 +75,7 @@ def linear_cka(
 ):  # -> between 0 and 1; NaN where a side is constant, or too long to be squared twice
     "Linear CKA from the D x D' matrices: squared norm of the cross-covariance over those of the covariances."
     a, b = _of_same_items(a, b)
-    if not len(a) or not max(np.abs(a).max(), np.abs(b).max()) < 1e70:
+    if not len(a) or _longest(a, b) >= 1e70:
         return math.nan
     a, b = (np.asarray(x, float) - np.mean(x, 0, dtype=float) for x in (a, b))
     whole = _shared_size(a, a) ** 0.5 * _shared_size(b, b) ** 0.5
@@ -98,12 +103,16 @@ def nearest(
     k=10,  # neighbours
     chunk=500,  # rows of similarities at a time
 ):  # -> int [items, k]
-    "The k nearest other items by cosine, in no order. Raises ValueError where there are not as many."
+    "The k nearest other items by cosine, in no order. Raises ValueError for too few items and too long vectors."
+    x = as_matrix(x)
     if not 0 < k < len(x):
         raise ValueError(f'k={k} neighbours among {len(x):,} items: from 1 to one less than there are')
     out = np.zeros((len(x), k), np.int64)
     for start in range(0, len(x), chunk):
-        s = x[start : start + chunk] @ x.T
+        with np.errstate(over='ignore', invalid='ignore'):
+            s = x[start : start + chunk] @ x.T
+        if not np.isfinite(s).all():
+            raise ValueError('vectors are too long to be compared: normalise them')
         s[np.arange(len(s)), start + np.arange(len(s))] = -np.inf
         out[start : start + len(s)] = np.argpartition(-s, k - 1, axis=1)[:, :k]
     return out
