@@ -26,6 +26,7 @@ from vlm2rec_lab.data import (
 from vlm2rec_lab.metrics import evaluate, ranks, sample_negatives, seen_items
 from vlm2rec_lab.ranking.baseline_scores import last_items, past_choices, text_matrix, thumbnail_matrix
 from vlm2rec_lab.ranking.baselines import baseline_names, baselines
+from vlm2rec_lab.studio import make_studio
 
 SHARED = Path(__file__).resolve().parent.parent.parent / 'shared' / 'data'
 
@@ -199,3 +200,26 @@ def test_movies_with_posters():
     for name in found:
         if name != 'random':
             assert found[name]['HR@20'] > found['random']['HR@20'], name
+
+
+def test_a_second_split_decodes_no_picture(tmp_path, monkeypatch):
+    "Thumbnails are kept with the catalogue: the same figures, and nothing is decoded again."
+    from vlm2rec_lab.shop import pictures
+
+    opened, decode = [], pictures._decode
+
+    def counting(*args):
+        opened.append(args)
+        return decode(*args)
+
+    monkeypatch.setattr(pictures, '_decode', counting)
+    studio = make_studio(items=30, users=90)
+    for i, array in enumerate(studio.catalogue.content['image']):
+        Image.fromarray(array).save(tmp_path / f'{i}.png')
+    files = [tmp_path / f'{i}.png' for i in range(30)]
+    shop = replace(studio, catalogue=replace(studio.catalogue, content=dict(studio.catalogue.content, image=files)))
+    first = baselines(leave_one_out(shop), which='last item by image', progress=False).to_dict()
+    assert len(opened) == 30
+    assert baselines(leave_one_out(shop), which='last item by image', progress=False).to_dict() == first
+    baselines(shop.split(valid=20, test=20, train=50), which='last item by image', progress=False)
+    assert len(opened) == 30

@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
+from scipy.sparse.csgraph import connected_components
 
 from vlm2rec_lab.data import Catalogue, DataError, Dataset, Interactions, leave_one_out
+from vlm2rec_lab.shop import pictures
 from vlm2rec_lab.shop.profile_figures import (
     _why,
     count_tokens,
@@ -18,6 +20,7 @@ from vlm2rec_lab.shop.profile_figures import (
     log_figures,
     look,
     near_groups,
+    near_labels,
     split_figures,
     spread,
     time_figures,
@@ -117,21 +120,22 @@ def test_no_texts_have_no_tokens():
 
 
 def plain_groups(tiny, bits=7, colour=5):
-    "Near-duplicates by comparing all pairs."
+    "All pairs: what hangs together by pairs with a band in common is dealt out, the one with most others first."
     p, flat = fingerprints(tiny), tiny.reshape(len(tiny), -1).astype(int)
-    label = np.arange(len(tiny))
-    for a in range(len(tiny)):
-        for b in range(a):
-            differ = f'{int(p[a]) ^ int(p[b]):064b}'
-            one_band = any('1' not in differ[k : k + 16] for k in (0, 16, 32, 48))
-            if differ.count('1') <= bits and one_band and np.abs(flat[a] - flat[b]).mean() <= colour:
-                label[label == label[a]] = label[b]
-    return groups_of(label)
+    differ = p[:, None] ^ p
+    close = (np.bitwise_count(differ) <= bits) & (np.abs(flat[:, None] - flat).mean(2) <= colour)
+    bands = [(differ >> np.uint64(k)) & np.uint64(0xFFFF) == 0 for k in (0, 16, 32, 48)]
+    found = close & np.logical_or.reduce(bands)
+    part, label = connected_components(found)[1], np.full(len(tiny), -1)
+    for c in np.argsort(-found.sum(1), kind='stable'):
+        if label[c] < 0:
+            label[(label < 0) & close[c] & (part == part[c])] = c
+    return groups_of(label), found.sum(1) > 1
 
 
 def as_sets(groups):
     "Groups without their order."
-    return sorted(map(tuple, groups))
+    return sorted(sorted(g.tolist()) for g in groups)
 
 
 @pytest.mark.parametrize('noise', [0, 2, 3, 4])
@@ -140,15 +144,98 @@ def test_near_duplicates_are_those_of_all_pairs(seed, noise):
     r = np.random.default_rng(seed)
     base = r.integers(0, 256, (30, 8, 9, 3))[r.integers(0, 30, 150)]
     planted = np.clip(base + r.normal(0, noise, base.shape), 0, 255).astype(np.uint8)
-    assert plain_groups(planted)
-    assert as_sets(near_groups(planted)) == as_sets(plain_groups(planted))
+    assert near_groups(planted)
+    distinct = np.unique(planted, axis=0)
+    groups, near = plain_groups(distinct)
+    assert as_sets(near_groups(distinct)) == as_sets(groups)
+    assert near_labels(distinct)[1].tolist() == near.tolist()
 
 
 @pytest.mark.parametrize('seed', range(4))
 def test_pictures_of_nearly_one_colour_that_are_unlike(seed):
     r = np.random.default_rng(seed)
-    faint = r.integers(124, 132, (150, 8, 9, 1)).repeat(3, -1).astype(np.uint8)
-    assert as_sets(near_groups(faint)) == as_sets(plain_groups(faint))
+    faint = np.unique(r.integers(124, 132, (150, 8, 9, 1)).repeat(3, -1).astype(np.uint8), axis=0)
+    assert as_sets(near_groups(faint)) == as_sets(plain_groups(faint)[0])
+
+
+@pytest.mark.parametrize('step, noise', [(1, 0), (2, 1), (4, 2), (0, 3)])
+def test_all_of_a_group_are_near_its_first_picture(step, noise):
+    "Chains of pictures, some of them twice: each group lies within the limits of one, and nobody is in two."
+    r = np.random.default_rng(step)
+    chain = r.integers(60, 120, (1, 8, 9, 3)) + step * np.arange(40)[:, None, None, None]
+    tiny = np.clip(chain + r.normal(0, noise, (40, 8, 9, 3)), 0, 255).astype(np.uint8)[r.integers(0, 40, 90)]
+    groups, prints = near_groups(tiny), fingerprints(tiny)
+    flat = np.concatenate(groups)
+    assert len(np.unique(flat)) == len(flat)
+    for g in groups:
+        assert (np.abs(tiny[g].astype(int) - tiny[g[0]]).mean((1, 2, 3)) <= 5).all()
+        assert (np.bitwise_count(prints[g] ^ prints[g[0]]) <= 7).all()
+    if step:
+        assert max(map(len, groups)) < 90
+
+
+def shirts(n, seed=0):
+    "White T-shirts on white: one outline, each cut and placed a little differently, some with a print."
+    r, out = np.random.default_rng(seed), []
+    for _ in range(n):
+        img = Image.new('RGB', (192, 256), 'white')
+        draw, grey = ImageDraw.Draw(img), int(r.integers(225, 250))
+        x, top, half, long, sleeve = 96 + r.normal(0, 2), 45 + r.normal(0, 3), 47 + r.normal(0, 3), 150, r.normal(35, 5)
+        body = [(x - half, top), (x + half, top), (x + half + 25, top + sleeve + 20), (x + half - 5, top + 30)]
+        body += [(x + half - 5, top + long), (x - half + 5, top + long), (x - half + 5, top + 30)]
+        draw.polygon([*body, (x - half - 25, top + sleeve + 20)], fill=(grey,) * 3, outline=(grey - 40,) * 3)
+        if r.random() < 0.5:
+            side, tone = int(r.integers(5, 20)), int(r.integers(150, 215))
+            draw.rectangle([x - side, top + 50, x + side, top + 50 + side], fill=(tone,) * 3)
+        out.append(np.asarray(img.filter(ImageFilter.GaussianBlur(1))))
+    return out
+
+
+def test_white_shirts_look_alike_and_are_no_copies():
+    "Two hundred T-shirts lie round a few of them; as copies they count only where a no-picture icon is planted."
+    images = shirts(200)
+    icon = Image.new('RGB', (240, 320), (238, 238, 238))
+    ImageDraw.Draw(icon).rectangle([70, 110, 170, 180], outline=(150, 150, 150), width=8)
+    sizes = np.random.default_rng(1).integers(80, 320, (60, 2)).tolist()
+    several = [np.asarray(icon.resize((w, w * 4 // 3), Image.Resampling.LANCZOS)) for w, _ in sizes]
+    names = [f'shirt {k}' for k in range(200)] + [f'product {k}' for k in range(60)]
+    content = {'text': names, 'image': images + several}
+    c = Catalogue(tuple(map(str, range(260))), content, {'text': 'text', 'image': 'image'})
+    f = image_figures(c, 'image', progress=False)[0]
+    assert f['near']['items'] > 200 and f['near']['largest'] > 60
+    assert (
+        50 < f['copies']['unlike']['items'] <= 60 and f['copies']['unlike']['texts'] == f['copies']['unlike']['items']
+    )
+    assert int(f['copies']['unlike']['ids'][0]) >= 200
+    alone = replace(c, ids=c.ids[:200], table=None, content={m: v[:200] for m, v in content.items()})
+    assert image_figures(alone, 'image', progress=False)[0]['copies']['largest'] < 30
+
+
+def test_no_picture_is_decoded_twice(tmp_path, monkeypatch):
+    "Not for the page, and not for a second split; a file that was written again is looked at again."
+    opened = []
+    monkeypatch.setattr('vlm2rec_lab.shop.pictures._decode', count_calls(pictures._decode, opened))
+    studio = make_studio(items=20, users=60)
+    for i in range(20):
+        Image.fromarray(studio.catalogue.content['image'][i]).save(tmp_path / f'{i}.png')
+    files = [tmp_path / f'{i}.png' for i in range(20)]
+    ds = replace(studio, catalogue=replace(studio.catalogue, content=dict(studio.catalogue.content, image=files)))
+    first = ds.profile(leave_one_out(ds), progress=False)
+    assert len(opened) == 20 and first._repr_html_().count('<img') > 20
+    assert ds.profile(progress=False).figures['modalities'] == first.figures['modalities'] and len(opened) == 20
+    Image.new('RGB', (50, 50), 'red').save(files[3])
+    ds.profile(progress=False)
+    assert len(opened) == 21
+
+
+def count_calls(function, calls):
+    "The function; what it is called with is kept."
+
+    def counted(*args):
+        calls.append(args)
+        return function(*args)
+
+    return counted
 
 
 def test_one_picture_is_no_group():

@@ -117,6 +117,27 @@ def test_one_date_in_the_future():
     assert (found.evidence['future'], found.severity, found.ids) == (1, 'caution', (CUSTOMERS[0],))
 
 
+@pytest.mark.parametrize('days, start', [(7, 0), (3, 0), (30, 0), (7, 22 * 3600), (7, 18.5 * 3600)])
+def test_a_log_by_the_day_is_not_called_imported(days, start):
+    "Each of seven days has a seventh, whatever the time zone; the same log by the second has no common time either."
+    day = np.sort(np.random.default_rng(days).integers(0, days, (400, 9)), 1).ravel()
+    assert 'one_time' not in said_of(shop(NOW - 60 * DAY + start + day * DAY), time_findings)
+
+
+def test_an_imported_day_in_a_log_by_the_day_is_told():
+    day = np.sort(np.random.default_rng(0).integers(0, 60, (400, 9)), 1).ravel()
+    imported = np.where(np.arange(3600) % 9 < 4, -100, day)
+    found = said_of(shop(NOW - 90 * DAY + imported * DAY), time_findings)['one_time']
+    assert found.severity == 'caution' and found.evidence['share'] == pytest.approx(4 / 9)
+
+
+def test_imported_nights_in_a_log_by_the_second_are_told():
+    "Coarse times are those on the quarter hours; nights among seconds are odd however many they are."
+    place = np.arange(3600) % 9
+    nights = np.select([place < 2, place < 4, place < 6], [NOW - k * DAY for k in (502, 501, 500)], TIMES)
+    assert said_of(shop(nights), time_findings)['one_time'].evidence['share'] == pytest.approx(2 / 9)
+
+
 # --- the log --------------------------------------------------------------------------------------------------------
 
 
@@ -156,8 +177,57 @@ def test_items_without_anything_are_named():
 def test_long_texts_are_counted_in_tokens_or_in_words():
     novels = shop(text=every(2, 'text', lambda v: v + ' and so on' * 40))
     assert 'in tokens it is more' in about(novels)['cut'].sentence
-    cut = about(novels, lambda texts, add_special_tokens: {'input_ids': [list(t) for t in texts]})['cut']
+    cut = about(novels, letters)['cut']
     assert 'in tokens' not in cut.sentence and cut.evidence['unit'] == 'tokens'
+    assert 'longer than 64 tokens of letters' in cut.sentence
+
+
+def letters(texts, add_special_tokens):
+    "A tokenizer with a token for each letter."
+    return {'input_ids': [list(t) for t in texts]}
+
+
+def test_lengths_say_whose_tokens_they_are():
+    "Words without a tokenizer, else tokens of the named one, in the lines, on the page and in the protocol."
+    plain, named = (STUDIO.profile(tokenizer=t, now=NOW, progress=False) for t in (None, letters))
+    assert 'words: median' in repr(plain) and 'text in words' in plain.protocol and 'tokens of' not in repr(plain)
+    assert 'tokens of letters: median' in repr(named) and 'text in tokens of letters' in named.protocol
+    assert 'text: tokens of letters' in named._repr_html_()
+    assert named.figures['modalities']['text']['tokenizer'] == named.settings['tokenizer'] == 'letters'
+
+
+def test_lookalikes_are_no_placeholder():
+    "A chain of pictures, each near the next one: its two ends are not in one group, and nobody is told to delete them."
+    scene = np.random.default_rng(0).integers(0, 60, (8, 9, 1)).repeat(3, -1).repeat(10, 0).repeat(10, 1)
+    chain = [(scene + k).astype(np.uint8) for k in range(100)]
+    found = about(shop(image=chain + list(STUDIO.catalogue.content['image'][100:])))
+    near = found['near']
+    assert 'placeholder' not in found and near.evidence['near'] >= 95 and near.evidence['largest'] <= 11
+    assert near.remedy.startswith('Look at the groups') and 'look alike' in near.remedy
+
+
+def test_many_round_one_picture_are_told_however_large_the_catalogue():
+    "Sixty of 5,000 are one in a hundred: too few for a share, and more than a shelf of variants."
+    tiny = np.random.default_rng(0).integers(0, 200, (8, 9, 3)).repeat(10, 0).repeat(10, 1)
+    alike = [(tiny + 4 * (k % 2) + k // 30).astype(np.uint8) for k in range(60)]
+    other = dict(items=0, texts=0, ids=[])
+    f = image_figures(shop(image=alike + list(STUDIO.catalogue.content['image'][60:])).catalogue, 'image')[0]
+    f = dict(f, readable=5000, looked=5000, present=5000)
+    told = {x.name for part in FINDINGS['image'].values() for x in part('image', f, with_limits())}
+    assert f['near']['largest'] == 60 and 'near' in told
+    few = dict(f, near=dict(f['near'], largest=40), same=dict(f['same'], unlike=other))
+    assert 'near' not in {x.name for part in FINDINGS['image'].values() for x in part('image', few, with_limits())}
+
+
+def test_one_picture_of_one_product_is_no_placeholder():
+    "The same picture: with as many texts a placeholder, with one text and title a product under several ids."
+    table = STUDIO.catalogue.table.assign(title='One mug')
+    same = shop(image=every(3, 'image', lambda v: GREY), text=every(3, 'text', lambda v: 'One mug'))
+    found = about(shop(image=every(3, 'image', lambda v: GREY)))
+    assert '67 different texts' in found['placeholder'].sentence
+    assert found['placeholder'].remedy.startswith('Look at it first')
+    one = about(replace(same, catalogue=replace(same.catalogue, table=table)))
+    assert 'placeholder' not in one and 'near' in one
 
 
 def test_an_empty_catalogue_has_no_findings():

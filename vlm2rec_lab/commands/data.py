@@ -24,7 +24,7 @@ from .parser import amount, check_ending, command, count
 def _profile_options(add):
     "Options of `profile`."
     data_options(add)
-    model = 'Qwen2.5-VL folder or hub id whose tokenizer counts the texts (default: the shipped tiny VLM)'
+    model = 'Qwen2.5-VL folder or hub id whose tokenizer counts the texts in tokens (default: words)'
     add('--model', metavar='PATH', help=model)
     add('--out', default='profile.html', help='.html, .json or .md file to write (default: profile.html)')
 
@@ -35,9 +35,8 @@ def profile(
 ):
     "`vlm2rec profile`: what is in the data, as text and as one page."
     check_ending(o.out, '.html', '.json', '.md')
-    given = o.model and model_at(o.model)
+    tokenizer = o.model and model_at(o.model)
     split, whole = open_data(o.data, None, o.history, o.seed, o.split, o.core, o.images, columns_of(o))
-    tokenizer = given or model_at(None)
     found = whole.profile(split, tokenizer=tokenizer, progress=sys.stderr.isatty())
     kind = 'page' if Path(o.out).suffix == '.html' else 'written'
     print(found, f'{kind}: {found.save(o.out)}', o.command, sep='\n')

@@ -10,14 +10,24 @@ import math
 
 import numpy as np
 
+from ..ranking.task import as_matrix
+
+# %% ../../nbs/04_diagnosis/02_geometry.ipynb #d74f0c30
+def _longest(*matrices):
+    "The largest absolute value in any of some matrices; 0 where there is none."
+    return max((float(np.abs(x).max()) for x in matrices if x.size), default=0.0)
+
 # %% ../../nbs/04_diagnosis/02_geometry.ipynb #3996782d
 def effective_rank(
     x,  # [rows, dims] normalised vectors
-):  # -> between 1 and dims; NaN for fewer than 2 rows
+):  # -> between 1 and dims; NaN for fewer than 2 rows, and for lengths that no number can square
     "Exponential of the entropy of the eigenvalue shares of the centred covariance; 1 where all vectors are equal."
+    x = as_matrix(x)
     if len(x) < 2:
         return math.nan
     c = np.asarray(x, float) - np.mean(x, 0, dtype=float)
+    if _longest(c) >= 1e100:
+        return math.nan
     p = np.clip(np.linalg.eigvalsh(c.T @ c), 0, None)
     if p.sum() <= 1e-12:
         return 1.0
@@ -29,17 +39,27 @@ def mean_cosine(
     x,  # [rows, dims] normalised vectors
 ):  # -> mean cosine of two different rows; NaN for fewer than 2
     "Mean over all pairs, from the length of the sum of the vectors."
-    if len(x) < 2:
+    x = as_matrix(x)
+    if len(x) < 2 or _longest(x) >= 1e100:
         return math.nan
     return float((np.square(np.sum(x, 0, dtype=float)).sum() - len(x)) / (len(x) * (len(x) - 1)))
+
+# %% ../../nbs/04_diagnosis/02_geometry.ipynb #d74f0c21
+def _of_same_items(a, b):
+    "Two matrices of finite numbers with as many rows. Raises ValueError or TypeError for anything else."
+    a, b = as_matrix(a, 'a'), as_matrix(b, 'b')
+    if len(a) != len(b):
+        raise ValueError(f'a has {len(a):,} rows and b has {len(b):,}: pass the vectors of the same items')
+    return a, b
 
 # %% ../../nbs/04_diagnosis/02_geometry.ipynb #c2e4647b
 def modality_gap(
     a,  # [items, dims] normalised vectors of one modality
     b,  # [items, dims] of another
-):  # -> distance of the means; NaN where dims differ
+):  # -> distance of the means; NaN where dims differ, or there is no row
     "Euclidean distance between the mean vectors of two modalities."
-    if a.shape[1] != b.shape[1]:
+    a, b = as_matrix(a), as_matrix(b)
+    if a.shape[1] != b.shape[1] or not len(a) or not len(b) or _longest(a, b) >= 1e100:
         return math.nan
     return float(np.linalg.norm(a.mean(0, dtype=float) - b.mean(0, dtype=float)))
 
@@ -52,19 +72,30 @@ def _shared_size(x, y):
 def linear_cka(
     a,  # [items, dims] vectors of one modality
     b,  # [items, dims'] of another
-):  # -> between 0 and 1; NaN where a side is constant
+):  # -> between 0 and 1; NaN where a side is constant, or too long to be squared twice
     "Linear CKA from the D x D' matrices: squared norm of the cross-covariance over those of the covariances."
+    a, b = _of_same_items(a, b)
+    if not len(a) or _longest(a, b) >= 1e70:
+        return math.nan
     a, b = (np.asarray(x, float) - np.mean(x, 0, dtype=float) for x in (a, b))
     whole = _shared_size(a, a) ** 0.5 * _shared_size(b, b) ** 0.5
     return _shared_size(a, b) / whole if whole > 1e-12 else math.nan
 
 # %% ../../nbs/04_diagnosis/02_geometry.ipynb #3fd6b302
 def _sample(a, b, most, seed):
-    "Two matrices of the same rows: the same at most `most` rows of both."
+    "Two matrices of the same rows: at most `most` of those that have a vector in both."
+    a, b = _of_same_items(a, b)
+    there = a.any(1) & b.any(1)
+    a, b = (a, b) if there.all() else (a[there], b[there])
     if len(a) <= most:
         return a, b
     rows = np.sort(np.random.default_rng(seed).choice(len(a), most, replace=False))
     return a[rows], b[rows]
+
+# %% ../../nbs/04_diagnosis/02_geometry.ipynb #d74f0c22
+def _constant(x):
+    "Whether all vectors of a space are equal, but for rounding."
+    return bool(np.ptp(x, axis=0).max() <= 8 * np.finfo(x.dtype).eps * np.abs(x).max())
 
 # %% ../../nbs/04_diagnosis/02_geometry.ipynb #b60d7452
 def nearest(
@@ -72,10 +103,16 @@ def nearest(
     k=10,  # neighbours
     chunk=500,  # rows of similarities at a time
 ):  # -> int [items, k]
-    "The k nearest other items by cosine, in no order."
+    "The k nearest other items by cosine, in no order. Raises ValueError for too few items and too long vectors."
+    x = as_matrix(x)
+    if not 0 < k < len(x):
+        raise ValueError(f'k={k} neighbours among {len(x):,} items: from 1 to one less than there are')
     out = np.zeros((len(x), k), np.int64)
     for start in range(0, len(x), chunk):
-        s = x[start : start + chunk] @ x.T
+        with np.errstate(over='ignore', invalid='ignore'):
+            s = x[start : start + chunk] @ x.T
+        if not np.isfinite(s).all():
+            raise ValueError('vectors are too long to be compared: normalise them')
         s[np.arange(len(s)), start + np.arange(len(s))] = -np.inf
         out[start : start + len(s)] = np.argpartition(-s, k - 1, axis=1)[:, :k]
     return out
@@ -94,11 +131,13 @@ def neighbour_agreement(
     seed=0,  # of the sample
     chunk=500,  # rows of similarities at a time
 ):  # -> share of common neighbours, what chance would give, items looked at
-    "Mean share of the k nearest items (cosine) that two modalities have in common; NaN below 3 items."
+    """Mean share of the k nearest items (cosine) that two modalities have in common.
+
+    NaN below 3 items with a vector in both, and where all vectors of one are equal."""
     a, b = _sample(a, b, most, seed)
     n = len(a)
     k = min(k, n - 2)
-    if k < 1:
+    if k < 1 or _constant(a) or _constant(b):
         return math.nan, math.nan, n
     return _overlap(nearest(a, k, chunk), nearest(b, k, chunk)), k / (n - 1), n
 
@@ -133,19 +172,19 @@ def agreement_test(
     seed=0,  # of the sample, the permutations and the pairs
     pairs=20_000,  # pairs of items whose similarities are compared
 ):  # -> dict: value, chance, corrected, p, spearman, items
-    """Do two spaces agree on who is near whom? NaN below 3 items.
+    """Do two spaces agree on who is near whom? NaN below 3 items with a vector in both, or where all of one are equal.
     Common neighbours against permuted items, and the rank correlation of similarities."""
     a, b = _sample(a, b, most, seed)
     n, rng = len(a), np.random.default_rng(seed)
     k = min(k, n - 2)
-    if k < 1:
+    if k < 1 or _constant(a) or _constant(b):
         return dict.fromkeys(('value', 'chance', 'corrected', 'p', 'spearman'), math.nan) | {'items': n}
     near, other = nearest(a, k), nearest(b, k)
     value, null = _overlap(near, other), _shared_by_chance(near, other, permutations, rng)
     return dict(
         value=value,
         chance=float(null.mean()),
-        corrected=float((value - null.mean()) / (1 - null.mean())),
+        corrected=float((value - null.mean()) / (1 - null.mean())) if null.mean() < 1 else math.nan,
         p=float((1 + (null >= value - 1e-12).sum()) / (1 + permutations)),
         spearman=float(_similarity_correlation(a, b, pairs, rng)),
         items=n,

@@ -9,6 +9,7 @@ __all__ = ['COUNTED', 'past_choices', 'choice_times', 'ranks_of_scores', 'ranks_
 # %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #f4a202e4
 import math
 import warnings
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -17,7 +18,7 @@ from tqdm.auto import tqdm
 from ..base.errors import DataError, known
 from ..base.ragged import PAD
 from .ranks import Ranks, tally
-from ..shop.pictures import open_image
+from ..shop.pictures import once, open_image
 
 # %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #d501b3a3
 COUNTED = {'past': 'training, and for the test validation too', 'train': 'training alone'}
@@ -182,25 +183,23 @@ def text_matrix(
 
 # %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #2b027f0c
 def _opened(source, size):
-    "The image; None where it cannot be read."
-    try:
-        return open_image(source, size=(2 * size, 2 * size))
-    except Exception:  # decoders raise errors of many classes
-        return None
+    "The image, uint8 [size, size, 3]. Raises as the decoder does."
+    image = open_image(source, size=(2 * size, 2 * size))
+    return np.asarray(image.resize((size, size), Image.Resampling.BOX))
 
 # %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #fc499353
-def _thumbnails(images, size, bar):
+def _thumbnails(images, size, kept, bar):
     "(float32 [items, 3 * size * size] from 0 to 1, bool [items] which are there, numbers of the broken ones)."
     out, there, broken = np.zeros((len(images), 3 * size * size), np.float32), np.zeros(len(images), bool), []
     for i, source in enumerate(tqdm(images, delay=2, leave=False, **bar)):
         if source is None:
             continue
-        image = _opened(source, size)
-        if image is None:
+        try:
+            small = once(kept, i, source, partial(_opened, source, size))
+        except Exception:  # decoders raise errors of many classes
             broken.append(i)
             continue
-        small = image.resize((size, size), Image.Resampling.BOX)
-        out[i], there[i] = np.asarray(small, np.float32).ravel() / 255, True
+        out[i], there[i] = np.float32(small).ravel() / 255, True
     return out, there, broken
 
 # %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #d3adf7fa
@@ -209,11 +208,14 @@ def thumbnail_matrix(
     size=16,  # pixels of each side
     name='image',  # what to call them in the bar
     progress=True,  # a bar, if it lasts more than 2 seconds
+    kept=None,  # dictionary that keeps small images for the next call with the same `size`
 ):  # -> float32 [items, 3 * size * size], rows of length 1 or 0; numbers of the items whose image cannot be read
     "Centred, normalised thumbnails."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the decoder's own remarks; what fails is counted
-        out, there, broken = _thumbnails(images, size, dict(desc=f'thumbnails of {name}', disable=not progress))
+        out, there, broken = _thumbnails(
+            images, size, {} if kept is None else kept, dict(desc=f'thumbnails of {name}', disable=not progress)
+        )
     if there.any():
         out[there] -= out[there].mean(0, dtype=np.float64)
     length = np.sqrt(np.einsum('ip,ip->i', out, out))[:, None]

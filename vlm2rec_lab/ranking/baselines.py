@@ -221,7 +221,9 @@ def _content(catalogue, modality, rows, notes, progress):
     if catalogue.kinds[modality] == 'text':
         matrix, broken = text_matrix(content), []
     else:
-        matrix, broken = thumbnail_matrix(content, name=modality, progress=progress)
+        # the same pictures with every split: they are decoded once
+        kept = catalogue.kept.setdefault(('thumbnail', modality), {})
+        matrix, broken = thumbnail_matrix(content, name=modality, progress=progress, kept=kept)
     if broken:
         _warn_unreadable(catalogue, broken, name, notes)
     _note_lacking(catalogue, modality, broken, rows, name, notes)

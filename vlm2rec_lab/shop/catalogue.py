@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'DAY_FORMS', 'Catalogue', 'Interactions', 'shown', 'as_ids', 'format_hint', 'as_ordered_times',
-           'warn_of_ties', 'as_times', 'repeated_rows']
+           'warn_of_ties', 'as_times', 'zeros_hint', 'repeated_rows']
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #20daa8ba
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from html import escape
 from pathlib import Path
 
@@ -22,10 +22,20 @@ from PIL import Image
 from ..base.errors import DataError, counted, few, known, warn
 from ..base.ragged import Ragged
 from ..base.store import content_key
+from .markup import clean_columns, clean_text
 from .pictures import LazyImage, open_image, thumbnail
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #79c3b4dd
 KINDS = {'text': str, 'image': (str, Path, bytes, LazyImage, Image.Image, np.ndarray)}  # kind -> what an entry may be
+
+# %% ../../nbs/00_shop/01_catalogue.ipynb #c63e0b01
+def _cleaned(made):
+    "Parts of a catalogue whose texts and titles have no HTML; a text of which nothing is left is missing."
+    content = {
+        m: [clean_text(v) if isinstance(v, str) else v for v in values] if made['kinds'].get(m) == 'text' else values
+        for m, values in made['content'].items()
+    }
+    return made | dict(content=content, table=clean_columns(made['table'], ('title', 'name'), 'the table', []))
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #4eba3a33
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,12 +49,15 @@ class Catalogue:
     )
     kinds: dict  # modality -> 'text' | 'image'
     table: pd.DataFrame = None  # [items] further columns: titles, attributes
+    clean: InitVar[bool] = False  # True takes HTML out of the texts and titles: entities become characters, tags go
 
-    def __post_init__(self):
+    def __post_init__(self, clean):
         table = pd.DataFrame(index=range(len(self.ids))) if self.table is None else self.table.reset_index(drop=True)
         made = dict(ids=tuple(self.ids), content=dict(self.content), kinds=dict(self.kinds), table=table)
-        for name, value in made.items():
+        for name, value in (_cleaned(made) if clean else made).items():
             object.__setattr__(self, name, value)
+        # what rooms that look at the content keep with it, such as small pictures; never part of the value
+        object.__setattr__(self, 'kept', {})
         _check_parts(self)
         for m in self.content:
             _check_modality(self, m)
@@ -448,6 +461,22 @@ def as_times(
     "Times as numbers. Raises `DataError` naming the rows that are neither a finite number nor a date."
     return as_ordered_times(column, where, time_format)[0]
 
+# %% ../../nbs/00_shop/01_catalogue.ipynb #c63e0b05
+def zeros_hint(
+    unknown,  # ids that were looked for, str
+    ids,  # ids that there are, str
+):  # -> str, empty where zeros explain nothing
+    "How many unknown ids are there with more or fewer zeros in front, and what to do."
+    unknown, short = list(dict.fromkeys(unknown)), {i.lstrip('0') or '0': i for i in ids if i.isdigit()}
+    found = [(i, short[i.lstrip('0') or '0']) for i in unknown if i.isdigit() and (i.lstrip('0') or '0') in short]
+    if not found:
+        return ''
+    such = f"'{found[0][0]}' is '{found[0][1]}' there"
+    return (
+        f'; of {counted(len(unknown), "unknown id")} {len(found):,} would be known with other zeros in front ({such}): '
+        "read the ids of both tables as text, for instance with dtype={'item_id': str}"
+    )
+
 # %% ../../nbs/00_shop/01_catalogue.ipynb #7a10c010
 def _numbered_ids(column, what, where):
     "(int [n] number by first appearance, [ids] str) of a column of ids; errors as in `as_ids`."
@@ -473,7 +502,7 @@ def _item_numbers(df, code, ids, catalogue, where):
         rows = few([f"row {df.index[k]} ('{ids[code[k]]}')" for k in bad[:3]] + [''] * (len(bad) - 3))
         raise DataError(
             f'{where}: {counted(len(bad), "row")} with an item that the catalogue lacks: {rows}'
-            '; add the item to the catalogue or delete the row'
+            f'{zeros_hint([ids[c] for c in np.unique(code[bad])], catalogue.ids) or "; add the item to the catalogue or delete the row"}'
         )
     return number
 

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from ..base.errors import DataError, counted, few, known, no_such, warn
 from ..base.files import inside, write_bytes
 from ..base.store import VALUES, KeyedRows, RowWriter
-from .catalogue import Catalogue, as_ids
+from .catalogue import Catalogue, as_ids, zeros_hint
 from .pictures import MAX_PIXELS, MAX_RATIO, LazyImage, check_sides, open_image
 
 # %% ../../nbs/00_shop/09_images.ipynb #7915bcb5
@@ -473,6 +473,11 @@ def _names(c, column, found):
     names = [first_link(v) for v in cells]
     return [str(PurePosixPath(n)) if n else '' for n in names] if found.paths else names
 
+# %% ../../nbs/00_shop/09_images.ipynb #c63e0b07
+def _zeros(names, column, found):
+    "What zeros in front of an id explain of the items without a file; names from a column are no ids."
+    return '' if column else zeros_hint(names, [PurePosixPath(f).stem if found.paths else f for f in found.files])
+
 # %% ../../nbs/00_shop/09_images.ipynb #bc07de8a
 def _matched(c, names, column, found, notes):
     "A picture for each item, None where there is none. Raises `DataError` if none fits."
@@ -482,6 +487,7 @@ def _matched(c, names, column, found, notes):
         what = f'the column {column!r}' if column else 'an id'
         raise DataError(
             f'{found.where}: none of {files} ({few(found.files, 2)}) fits {what} of {items} ({few(names, 2)})'
+            f'{_zeros(names, column, found)}'
         )
     if several:
         more = counted(len(several), 'item')
@@ -497,7 +503,8 @@ def _missed(c, names, pictures, modality, column, found, notes):
     why = Counter(found.reasons.get(names[i], 'no link' if column and not names[i] else 'no file') for i in gone)
     reasons = ', '.join(f'{n:,} {k}' for k, n in why.most_common())
     items = f'{counted(len(gone), "item")} of {len(names):,}'
-    warn(notes, f"{found.where}: {items} without '{modality}' ({reasons}): {few(c.ids[i] for i in gone)}")
+    hint = _zeros([names[i] for i in gone], column, found)
+    warn(notes, f"{found.where}: {items} without '{modality}' ({reasons}): {few(c.ids[i] for i in gone)}{hint}")
 
 # %% ../../nbs/00_shop/09_images.ipynb #9c958134
 def _cores():

@@ -7,7 +7,7 @@ __all__ = ['Items', 'join', 'image_sources', 'own_items', 'image_folder']
 
 # %% ../../nbs/00_shop/08d_items.ipynb #40d771a6
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ from tqdm.auto import tqdm
 
 from ..base.errors import DataError, counted, few, warn
 from ..base.files import inside
-from .catalogue import Catalogue, Interactions, as_ids
+from .catalogue import Catalogue, Interactions, as_ids, zeros_hint
 from .cells import picture_cells, picture_trouble, text_cells
 from .dataset import Dataset
+from .markup import clean_columns, texts_of
 from .roles import find_roles, refuse
 from vlm2rec_lab.shop.tables import (
     SUFFIXES,
@@ -86,10 +87,10 @@ def _known_items(log, items, notes):
     if len(ids) and not there.any():
         here = next(iter(items.table.index), 'nothing')
         what = f"no item of {log.where} is in {items.where}: '{ids[0]}' there, '{here}' here"
-        raise DataError(f'{what}; are these the same ids?')
+        raise DataError(f'{what}{zeros_hint(ids, items.table.index) or "; are these the same ids?"}')
     if not there.all():
         what = f'{counted(int((~there).sum()), "item")} of {len(ids):,} not in {items.where}: {few(ids[~there])}'
-        warn(notes, f'{log.where}: {what}; kept, without content')
+        warn(notes, f'{log.where}: {what}; kept, without content{zeros_hint(ids[~there], items.table.index)}')
     return int(there.sum())
 
 # %% ../../nbs/00_shop/08d_items.ipynb #5740422e
@@ -115,6 +116,7 @@ def join(
     unseen=False,  # True keeps items without interactions
     check=True,  # decode every image once to know that it can be
     progress=True,  # show a bar where it takes long
+    clean=False,  # True takes HTML out of the texts
 ):  # -> Dataset
     "The Dataset of a log and its items. Raises `DataError` where the two have no id in common."
     ids = list(log.item_ids)
@@ -122,6 +124,9 @@ def join(
         catalogue = Catalogue(tuple(ids), {}, {})
     else:
         rest = _unchosen(log, items, _known_items(log, items, notes), unseen, notes)
+        if clean:
+            columns = texts_of({m: ('text', names) for m, names in items.text.items()})
+            items = replace(items, table=clean_columns(items.table, columns, items.where, notes))
         catalogue = _content(ids + rest, items, check, progress, notes)
     per_user = np.bincount(log.users, minlength=len(log.user_ids))
     offsets = np.concatenate([[0], np.cumsum(per_user, dtype=np.int64)])

@@ -18,15 +18,19 @@ from ..base.errors import counted
 from ..base.files import write_bytes
 from .pictures import thumbnail
 from vlm2rec_lab.shop.profile_figures import (
+    THUMB,
     content_figures,
+    counted_in,
     date_of,
     image_figures,
+    kept_look,
     log_figures,
     order_figures,
     split_figures,
     squeezed,
     text_figures,
     time_figures,
+    tokenizer_name,
     twins,
 )
 from .profile_findings import find, with_limits
@@ -56,11 +60,18 @@ def sample_users(
     return told, lists
 
 # %% ../../nbs/00_shop/05d_profile.ipynb #35623cac
+def _thumbnail(catalogue, modality, i, size):
+    "One small picture: the one that was made when it was looked at, where its size is that."
+    if size == THUMB:
+        return kept_look(catalogue, modality, i).shown
+    return thumbnail(catalogue.image(modality, i, size=(size, size)), size)
+
+# %% ../../nbs/00_shop/05d_profile.ipynb #a41c9e14
 def thumbnails(
     catalogue,  # Catalogue
     items,  # item numbers
     modality=None,  # of kind 'image'; None for the first there is
-    size=72,  # longest side in pixels
+    size=THUMB,  # longest side in pixels; for this one no picture is decoded twice
 ):  # -> list of HTML, '' where there is no picture
     "Small pictures, '' for what is missing or cannot be decoded."
     if modality is None:
@@ -71,7 +82,7 @@ def thumbnails(
     for i in items:
         # a page never fails for a picture; `image_figures` counts the failures with their reasons
         try:
-            out.append(thumbnail(catalogue.image(modality, int(i), size=(size, size)), size))
+            out.append(_thumbnail(catalogue, modality, int(i), size))
         except Exception:
             out.append('')
     return out
@@ -187,7 +198,7 @@ def _looked(m, x):
     "What was looked at of one modality."
     if x['kind'] == 'image':
         return f'{x["looked"]:,} of {x["present"]:,} pictures of {m}'
-    return f'{m} in {x["unit"]}' + (f' (a sample of {x["counted"]:,})' if x['counted'] < x['present'] else '')
+    return f'{m} in {counted_in(x)}' + (f' (a sample of {x["counted"]:,})' if x['counted'] < x['present'] else '')
 
 # %% ../../nbs/00_shop/05d_profile.ipynb #89ef479c
 def _call(settings, split, limits):
@@ -228,7 +239,7 @@ def profile(
     all_limits, catalogue = with_limits(limits), dataset.catalogue
     settings = dict(seed=seed, budget=budget, max_images=max_images, max_texts=max_texts)
     settings['now'] = float(pd.Timestamp.now('UTC').timestamp() if now is None else now)
-    settings['tokenizer'] = None if tokenizer is None else type(tokenizer).__name__
+    settings['tokenizer'] = tokenizer_name(tokenizer)
     settings['limits'] = all_limits
     looks, shown, codes = _modality_figures(catalogue, tokenizer, budget, max_images, max_texts, seed, progress)
     figures = _all_figures(dataset, split, settings['now'], looks, codes)

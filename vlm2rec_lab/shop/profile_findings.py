@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..base.charts import number, percent
 from ..base.errors import counted, few, known
-from .profile_figures import in_words
+from .profile_figures import counted_in, in_words
 
 # %% ../../nbs/00_shop/05b_profile_findings.ipynb #0dbf1565
 SEVERITY = ('serious', 'caution', 'note')
@@ -19,6 +19,7 @@ LIMITS = {  # name -> (limit, what it limits)
     'ties': (0.05, 'share of neighbouring interactions of a user at the same time'),
     'tied_targets': (0.2, 'share of leave-one-out targets that a tie decides, from here on serious'),
     'one_time': (0.1, 'share of interactions with one and the same date, serious from one half on'),
+    'stands_out': (5, 'times what a usual time has, for one time of a log by the hour, day or year to be odd'),
     'odd_dates': (0, 'interactions before 1971 or in the future'),
     'order': (
         0.5,
@@ -33,10 +34,11 @@ LIMITS = {  # name -> (limit, what it limits)
     'empty': (0, 'items without any content'),
     'missing': (0.02, 'share of items that lack a modality'),
     'unreadable': (0, 'pictures that cannot be decoded'),
-    'placeholder': (50, 'items with one picture'),
+    'placeholder': (50, 'items with one picture and texts that differ; or near one and the same picture'),
     'near': (0.02, 'share of pictures that are nearly the same as another'),
     'one_text': (20, 'items with one text'),
     'same_text': (0.1, 'share of items with the same text as another'),
+    'markup': (0, 'texts or titles with entities or tags of HTML'),
     'cut': (0.1, 'share of texts longer than the budget'),
     'twins': (0.005, 'share of items equal to another in every modality, of two or more'),
     'small': (0.01, 'share of pictures smaller than a patch'),
@@ -141,7 +143,9 @@ def _ties(f, L):
 def _one_time(f, L):
     "One time for many interactions of all users."
     t, total = f['time'], f['size']['interactions']
-    if t['unit'] != 'number' and t['commonest'] >= L['one_time'] and t['distinct'] > 1 and total >= 50:
+    usual = t['usual'] * L['stands_out'] if t['coarse'] else 0
+    odd = t['commonest'] >= max(L['one_time'], usual)
+    if t['unit'] != 'number' and odd and t['distinct'] > 1 and total >= 50:
         yield Finding(
             'one_time',
             'serious' if t['commonest'] >= 0.5 else 'caution',
@@ -149,7 +153,7 @@ def _one_time(f, L):
             f'{t["commonest_date"]}: a log that was imported, or a default.',
             'Find the true times, or treat these interactions as what was there before the log began: '
             'history, never a target.',
-            dict(share=t['commonest'], time=t['commonest_date']),
+            dict(share=t['commonest'], usual=t['usual'], time=t['commonest_date']),
         )
 
 # %% ../../nbs/00_shop/05b_profile_findings.ipynb #dbe4ff9e
@@ -237,6 +241,14 @@ def _missing(f, L):
                 m,
             )
 
+# %% ../../nbs/00_shop/05b_profile_findings.ipynb #c63e0b0a
+@finds('content')
+def _title_markup(f, L):
+    "Titles that hold HTML, where they are no part of a text that is told anyway."
+    texts = [x['markup']['items'] for x in f['modalities'].values() if x['kind'] == 'text']
+    if f['content']['markup']['items'] > max([L['markup'], *texts]):
+        yield _html(f['content']['markup'], 'titles', f['size']['items'])
+
 # %% ../../nbs/00_shop/05b_profile_findings.ipynb #14db4c52
 @finds('content')
 def _titles(f, L):
@@ -286,6 +298,28 @@ def _same_text(m, x, L):
             m,
         )
 
+# %% ../../nbs/00_shop/05b_profile_findings.ipynb #c63e0b08
+def _html(x, what, n, modality=''):
+    "Texts with signs of a web page; `what` they are, and how many there are in all."
+    return Finding(
+        'markup',
+        'caution' if x['items'] >= 0.01 * n else 'note',
+        f'{x["items"]:,} of {n:,} {what} hold HTML, {x["entities"]:,} of them entities and {x["tags"]:,} tags, '
+        f"such as {few(x['such'], 4)}. One of them is '{x['example']}'.",
+        'Read the data with clean=True (load_folder, the readers and Catalogue have it): entities become characters, '
+        'tags go. To a model these signs are words, and to people they are noise.',
+        {k: x[k] for k in ('items', 'entities', 'tags', 'example')},
+        tuple(x['ids']),
+        modality,
+    )
+
+# %% ../../nbs/00_shop/05b_profile_findings.ipynb #c63e0b09
+@finds('text')
+def _markup(m, x, L):
+    "Texts that hold HTML."
+    if x['markup']['items'] > L['markup']:
+        yield _html(x['markup'], f'texts in {m!r}', x['present'], m)
+
 # %% ../../nbs/00_shop/05b_profile_findings.ipynb #a5882866
 @finds('text')
 def _cut(m, x, L):
@@ -295,10 +329,10 @@ def _cut(m, x, L):
         yield Finding(
             'cut',
             'note',
-            f'{percent(x["over"])} of the items have a {m} longer than {x["budget"]} {x["unit"]}{bound} '
+            f'{percent(x["over"])} of the items have a {m} longer than {x["budget"]} {counted_in(x)}{bound} '
             f'({in_words(x["length"])}): a model with a budget of {x["budget"]} tokens never reads the rest.',
             'Put what matters first, shorten descriptions, or raise max_text_tokens and pay for it.',
-            dict(share=x['over'], budget=x['budget'], unit=x['unit']),
+            dict(share=x['over'], budget=x['budget'], unit=x['unit'], tokenizer=x['tokenizer']),
             tuple(x['over_ids']),
             m,
         )
@@ -323,18 +357,20 @@ def _unreadable(m, x, L):
 # %% ../../nbs/00_shop/05b_profile_findings.ipynb #165be819
 @finds('image')
 def _placeholder(m, x, L):
-    "One picture of many items."
+    "One picture of many items that are written about in different words."
     scale = x['present'] / max(x['looked'], 1)
-    for key, how in (('same', 'the very same'), ('near', 'nearly the same')):
-        group, many = x[key], round(x[key]['largest'] * scale)
-        if group['largest'] > 2 and many >= L['placeholder']:
+    for key, how in (('same', 'the very same picture'), ('copies', 'one picture, in several sizes or compressions,')):
+        group, many = x[key]['unlike'], round(x[key]['unlike']['items'] * scale)
+        if group['items'] > 2 and many >= L['placeholder']:
+            texts = f'and {group["texts"]:,} different texts' if group['texts'] else 'and no text that tells them apart'
             yield Finding(
                 'placeholder',
                 'serious',
-                f"{'Some ' if scale > 1 else ''}{many:,} items have {how} picture in '{m}': a placeholder.",
-                'Make these pictures missing (None): a placeholder teaches the model that unlike products look alike.',
-                dict(largest=group['largest'], items=group['items'], looked=x['looked']),
-                tuple(group['examples'][0]),
+                f"{'Some ' if scale > 1 else ''}{many:,} items have {how} in '{m}' {texts}: most likely a placeholder.",
+                "Look at it first. If it shows no product, make it missing (None): a placeholder teaches the model "
+                'that unlike products look alike. If it shows the product, they are variants: say so, or join them.',
+                dict(largest=group['items'], texts=group['texts'], items=x[key]['items'], looked=x['looked']),
+                tuple(group['ids']),
                 m,
             )
             return
@@ -343,18 +379,22 @@ def _placeholder(m, x, L):
 @finds('image')
 def _near(m, x, L):
     "Pictures that are nearly the same as another one."
-    near, n = x['near'], max(x['readable'], 1)
-    if near['items'] / n >= L['near']:
+    near, n, scale = x['near'], max(x['readable'], 1), x['present'] / max(x['looked'], 1)
+    one_picture = max(x[key]['unlike']['items'] for key in ('same', 'copies'))
+    # many round one picture are told however few they are in the catalogue, unless they were told as a placeholder
+    many = near['largest'] > 2 and near['largest'] * scale >= L['placeholder'] > one_picture * scale
+    if near['items'] / n >= L['near'] or many:
         yield Finding(
             'near',
             'caution',
             f"{near['items']:,} of {x['readable']:,} pictures in '{m}' ({percent(near['items'] / n)}) "
-            f'are nearly the same as another, {x["same"]["items"]:,} of them byte for byte, '
-            f'in {counted(near["groups"], "group")}.',
-            'Look at the groups: variants of one product are false negatives in training '
-            'and unfair misses in a test; wrong pictures should go.',
-            dict(near=near['items'], same=x['same']['items'], groups=near['groups']),
-            tuple(near['examples'][0]),
+            f'are nearly the same as another, {x["same"]["items"]:,} of them byte for byte. '
+            f'{counted(near["groups"], "group")} lie round one picture each, the largest of {near["largest"]:,}.',
+            'Look at the groups before anything is deleted: products that look alike, such as white T-shirts, are '
+            'right as they are; variants of one product are false negatives in training and unfair misses in a test; '
+            'wrong pictures should go.',
+            dict(near=near['items'], same=x['same']['items'], groups=near['groups'], largest=near['largest']),
+            tuple(near['examples'][0]) if near['examples'] else (),
             m,
         )
 

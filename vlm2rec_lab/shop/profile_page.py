@@ -12,7 +12,7 @@ from html import escape
 from ..base.charts import bars_svg, charts_css, curve_svg, number, percent
 from ..base.errors import counted, few
 from ..base.theme import DARK, LIGHT, asset, themed
-from .profile_figures import date_of, in_words
+from .profile_figures import counted_in, date_of, in_words
 from .profile_findings import LIMITS, SEVERITY
 
 # %% ../../nbs/00_shop/05c_profile_page.ipynb #2e35c34a
@@ -65,7 +65,7 @@ def _modality_line(m, x):
     "What is there of one text or picture, and how long or large it is."
     gone = f'{x["missing"]:,} missing, {x["same"]["items"]:,} the same as another'
     if x['kind'] == 'text':
-        long = f'{x["unit"]}: {in_words(x["length"])}; {percent(x["over"])} over {x["budget"]}'
+        long = f'{counted_in(x)}: {in_words(x["length"])}; {percent(x["over"])} over {x["budget"]}'
         return f'{m} (text)', number(x['present']), f'{gone}; {long}'
     bad, shape = sum(x['unreadable'].values()), 'none looked at'
     if x['width']['n']:
@@ -212,7 +212,7 @@ def _log_boxes(f):
 # %% ../../nbs/00_shop/05c_profile_page.ipynb #10081a82
 def _text_box(m, x):
     "Lengths of texts, with the budget."
-    title, budget = f'{m}: {x["unit"]}', x['budget']
+    title, budget = f'{m}: {counted_in(x)}', x['budget']
     words = '' if x['unit'] == 'tokens' else ' Counted in words, for no tokenizer was given: in tokens it is more.'
     note = f'Items by length of text; {percent(x["over"])} over {budget}.{_grow(x["length"])}{words}'
     return _box(title, bars_svg(x['length']['histogram'], title, mark=(budget, f'budget {budget}')), note)
@@ -257,7 +257,8 @@ def _groups_html(d, pictures):
         x = d['figures']['modalities'][m]
         rows = pictures.get(m) or _without(groups)
         out.append(
-            f'<h2>{escape(str(m))}: nearly the same</h2><p class="soft">The largest groups, up to eight of each; '
+            f'<h2>{escape(str(m))}: nearly the same</h2><p class="soft">The largest groups, up to eight of each, '
+            'all near the first of them; look before anything is deleted. '
             f'{x["near"]["items"]:,} of {x["readable"]:,} pictures have a near-duplicate, '
             f'{x["same"]["items"]:,} an exact one.</p>'
             f'<div class="groups">{"".join(map(strip_html, groups, rows))}</div>'

@@ -226,6 +226,7 @@ def movielens(
     unseen=False,  # True keeps films without ratings; not with a core
     check=True,  # decode every poster once to know that it can be
     progress=True,  # show a bar where it takes long
+    clean=False,  # True takes HTML out of the texts: entities become characters, tags go
 ):  # -> Dataset
     "MovieLens in the layouts of 100K, 1M and 10M, and 20M to 32M. Raises `DataError` that names file and line."
     folder, notes, text = _folder(folder), [], _as_list(text)
@@ -239,7 +240,7 @@ def movielens(
     images = {} if posters is None else {'image': _posters(posters, poster_columns)}
     columns = [known(c, list(films.columns), 'column', f' in {where}') for c in text]
     items = Items(films, {'text': columns}, images, where)
-    return join(log, items, where, notes, unseen and not core, check, progress)
+    return join(log, items, where, notes, unseen and not core, check, progress, clean)
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #dbb90bed
 def _one_of(folder, patterns, what, needed=True):
@@ -297,13 +298,14 @@ def microlens(
     unseen=False,  # True keeps videos without interactions; not with a core
     check=True,  # decode every cover once to know that it can be
     progress=True,  # show a bar where it takes long
+    clean=False,  # True takes HTML out of the texts: entities become characters, tags go
 ):  # -> Dataset; times in seconds; the catalogue's table has 'likes' and 'views' where known
     "MicroLens. Raises `DataError` that names file and row."
     folder, notes = _folder(folder), []
     pairs = _one_of(folder, ('*_pairs.csv', '*_pairs.tsv', '*_pairs.csv.gz'), 'pairs of users and items')
     log, name = filtered(_microlens_log(pairs, notes), core, None, notes), pairs.name.split('_pairs')[0]
     items = _videos(folder, text, covers, name)
-    return join(log, items, name, notes, unseen and not core, check, progress)
+    return join(log, items, name, notes, unseen and not core, check, progress, clean)
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #849f7129
 @reader('sequences', files=2)
@@ -321,6 +323,7 @@ def sequence_file(
     progress=True,  # show a bar where it takes long
     max_rows=None,  # lines, and rows of the items: more are an error; None for any number
     max_bytes=None,  # of either file, unpacked: more are an error; None for any number
+    clean=False,  # True takes HTML out of the texts: entities become characters, tags go
 ):  # -> Dataset without times
     "Sequences as text. Raises `DataError` that names the line."
     notes = []
@@ -329,7 +332,7 @@ def sequence_file(
     bounds = dict(max_rows=max_rows, max_bytes=max_bytes)
     log = filtered(sequences_log(path, form, notes, **bounds), core, None, notes)
     found = None if items is None else own_items(items, item, text, image, notes, **bounds)
-    return join(log, found, name or Path(path).name.split('.')[0], notes, unseen and not core, check, progress)
+    return join(log, found, name or Path(path).name.split('.')[0], notes, unseen and not core, check, progress, clean)
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #d421a01b
 def _articles(folder, file, text, notes):
@@ -363,6 +366,7 @@ def hm(
     images='images',  # name of the folder of pictures in the folder
     check=True,  # decode every image once to know that it can be
     progress=True,  # show a bar where it takes long
+    clean=False,  # True takes HTML out of the texts: entities become characters, tags go
 ):  # -> Dataset
     "H&M's purchases. Raises `DataError` that names file and row."
     folder, notes, unseen = _folder(folder), [], unseen and not core
@@ -372,7 +376,7 @@ def hm(
     log = filtered(log, core, None, notes)
     found = _article_pictures(folder / images, items.table.index if unseen else log.item_ids)
     items = replace(items, images={'image': found} if found else {})
-    return join(log, items, 'H&M', notes, unseen, check, progress)
+    return join(log, items, 'H&M', notes, unseen, check, progress, clean)
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #7a90c001
 def _with_items(path, asked, items, text, image, notes, bounds):
@@ -408,6 +412,7 @@ def log_file(
     time_format=None,  # of dates, such as '%d.%m.%Y'; None reads numbers and dates such as 2024-05-31
     max_rows=None,  # of either table: more are an error; None for any number
     max_bytes=None,  # of either table, unpacked: more are an error; None for any number
+    clean=False,  # True takes HTML out of the texts: entities become characters, tags go
 ):  # -> Dataset
     "Interactions of one file, with items of another. Raises `DataError` that names file and row."
     notes, told, bounds = [], [], dict(max_rows=max_rows, max_bytes=max_bytes)
@@ -417,7 +422,7 @@ def log_file(
     log = read_log(path, *asked.values(), notes, malformed, **how)
     log = filtered(log, core, min_rating, notes)
     notes += told
-    return join(log, found, Path(path).name.split('.')[0], notes, unseen and not core, check, progress)
+    return join(log, found, Path(path).name.split('.')[0], notes, unseen and not core, check, progress, clean)
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #7b1b3493
 def _saved_table(path):
@@ -561,6 +566,7 @@ def hugging_face(
     check=True,  # decode every image once to know that it can be
     progress=True,  # show a bar where it takes long
     time_format=None,  # of dates, such as '%d.%m.%Y'; None reads numbers and dates such as 2024-05-31
+    clean=False,  # True takes HTML out of the texts: entities become characters, tags go
 ):  # -> Dataset
     """Interactions and items of Hugging Face datasets. Raises `DataError` for unknown splits and columns and whatever
     the rows lack, naming the row (the first is row 0)."""
@@ -573,4 +579,4 @@ def hugging_face(
     refuse(faults)
     log = filtered(log, core, min_rating, notes)
     notes += told
-    return join(log, found, name, notes, unseen and not core, check, progress)
+    return join(log, found, name, notes, unseen and not core, check, progress, clean)

@@ -33,6 +33,7 @@ from vlm2rec_lab.shop.cells import (
     text_cells,
 )
 from .dataset import Dataset
+from .markup import clean_columns, texts_of
 from .packed import open_file, too_large, too_long
 from .pictures import MAX_PIXELS
 from .roles import ROLES, Missing, find_role, find_roles, refuse
@@ -588,6 +589,7 @@ def load_folder(
     time_format=None,  # of dates, such as '%d.%m.%Y'; None reads numbers and dates such as 2024-05-31
     max_rows=None,  # of either table: more are an error; None for any number
     max_bytes=None,  # of either table, unpacked: more are an error; None for any number
+    clean=False,  # True takes HTML out of the texts: entities become characters, tags go
 ):  # -> Dataset
     """Read a folder of your own (with a k-core or a least rating: `readers.log_file`).
     Raises `DataError` for what cannot be used, and gives a counted `DataWarning` for what is left out;
@@ -605,6 +607,7 @@ def load_folder(
     asked = dict(user=user, item=item, time=_time_column(time, list(choices)))
     roles = find_roles(asked, list(choices), file, notes, faults)
     refuse(faults)
+    df = clean_columns(df, texts_of(wanted), where, notes) if clean else df
     ids = _read_ids(df, key, where)
     how = dict(where=file, notes=notes, time_format=time_format)
     inter = Interactions.from_frame(choices, Catalogue(ids, {}, {}), **roles, **how)

@@ -10,6 +10,7 @@ __all__ = ['titles_of', 'colour_column', 'small_picture', 'as_jpeg', 'picture_sh
 import base64
 import io
 import json
+import re
 from dataclasses import dataclass, field
 from html import escape
 from textwrap import wrap
@@ -18,13 +19,13 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
-from ..base.errors import known
+from ..base.errors import DataError, known
 from ..base.theme import LIGHT, PALETTE, asset, css_variables, series_colour, themed
 from ..diagnosis.geometry import agreement_test, nearest
 from ..diagnosis.pages import write_atomic
 from ..ranking.fusions import fuse_vectors
 from ..shop.pictures import open_image
-from .figures import _sample, _unit, flat_map, topology
+from .figures import FLAT, _left_out, _shared, _unit, flat_map, topology, trust_said
 from .maps import maps_elsewhere, turned
 
 # %% ../../nbs/05_show/02_drawing.ipynb #d3dc1c4b
@@ -58,6 +59,8 @@ def _number_column(values):  # pd.Series -> dict for the picture, uint8 [items]
 # %% ../../nbs/05_show/02_drawing.ipynb #99c83634
 def _word_column(values, named):  # pd.Series, how many have a colour -> dict for the picture, uint8 [items]
     "The most frequent values by number, then the others together."
+    if values.dtype.kind == 'f' and (values.dropna() % 1 == 0).all() and values.abs().max() < 2**53:
+        values = values.astype('Int64')  # 1001 and not 1001.0, where some are missing
     text = values.astype('string').fillna('missing').to_numpy(str)
     word, code, count = np.unique(text, return_inverse=True, return_counts=True)
     first = np.argsort(-count, kind='stable')
@@ -69,15 +72,43 @@ def _word_column(values, named):  # pd.Series, how many have a colour -> dict fo
         labels.append(f'other ({len(word) - len(first):,})')
     return dict(name=str(values.name), kind='words', labels=labels, named=len(first)), place[code]
 
+# %% ../../nbs/05_show/02_drawing.ipynb #d74f0c09
+_CODES = frozenset(
+    'id ids code codes no nr sku ean gtin upc isbn zip postcode key class cluster dept department group'.split()
+)
+
+# %% ../../nbs/05_show/02_drawing.ipynb #d74f0c0a
+def _called_a_code(name):  # of a column -> bool
+    "Whether a column's name says that its numbers are codes."
+    words = re.sub(r'([a-z])([A-Z])', r'\1 \2', str(name)).lower()
+    return bool(_CODES & set(re.split(r'[^a-z]+', words)))
+
+# %% ../../nbs/05_show/02_drawing.ipynb #d74f0c0b
+def _is_code(values):  # pd.Series of numbers -> bool
+    "Whether numbers name something and measure nothing."
+    x = values.to_numpy(float)
+    x = x[np.isfinite(x)]
+    if not len(x) or (x != np.round(x)).any() or x.min() < 0:
+        return False
+    one = np.unique(x)
+    digits = len(f'{one[0]:.0f}') if len(f'{one[0]:.0f}') == len(f'{one[-1]:.0f}') else 0
+    few = len(one) <= 50 and len(one) * 2 <= len(x) and digits >= 3 and np.median(np.diff(one)) > 1
+    every = len(one) == len(x) >= 20 and digits >= 5
+    return bool(_called_a_code(values.name) or few or every)
+
 # %% ../../nbs/05_show/02_drawing.ipynb #f0198621
 def colour_column(
     values,  # pd.Series
     named=7,  # values with a colour of their own
+    kind=None,  # 'words' colours by the values, 'number' by a ramp; None: numbers that measure something by a ramp
 ):  # -> dict for the picture, uint8 [items]
-    "How to colour by a column: numbers with many values as a ramp, anything else by its values."
-    if values.dtype.kind in 'iuf' and values.nunique() > named + 1:
-        return _number_column(values)
-    return _word_column(values, named)
+    "How to colour by a column. Raises DataError for an unknown kind, or a ramp of what holds no numbers."
+    if kind is not None:
+        known(kind, ('words', 'number'), 'kind of colouring')
+    if kind == 'number' and values.dtype.kind not in 'iuf':
+        raise DataError(f"column '{values.name}' holds no numbers: it cannot be coloured by a ramp, only by 'words'")
+    ramp = values.dtype.kind in 'iuf' and values.nunique() > named + 1 and not _is_code(values)
+    return _number_column(values) if kind == 'number' or kind is None and ramp else _word_column(values, named)
 
 # %% ../../nbs/05_show/02_drawing.ipynb #642445fd
 def small_picture(
@@ -225,7 +256,8 @@ class Drawing:
 def __repr__(self: Drawing):
     trust = []
     for method, p in self.positions.items():
-        values = ', '.join(f'{s} {t:.2f}' for s, t in zip(self.meta['spaces'], p['trust']))
+        known_trust = ['unknown' if t is None else f'{t:.2f}' for t in p['trust']]
+        values = ', '.join(f'{s} {t}' for s, t in zip(self.meta['spaces'], known_trust))
         trust.append(f'trustworthiness of {method.upper()}: {values}')
     return f"Drawing({self.meta['heading']}: {' '.join([self.meta['note'], *trust])})"
 
@@ -362,7 +394,7 @@ def _draw_spaces(drawing, most=6000):  # -> PIL image
     meta, method = drawing.meta, list(drawing.positions)[-1]
     now = drawing.positions[method]
     xy = np.frombuffer(now['xy'], np.float32).reshape(len(meta['spaces']), -1, 2)
-    heads = [(m, f'trustworthiness {t:.2f}') for m, t in zip(meta['spaces'], now['trust'])]
+    heads = [(m, trust_said(t)) for m, t in zip(meta['spaces'], now['trust'])]
     img, pen, lefts, top = _sheet_of_panels(heads, f'{method.upper()}. {meta["note"]}')
     column, code = None, np.zeros(xy.shape[1], np.uint8)
     if meta['column'] >= 0:
@@ -408,14 +440,16 @@ def _drawing(kind, heading, note, rows, catalogue, picture, total, **more):  # -
     return out
 
 # %% ../../nbs/05_show/02_drawing.ipynb #d9735920
-def _columns(catalogue, colour):  # -> [(dict, uint8 [items])], place of the first one shown
+def _columns(catalogue, colour, kind=None):  # -> [(dict, uint8 [items])], place of the first one shown
     "The columns one can colour by. Raises DataError for an unknown one."
     table = () if catalogue is None else catalogue.table
     if colour is not None:
         known(colour, list(table), 'column')
     most = max(50, len(table) // 20)
     suits = [c for c in table if c == colour or table[c].dtype.kind in 'iuf' or table[c].nunique() <= most]
-    columns = [colour_column(table[c]) for c in suits]
+    if kind is not None and colour is None:
+        raise DataError(f"colour_as='{kind}' is about a column: name it with colour='...'")
+    columns = [colour_column(table[c], kind=kind if c == colour else None) for c in suits]
     first = next((j for j, (c, _) in enumerate(columns) if c['name'] == colour), 0 if columns else -1)
     return columns, first
 
@@ -427,11 +461,11 @@ def add_map(
 ):
     "Put another map into a drawing of spaces."
     xy = turned({m: xy for m, (xy, _) in maps.items()}).tobytes()
-    trust = [round(t, 4) for _, t in maps.values()]
+    trust = [None if t != t else round(t, 4) for _, t in maps.values()]
     drawing.positions = {**drawing.positions, method: dict(xy=xy, trust=trust)}
 
 # %% ../../nbs/05_show/02_drawing.ipynb #9855fa8e
-def _spaces_note(z):  # {space: [items, d]} -> str
+def _spaces_note(z, left_out):  # {space: [items, d]}, words -> str
     "What to know about the maps of these spaces."
     n = len(next(iter(z.values())))
     note = (
@@ -440,8 +474,7 @@ def _spaces_note(z):  # {space: [items, d]} -> str
     )
     if n > 2000:
         note += ' Trustworthiness is that of 2,000 of them.'
-    empty = {m: int((~x.any(1)).sum()) for m, x in z.items()}
-    return note + ''.join(f' {lack:,} have no {m} vector and lie together.' for m, lack in empty.items() if lack)
+    return f'{note} {left_out}.' if left_out else note
 
 # %% ../../nbs/05_show/02_drawing.ipynb #7936685c
 def _unit_spaces(items, fuse):  # -> {space: [items, d] of length 1}
@@ -457,25 +490,27 @@ def spaces_drawing(
     catalogue=None,  # Catalogue of the same items: titles, pictures, columns
     fuse='sum',  # add the fused space: 'sum', 'concat', {modality: weight}; None: do not
     colour=None,  # column to colour by at first; None: the first that suits
+    colour_as=None,  # 'words' or 'number': take its numbers for codes or for a quantity; None: as they look
     method='pca',  # or 'umap', kept beside PCA: the first run compiles for half a minute
     picture=None,  # image modality of the pictures; None: the first
     k=6,  # neighbours shown
     seed=0,  # of the maps
 ):  # -> Drawing
-    """The spaces side by side, as a page or a still picture.
+    """The spaces side by side, as a page or a still picture. Items without a vector in one of them are left out.
 
     Raises ValueError for spaces of different length, DataError for an unknown column or modality."""
-    rows = _sample(items, 10**9, seed)
-    z = _unit_spaces(items, fuse)
-    n = len(rows)
+    matrices, rows, lacking = _shared(items)
+    n, total = len(rows), len(next(iter(matrices.values())))
+    left_out = _left_out(lacking, total, n)
     if n < 3:
-        raise ValueError(f'a map of {n} items: it takes at least 3')
+        raise ValueError(f'a map of {n} items: it takes at least 3{left_out and "; "}{left_out}')
+    z = _unit_spaces({m: x[rows] for m, x in matrices.items()}, fuse)
     known(method, ('pca', 'umap'), 'method')
     heading, more = 'The same products in each space', dict(vectors=z, drawn=_draw_spaces)
-    out = _drawing('spaces', heading, _spaces_note(z), rows, catalogue, picture, n, **more)
-    columns, first = _columns(catalogue, colour)
+    out = _drawing('spaces', heading, _spaces_note(z, left_out), rows, catalogue, picture, total, **more)
+    columns, first = _columns(catalogue, colour, colour_as)
     out.meta |= dict(spaces=list(z), k=min(k, n - 1), columns=[c for c, _ in columns], column=first)
-    out.blobs |= {f'column{j}': code.tobytes() for j, (_, code) in enumerate(columns)}
+    out.blobs |= {f'column{j}': code[rows].tobytes() for j, (_, code) in enumerate(columns)}
     add_map(out, 'pca', {m: flat_map(x, 'pca', seed) for m, x in z.items()})
     if method == 'umap':
         add_map(out, 'umap', maps_elsewhere(z, 'umap', seed))
@@ -502,7 +537,7 @@ def _draw_topology(drawing, t):  # Drawing, Topology -> PIL image
     heads = [(m, '') for m in t.names]
     maps = list(t.standard)
     if t.between:
-        heads += [('consistency', f'r = {t.r:.2f}'), ('agreement', '')]
+        heads += [('consistency', t.r_said), ('agreement', '')]
         maps.append(t.consistency)
     img, pen, lefts, top = _sheet_of_panels(heads, drawing.meta['note'])
     for x, s in zip(lefts, maps):
@@ -519,6 +554,8 @@ def _topology_note(t, items, seed):  # Topology, {space: [items, d]} -> str
     if not t.between:
         return note
     first, second = t.between
+    if t.r is None:
+        return f'{note} Nothing can be compared with {" and ".join(m for m in t.between if m in t.flat)}.'
     a = agreement_test(*(_unit(items[m]) for m in t.between), seed=seed)
     return (
         f'{note} Agreement per product runs from -1 to 1. Of the 10 nearest products, {100 * a["value"]:.0f} % '
@@ -544,7 +581,8 @@ def topology_drawing(
     heading, note = 'Who is like whom, in each space', _topology_note(t, items, seed)
     out = _drawing('topology', heading, note, t.rows, catalogue, picture, t.total, drawn=drawn)
     off = ~np.eye(len(t.rows), dtype=bool)
-    mean, sd = [float(s[off].mean()) for s in t.cosine], [max(float(s[off].std()), 1e-9) for s in t.cosine]
+    mean, sd = [float(s[off].mean()) for s in t.cosine], [float(s[off].std()) for s in t.cosine]
+    sd = [x if x > FLAT else 1.0 for x in sd]
     out.meta |= dict(spaces=list(t.names), mean=mean, sd=sd, between=list(t.between), r=t.r)
     out.meta['disputed'] = t.disputed().tolist() if t.between else []
     out.blobs['similarity'] = t.cosine.astype(np.float32).tobytes()

@@ -14,9 +14,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..base.files import write_bytes
 from .figures import flat_map
@@ -72,36 +76,105 @@ def cached_map(
     return found
 
 # %% ../../nbs/05_show/01_maps.ipynb #4536514c
-_CHILDREN = set()
-
-# %% ../../nbs/05_show/01_maps.ipynb #c43bfb58
-@atexit.register
-def _stop_children():
-    "No process outlives the kernel that started it."
-    for p in list(_CHILDREN):
-        p.kill()
-
-# %% ../../nbs/05_show/01_maps.ipynb #68a49a23
 def _maps_from_folder(folder, method, seed):
-    "What the other process does: z*.npy -> z*.npz"
+    "What the other process does with a job: z*.npy -> z*.npz"
     for f in sorted(Path(folder).glob('z*.npy')):
         _write_map(f.with_suffix('.npz'), *flat_map(np.load(f), method, int(seed)))
 
 # %% ../../nbs/05_show/01_maps.ipynb #898e6e33
-def _child(folder, method, seed):  # -> last line of its errors
-    "Run `_maps_from_folder` in a process of its own, and wait for its end."
-    code = (
-        f'import sys; sys.path[:] = {sys.path!r}; '
-        'from vlm2rec_lab.show.maps import _maps_from_folder; _maps_from_folder(*sys.argv[1:])'
-    )
-    command = [sys.executable, '-W', 'ignore', '-c', code, str(folder), method, str(seed)]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    _CHILDREN.add(child)
+def _serve():
+    "The life of the other process: a job a line, [folder, method, seed], answered by a line: what went wrong, or ''."
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no answer
+    for line in sys.stdin:
+        try:
+            _maps_from_folder(*json.loads(line))
+            said = ''
+        except Exception as e:
+            said = f'{type(e).__name__}: {e}'
+        print(json.dumps(said), file=answers, flush=True)
+
+# %% ../../nbs/05_show/01_maps.ipynb #d74f0c10
+class _Worker:
+    "The process that computes maps, one job at a time; it is started when it is needed."
+
+    def __init__(self):
+        self.process, self.owner, self.turn, self.ended = None, None, threading.Lock(), False
+
+    def alive(self):
+        "Whether there is a process of ours that runs: one that was inherited by a fork is not."
+        return self.process is not None and self.owner == os.getpid() and self.process.poll() is None
+
+    def stop(self):
+        "End the process; the next job starts another."
+        if self.process is not None and self.owner == os.getpid():
+            self.process.kill()
+            self.process.wait()
+            for pipe in (self.process.stdin, self.process.stdout):
+                with suppress(OSError):
+                    pipe.close()
+        self.process = None
+
+# %% ../../nbs/05_show/01_maps.ipynb #d74f0c11
+@patch
+def start(self: _Worker):
+    "Another process, in place of one that died."
+    self.stop()
+    code = f'import sys; sys.path[:] = {sys.path!r}; from vlm2rec_lab.show.maps import _serve; _serve()'
+    pipe = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    self.process = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], **pipe)
+    self.owner = os.getpid()
+
+# %% ../../nbs/05_show/01_maps.ipynb #d74f0c12
+@patch
+def exchange(
+    self: _Worker,
+    job,  # [folder with z*.npy, method, seed]
+):  # -> what went wrong, '' where nothing did; None where the process died
+    "Give the process a job and wait for its answer."
     try:
-        said = child.communicate()[1]
-    finally:
-        _CHILDREN.discard(child)
-    return (said.strip().splitlines() or ['the process was stopped'])[-1]
+        self.process.stdin.write(json.dumps(job) + '\n')
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+    except OSError:
+        answer = ''
+    except BaseException:
+        # somebody stopped waiting: the late answer must not be taken for that of the next job
+        self.stop()
+        raise
+    return json.loads(answer) if answer.endswith('\n') else self.stop()
+
+# %% ../../nbs/05_show/01_maps.ipynb #d74f0c14
+@patch
+def ask(
+    self: _Worker,
+    folder,  # with z*.npy
+    method,  # 'umap' or 'pca'
+    seed,  # of the maps
+):  # -> what went wrong, '' where nothing did
+    "Have the maps of a folder computed, and wait for them. Where the process that was there is dead, by a new one."
+    job = [str(folder), method, int(seed)]
+    with self.turn:
+        said = self.exchange(job) if self.alive() else None
+        if said is None and not self.ended:
+            self.start()
+            said = self.exchange(job)
+    return 'the process was stopped' if said is None else said
+
+# %% ../../nbs/05_show/01_maps.ipynb #d74f0c13
+@patch
+def end(self: _Worker):
+    "End the process and start no other: this one ends, too."
+    self.ended = True
+    self.stop()
+
+# %% ../../nbs/05_show/01_maps.ipynb #d74f0c15
+@cache
+def _worker():  # -> _Worker
+    "The one worker of this process, which ends with it."
+    worker = _Worker()
+    atexit.register(worker.end)
+    return worker
 
 # %% ../../nbs/05_show/01_maps.ipynb #c7fd8cc8
 def _computed_elsewhere(items, method, seed):  # {space: [items, d]} -> {space: map, None where it failed}, last words
@@ -110,7 +183,7 @@ def _computed_elsewhere(items, method, seed):  # {space: [items, d]} -> {space: 
         names = {m: Path(d) / f'z{k:03}.npz' for k, m in enumerate(items)}
         for m, file in names.items():
             np.save(file.with_suffix('.npy'), np.asarray(items[m], np.float32))
-        said = _child(d, method, seed)
+        said = _worker().ask(d, method, seed)
         return {m: _read_map(file) for m, file in names.items()}, said
 
 # %% ../../nbs/05_show/01_maps.ipynb #9b076530

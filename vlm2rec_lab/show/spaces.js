@@ -214,7 +214,8 @@ function spaces(root, src) {
     panels.forEach(p => {
       p.xy = unit(xy.subarray(2 * n * p.s, 2 * n * (p.s + 1)))
       p.grid = new Grid(p.xy)
-      p.said.textContent = `trustworthiness ${all[st.method].trust[p.s].toFixed(2)}`
+      const trust = all[st.method].trust[p.s]
+      p.said.textContent = trust === null ? 'all vectors are equal' : `trustworthiness ${trust.toFixed(2)}`
     })
     paint()
   }

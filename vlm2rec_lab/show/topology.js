@@ -19,6 +19,7 @@ function topology(root, src) {
   const both = S > 1 ? typed(Float32Array, src.blob('consistency')) : null
   const agree = S > 1 ? typed(Float32Array, src.blob('agreement')) : null
   const st = {hover: null, pin: null}
+  const r = meta.r === null ? 'r unknown' : `r = ${(meta.r ?? 0).toFixed(2)}`
   const sd = (s, i, j) => (like[(s * m + i) * m + j] - meta.mean[s]) / meta.sd[s]
   const value = (k, i, j) => (k < S ? sd(k, i, j) : both[i * m + j])
   const how = 'Arrow keys move from pair to pair, Enter keeps the pair, Escape clears.'
@@ -38,7 +39,7 @@ function topology(root, src) {
   const panels = names.map((name, k) => {
     const p = plot(`${name}: ${m} by ${m} products. ${how}`, 'heat map', 'heat')
     const fig =
-      k < S ? figure('panel', name, p) : figure('panel', 'consistency', p, `r = ${meta.r.toFixed(2)}`)
+      k < S ? figure('panel', name, p) : figure('panel', 'consistency', p, r)
     return Object.assign(p, {k, name, fig})
   })
   if (agree) {
