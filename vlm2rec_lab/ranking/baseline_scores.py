@@ -122,6 +122,8 @@ def _place_set(s, sets, seen, negatives):
     out, among = np.zeros((3, *sets.shape), np.int64), np.zeros(len(sets), np.int64)
     for c in range(sets.shape[1]):
         mine = np.flatnonzero(sets[:, c] >= 0)
+        if not len(mine):
+            continue
         beside = None
         if negatives is not None:
             beside = np.concatenate([np.delete(sets[mine], c, 1), negatives[mine]], 1)
