@@ -27,7 +27,15 @@ from .base.files import write_bytes
 from .model.bank import LiveFeatures
 from .ranking.evaluate import evaluate
 from .ranking.fusions import fuse_vectors
-from .training.batches import POSITIONS, Batch, batch_rows, candidates, make_batch, training_rows
+from vlm2rec_lab.training.batches import (
+    POSITIONS,
+    Batch,
+    batch_rows,
+    candidates,
+    content_groups,
+    make_batch,
+    training_rows,
+)
 from .training.history import History, entire, heed_interrupt, read_controls
 from .training.losses import get_loss
 from .training.options import SCHEDULES, Saving, Schedule, Speed, sort_options, unusual
@@ -319,6 +327,7 @@ def train(
     fuse='sum',  # in the loss and in validation: 'sum', 'concat', {modality: weight}, or 'learned' weights
     seed=0,  # of the batches
     positions='last',  # 'all': every position of a sequence is a pair, see `training_rows`
+    same_content=None,  # 'all': items of the target's content are no negatives; 'image': of its image; None: they are
     schedule=Schedule(),  # the learning rate over the steps, or its shape: 'constant', 'linear', 'cosine'
     speed=Speed(),  # how the passes are run
     saving=Saving(),  # what is kept on disk
@@ -338,6 +347,8 @@ def train(
     fixed = ({'tau': tau} if isinstance(loss, str) else {}) | loss_settings
     get_loss(loss, **fixed | read_controls(controls, 0))  # a wrong name is told before anything is loaded
     said = _settings(split, loss, steps, batch, tau, fuse, seed, positions, schedule, speed, controls, loss_settings)
+    said |= {} if same_content is None else {'same_content': same_content}
+    groups = None if same_content is None else content_groups(split.catalogue, same_content)
 
     first = accelerator is None or accelerator.is_main_process
     rows = training_rows(split, positions)
@@ -350,7 +361,7 @@ def train(
 
     with heed_interrupt() as interrupted, tqdm(**shown, mininterval=1) as bar:
         for step in range(len(run.records), steps):
-            this = make_batch(split, rows[batch_rows(step, len(rows), batch, seed)], positions)
+            this = make_batch(split, rows[batch_rows(step, len(rows), batch, seed)], positions, groups)
             turned = read_controls(controls, step)
             run.optimiser.zero_grad()
 
