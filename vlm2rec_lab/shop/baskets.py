@@ -165,7 +165,7 @@ def last_basket(
     stop = np.bincount(_owner(inter)[train], minlength=len(inter))
     rows = {part: _set_rows(dataset, number, m, history, seed) for part, m in asked.items()}
     warn_few(notes, dataset.name, len(rows['test']))
-    notes += _leak(inter, inter.offsets[:-1] + stop - 1, stop >= 2, rows['test'].places)
+    notes += _leak(inter, inter.offsets[:-1] + stop - 1, stop >= 2, rows['test'].places, 'last basket')
     fates = _fates(dataset.name, inter, train, asked['valid'], asked['test'], reasons)
     said = ', one calendar day' if within == 'day' else f', pauses up to {within:g}' if within else ''
     split = Split(

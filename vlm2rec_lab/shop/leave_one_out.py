@@ -41,13 +41,13 @@ def _named(inter, users):
     return few(inter.user_ids[u] for u in users[:50]) + ('...' if len(users) > 50 else '')
 
 # %% ../../nbs/00_shop/03_leave_one_out.ipynb #7188dd8d
-def _leak(inter, last, trained, tests):
+def _leak(inter, last, trained, tests, scheme='leave-one-out'):
     "A note, where times allow: for how many test targets does training hold anything later?"
     if not inter.timed or not trained.any():
         return ()
     share = (inter.times[tests] < inter.times[last[trained]].max()).mean()
     return (
-        f'leave-one-out knows the future: for {share:.1%} of {counted(len(tests), "test row")} '
+        f'{scheme} knows the future: for {share:.1%} of {counted(len(tests), "test row")} '
         'training holds interactions later than the target; a split by time holds none',
     )
 
