@@ -114,7 +114,7 @@ FORGED = {  # name: (change of the arrays, change of the words, words of the err
     ),
     'an array less': (lambda a: {k: v for k, v in a.items() if k != 'train/users'}, {}, 'damaged'),
     'decimals': (lambda a: {**a, 'test/targets': a['test/targets'] * 0.5}, {}, 'no integers'),
-    'a later format': (dict, {'format': 2}, 'has format 2, this version reads 1'),
+    'a later format': (dict, {'format': 3}, 'has format 3, this version reads 1 and 2'),
     'another fingerprint': (dict, {'fingerprint': '0'}, 'fingerprint'),
     'an array more': (lambda a: {**a, 'test/evil': a['test/users']}, {}, 'damaged'),
     'items that are a number': (dict, {'items': 3}, 'is no saved split'),

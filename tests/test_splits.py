@@ -482,7 +482,7 @@ def test_without_times(f):
     lists = [[u % 7, (u + 2) % 7, (u + 3) % 7, (u + 5) % 7] for u in range(7)]
     more = Dataset(CATALOGUE, Interactions.of_sequences(lists), 'untimed')
     assert cold_rows(cold_items(more, 0.3, 0.2)).sum() >= 2
-    assert leave_one_out(more).notes == ()
+    assert [n for n in leave_one_out(more).notes if 'test rows, fewer than' not in n] == []
 
 
 def test_no_interactions():

@@ -8,9 +8,9 @@ __all__ = ['Catalogue', 'Interactions', 'as_ids', 'as_times', 'Dataset', 'TEXT_C
            'sequence_file', 'log_file', 'hugging_face', 'MAX_PIXELS', 'LazyImage', 'open_image', 'to_rgb',
            'image_trouble', 'thumbnail', 'find_images', 'with_images', 'decode_images', 'fetch_images', 'Rows',
            'rows_at', 'Split', 'check_split', 'keep_modalities', 'drop_content', 'warm_items', 'read_split',
-           'leave_one_out', 'hold_out_users', 'temporal_split', 'last_day', 'cold_items', 'cold_rows', 'time_leak',
-           'compare_splits', 'profile', 'Profile', 'PAD', 'gather', 'Ragged', 'is_member', 'DataError', 'DataWarning',
-           'known', 'differing', 'write_bytes', 'inside']
+           'leave_one_out', 'hold_out_users', 'temporal_split', 'last_day', 'cold_items', 'last_basket', 'baskets',
+           'cold_rows', 'time_leak', 'compare_splits', 'profile', 'Profile', 'PAD', 'gather', 'Ragged', 'is_member',
+           'DataError', 'DataWarning', 'known', 'differing', 'write_bytes', 'inside']
 
 # %% ../nbs/01_data.ipynb #0cf66dba
 from .shop.catalogue import Catalogue, Interactions, as_ids, as_times
@@ -46,6 +46,7 @@ _all_ = ['MAX_PIXELS', 'LazyImage', 'open_image', 'to_rgb', 'image_trouble', 'th
 _all_ = ['find_images', 'with_images', 'decode_images', 'fetch_images']
 
 # %% ../nbs/01_data.ipynb #4a9ccc0a
+from .shop.baskets import baskets, last_basket
 from .shop.leave_one_out import hold_out_users, leave_one_out
 from vlm2rec_lab.shop.rows import (
     Rows,
@@ -61,7 +62,7 @@ from .shop.splits import cold_items, cold_rows, compare_splits, last_day, tempor
 
 # %% ../nbs/01_data.ipynb #d0cbc348
 _all_ = ['Rows', 'rows_at', 'Split', 'check_split', 'keep_modalities', 'drop_content', 'warm_items', 'read_split']
-_all_ = ['leave_one_out', 'hold_out_users', 'temporal_split', 'last_day', 'cold_items']
+_all_ = ['leave_one_out', 'hold_out_users', 'temporal_split', 'last_day', 'cold_items', 'last_basket', 'baskets']
 _all_ = ['cold_rows', 'time_leak', 'compare_splits']
 
 # %% ../nbs/01_data.ipynb #03603c6d

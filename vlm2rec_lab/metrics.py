@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['evaluate', 'Metrics', 'Estimate', 'fusion_name', 'GAINS', 'Ranks', 'ranks', 'scores', 'tally', 'metric_at_k',
-           'chance_level', 'as_matrix', 'normalise', 'check_task', 'FUSIONS', 'fuse_vectors', 'fusion_weights',
-           'score_terms', 'seen_items', 'sample_negatives', 'popular_negatives', 'with_negatives', 'given_negatives',
+           'chance_level', 'as_matrix', 'normalise', 'check_task', 'target_sets', 'SetRanks', 'set_ranks',
+           'metric_names', 'figure_at_k', 'chance_of', 'FUSIONS', 'fuse_vectors', 'fusion_weights', 'score_terms',
+           'seen_items', 'sample_negatives', 'popular_negatives', 'with_negatives', 'given_negatives',
            'bootstrap_means', 'bootstrap_interval', 'paired_difference', 'baselines']
 
 # %% ../nbs/02_metrics.ipynb #e35ca6ab
@@ -18,6 +19,13 @@ _all_ = ['evaluate', 'Metrics', 'Estimate', 'fusion_name', 'GAINS', 'Ranks', 'ra
 
 # %% ../nbs/02_metrics.ipynb #14f2d993
 _all_ = ['metric_at_k', 'chance_level', 'as_matrix', 'normalise', 'check_task']
+
+# %% ../nbs/02_metrics.ipynb #5e75a231
+from .ranking.candidates import target_sets
+from .ranking.sets import SetRanks, chance_of, figure_at_k, metric_names, set_ranks
+
+# %% ../nbs/02_metrics.ipynb #5e75a232
+_all_ = ['target_sets', 'SetRanks', 'set_ranks', 'metric_names', 'figure_at_k', 'chance_of']
 
 # %% ../nbs/02_metrics.ipynb #81c03b2e
 from .ranking.fusions import FUSIONS, fuse_vectors, fusion_weights, score_terms

@@ -29,7 +29,7 @@ from .base.files import sole_writer, write_bytes
 from .model.bank import LiveFeatures
 from .ranking.evaluate import evaluate
 from .ranking.fusions import fuse_vectors
-from .training.batches import Batch, batch_rows, candidates, make_batch, training_rows
+from .training.batches import Batch, batch_rows, candidates, content_groups, make_batch, training_rows
 from .training.history import History, Interrupted, NotKept, entire, heed_interrupt, read_controls
 from .training.inputs import inputs_of
 from .training.losses import get_loss
@@ -84,7 +84,7 @@ def encode_split(
     items=None,  # vectors of the items, if they are at hand already
     fuse=None,  # 'sum', 'concat' or {modality: weight}: one view 'fused'; None: one view per modality
     accelerator=None,  # accelerate.Accelerator: each process encodes its share, all get everything
-):  # -> dict(items, sequences, targets, seen)
+):  # -> dict(items, sequences, targets, seen), and sets where the split has some
     "One part of a split as vectors: `evaluate(**encode_split(embedder, split))`. Raises ValueError for another part."
     if part not in ('train', 'valid', 'test'):
         raise ValueError(f"unknown part {part!r} of the split: 'train', 'valid' or 'test'")
@@ -94,7 +94,8 @@ def encode_split(
     items, sequences = ({m: np.asarray(z) for m, z in side.items()} for side in (items, sequences))
     if fuse is not None:
         items, sequences = ({'fused': z} for z in fuse_vectors(items, sequences, fuse))
-    return dict(items=items, sequences=sequences, targets=rows.targets, seen=(rows.seen_offsets, rows.seen_items))
+    found = dict(items=items, sequences=sequences, targets=rows.targets, seen=(rows.seen_offsets, rows.seen_items))
+    return found if rows.sets is None else found | dict(sets=(rows.set_offsets, rows.set_items))
 
 # %% ../nbs/03_train.ipynb #63d55a04
 @dataclass
@@ -360,6 +361,7 @@ def train(
     fuse='sum',  # in the loss and in validation: 'sum', 'concat', {modality: weight}, or 'learned' weights
     seed=0,  # of the batches
     positions='last',  # 'all': every position of a sequence is a pair, see `training_rows`
+    same_content=None,  # 'all': items of the target's content are no negatives; 'image': of its image; None: they are
     schedule=Schedule(),  # the learning rate over the steps, or its shape: 'constant', 'linear', 'cosine'
     speed=Speed(),  # how the passes are run
     saving=Saving(),  # what is kept on disk
@@ -385,11 +387,13 @@ def train(
     check_rows(batch, alone=True)
     get_loss(loss, **fixed | read_controls(controls, 0))  # a wrong name is told before anything is loaded
     said = _settings(split, loss, steps, batch, tau, fuse, seed, positions, schedule, speed, controls, loss_settings)
+    said |= {} if same_content is None else {'same_content': same_content}
 
     first = accelerator is None or accelerator.is_main_process
     file = saving.checkpoint if first else None
     rows = training_rows(split, positions)
     with _alone(file):
+        groups = None if same_content is None else content_groups(split.catalogue, same_content)
         shard(embedder, accelerator)  # only where Accelerate is configured for FSDP
         run = start_run(embedder, split, fuse, schedule.lr, speed, progress and first, accelerator)
         noted = said | (dict(inputs=inputs_of(embedder, split)) if saving.checkpoint else {})
@@ -400,7 +404,7 @@ def train(
 
         with heed_interrupt() as interrupted, tqdm(**shown, mininterval=1) as bar:
             for step in range(len(run.records), steps):
-                this = make_batch(split, rows[batch_rows(step, len(rows), batch, seed)], positions)
+                this = make_batch(split, rows[batch_rows(step, len(rows), batch, seed)], positions, groups)
                 turned = read_controls(controls, step)
                 run.optimiser.zero_grad()
 

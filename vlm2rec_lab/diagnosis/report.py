@@ -20,6 +20,7 @@ from .inputs import gradient_shares, read_downstream, read_inputs, read_referenc
 from .measure import EVIDENCE, measure, shared_evidence
 from .pages import fragment, page, report_html, report_markdown, report_text, write_atomic
 from .verdict import RULES, worst
+from ..ranking.candidates import leave_out_others
 
 # %% ../../nbs/04_diagnosis/08_report.ipynb #11051adb
 SCHEMA = 1
@@ -231,6 +232,7 @@ def collapse_report(
     sequences=None,  # modality -> [users, dims], same keys; or a file or table
     targets=None,  # [users] index of the item that came next; None: the column `target` of the table
     seen=None,  # items to leave out: list of index arrays | [users, L] padded with -1 | (offsets, items)
+    sets=None,  # right answers as in `evaluate`: those beside `targets` are left out like seen items
     reference=None,  # {'items', 'sequences'} of the same rows before fine-tuning, or of single-modality models
     history=None,  # object with `.frame` holding columns grad/<modality>
     downstream=None,  # table of what recommenders made of the vectors; shown, and no verdict looks at it
@@ -250,6 +252,9 @@ def collapse_report(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         *vectors, seen, titles = read_inputs(embedder, split, items, sequences, targets, seen, titles)
+        sets = sets if embedder is None else getattr(split.test, 'sets', None)
+        if sets is not None:
+            seen = leave_out_others(seen, vectors[2], len(next(iter(vectors[0].values()))), sets)
         task = Task.of(*vectors, seen, fuse, k)
         ceilings, gradients = read_reference(reference, task), gradient_shares(history, list(task.items))
     for w in caught:
@@ -259,6 +264,8 @@ def collapse_report(
     found, best = _judged(task, raw, ceilings, gradients, *sizes, rules, progress)
     shared, more = shared_evidence(task, raw, best, bootstrap, seed)
     notes = [*(str(w.message) for w in caught), *more, *_sample_note(raw, task, seed)]
+    if sets is not None:
+        notes.append('each user is asked for a set; the report looks at one item of it, and leaves the others out')
     gathered = task, raw, found, shared, best, notes, ceilings, titles, name
     data = as_data(*gathered, *sizes, seen is not None, rules) | read_downstream(downstream)
     return Report(data, {v: g for v, g in raw['gains'].items() if not isinstance(v, tuple)}, task.targets)

@@ -16,12 +16,20 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..base.errors import DataError, known
-from ..base.ragged import PAD
+from ..base.ragged import PAD, gather
 from .ranks import Ranks, tally
+from .sets import SetRanks, padded
 from ..shop.pictures import once, open_image
 
 # %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #d501b3a3
 COUNTED = {'past': 'training, and for the test validation too', 'train': 'training alone'}
+
+# %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #5e75a210
+def _asked_pairs(rows):
+    "(users, items) that rows ask for: their targets, or all items of their sets."
+    if rows.sets is None:
+        return rows.users, rows.targets
+    return np.repeat(rows.users, rows.sets.lengths), rows.set_items
 
 # %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #3d38a17d
 def past_choices(
@@ -35,8 +43,8 @@ def past_choices(
     offsets, items = split.user_items
     users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     if part == 'test' and counted == 'past':
-        users = np.concatenate([users, split.valid.users])
-        items = np.concatenate([items, split.valid.targets])
+        more = _asked_pairs(split.valid)
+        users, items = np.concatenate([users, more[0]]), np.concatenate([items, more[1]])
     return np.divmod(np.unique(users * len(split.catalogue) + items), len(split.catalogue))
 
 # %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #a72a6643
@@ -88,12 +96,17 @@ def _place_among(s, at, tol, negatives):
     more, level = tally(drawn, at, tol)
     return more, level - more, (negatives >= 0).sum(1) + 1
 
+# %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #5e75a211
+def _tolerance(at):
+    "How far from scores [rows, 1] others still tie with them."
+    precision = 1e-12 if at.dtype == np.float64 else 8 * np.finfo(at.dtype).eps
+    return precision * np.maximum(1, np.abs(at))
+
 # %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #4724b94d
 def _place(s, targets, seen, negatives):
     "(greater, ties, candidates) of targets [rows] by scores [rows, items]; `seen` is ragged, of these rows."
     at = s[np.arange(len(targets)), targets][:, None]
-    precision = 1e-12 if s.dtype == np.float64 else 8 * np.finfo(s.dtype).eps
-    tol = precision * np.maximum(1, np.abs(at))
+    tol = _tolerance(at)
     if negatives is not None:
         return _place_among(s, at, tol, negatives)
     offsets, items = seen
@@ -102,6 +115,30 @@ def _place(s, targets, seen, negatives):
     more = more - np.bincount(row[s[row, out] > (at + tol)[row, 0]], minlength=len(targets))
     level = level - np.bincount(row[s[row, out] >= (at - tol)[row, 0]], minlength=len(targets))
     return more, level - more - 1, s.shape[1] - np.diff(offsets)
+
+# %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #5e75a212
+def _place_set(s, sets, seen, negatives):
+    "(greater, ties, mates) of each target of padded sets [rows, longest], by scores [rows, items]; candidates [rows]."
+    own = np.where(sets >= 0, np.take_along_axis(s, np.maximum(sets, 0), 1), np.nan)
+    out, among = np.zeros((3, *sets.shape), np.int64), np.zeros(len(sets), np.int64)
+    for c in range(sets.shape[1]):
+        mine = np.flatnonzero(sets[:, c] >= 0)
+        if not len(mine):
+            continue
+        beside = None
+        if negatives is not None:
+            beside = np.concatenate([np.delete(sets[mine], c, 1), negatives[mine]], 1)
+        more, ties, n = _place(s[mine], sets[mine, c], gather(*seen, mine), beside)
+        at = own[mine, c][:, None]
+        mates = (np.abs(own[mine] - at) <= _tolerance(at)).sum(1)
+        out[:, mine, c], among[mine] = (more, ties, mates), n
+    return out[:, sets >= 0], among
+
+# %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #5e75a213
+def _joined(offsets, parts):
+    "SetRanks of the counts of chunks of rows."
+    counts = np.concatenate([p[0] for p in parts], 1) if parts else np.zeros((3, 0), np.int64)
+    return SetRanks(offsets, *counts, np.concatenate([p[1] for p in parts] or [np.zeros(0, np.int64)]))
 
 # %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #0e562623
 def ranks_of_scores(
@@ -113,14 +150,20 @@ def ranks_of_scores(
     chunk=None,  # rows at a time (default: about 4 million scores)
     progress=True,  # a bar, if it lasts more than 2 seconds
     name='ranking',  # what to call it there
-):  # -> Ranks
+    sets=None,  # ragged (offsets, items) of `target_sets`, where rows have several targets
+):  # -> Ranks, or SetRanks where there are sets
     "Ranks of the targets by counting. Raises ValueError for scores of another shape, NaN or infinity."
-    chunk, parts = chunk or max(1, 4_000_000 // n_items), []
+    chunk, parts, asked = chunk or max(1, 4_000_000 // n_items), [], None if sets is None else padded(*sets)
     for a in tqdm(range(0, len(targets), chunk), desc=name, delay=2, leave=False, disable=not progress):
         rows = np.arange(a, min(a + chunk, len(targets)))
         s = _finite_scores(score(rows), rows, n_items, name)
-        own_seen = (seen[0][a : a + chunk + 1], seen[1])
-        parts.append(_place(s, targets[rows], own_seen, None if negatives is None else negatives[rows]))
+        own_seen, beside = (seen[0][a : a + chunk + 1], seen[1]), None if negatives is None else negatives[rows]
+        if sets is None:
+            parts.append(_place(s, targets[rows], own_seen, beside))
+        else:
+            parts.append(_place_set(s, asked[rows], own_seen, beside))
+    if sets is not None:
+        return _joined(sets[0], parts)
     return Ranks(*(np.concatenate(parts, 1) if parts else np.zeros((3, 0), np.int64)))
 
 # %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #6a81bb4c
@@ -129,14 +172,31 @@ def _order_among(group, own, negatives):
     other = np.where(negatives >= 0, group[negatives], -1)
     return Ranks((other > own[:, None]).sum(1), (other == own[:, None]).sum(1), (negatives >= 0).sum(1) + 1)
 
+# %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #5e75a214
+def _sets_of_order(values, sets, seen, negatives):
+    "The same for sets: one row for each target, ranked among the other targets of its set too."
+    offsets, flat = sets
+    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    others = padded(*sets)[row]
+    others[others == flat[:, None]] = PAD
+    beside = None if negatives is None else np.concatenate([others, negatives[row]], 1)
+    each = ranks_of_order(values, flat, gather(*seen, row), beside)
+    mates = 1 + ((values[others] == values[flat][:, None]) & (others != PAD)).sum(1)
+    among = np.zeros(len(offsets) - 1, np.int64)
+    among[row] = each.candidates
+    return SetRanks(offsets, each.greater, each.ties, mates, among)
+
 # %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #2c25ea60
 def ranks_of_order(
     values,  # [items] the same for every user
     targets,  # int [rows]
     seen,  # ragged (offsets, items) of `seen_items`
     negatives=None,  # int [rows, n] of `sample_negatives`, or None for all items
-):  # -> Ranks
+    sets=None,  # ragged (offsets, items) of `target_sets`, where rows have several targets
+):  # -> Ranks, or SetRanks where there are sets
     "Ranks of the targets where all users see the same order; exact, in time that does not grow with users x items."
+    if sets is not None:
+        return _sets_of_order(values, sets, seen, negatives)
     group = np.unique(values, return_inverse=True)[1].reshape(-1)
     own, n = group[targets], len(targets)
     if negatives is not None:

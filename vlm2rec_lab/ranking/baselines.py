@@ -31,8 +31,8 @@ from vlm2rec_lab.ranking.baseline_scores import (
     thumbnail_matrix,
 )
 from .candidates import sample_negatives, seen_items
-from .evaluate import Metrics
-from .ranks import GAINS, chance_level, metric_at_k
+from .evaluate import Metrics, asked_words, few_words
+from .sets import chance_of, figure_at_k, metric_names
 from ..shop.splits import UNITS, time_unit
 
 # %% ../../nbs/01_ranking/06b_baselines.ipynb #c1aebd29
@@ -65,6 +65,12 @@ def n_items(self: Task):  # -> int
     "Size of the catalogue."
     return len(self.split.catalogue)
 
+# %% ../../nbs/01_ranking/06b_baselines.ipynb #5e75a215
+@patch(as_prop=True)
+def sets(self: Task):  # -> ragged (offsets, items), or None where every row asks for one item
+    "What rows ask for, where it is several items."
+    return None if self.rows.sets is None else (self.rows.set_offsets, self.rows.set_items)
+
 # %% ../../nbs/01_ranking/06b_baselines.ipynb #171171d1
 @patch
 def by_order(
@@ -72,7 +78,7 @@ def by_order(
     values,  # [items], the same for every user
 ):  # -> Ranks
     "Ranks where everybody sees the same order."
-    return ranks_of_order(values, self.rows.targets, self.seen, self.negatives)
+    return ranks_of_order(values, self.rows.targets, self.seen, self.negatives, self.sets)
 
 # %% ../../nbs/01_ranking/06b_baselines.ipynb #c3d0357e
 @patch
@@ -83,7 +89,7 @@ def by_scores(
 ):  # -> Ranks
     "Ranks by scores."
     how = self.chunk, self.progress, name
-    return ranks_of_scores(score, self.rows.targets, self.n_items, self.seen, self.negatives, *how)
+    return ranks_of_scores(score, self.rows.targets, self.n_items, self.seen, self.negatives, *how, self.sets)
 
 # %% ../../nbs/01_ranking/06b_baselines.ipynb #45e980d5
 def make_task(
@@ -101,9 +107,10 @@ def make_task(
     "The task that a part of a split sets. Raises `DataError` for another part or way to count."
     past = past_choices(split, part, counted)
     rows, n = getattr(split, part), len(split.catalogue)
-    out = seen_items((rows.seen_offsets, rows.seen_items), rows.targets, n)
+    sets = None if rows.sets is None else (rows.set_offsets, rows.set_items)
+    out = seen_items((rows.seen_offsets, rows.seen_items), rows.targets, n, sets)
     if negatives is not None and not np.ndim(negatives):
-        negatives = sample_negatives(out, rows.targets, n, negatives, seed)
+        negatives = sample_negatives(out, rows.targets, n, negatives, seed, sets)
     return Task(split, part, dataset, past, counted, out, negatives, half_life, over, chunk, progress)
 
 # %% ../../nbs/01_ranking/06b_baselines.ipynb #93c7c1af
@@ -281,25 +288,25 @@ def _rules(task, found):
 
 # %% ../../nbs/01_ranking/06b_baselines.ipynb #d5cb9dc8
 def _protocol(task, found, drawn_seed, bootstrap, seed):
-    "How the figures came about, in one sentence; `drawn_seed` None for negatives that were given."
+    "How the figures came about, in words; `drawn_seed` None for negatives that were given."
     among = f'all {task.n_items:,} items'
     if task.negatives is not None:
         what = 'given items' if drawn_seed is None else f'sampled unseen items (seed {drawn_seed})'
         among = f'{task.negatives.shape[1]} {what}'
     left_out = 'seen items excluded' if len(task.rows.seen_items) else 'nothing excluded'
     return (
-        f'{len(task.rows):,} users, the next item ranked among {among}; {left_out}; '
+        f'{len(task.rows):,} users, {asked_words(next(iter(found.values())))} ranked among {among}; {left_out}; '
         f'{"; ".join(_rules(task, found))}; ties at their expected value; '
-        f'95 % intervals from {bootstrap:,} resamples of users (seed {seed}).'
+        f'95 % intervals from {bootstrap:,} resamples of users (seed {seed}).{few_words(len(task.rows))}'
     )
 
 # %% ../../nbs/01_ranking/06b_baselines.ipynb #8f222ae7
 def _metrics(found, k, protocol, bootstrap, seed, notes):
     "Baselines of {name: Ranks}."
-    names = {f'{m}@{kk}': (kk, m) for kk in np.atleast_1d(k).tolist() for m in GAINS}
-    candidates = next(iter(found.values())).candidates
-    chance = {n: float(chance_level(candidates, *a).mean()) if len(candidates) else math.nan for n, a in names.items()}
-    per_user = {v: {n: metric_at_k(r, *a) for n, a in names.items()} for v, r in found.items()}
+    first = next(iter(found.values()))
+    names = {f'{m}@{kk}': (kk, m) for kk in np.atleast_1d(k).tolist() for m in metric_names(first)}
+    chance = {n: float(chance_of(first, *a).mean()) if len(first) else math.nan for n, a in names.items()}
+    per_user = {v: {n: figure_at_k(r, *a) for n, a in names.items()} for v, r in found.items()}
     return Baselines(per_user, found, chance, protocol, bootstrap, seed, notes=tuple(notes))
 
 # %% ../../nbs/01_ranking/06b_baselines.ipynb #303be580
@@ -343,8 +350,8 @@ def baselines(
     chunk=None,  # rows ranked at a time
     progress=True,  # bars, where it lasts more than 2 seconds
 ):  # -> Baselines
-    """HR, NDCG and MRR at k of each baseline. Raises `DataError` for unknown names, and for a baseline that was asked
-    for by name and that the data does not allow."""
+    """HR, NDCG and MRR at k of each baseline, of sets Recall and Precision too. Raises `DataError` for unknown names,
+    and for a baseline that was asked for by name and that the data does not allow."""
     asked = _asked_for(which, split.catalogue)
     task = make_task(split, part, dataset, half_life, counted, over, negatives, seed, chunk, progress)
     found = _ranked(task, asked, must=which is not None)

@@ -27,7 +27,8 @@ from ..base.files import sole_writer
 from ..base.ragged import PAD
 from ..base.store import weights_key
 from ..ranking.candidates import given_negatives, seen_items
-from ..ranking.ranks import GAINS, metric_at_k, ranks
+from ..ranking.ranks import GAINS, ranks
+from ..ranking.sets import figure_at_k, set_ranks
 from .seqrec import LOSSES, MODELS, ItemTable, lessons, to_left
 from ..shop.splits import cold_rows
 from ..training.history import Interrupted, entire, heed_interrupt
@@ -134,14 +135,17 @@ def rank_rows(
     split,  # Split
     part='test',  # 'train' | 'valid' | 'test'
     progress=False,  # show a bar
-):  # -> Ranks
+):  # -> Ranks, or SetRanks where rows ask for sets
     "Ranks of a part's next items among all that its user has not seen, or among the part's own negatives."
     rows = getattr(split, known(part, ('train', 'valid', 'test'), 'part'))
     users, items = represent(model, split, part)
-    out = seen_items((rows.seen_offsets, rows.seen_items), rows.targets, len(items))
+    sets = None if rows.sets is None else (rows.set_offsets, rows.set_items)
+    out = seen_items((rows.seen_offsets, rows.seen_items), rows.targets, len(items), sets)
     among = None
     if rows.negatives is not None:
-        among = given_negatives(rows.negatives, out, rows.targets, len(items))
+        among = given_negatives(rows.negatives, out, rows.targets, len(items), sets)
+    if sets is not None:
+        return set_ranks(items, users, sets, out, among, progress=progress)
     return ranks(items, users, rows.targets, out, among, progress=progress)
 
 # %% ../../nbs/06_recommenders/01_fit.ipynb #fa5a4bf1
@@ -157,7 +161,7 @@ def figures(
         known(m, GAINS, 'metric')
     r, cold = rank_rows(model, split, part), cold_rows(split, part)
     groups = {'all': np.ones(len(r), bool)} | ({'warm': ~cold, 'cold': cold} if cold.any() else {})
-    value = {f'{m}@{c}': metric_at_k(r, c, m) for c in np.atleast_1d(k).tolist() for m in metrics}
+    value = {f'{m}@{c}': figure_at_k(r, c, m) for c in np.atleast_1d(k).tolist() for m in metrics}
 
     def means(at):
         return {name: float(v[at].mean()) if at.any() else math.nan for name, v in value.items()}
@@ -396,7 +400,7 @@ def fit(
         return _epoch(model, optimiser, objective, data, batches, e, _mixed(seed, e), clip)
 
     def look():
-        return float(metric_at_k(rank_rows(model, split, 'valid'), cut, name).mean()) if len(split.valid) else None
+        return float(figure_at_k(rank_rows(model, split, 'valid'), cut, name).mean()) if len(split.valid) else None
 
     def keep(better):
         if better:

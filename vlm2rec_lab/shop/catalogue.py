@@ -499,10 +499,11 @@ def _item_numbers(df, code, ids, catalogue, where):
     number = pd.Index(catalogue.ids).get_indexer(ids)[code]
     bad = np.flatnonzero(number < 0)
     if len(bad):
+        zeros = zeros_hint([ids[c] for c in np.unique(code[bad])], catalogue.ids)
         rows = few([f"row {df.index[k]} ('{ids[code[k]]}')" for k in bad[:3]] + [''] * (len(bad) - 3))
         raise DataError(
             f'{where}: {counted(len(bad), "row")} with an item that the catalogue lacks: {rows}'
-            f'{zeros_hint([ids[c] for c in np.unique(code[bad])], catalogue.ids) or "; add the item to the catalogue or delete the row"}'
+            f'{zeros or "; add the item to the catalogue or delete the row"}'
         )
     return number
 

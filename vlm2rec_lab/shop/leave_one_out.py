@@ -9,7 +9,7 @@ __all__ = ['leave_one_out', 'hold_out_users']
 import numpy as np
 
 from ..base.errors import DataError, counted, few, warn
-from .rows import Split, _distinct, _spans, rows_at
+from .rows import Split, _distinct, _spans, rows_at, warn_few
 
 # %% ../../nbs/00_shop/03_leave_one_out.ipynb #0b4b554c
 def _prefixes(inter, stop, history, seen=False):
@@ -41,13 +41,13 @@ def _named(inter, users):
     return few(inter.user_ids[u] for u in users[:50]) + ('...' if len(users) > 50 else '')
 
 # %% ../../nbs/00_shop/03_leave_one_out.ipynb #7188dd8d
-def _leak(inter, last, trained, tests):
+def _leak(inter, last, trained, tests, scheme='leave-one-out'):
     "A note, where times allow: for how many test targets does training hold anything later?"
     if not inter.timed or not trained.any():
         return ()
     share = (inter.times[tests] < inter.times[last[trained]].max()).mean()
     return (
-        f'leave-one-out knows the future: for {share:.1%} of {counted(len(tests), "test row")} '
+        f'{scheme} knows the future: for {share:.1%} of {counted(len(tests), "test row")} '
         'training holds interactions later than the target; a split by time holds none',
     )
 
@@ -87,6 +87,7 @@ def leave_one_out(
     # how many items of each user training may see
     stop = np.where(chosen, inter.lengths - 2 * whole, 0)
     last = (inter.offsets[1:] - 1)[chosen & whole]
+    warn_few(notes, dataset.name, len(last))
     notes += _leak(inter, inter.offsets[:-1] + stop - 1, stop >= 2, last)
     about = dict(scheme='leave_one_out', data=dataset.name, history=history, min_length=min_length)
     about |= dict(users=users, seed=seed, train_seen=train_seen)
@@ -124,6 +125,7 @@ def hold_out_users(
         if n < 0 or int(n) != n:
             raise DataError(f'{part}={n}: give a number of users')
     tests, valids, trains = _draw_users(dataset, (train, valid, test), seed, notes)
+    warn_few(notes, dataset.name, test)
     stop = np.zeros(len(inter), np.int64)
     stop[trains] = inter.lengths[trains]
     last = inter.offsets[1:] - 1

@@ -122,7 +122,7 @@ def _tied(t, severity, share):
         f'for {t["tied_targets"]:,} of {t["users_with_target"]:,} users ({percent(share)}) '
         f'a tie decides which item leave-one-out tests{all_alike}.',
         'Order ties by a rule that is stated (a position, or the order of rows), or test on a whole last day; '
-        'where most are tied, treat the items of a day as a set.',
+        'where most are tied, treat the items of a day as a set: last_basket(dataset).',
         {k: t[k] for k in ('ties', 'tied_targets', 'users_with_target', 'one_time_users', 'whole_days')},
         tuple(t['most_tied']),
     )

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..base.errors import DataError, known, warn
 from .catalogue import Interactions
-from .rows import PARTS, Split, _places, _plain, rows_at, warm_items
+from .rows import PARTS, Split, _places, _plain, rows_at, warm_items, warn_few
 
 # %% ../../nbs/00_shop/04_splits.ipynb #57ac425e
 def _owner(inter):
@@ -121,7 +121,8 @@ def split_at(
     _check_marks(name, n, {'train': train, 'valid': valid, 'test': test, 'removed': removed})
     there = ~removed
     asked = _training_targets(name, inter, there, train, valid, test)
-    counts = _fates(name, inter, train, valid, test, reasons)
+    counts, few = _fates(name, inter, train, valid, test, reasons), []
+    warn_few(few, name, int(test.sum()))
     said = f'{n:,} interactions: ' + ', '.join(f'{c:,} {k}' for k, c in counts.items())
     return Split(
         dataset.catalogue,
@@ -131,7 +132,7 @@ def split_at(
         _training_items(inter, train, len(dataset.catalogue)),
         f'{name}, history {history}',
         inter.user_ids,
-        (*dataset.notes, *notes, said),
+        (*dataset.notes, *notes, *few, said),
         {**(about or {}), 'data': dataset.name, 'history': history, 'interactions': counts},
     )
 
@@ -162,6 +163,14 @@ def first_only(
     name = f'{dataset.name}, first purchases only'
     return replace(dataset, interactions=kept, name=name, notes=(*dataset.notes, note))
 
+# %% ../../nbs/00_shop/04_splits.ipynb #5ba5c0f0
+def _check_single(split, parts):
+    "Raises `DataError` where rows ask for sets, of which a repeat is one item and no row."
+    if any(getattr(split, p).sets is not None for p in parts):
+        raise DataError(
+            f'{split.name}: its rows ask for sets; use last_basket(..., new=True) to ask for new items alone'
+        )
+
 # %% ../../nbs/00_shop/04_splits.ipynb #2665c21c
 def settle_repeats(
     split,  # Split of this dataset
@@ -174,6 +183,7 @@ def settle_repeats(
     if repeats == 'first_only':
         raise DataError("repeats='first_only' changes the sequences: split first_only(dataset) instead")
     known(repeats, REPEATS[:2], 'choice of repeats')
+    _check_single(split, parts)
     old = repeated(dataset.interactions)
     hit = dict(zip(parts, (old[p] for p in _places(split, dataset, *parts))))
     said = '; '.join(f'{int(h.sum()):,} of {len(h):,} {part} targets' for part, h in hit.items())
@@ -184,8 +194,10 @@ def settle_repeats(
     if 'test' in parts and hit['test'].all():
         raise DataError(f"{split.name}: every test target is a repeat; use repeats='keep'")
     kept = {part: getattr(split, part).take(~h) for part, h in hit.items()}
-    note = f'repeats: {said} were what the user had before, and their rows are dropped'
-    return replace(split, **kept, name=f'{split.name}, no repeated targets', notes=(*split.notes, note), about=about)
+    notes = [*split.notes, f'repeats: {said} were what the user had before, and their rows are dropped']
+    if hit.get('test', np.zeros(0)).any():
+        warn_few(notes, split.name, len(kept['test']))
+    return replace(split, **kept, name=f'{split.name}, no repeated targets', notes=tuple(notes), about=about)
 
 # %% ../../nbs/00_shop/04_splits.ipynb #9d720916
 def _mix(x):
@@ -272,14 +284,21 @@ def break_ties(
     name = f'{dataset.name}, ties by {by}' + (f' (seed {seed})' if by == 'random' else '')
     return replace(dataset, interactions=_ordered(inter, dataset.catalogue, by, seed), name=name, notes=notes)
 
+# %% ../../nbs/00_shop/04_splits.ipynb #5ba5c0f1
+def _decided(split, dataset, part, places):
+    "Which targets of a part a tie decides about: bool [rows]. A set asks for all that is tied, so that nothing does."
+    if getattr(split, part).sets is not None:
+        return np.zeros(len(places), bool)
+    return tied(dataset.interactions)[places]
+
 # %% ../../nbs/00_shop/04_splits.ipynb #184d3525
 def tied_targets(
     split,  # Split of this dataset
     dataset,  # Dataset
 ):  # -> {part: int}
     "How many targets hang on the rule for ties: those that share their time with another interaction of the same user."
-    tie = tied(dataset.interactions)
-    return {part: int(tie[p].sum()) for part, p in zip(('valid', 'test'), _places(split, dataset, 'valid', 'test'))}
+    places = dict(zip(PARTS[1:], _places(split, dataset, *PARTS[1:])))
+    return {part: int(_decided(split, dataset, part, p).sum()) for part, p in places.items()}
 
 # %% ../../nbs/00_shop/04_splits.ipynb #4e87b7ec
 # name -> (ticks, in so many seconds)
@@ -600,7 +619,7 @@ def cold_rows(
     split,  # Split
     part='test',  # 'train' | 'valid' | 'test'
 ):  # -> bool [rows]
-    "Rows whose target is in no training row: report them apart from the others."
+    "Rows whose target (of a set, the one that stands for it) is in no training row: report them apart."
     rows = getattr(split, known(part, PARTS, 'part'))
     return ~warm_items(split)[rows.targets]
 
@@ -685,7 +704,7 @@ def _against_data(split, dataset):
     place, inter = _places(split, dataset, 'test')[0], dataset.interactions
     out = dict(repeats=_share(repeated(inter)[place]), tied=None)
     if inter.times is not None:
-        out |= dict(tied=_share(tied(inter)[place]))
+        out |= dict(tied=_share(_decided(split, dataset, 'test', place)))
     if inter.timed and len(split.train) and len(split.test):
         leak = time_leak(split, dataset)
         out |= dict(leak=leak.rows, later=leak.later)
