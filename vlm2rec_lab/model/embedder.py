@@ -33,7 +33,7 @@ from vlm2rec_lab.model.families import (
     hidden_size,
     load_model,
     naming,
-    read_object,
+    read_note,
 )
 from .pieces import Prompts
 
@@ -316,6 +316,8 @@ def _source_of(path, note, lora, adapters, base):
     if not adapted:
         return path, False
     source = base or note.get('base')
+    if not source:
+        raise ValueError(f'{path} holds adapters and its embedder.json names no base: pass base=')
     if os.path.isabs(str(source)) and not Path(source).exists():
         raise FileNotFoundError(f'{path} holds adapters of {source}, which is not there: pass base=')
     return source, True
@@ -377,7 +379,7 @@ def from_pretrained(
 ):  # -> VLMEmbedder
     "Load an embedder. Raises FileNotFoundError, ValueError with the remedy, ImportError for a missing bitsandbytes."
     local = Path(path)
-    note = read_object(local / NOTE)
+    note = read_note(local / NOTE)
     check_digests(local, note.get('files', {}))
     with naming(local, NOTE):
         reading = _reading_of(note, fusion, prompts, max_pixels, max_text_tokens)
