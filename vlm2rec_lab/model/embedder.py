@@ -33,9 +33,10 @@ from vlm2rec_lab.model.families import (
     hidden_size,
     load_model,
     naming,
+    read_note,
 )
 from .pieces import Prompts
-from .saved import NOTE, base_mark, check_base, find_base, note_of, own_files, read_note, read_prompts
+from .saved import NOTE, base_mark, check_base, find_base, note_of, own_files, read_prompts
 
 # %% ../../nbs/02_model/05_embedder.ipynb #a7a3a93c
 class VLMEmbedder:
@@ -386,7 +387,7 @@ def from_pretrained(
 ):  # -> VLMEmbedder
     "Load an embedder. Raises FileNotFoundError, ValueError with the remedy, ImportError for a missing bitsandbytes."
     local = Path(path)
-    note = read_note(local)
+    note = read_note(local / NOTE)
     check_digests(local, note.get('files', {}))
     with naming(local, NOTE):
         reading = _reading_of(note, fusion, prompts, max_pixels, max_text_tokens)
