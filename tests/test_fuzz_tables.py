@@ -104,7 +104,7 @@ def clicks(rng, ids, time):
 
 def a_text(rng, form):
     "A cell of text; lists and bytes where the form can hold them."
-    plain = pick(rng, ('A cup', 'Tea, green', '  blanks  ', *HOSTILE))
+    plain = '' if chance(rng, 0.25) else pick(rng, ('A cup', 'Tea, green', '  blanks  ', *HOSTILE))
     if form.startswith('csv') or chance(rng, 0.7):
         return plain
     lists = (['Toys', 'Games'], [['Toys'], ['Games', 'Cards']], ['one'], 'plain')
