@@ -33,8 +33,10 @@ def write_bytes(
             f.write(data)
         os.chmod(f.name, 0o644)
         os.replace(f.name, path)
-    except BaseException:
+    except BaseException as e:
         os.unlink(f.name)
+        if isinstance(e, OSError) and e.filename is None:
+            e.filename = str(path)  # a write that finds no room does not say where
         raise
 
 # %% ../../nbs/00_base/01_files.ipynb #f01d0002

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMES', 'COLUMNS', 'BOUNDS', 'MODEL_FILES', 'DATA_HELP', 'IMAGES_HELP', 'check_source', 'check_scheme',
-           'check_data', 'named_columns', 'columns_of', 'open_dataset', 'cut', 'open_data', 'load_split', 'model_at',
-           'table_options', 'data_options', 'model_option']
+           'check_data', 'named_columns', 'columns_of', 'open_dataset', 'cut', 'open_data', 'load_split',
+           'has_adapters', 'model_at', 'table_options', 'data_options', 'model_option']
 
 # %% ../../nbs/11a_commands/02_open.ipynb #86a4dbf7
 import inspect
@@ -21,6 +21,7 @@ SCHEMES = {  # name after --split -> function
     'leave-one-out': 'leave_one_out',
     'temporal': 'temporal_split',
     'last-day': 'last_day',
+    'last-basket': 'last_basket',
     'cold-items': 'cold_items',
 }
 
@@ -195,7 +196,7 @@ def cut(
 ):  # -> Split
     "The tasks. Raises ValueError for an unknown scheme, or for a subset of users that the scheme cannot take."
     check_scheme(scheme, users)
-    from vlm2rec_lab.shop import splits
+    from vlm2rec_lab.shop import baskets, splits
     from vlm2rec_lab.shop.leave_one_out import leave_one_out
     from vlm2rec_lab.shop.rows import read_split
 
@@ -203,8 +204,9 @@ def cut(
         return read_split(scheme, dataset)
     if scheme == 'leave-one-out':
         return leave_one_out(dataset, history=history, users=users, seed=seed)
-    extra = dict(seed=seed) if scheme == 'cold-items' else {}
-    return getattr(splits, SCHEMES[scheme])(dataset, history=history, **extra)
+    extra = dict(seed=seed) if scheme in ('cold-items', 'last-basket') else {}
+    room = baskets if scheme == 'last-basket' else splits
+    return getattr(room, SCHEMES[scheme])(dataset, history=history, **extra)
 
 # %% ../../nbs/11a_commands/02_open.ipynb #15a8e588
 def _open_studio(condition, users, history, seed, **world):
@@ -246,6 +248,19 @@ def load_split(
 
 # %% ../../nbs/11a_commands/02_open.ipynb #c0de0a07
 MODEL_FILES = ('config.json', 'adapter_config.json', 'embedder.json')  # a folder with one of them holds a model
+
+# %% ../../nbs/11a_commands/02_open.ipynb #4a1f0402
+def _holds_adapters(folder):
+    "Whether adapters lie directly in a folder."
+    return (folder / 'adapter_config.json').is_file()
+
+# %% ../../nbs/11a_commands/02_open.ipynb #4a1f0401
+def has_adapters(
+    model,  # of `model_at`
+):  # -> bool
+    "Whether a folder holds adapters, one set or one for each modality; a hub id has none."
+    folder = Path(model)
+    return folder.is_dir() and any(True for place in (folder, *folder.iterdir()) if _holds_adapters(place))
 
 # %% ../../nbs/11a_commands/02_open.ipynb #fab07d48
 def model_at(

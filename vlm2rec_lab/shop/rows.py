@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'PARTS', 'FEW_ROWS', 'FORMAT', 'WITH_SETS', 'HEADER', 'Rows', 'rows_at', 'Split', 'check_split', 'few_rows',
-           'warn_few', 'keep_modalities', 'drop_content', 'warm_items', 'split_difference', 'read_split']
+           'warn_few', 'keep_modalities', 'drop_content', 'warm_items', 'split_difference', 'saved_fingerprint',
+           'read_split']
 
 # %% ../../nbs/00_shop/02_rows.ipynb #862fea49
 import hashlib
@@ -481,6 +482,19 @@ def _unpack(arrays, said, catalogue, name):
         return check_split(split)
     except (KeyError, TypeError, ValueError, IndexError) as e:
         raise DataError(f'{name} is damaged or was changed after it was saved ({e}): make the split again') from None
+
+# %% ../../nbs/00_shop/02_rows.ipynb #4a1f0431
+def saved_fingerprint(
+    path,  # file of `Split.save`
+):  # -> str, 64 hexadecimal digits
+    "The fingerprint of a saved split, without its dataset. Raises `DataError` for a file that is no split."
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, 'np') as f:
+            return str(json.loads((f.metadata() or {})[HEADER])['fingerprint'])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
+        raise DataError(f'{Path(path).name} is no saved split, or a damaged one ({e}): make the split again') from None
 
 # %% ../../nbs/00_shop/02_rows.ipynb #40d3944c
 def read_split(
