@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE ?= 1
 export PLOTLY_RENDERER ?= plotly_mimetype
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab browser export readme notebooks docs docs-serve quarto study bench tiny clean
+.PHONY: help setup demo test versions lab browser export readme notebooks docs docs-serve quarto study bench tiny clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ demo: setup ## the main job: run nbs/03_train.ipynb on the embedded studio and w
 
 test: setup ## all tests except those that need a GPU, which are counted as skipped; at the end, the rooms they leave out
 	@$(PY) -m pytest tests -n auto --maxprocesses 4 --dist loadscope --cov=vlm2rec_lab --cov-report=term
+
+versions: setup ## the fast tests with the lowest versions that settings.ini allows, and on Python 3.12 and 3.13 without torch
+	@for v in lowest 3.12 3.13; do $(PY) tools/versions.py $$v || exit 1; done
 
 lab: setup ## open JupyterLab on nbs/03_train.ipynb
 	@$(PY) -m jupyter lab nbs/03_train.ipynb $$([ "$$(id -u)" = 0 ] && echo --allow-root)

@@ -40,7 +40,7 @@ def too_large(
     limit,  # in bytes
 ):  # -> DataError
     "The error about a file of more bytes than are allowed."
-    return DataError(f'{name} holds more than max_bytes={limit:,}, unpacked: raise max_bytes, or cut the file')
+    return DataError(f'{name} holds more than max_bytes={limit:,}, unpacked: raise it, or cut the file')
 
 # %% ../../nbs/00_shop/06c_packed.ipynb #7a40c007
 def too_long(
@@ -48,7 +48,7 @@ def too_long(
     limit,  # in rows
 ):  # -> DataError
     "The error about a file of more rows than are allowed."
-    return DataError(f'{name} has more than max_rows={limit:,}: raise max_rows, or cut the file')
+    return DataError(f'{name} has more than max_rows={limit:,}: raise it, or cut the file')
 
 # %% ../../nbs/00_shop/06c_packed.ipynb #7a40c008
 def open_file(

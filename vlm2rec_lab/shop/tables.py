@@ -282,6 +282,14 @@ def table_names(
         return []
     return list(dict.fromkeys(str(c).strip() for r in rows if isinstance(r, dict) for c in r))
 
+# %% ../../nbs/00_shop/07_tables.ipynb #4a1f0501
+def _plain_types(df):
+    "Columns of objects that hold numbers alone as numbers; a number that no float holds leaves all as they are."
+    try:
+        return df.infer_objects()
+    except OverflowError:  # of pandas 2, for an integer of hundreds of digits
+        return df
+
 # %% ../../nbs/00_shop/07_tables.ipynb #d7462da1
 def read_table(
     folder,  # where the file is
@@ -301,7 +309,7 @@ def read_table(
         twice = few(df.columns[df.columns.duplicated()])
         raise DataError(f'{path.name} has two columns of the same name: {twice}; rename one')
     df.index = np.arange(first, first + len(df))
-    df = _without_blanks(df, path.name, [] if notes is None else notes).infer_objects()
+    df = _plain_types(_without_blanks(df, path.name, [] if notes is None else notes))
     return df if cells else plain_table(df), path.name
 
 # %% ../../nbs/00_shop/07_tables.ipynb #da8c96ad
