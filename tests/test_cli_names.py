@@ -5,15 +5,14 @@ import sys
 
 import pytest
 
-from vlm2rec_lab import cli
+from vlm2rec_lab import cli, data
 from vlm2rec_lab.commands import names
 from vlm2rec_lab.diagnosis.calibrate import HALVES
 from vlm2rec_lab.diagnosis.verdict import VERDICTS
 from vlm2rec_lab.ranking.fusions import FUSIONS
 from vlm2rec_lab.recommenders.seqrec import ITEMS
-from vlm2rec_lab.shop import readers, splits
+from vlm2rec_lab.shop import readers
 from vlm2rec_lab.shop.drawn import CONDITIONS
-from vlm2rec_lab.shop.leave_one_out import leave_one_out
 from vlm2rec_lab.studies.study import PARTS
 from vlm2rec_lab.training.losses import LOSSES, loss_settings_of, register_loss
 
@@ -72,7 +71,7 @@ def test_the_names_of_old_still_read():
 
 def test_readers_and_splits_are_functions_of_their_rooms():
     assert all(callable(reader) for reader in cli.READERS.values())
-    rooms = {name: getattr(splits, name, leave_one_out) for name in cli.SCHEMES.values()}
+    rooms = {name: getattr(data, name) for name in cli.SCHEMES.values()}
     assert all(function.__name__ == name for name, function in rooms.items())
 
 

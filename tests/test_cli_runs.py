@@ -135,6 +135,16 @@ def test_two_trainings_of_one_folder(shop, tmp_path, checkpoint):
     assert {'sft', 'vlm2rec', 'report.html', 'run.json'} <= {p.name for p in (tmp_path / 'out').iterdir()}
 
 
+def test_a_folder_that_is_being_written_is_told_before_anything_is_read(shop, tmp_path, checkpoint, monkeypatch):
+    from vlm2rec_lab.base.files import sole_writer
+    from vlm2rec_lab.commands import train
+
+    monkeypatch.setattr(train, '_split_of', lambda o: pytest.fail('the data are read'))
+    with sole_writer(tmp_path / 'out'):
+        status, _, err = run(shop, tmp_path / 'out', model=checkpoint)
+    assert status == 2 and "'out' is being written by another process" in err
+
+
 @pytest.mark.processes
 def test_an_interrupt_trains_no_further_loss(shop, tmp_path, checkpoint):
     p = command(shop, tmp_path / 'out', checkpoint, '--steps', '100000', '--batch', '4')
@@ -221,6 +231,6 @@ def test_last_baskets_and_same_content(shop, tmp_path, checkpoint):
     table = pd.read_csv(shop / 'interactions.csv')
     table['timestamp'] = table['timestamp'] // 2 * 86400
     table.to_csv(shop / 'interactions.csv', index=False)
-    status, out, err = run(shop, tmp_path / 'out', '--split', 'last-basket', '--same_content', 'all', model=checkpoint)
+    status, out, err = run(shop, tmp_path / 'out', '--split', 'last-basket', '--same-content', 'all', model=checkpoint)
     assert status == 0, err
     assert 'targets in sets' in out and 'Recall@10' in (tmp_path / 'out' / 'sft' / 'metrics.json').read_text()

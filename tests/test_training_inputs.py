@@ -165,6 +165,23 @@ def test_a_recommender_s_folder_has_one_writer(tmp_path):
     assert fit(net(), split, epochs=2, folder=tmp_path, progress=False, callback=second).finished
 
 
+def test_an_interrupt_ends_the_cell_that_fits_in_a_loop():
+    import signal
+
+    from vlm2rec_lab.recommenders.fit import fit
+    from vlm2rec_lab.recommenders.seqrec import ItemTable, SASRec
+    from vlm2rec_lab.training.history import Interrupted
+
+    split = make_studio('balanced', seed=0, items=40, users=60, length=6).split(train=30, valid=15, test=15, history=4)
+    begun = []
+    with pytest.raises(Interrupted, match='stopped after 2 epochs, which is no result') as stop:
+        for seed in range(2):
+            begun.append(seed)
+            net = SASRec(ItemTable(40, 8, seed=seed), length=4, seed=seed)
+            fit(net, split, epochs=3, progress=False, callback=lambda records: signal.raise_signal(signal.SIGINT))
+    assert begun == [0] and len(stop.value.run.frame) == 2  # heeded after the epoch that follows
+
+
 def test_vectors_of_other_contents_are_not_taken_for_these(toy, checkpoint, tmp_path):
     from vlm2rec_lab.recommenders.downstream import source_vectors
 

@@ -143,9 +143,10 @@ def add_options(
     value,  # dataclass whose fields are made by `option`
 ):
     "An option of the command line for every field that has one."
-    for name, f in keywords(value).items():
+    for keyword, f in keywords(value).items():
         if not f.metadata['flag']:
             continue
+        name = keyword.replace('_', '-')
         if isinstance(f.default, bool):
             add(f'--{name}', action='store_true', help=f.metadata['help'])
         else:
