@@ -395,3 +395,18 @@ def test_damaged_bytes_of_an_array(tmp_path):
 def test_a_packed_file_under_a_plain_name(tmp_path):
     path = put(tmp_path, 'x.csv', gzip.compress(b'user_id,item_id,timestamp\na,1,2\n'))
     assert len(log_file(path).interactions) == 1
+
+
+@pytest.mark.parametrize('ends', [b'\r\n', b'\r', b'\n\r'])
+def test_line_ends_that_are_mixed_keep_users_apart(tmp_path, ends):
+    path = tmp_path / 's.txt'
+    path.write_bytes(b'1 2 3' + ends + b'2 3 4\n5 6 7')
+    assert sequences(sequence_file(path)) == {'1': ['2', '3'], '2': ['3', '4'], '5': ['6', '7']}
+
+
+def test_html_is_cleaned_from_the_shell(tmp_path):
+    folder = shop(tmp_path / 'shop', GOODS.assign(title='Salt &amp; <b>pepper</b>'), form='csv')
+    argv = ['profile', '--data', folder, '--out', tmp_path / 'p.json']
+    with_html, clean = said(*argv), said(*argv, '--clean')
+    assert (with_html[0], clean[0]) == (0, 0)
+    assert 'HTML' in with_html[1] and 'HTML' not in clean[1].replace('texts are cleaned of HTML', '')

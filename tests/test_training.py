@@ -114,7 +114,7 @@ def test_death_at_every_step_of_a_checkpoint(checkpoint, tmp_path, monkeypatch, 
         **kw,
     )
     names = sorted(p.name for p in base.iterdir())
-    assert names == ['run.safetensors', 'run.safetensors.previous']
+    assert names == ['.run.safetensors.lock', 'run.safetensors', 'run.safetensors.previous']
     deaths = 0
     while True:
         folder = tmp_path / f'death-{deaths + 1}'
@@ -140,6 +140,7 @@ def test_death_at_every_step_of_a_checkpoint(checkpoint, tmp_path, monkeypatch, 
                 draft.write_bytes(draft.read_bytes()[: draft.stat().st_size // 2])
         with warnings.catch_warnings():
             warnings.simplefilter('error')  # the last checkpoint is whole at all times: nothing to say
+            warnings.filterwarnings('ignore', '.*test rows, fewer than 100')
             assert job(checkpoint, checkpoint=folder / 'run.safetensors', **kw).frame.loss.tolist() == want, deaths
         assert sorted(p.name for p in folder.iterdir()) == names, deaths
     assert deaths >= 5
@@ -148,6 +149,8 @@ def test_death_at_every_step_of_a_checkpoint(checkpoint, tmp_path, monkeypatch, 
 def test_disk_full(checkpoint, tmp_path):
     "No room for a checkpoint: a warning, the run goes on, and the last good checkpoint stays."
     import resource
+
+    from vlm2rec_lab.train import NotKept
 
     fork, file = multiprocessing.get_context('fork'), tmp_path / 'run.safetensors'
 
@@ -159,7 +162,10 @@ def test_disk_full(checkpoint, tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter('always')
-            history = job(checkpoint, checkpoint=file, save_every=2, callback=narrow)
+            try:
+                history = job(checkpoint, checkpoint=file, save_every=2, callback=narrow)
+            except NotKept as e:  # the last one has no room either
+                history = e.run
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         (tmp_path / 'said.json').write_text(
             json.dumps([len(history.frame), [str(w.message) for w in said if 'checkpoint' in str(w.message)]])
@@ -169,7 +175,7 @@ def test_disk_full(checkpoint, tmp_path):
     process.start()
     process.join(120)
     steps, said = json.loads((tmp_path / 'said.json').read_text())
-    assert steps == STEPS and len(said) == 5 and all('the run goes on' in s for s in said)
+    assert steps == STEPS and len(said) == 5 and all('stays; the run goes on' in s for s in said)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith('.run.safetensors-')], 'a draft was left behind'
     with warnings.catch_warnings(record=True):
         assert job(checkpoint, checkpoint=file, resume=True).frame.loss.tolist() == job(checkpoint).frame.loss.tolist()
@@ -378,7 +384,7 @@ import torch
 from accelerate import Accelerator, notebook_launcher
 from vlm2rec_lab.embed import VLMEmbedder
 from vlm2rec_lab.studio import make_studio
-from vlm2rec_lab.train import Interrupted, train
+from vlm2rec_lab.train import train
 
 warnings.simplefilter('ignore')
 
@@ -618,7 +624,7 @@ from accelerate import Accelerator
 from vlm2rec_lab.embed import VLMEmbedder
 from vlm2rec_lab.losses import sft
 from vlm2rec_lab.studio import make_studio
-from vlm2rec_lab.train import Interrupted, train
+from vlm2rec_lab.train import train
 
 torch.set_num_threads(1)
 accelerator, (path, file) = Accelerator(cpu=True), sys.argv[1:]

@@ -134,6 +134,7 @@ def columns_of(
 ):  # -> dict of arguments of `load_folder` or of a reader
     "The columns that were named, and how tables are to be read. Raises ValueError for more than one image column."
     given = {name: getattr(o, name, None) for name in (*COLUMNS, *BOUNDS)}
+    given |= {'clean': getattr(o, 'clean', False) or None}
     how = {name: value for name, value in given.items() if value is not None}
     how |= {name: named_columns(how[name], name) for name in ('text', 'image') if name in how}
     image = how.get('image')
@@ -316,6 +317,7 @@ def table_options(
     add('--split', metavar='HOW', help=schemes)
     add('--history', type=count, metavar='N', help='purchases that the model may see (default: 10, in the studio 6)')
     _column_options(add)
+    add('--clean', action='store_true', help='take HTML out of the texts: entities become characters, tags go')
 
 # %% ../../nbs/11a_commands/02_open.ipynb #f3267186
 def data_options(

@@ -388,6 +388,8 @@ def _split_of(o):
         from vlm2rec_lab.ranking.candidates import with_negatives
 
         split = with_negatives(split, o.negatives, o.seed)
+    if o.same_content:
+        known(o.same_content, ('all', *split.catalogue.modalities), 'content to compare', ', --same-content')
     return split, whole
 
 # %% ../../nbs/11a_commands/04_train.ipynb #100dff52

@@ -41,8 +41,8 @@ def _piece(f, size, name, line):
 def unix_lines(
     data,  # bytes of a whole file of text
 ):  # -> the same with a line feed after every line
-    "Carriage returns become line feeds where the file has nothing else that ends a line."
-    return data.replace(b'\r', b'\n') if b'\r' in data and b'\n' not in data else data
+    "A carriage return ends a line, alone or before a line feed, whatever ends the other lines of the file."
+    return data.replace(b'\r\n', b'\n').replace(b'\r', b'\n') if b'\r' in data else data
 
 # %% ../../nbs/00_shop/08b_lines.ipynb #fc18c9b0
 def blocks(

@@ -71,7 +71,7 @@ def content_groups(
     same='all',  # 'all': the same in every modality; or a modality, such as 'image': the same in that one
 ):  # -> int64 [items], equal where the content is the same
     "Which items show the same. Raises `DataError` for an unknown modality and for a picture that cannot be read."
-    known(same, ('all', *catalogue.modalities), 'content to compare')
+    known(same, ('all', *catalogue.modalities), 'content to compare', ', same_content')
     names = catalogue.modalities if same == 'all' else (same,)
     try:
         codes = np.stack([_content_codes(catalogue, m) for m in names], 1)
