@@ -405,8 +405,10 @@ def test_line_ends_that_are_mixed_keep_users_apart(tmp_path, ends):
 
 
 def test_html_is_cleaned_from_the_shell(tmp_path):
-    folder = shop(tmp_path / 'shop', GOODS.assign(title='Salt &amp; <b>pepper</b>'), form='csv')
+    buys = pd.DataFrame({'user_id': 'a', 'item_id': list('121'), 'timestamp': [1, 2, 3]})
+    folder = shop(tmp_path / 'shop', GOODS.assign(title='Salt &amp; <b>pepper</b>'), buys, form='csv')
     argv = ['profile', '--data', folder, '--out', tmp_path / 'p.json']
     with_html, clean = said(*argv), said(*argv, '--clean')
     assert (with_html[0], clean[0]) == (0, 0)
-    assert 'HTML' in with_html[1] and 'HTML' not in clean[1].replace('texts are cleaned of HTML', '')
+    assert 'hold HTML' in with_html[1] and '--clean' in with_html[1]
+    assert 'hold HTML' not in clean[1] and '2 cells of text cleaned of HTML' in clean[1]

@@ -122,7 +122,7 @@ def _tied(t, severity, share):
         f'for {t["tied_targets"]:,} of {t["users_with_target"]:,} users ({percent(share)}) '
         f'a tie decides which item leave-one-out tests{all_alike}.',
         'Order ties by a rule that is stated (a position, or the order of rows), or test on a whole last day; '
-        'where most are tied, treat the items of a day as a set: last_basket(dataset).',
+        'where most are tied, treat the items of a day as a set: last_basket(dataset), in a shell --split last-basket.',
         {k: t[k] for k in ('ties', 'tied_targets', 'users_with_target', 'one_time_users', 'whole_days')},
         tuple(t['most_tied']),
     )
@@ -306,7 +306,8 @@ def _html(x, what, n, modality=''):
         'caution' if x['items'] >= 0.01 * n else 'note',
         f'{x["items"]:,} of {n:,} {what} hold HTML, {x["entities"]:,} of them entities and {x["tags"]:,} tags, '
         f"such as {few(x['such'], 4)}. One of them is '{x['example']}'.",
-        'Read the data with clean=True (load_folder, the readers and Catalogue have it): entities become characters, '
+        'Read the data with clean=True (load_folder, the readers and Catalogue have it; --clean in a shell): '
+        'entities become characters, '
         'tags go. To a model these signs are words, and to people they are noise.',
         {k: x[k] for k in ('items', 'entities', 'tags', 'example')},
         tuple(x['ids']),
