@@ -227,11 +227,11 @@ def test_a_folder_that_moves_with_its_base_finds_it(checkpoint, tmp_path, monkey
 
 
 def test_a_note_with_a_relative_base_of_old(checkpoint, tmp_path, monkeypatch):
-    shutil.copytree(checkpoint, tmp_path / 'base')
+    shutil.copytree(checkpoint, tmp_path / 'base-of-old')
     note = load(checkpoint, lora=2).save_pretrained(tmp_path / 'mine') / 'embedder.json'
     said = json.loads(note.read_text())
     old = {k: v for k, v in said.items() if k not in ('files', 'base_mark', 'base_from_here')}
-    note.write_text(json.dumps({**old, 'base': '../base'}))
+    note.write_text(json.dumps({**old, 'base': '../base-of-old'}))
     load(tmp_path / 'mine')
     note.write_text(json.dumps({**old, 'base': './models/base'}))
     with pytest.raises(FileNotFoundError, match='pass base='):

@@ -20,7 +20,7 @@ from vlm2rec_lab.model.bank import (
     stored_features,
     vision_key,
 )
-from .model.embedder import NOTE, VLMEmbedder, fuse_sum, item_keys
+from .model.embedder import VLMEmbedder, fuse_sum, item_keys
 from .model.encode import encode_plan, forward, hidden_states, length_groups
 from .model.families import FAMILIES, LORA_TARGETS, READINGS, add_lora, load_model
 from vlm2rec_lab.model.pieces import (
@@ -33,6 +33,7 @@ from vlm2rec_lab.model.pieces import (
     stack_pieces,
     text_piece,
 )
+from .model.saved import NOTE
 
 # %% ../nbs/03_embed.ipynb #7c8b9f7c
 load_checkpoint, FUSIONS = load_model, READINGS

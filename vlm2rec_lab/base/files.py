@@ -35,7 +35,7 @@ def write_bytes(
         os.replace(f.name, path)
     except BaseException as e:
         os.unlink(f.name)
-        if isinstance(e, OSError) and e.filename is None:
+        if isinstance(e, OSError) and e.errno and e.filename is None:
             e.filename = str(path)  # a write that finds no room does not say where
         raise
 
