@@ -262,6 +262,24 @@ def test_a_folder_of_peft_that_names_no_base(checkpoint, tmp_path):
     assert load(tmp_path / 'theirs', base=checkpoint).adapter_parameters()
 
 
+def test_a_base_that_nobody_has_is_named_with_the_remedy(checkpoint, tmp_path):
+    theirs = load(checkpoint, lora=2).model
+    theirs.save_pretrained(tmp_path / 'theirs')
+    file = tmp_path / 'theirs' / 'adapter_config.json'
+    file.write_text(json.dumps({**json.loads(file.read_text()), 'base_model_name_or_path': 'nosuch'}))
+    with pytest.raises(FileNotFoundError, match='theirs holds adapters of nosuch, which is not to be had: pass base='):
+        load(tmp_path / 'theirs')
+
+
+def test_a_folder_in_the_place_of_the_base_is_no_base(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / 'base')
+    load(tmp_path / 'base', lora=2).save_pretrained(tmp_path / 'mine')
+    shutil.rmtree(tmp_path / 'base')
+    (tmp_path / 'base').mkdir()
+    with pytest.raises(FileNotFoundError, match='mine holds adapters of .*base, which is not there: pass base='):
+        load(tmp_path / 'mine')
+
+
 def test_adapters_that_do_not_fit_are_no_adapters(checkpoint, tmp_path):
     "Names of another model: peft leaves fresh adapters in their place, which would be no training at all."
     from safetensors.torch import load_file, save_file

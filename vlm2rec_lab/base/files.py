@@ -16,7 +16,7 @@ from pathlib import Path, PureWindowsPath
 
 from filelock import FileLock, Timeout
 
-from .errors import DataError
+from .errors import DataError, few
 
 # %% ../../nbs/00_base/01_files.ipynb #94bd3e37
 def write_bytes(
@@ -59,9 +59,7 @@ def _check_replaceable(path, own):
     if Path.cwd().is_relative_to(path.resolve()):
         raise DataError(f'{path} is where this program works, and a folder is replaced whole: choose one inside it')
     if other := foreign_files(path, own):
-        more = f' and {len(other) - 3:,} more' if len(other) > 3 else ''
-        such = ', '.join(other[:3])
-        raise DataError(f'{path} holds files that are not replaced ({such}{more}): choose another folder')
+        raise DataError(f'{path} holds files that are not replaced ({few(other)}): choose another folder')
 
 # %% ../../nbs/00_base/01_files.ipynb #f01d0004
 def _take_place(draft, path):

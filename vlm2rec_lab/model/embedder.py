@@ -393,7 +393,12 @@ def from_pretrained(
         reading = _reading_of(note, fusion, prompts, max_pixels, max_text_tokens)
     source, adapted = _source_of(path, note, lora, adapters, base)
     whole = local if local.exists() and not adapted else source
-    model, tokenizer, image_processor = load_model(whole, dtype, device, revision, quantise)
+    try:
+        model, tokenizer, image_processor = load_model(whole, dtype, device, revision, quantise)
+    except OSError as e:
+        if not adapted or Path(source).is_dir():
+            raise
+        raise FileNotFoundError(f'{path} holds adapters of {source}, which is not to be had: pass base=') from e
     own = tuple(note.get('adapters', ()))
     if adapted:
         with naming(local, 'the adapters'):

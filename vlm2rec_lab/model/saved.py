@@ -121,7 +121,7 @@ def find_base(
         raise ValueError(f'{folder} holds adapters and does not say of which model: pass base=')
     near = [folder / note['base_from_here']] if 'base_from_here' in note else []
     places = [Path(said)] if base else [Path(said), *near, folder / said]
-    if found := next((p for p in places if p.is_dir()), None):
+    if found := next((p for p in places if (p / 'config.json').is_file()), None):
         return str(found.resolve())
     if near or not HUB_ID.fullmatch(str(said)) or str(said).startswith('.'):
         if base:

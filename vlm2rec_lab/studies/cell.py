@@ -78,15 +78,16 @@ def shop_inputs(
     return dict(rows=tasks.fingerprint[:16]) | contents
 
 # %% ../../nbs/11_studies/01_cell.ipynb #4645e1c5
-def _rows_of(condition, seed, world, split, missing, data):
-    "The split of a cell, without the contents that are to be missing."
+def _rows_of(condition, seed, world, split, missing, data):  # -> Split, dict
+    "The split of a cell, without the contents that are to be missing; of a shop also what it holds with them."
     if data is None:
-        tasks = make_studio(condition, seed=seed, **(world or {})).split(**(split or {}))
+        tasks, inputs = make_studio(condition, seed=seed, **(world or {})).split(**(split or {})), {}
     else:
         tasks = shop_tasks(data, split)
+        inputs = dict(inputs=shop_inputs(tasks))
     for m, share in (missing or {}).items():
         tasks = drop_content(tasks, m, share, seed=seed)
-    return tasks
+    return tasks, inputs
 
 # %% ../../nbs/11_studies/01_cell.ipynb #1ee1b49d
 def _embedder(remedy, modalities, model, reader, rank, seed):
@@ -159,7 +160,7 @@ def run_cell(
     reader = get_condition(condition).reader if data is None else 'text-first'
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # of items without content: that is the point here
-        tasks = _rows_of(condition, seed, world, split, missing, data)
+        tasks, inputs = _rows_of(condition, seed, world, split, missing, data)
         embedder = _embedder(r, tasks.catalogue.modalities, model, reader, rank, seed)
         history = _trained(embedder, tasks, r, settings, steps=steps, batch=batch, lr=lr, tau=tau, seed=seed)
         found = _measured(embedder, tasks, r, history)
@@ -171,7 +172,7 @@ def run_cell(
         settings=settings or {},
         training=dict(steps=steps, batch=batch, lr=lr, tau=tau, rank=rank),
         data=tasks.name,
-        **({} if data is None else dict(inputs=shop_inputs(shop_tasks(data, split)))),
+        **inputs,
         **found,
         seconds=round(time.perf_counter() - start, 1),
     )
