@@ -412,3 +412,18 @@ def test_html_is_cleaned_from_the_shell(tmp_path):
     assert (with_html[0], clean[0]) == (0, 0)
     assert 'hold HTML' in with_html[1] and '--clean' in with_html[1]
     assert 'hold HTML' not in clean[1] and '2 cells of text cleaned of HTML' in clean[1]
+
+
+def test_yes_and_no_are_no_times(tmp_path):
+    for way in readers(tmp_path, GOODS, BUYS.assign(timestamp=[True, False, True])):
+        refused(way, '3 rows', 'without a readable time')
+    mixed = BUYS.assign(timestamp=pd.Series([True, 5, False], dtype=object))
+    refused(lambda: hugging_face(mixed, GOODS), '2 rows', 'without a readable time')
+
+
+@pytest.mark.parametrize('wrong', [dict(max_rows='3'), dict(max_rows=-1), dict(max_rows=1.5), dict(max_bytes='1MB')])
+def test_bounds_that_are_none_are_named(tmp_path, wrong):
+    folder = shop(tmp_path / 'shop', form='csv')
+    name = next(iter(wrong))
+    refused(lambda: load_folder(folder, **wrong), f'{name}={wrong[name]!r}: give a whole number of at least 1')
+    refused(lambda: log_file(folder / 'interactions.csv', **wrong), f'{name}={wrong[name]!r}')

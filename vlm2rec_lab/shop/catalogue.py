@@ -341,10 +341,10 @@ def _seconds(dates):
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #7a10c005
 def _time_cell(value):
-    "A cell of mixed type as `pandas` can read it: bytes as text, None where it is a list or a number without end."
+    "A cell of mixed type as `pandas` can read it: bytes as text, None for a list, a truth value or an endless number."
     if isinstance(value, (bytes, bytearray)):
         return value.decode('utf-8', 'replace')
-    if isinstance(value, int) and value.bit_length() > 1000:
+    if isinstance(value, (bool, np.bool_)) or isinstance(value, int) and value.bit_length() > 1000:
         return None
     return None if isinstance(value, (list, tuple, set, dict, np.ndarray)) else value
 
@@ -353,6 +353,8 @@ def _moments(column):
     "A column of numbers or dates as one of the two; missing where it is neither."
     if pd.api.types.is_datetime64_any_dtype(column):
         return column
+    if pd.api.types.is_bool_dtype(column):
+        return pd.Series(np.nan, column.index)
     if column.dtype == object and pd.api.types.infer_dtype(column, skipna=True) != 'string':
         column = column.map(_time_cell)
     numbers = pd.to_numeric(column, errors='coerce')

@@ -32,7 +32,7 @@ from vlm2rec_lab.shop.lines import (
     unix_lines,
 )
 from .logs import Log, as_log, coded, time_order
-from .packed import too_large, too_long
+from .packed import bounds_of, too_large, too_long
 from .roles import find_roles
 from .tables import check_head, first_bytes, table_names, unreadable
 
@@ -342,7 +342,7 @@ def csv_log(
 ):  # -> (pa.Table with a column per role, int [n] row numbers; a header is row 1)
     "Interactions as CSV. Raises `DataError` naming the row that cannot be read."
     where, first = Path(path).name, 1 if names else 2
-    bounds = dict(max_rows=max_rows, max_bytes=max_bytes)
+    bounds = bounds_of(max_rows, max_bytes)
     _check_columns(where, names or csv_header(path, sep)[0], columns, sep)
     table = None if slow else _fast_csv(path, columns, sep, names, quote, **bounds)
     if table is not None and table.num_rows:
@@ -448,7 +448,7 @@ def read_log(
     "Interactions of a file. Raises `DataError` that names the file and the row or line; counts what is left out."
     path, notes = Path(path), [] if notes is None else notes
     columns = log_columns(path, dict(user=user, item=item, time=time, rating=rating), notes)
-    bounds = dict(max_rows=max_rows, max_bytes=max_bytes)
+    bounds = bounds_of(max_rows, max_bytes)
     table, rows = _table(path, columns, malformed, notes, progress, time_format, **bounds)
     read = None if _form(path) == 'jsonl' else time_format  # JSON is read line by line, its dates too
     return as_log(table, path.name, rows, notes, repeats, per_second, read)

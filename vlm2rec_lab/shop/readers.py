@@ -25,6 +25,7 @@ from .items import Items, image_folder, image_sources, join, own_items
 from .lines import field_names, open_file
 from .log_files import csv_header, csv_log, json_log, log_columns, read_log, sequences_log
 from .logs import as_log, filtered
+from .packed import bounds_of
 from .roles import MissingColumns, find_roles, refuse
 from vlm2rec_lab.shop.sources import (
     amazon_items,
@@ -329,7 +330,7 @@ def sequence_file(
     notes = []
     if form is not None:
         known(form, ('sequences', 'pairs'), 'form')
-    bounds = dict(max_rows=max_rows, max_bytes=max_bytes)
+    bounds = bounds_of(max_rows, max_bytes)
     log = filtered(sequences_log(path, form, notes, **bounds), core, None, notes)
     found = None if items is None else own_items(items, item, text, image, notes, **bounds)
     return join(log, found, name or Path(path).name.split('.')[0], notes, unseen and not core, check, progress, clean)
@@ -415,7 +416,7 @@ def log_file(
     clean=False,  # True takes HTML out of the texts: entities become characters, tags go
 ):  # -> Dataset
     "Interactions of one file, with items of another. Raises `DataError` that names file and row."
-    notes, told, bounds = [], [], dict(max_rows=max_rows, max_bytes=max_bytes)
+    notes, told, bounds = [], [], bounds_of(max_rows, max_bytes)
     asked = dict(user=user, item=item, time=time, rating=rating if min_rating is not None else None)
     found = _with_items(path, asked, items, text, image, told, bounds)
     how = dict(progress=progress, time_format=time_format, **bounds)

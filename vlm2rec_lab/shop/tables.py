@@ -34,7 +34,7 @@ from vlm2rec_lab.shop.cells import (
 )
 from .dataset import Dataset
 from .markup import clean_columns, texts_of
-from .packed import open_file, too_large, too_long
+from .packed import bounds_of, open_file, too_large, too_long
 from .pictures import MAX_PIXELS
 from .roles import ROLES, Missing, find_role, find_roles, refuse
 
@@ -214,7 +214,7 @@ _UNREADABLE = (
 def _parse(path, text, max_rows=None, max_bytes=None):
     "A table of any kind as (pd.DataFrame, number of its first row)."
     kind = path.name.removesuffix('.gz').rsplit('.', 1)[1]
-    bounds = dict(max_rows=max_rows, max_bytes=max_bytes)
+    bounds = bounds_of(max_rows, max_bytes)
     try:
         if kind == 'parquet':
             return _parquet(path, **bounds), 1
@@ -606,7 +606,7 @@ def load_folder(
     if not folder.is_dir():
         file = ': it is a file, give the folder around it' if folder.exists() else ''
         raise DataError(f"there is no folder '{path}'{file}")
-    bounds = dict(max_rows=max_rows, max_bytes=max_bytes)
+    bounds = bounds_of(max_rows, max_bytes)
     more = ('image', *TEXT_COLUMNS, *_asked(text, image))
     df, where = _read_exactly(folder, items, dict(item=item), more, notes, **bounds)
     choices, file = _read_exactly(folder, interactions, dict(user=user, item=item), (), notes, time, **bounds)
