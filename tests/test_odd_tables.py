@@ -417,8 +417,8 @@ def test_html_is_cleaned_from_the_shell(tmp_path):
 def test_yes_and_no_are_no_times(tmp_path):
     for way in readers(tmp_path, GOODS, BUYS.assign(timestamp=[True, False, True])):
         refused(way, '3 rows', 'without a readable time')
-    mixed = BUYS.assign(timestamp=pd.Series([True, 5, False], dtype=object))
-    refused(lambda: hugging_face(mixed, GOODS), '2 rows', 'without a readable time')
+    mixed = BUYS.assign(timestamp=pd.Series([True, 5, 6], dtype=object))
+    refused(lambda: hugging_face(mixed, GOODS), '1 row', "row 0 ('True')", 'without a readable time')
 
 
 @pytest.mark.parametrize('wrong', [dict(max_rows='3'), dict(max_rows=-1), dict(max_rows=1.5), dict(max_bytes='1MB')])
