@@ -625,6 +625,7 @@ from vlm2rec_lab.embed import VLMEmbedder
 from vlm2rec_lab.losses import sft
 from vlm2rec_lab.studio import make_studio
 from vlm2rec_lab.train import train
+from vlm2rec_lab.training.history import Interrupted
 
 torch.set_num_threads(1)
 accelerator, (path, file) = Accelerator(cpu=True), sys.argv[1:]
