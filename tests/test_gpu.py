@@ -1,47 +1,212 @@
-"""The same chain on a GPU. Each test has its CPU twin in the notebooks: 02_embed (bfloat16, parity), 03_train
-(losses)."""
+"""The same chain on every device: each check runs on the processor here, and on a GPU where there is one.
 
+What a GPU gives is compared with the plain path on the processor, in float32 without TF32 where the comparison is of
+digits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
+import torch
+from ports import free_port
 
-pytestmark = pytest.mark.gpu
+from vlm2rec_lab.embed import VLMEmbedder
+from vlm2rec_lab.model.tiny import tiny_vlm
+from vlm2rec_lab.studio import make_studio
+from vlm2rec_lab.train import train
+
+DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)]
+ROOT = Path(__file__).parents[1]
+FIXED = dict(steps=4, batch=8, eval_every=0, progress=False)
 
 
 @pytest.fixture(scope='module')
 def split():
-    from vlm2rec_lab.studio import make_studio
-
     return make_studio('balanced', seed=0, items=60, users=90, length=6).split(train=40, valid=20, test=30, history=4)
 
 
-def test_bfloat16_vectors_agree_with_the_cpu(split):
-    from vlm2rec_lab.embed import VLMEmbedder
-    from vlm2rec_lab.model.tiny import tiny_vlm
-
-    cpu, gpu = (
-        VLMEmbedder.from_pretrained(tiny_vlm(), device=d).encode_items(split.catalogue, progress=False)
-        for d in ('cpu', 'cuda')
-    )
-    for m in cpu:
-        assert (cpu[m] * gpu[m]).sum(1).min() > 0.99
+def load(device, **more):  # -> VLMEmbedder
+    "The shipped model in float32, with adapters."
+    return VLMEmbedder.from_pretrained(tiny_vlm(), **dict(lora=4, device=device, dtype=torch.float32) | more)
 
 
-def test_losses_agree_with_the_cpu(split):
-    import numpy as np
-    import torch
+def losses(device, split, loss='vlm2rec', more=None, **options):  # -> [steps] of one training
+    return train(load(device, **more or {}), split, loss, **FIXED | options).frame.loss.to_numpy()
 
-    from vlm2rec_lab.embed import VLMEmbedder
-    from vlm2rec_lab.model.tiny import tiny_vlm
-    from vlm2rec_lab.train import train
 
-    def run(d):
-        return train(
-            VLMEmbedder.from_pretrained(tiny_vlm(), lora=4, device=d, dtype=torch.float32),
-            split,
-            'vlm2rec',
-            steps=4,
-            batch=8,
-            eval_every=0,
-            progress=False,
-        ).frame.loss
+@pytest.fixture(scope='module')
+def plain(split):
+    "Losses of the plain path on the processor."
+    return losses('cpu', split, plain=True)
 
-    assert np.allclose(run('cpu'), run('cuda'), atol=5e-3)
+
+def cosines(a, b):  # -> least cosine of the rows that are not missing, over the modalities
+    return min(float((torch.as_tensor(a[m]) * torch.as_tensor(b[m])).sum(1).min()) for m in a)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_float32_vectors_are_the_same(split, device):
+    "Items and sequences of every modality."
+    here, there = load('cpu'), load(device)
+    assert cosines(*(e.encode_items(split.catalogue, progress=False) for e in (here, there))) > 1 - 1e-5
+    history = split.test.history
+    both = [e.encode_sequences(split.catalogue, history, progress=False) for e in (here, there)]
+    assert cosines(*both) > 1 - 1e-5
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_bfloat16_vectors_agree(split, device):
+    exact = load('cpu').encode_items(split.catalogue, progress=False)
+    rough = load(device, dtype=torch.bfloat16).encode_items(split.catalogue, progress=False)
+    assert cosines(exact, rough) > 0.99
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('how', [{}, dict(chunk=4), dict(waste=1.0), dict(plain=True)], ids=str)
+def test_losses_are_those_of_the_plain_path(split, plain, device, how):
+    "With gradient caching, in passes of one length, with filler, and plain."
+    assert np.allclose(losses(device, split, **how), plain, atol=5e-4)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_recomputing_changes_nothing(split, plain, device):
+    assert np.allclose(losses(device, split, more=dict(recompute=True)), plain, atol=5e-4)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_autocast_stays_near(split, plain, device):
+    assert np.allclose(losses(device, split, autocast='bfloat16'), plain, atol=5e-2)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('how', [{}, dict(chunk=8)], ids=str)
+def test_every_position_is_the_same_everywhere(split, device, how):
+    here, there = (losses(d, split, positions='all', **how) for d in ('cpu', device))
+    assert np.allclose(here, there, atol=5e-4)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('loss', ['sft', 'wpcl', 'cmrtr', 'per-modality', 'weak-infonce', 'modality-dropout', 'ogm-ge'])
+def test_every_loss_is_the_same_everywhere(split, device, loss):
+    assert np.allclose(losses('cpu', split, loss), losses(device, split, loss), atol=5e-4)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_a_run_taken_up_again_is_the_run(split, tmp_path, device):
+    "Stopped after two steps and resumed, on the same device."
+    whole = losses(device, split)
+    file = tmp_path / 'run.safetensors'
+    keep = dict(FIXED, checkpoint=file, save_every=1)
+    train(load(device), split, 'vlm2rec', callback=lambda r: 'stop' if len(r) == 2 else None, **keep)
+    back = train(load(device), split, 'vlm2rec', resume=True, **keep).frame.loss.to_numpy()
+    assert np.allclose(whole, back, atol=1e-5)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_adapters_travel(split, tmp_path, device):
+    "Trained on one device, saved, and loaded on the processor: the same vectors."
+    model = load(device)
+    train(model, split, 'sft', **FIXED)
+    model.save_pretrained(tmp_path / 'model')
+    back = VLMEmbedder.from_pretrained(tmp_path / 'model', device='cpu', dtype=torch.float32)
+    both = [e.encode_items(split.catalogue, progress=False) for e in (model, back)]
+    assert cosines(*both) > 1 - 1e-5
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_learned_weights_and_the_estimate(split, device):
+    from vlm2rec_lab.training.estimate import estimate
+
+    here, there = (losses(d, split, 'sft', fuse='learned') for d in ('cpu', device))
+    assert np.allclose(here, there, atol=5e-4)
+    said = estimate(load(device), split, steps=4, batch=8)
+    assert said.device.startswith(device) and said.memory > 0
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_a_report_on_a_model(split, device):
+    "The diagnosis of the model on its device says what it says of the model on the processor."
+    from vlm2rec_lab.diagnose import collapse_report
+
+    here, there = (collapse_report(load(d), split, bootstrap=50) for d in ('cpu', device))
+    assert {m: x['verdict'] for m, x in here.modalities.items()} == {m: x['verdict'] for m, x in there.modalities.items()}
+
+
+def recommender(device, split, name):  # -> losses of three epochs
+    "Without dropout, whose numbers are the device's own."
+    from vlm2rec_lab.recommenders.fit import fit
+    from vlm2rec_lab.recommenders.flame import flame
+    from vlm2rec_lab.recommenders.seqrec import GRU4Rec, ItemTable, SASRec
+
+    kind = dict(SASRec=SASRec, GRU4Rec=GRU4Rec, flame=SASRec)[name]
+    vectors = load('cpu').encode_items(split.catalogue, progress=False)
+    n = len(split.catalogue)
+
+    def fresh(seed):
+        return kind(ItemTable(n, 16, 'frozen', vectors), dropout=0.0, length=8, seed=seed).to(device)
+
+    how = dict(patience=None, progress=False)
+    if name == 'flame':
+        return flame(fresh(0), fresh(1), split, rounds=3, **how).frame.loss.to_numpy()
+    return fit(fresh(0), split, epochs=3, **how).frame.loss.to_numpy()
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('name', ['SASRec', 'GRU4Rec', 'flame'])
+def test_recommenders_learn_the_same(split, device, name):
+    assert np.allclose(recommender('cpu', split, name), recommender(device, split, name), atol=5e-3)
+
+
+ALONE = """
+import json, os, sys
+import torch
+from accelerate import Accelerator
+from vlm2rec_lab.embed import VLMEmbedder
+from vlm2rec_lab.model.tiny import tiny_vlm
+from vlm2rec_lab.studio import make_studio
+from vlm2rec_lab.train import train
+from vlm2rec_lab.training.shard import load_settings, shard
+
+accelerator = Accelerator(cpu=sys.argv[1] == 'cpu')
+split = make_studio('balanced', seed=0, items=60, users=90, length=6).split(train=40, valid=20, test=30, history=4)
+how = dict(load_settings(accelerator), dtype=torch.float32)
+model = shard(VLMEmbedder.from_pretrained(tiny_vlm(), lora=4, **how), accelerator)
+fixed = dict(steps=4, batch=8, eval_every=0, progress=False)
+history = train(model, split, 'vlm2rec', accelerator=accelerator, **fixed)
+said = dict(sharded=model.sharded, device=str(accelerator.device), losses=history.frame.loss.tolist())
+print(json.dumps(said))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize('device', DEVICES)
+def test_weights_in_parts_on_one_device(split, plain, tmp_path, device):
+    "FSDP over a group of one process: all its calls are made, and the losses are those of the plain path."
+    (tmp_path / 'alone.py').write_text(ALONE)
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'ACCELERATE_USE_FSDP': 'true', 'FSDP_VERSION': '2'}
+    env |= {'FSDP_AUTO_WRAP_POLICY': 'TRANSFORMER_BASED_WRAP', 'GLOO_SOCKET_IFNAME': 'lo', 'MASTER_ADDR': '127.0.0.1'}
+    env |= {'RANK': '0', 'LOCAL_RANK': '0', 'WORLD_SIZE': '1', 'LOCAL_WORLD_SIZE': '1', 'MASTER_PORT': free_port()}
+    env |= {'ACCELERATE_USE_CPU': 'true'} if device == 'cpu' else {}
+    command = [sys.executable, '-W', 'ignore', str(tmp_path / 'alone.py'), device]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said['sharded'] and said['device'].startswith(device)
+    assert np.allclose(said['losses'], plain, atol=5e-4)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_the_command_takes_the_device(checkpoint, tmp_path, device):
+    "`vlm2rec train` in a process of its own: a GPU where one is to be seen."
+    out = tmp_path / 'run'
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), **({'CUDA_VISIBLE_DEVICES': ''} if device == 'cpu' else {})}
+    wish = ['--data', 'studio:balanced', '--model', str(checkpoint), '--users', '40', '--steps', '2', '--batch', '4']
+    command = [sys.executable, '-m', 'vlm2rec_lab', 'train', *wish, '--losses', 'sft', '--out', str(out)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert (out / 'sft' / 'metrics.json').exists()
