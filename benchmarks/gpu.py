@@ -313,6 +313,20 @@ def rates(
     return out
 
 
+def layers(embedder, split, recipe, rows, rounds, device, peak, autocast=None):  # -> list of dict
+    "The same steps with the layers as peft and transformers write them, with lean adapters, and with fused norms too."
+    quick = [(m, type(m)) for m in embedder.model.modules() if type(m).__name__.startswith(('Lean', 'Fused'))]
+    out, ways = [], {'as written': (), 'lean adapters': ('Lean',), 'lean': ('Lean', 'Fused')}
+    for way, kept in ways.items():
+        for m, kind in quick:
+            m.__class__ = kind if kind.__name__.startswith(kept) else kind.__mro__[1]
+        found = rates(embedder, split, {way: (recipe, rows, True)}, rounds, device, peak, autocast)[0]
+        out.append(found | {'ratio': round(out[0]['seconds_per_step'] / found['seconds_per_step'], 3) if out else 1.0})
+    for m, kind in quick:
+        m.__class__ = kind
+    return out
+
+
 def largest(
     embedder, split, recipe, recompute, tries, device, left, autocast=None
 ):  # rising row counts; function -> seconds left
@@ -452,6 +466,7 @@ def main():
             autocast,
         ),
     )
+    note('layers', layers(embedder, split, ALL, rows, 2, device, result['matrix_peak_tflops'], autocast))
     stored, last = Recipe(True, True, True), lambda chunk: Recipe(True, True, True, False, chunk)
     note(
         'largest_without',
@@ -528,7 +543,7 @@ def show(result):
         f'\n{result["shape"]}, {result["dtype"]}, LoRA rank {result["lora"]}; matrix product '
         f'{result["matrix_peak_tflops"]} TFLOP/s; {result["parameters"]}\n'
     )
-    for part in ('rates', 'caching', 'utilisation'):
+    for part in ('rates', 'layers', 'caching', 'utilisation'):
         print(
             table(
                 [

@@ -35,6 +35,7 @@ from vlm2rec_lab.model.families import (
     naming,
     read_note,
 )
+from .lean import lean
 from .pieces import Prompts
 from .saved import NOTE, base_mark, check_base, find_base, note_of, own_files, read_prompts
 
@@ -55,7 +56,7 @@ class VLMEmbedder:
         adapters=(),  # modalities with adapters of their own; none: all share one set
         trainable=True,  # may the adapters be trained?
     ):
-        self.model, self.tokenizer, self.image_processor = model, tokenizer, image_processor
+        self.model, self.tokenizer, self.image_processor = lean(model), tokenizer, image_processor
         self.fusion, self.prompts = known(fusion, READINGS, 'fusion'), prompts or Prompts()
         self.max_pixels, self.max_text_tokens = max_pixels, max_text_tokens
         self.base, self.adapters = str(base), tuple(adapters)
