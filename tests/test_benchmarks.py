@@ -163,6 +163,7 @@ def test_gpu_on_the_cpu(tmp_path):
             'parameters',
             'encoding',
             'rates',
+            'layers',
             'largest_without',
             'caching',
             'utilisation',
@@ -178,6 +179,8 @@ def test_gpu_on_the_cpu(tmp_path):
                 and 0 < r['utilisation'] < 1
                 and r['ratio'][1] <= r['ratio'][0] <= r['ratio'][2]
             )
+    assert [r['recipe'] for r in found['layers']] == ['as written', 'lean adapters', 'lean']
+    assert all(r['ratio'] > 0 and r['fits'] for r in found['layers'])
     assert (
         found['rates'][1]['pairs_per_step'] == 4 * found['rates'][0]['pairs_per_step']
         and found['largest_with']['largest'] == 8
