@@ -13,7 +13,7 @@ from html import escape
 import numpy as np
 from fastcore.basics import patch
 
-from .pages import figure, fragment, page, pill, report_html, write_atomic
+from .pages import SECTIONS, figure, fragment, page, pill, report_html, write_atomic
 from .report import Report
 from ..ranking.evaluate import paired_difference
 
@@ -150,7 +150,8 @@ def pair_html(
     ds = [r.data for r in pair.reports.values()]
     scales = _common_scales(ds)
     named = [dict(d, name=n) for n, d in zip(pair.reports, ds)]
-    columns = ''.join(f'<section>{report_html(d, 2, scales)}</section>' for d in named)
+    rows = f'style="grid-row: span {len(SECTIONS)}"'
+    columns = ''.join(f'<section {rows}>{report_html(d, 2, scales)}</section>' for d in named)
     extra = ''.join(f'<h3>{escape(h)}</h3><div>{body}</div>' for h, body in (extra_html or {}).items())
     note = 'Second line: paired difference to the first report, same users, with its 95 % interval.'
     said = f'<p class="soft">{note}</p>' if len(ds) > 1 else ''
