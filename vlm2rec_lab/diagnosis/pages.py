@@ -6,7 +6,7 @@
 __all__ = ['SHARED', 'WORDS', 'TEXT', 'MARKDOWN', 'LEFT', 'WIDE', 'ROW', 'STYLE', 'SIGNS', 'CHARTS', 'SECTIONS', 'label_of',
            'shown_lines', 'write_atomic', 'figure', 'downstream_rows', 'brief_lines', 'report_text', 'report_markdown',
            'bar_chart', 'fragment', 'page', 'pill', 'cards_html', 'charts_html', 'table_html', 'downstream_html',
-           'examples_html', 'report_html']
+           'examples_html', 'headline_html', 'report_html']
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #2152463d
 from html import escape
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..base.files import write_bytes
 from ..base.theme import DARK, LIGHT, PALETTE, asset, themed
+from .headline import headline
 from .measure import EVIDENCE, Line
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #97a24f49
@@ -157,6 +158,12 @@ def _head_text(d):
     "The name and the verdict of the whole."
     return [f'collapse report{" " + repr(d["name"]) if d["name"] else ""}: {d["verdict"].upper()}', '']
 
+# %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a013
+def _headline_text(d):
+    "What happened, and one thing to do."
+    said = headline(d)
+    return [f'  {said["said"]}', f'  => {said["action"]}', '']
+
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a008
 def _modalities_text(d):
     "Every modality, then the fused ranking."
@@ -177,7 +184,7 @@ def _protocol_text(d):
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a00b
 # functions of a report -> lines, [] for none; in the order of the text
-TEXT = [_head_text, _modalities_text, _downstream_text, _fusion_text, _protocol_text]
+TEXT = [_head_text, _headline_text, _modalities_text, _downstream_text, _fusion_text, _protocol_text]
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a00c
 def report_text(
@@ -221,6 +228,12 @@ def _head_markdown(d):
     title = f'# Collapse report{": " + _safe(d["name"]) if d["name"] else ""}'
     return [title, '', f'**Verdict: {d["verdict"]}.** {_safe(d["summary"])}', '']
 
+# %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a014
+def _headline_markdown(d):
+    "What happened, and one thing to do."
+    said = headline(d)
+    return [f'**{_safe(said["said"])}** What to do: {_safe(said["action"])}', '']
+
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a00d
 def _modalities_markdown(d):
     "A sentence and an advice for every modality."
@@ -241,6 +254,7 @@ def _protocol_markdown(d):
 # functions of a report -> lines, [] for none; in the order of the text
 MARKDOWN = [
     _head_markdown,
+    _headline_markdown,
     _markdown_table,
     _modalities_markdown,
     _downstream_markdown,
@@ -357,7 +371,14 @@ def page(
     return f'<!doctype html><html lang="en"><head>{head}</head><body><main class="v2r">{body}</main></body></html>\n'
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #a8a2bea5
-SIGNS = {'healthy': '✓', 'under-used': '◐', 'collapsed': '✕', 'uninformative': '–', 'undecided': '?'}
+SIGNS = {
+    'healthy': '✓',
+    'under-used': '◐',
+    'damaged': '◔',
+    'collapsed': '✕',
+    'uninformative': '–',
+    'undecided': '?',
+}
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #1dbfe596
 def pill(
@@ -487,7 +508,23 @@ def examples_html(
 def _head_section(d, level, scales):
     "Heading, verdict and summary."
     head = f'<h{level}>{escape(d["name"] or "Collapse report")}</h{level}>{pill(d["verdict"])}'
-    return f'<header>{head}</header><p class="lead">{escape(d["summary"])}</p>'
+    return f'<header>{head}</header><p class="soft">{escape(d["summary"])}</p>'
+
+# %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a015
+def headline_html(
+    said,  # list of HTML, a line each
+    action,  # HTML
+    tone,  # 'good', 'bad' or 'unsure'
+):  # -> HTML
+    "A headline: what happened, and one thing to do."
+    lines = ''.join(f'<p class="lead">{line}</p>' for line in said)
+    return f'<div class="headline {tone}">{lines}<p><strong>What to do:</strong> {action}</p></div>'
+
+# %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a016
+def _headline_section(d, level, scales):
+    "What happened, and one thing to do."
+    said = headline(d)
+    return headline_html([escape(said['said'])], escape(said['action']), said['tone'])
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a001
 def _cards_section(d, level, scales):
@@ -521,6 +558,7 @@ def _protocol_section(d, level, scales):
 # functions (report, level of the heading, scales of the drawings) -> HTML, '' for nothing; in the order of the page
 SECTIONS = [
     _head_section,
+    _headline_section,
     _cards_section,
     _charts_section,
     _fusion_section,
