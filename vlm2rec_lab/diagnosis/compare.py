@@ -22,6 +22,7 @@ from vlm2rec_lab.diagnosis.pages import (
     page,
     pill,
     report_html,
+    table,
     write_atomic,
 )
 from .report import Report
@@ -97,8 +98,9 @@ def change(
 def _change_said(view, d):
     "A difference in words, the view first."
     name = 'the fused ranking' if view == 'fused' else view
-    how = 'better' if d['value'] >= 0 else 'worse'
-    return f'{name} {how} by {by_how_much(d)}, {zero_said(d)}'
+    if not clear(d):
+        return f'{name} {d["value"]:+.3f} [{d["low"]:+.3f}, {d["high"]:+.3f}], {zero_said(d)}'
+    return f'{name} {change(d)} by {by_how_much(d)}, {zero_said(d)}'
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #7e20a005
 @patch
@@ -229,22 +231,17 @@ def _headline(pair):
     lines = []
     for n, views in found['said'].items():
         told = [_told(escape(words), change(changes[n][v])) for v, words in views.items()]
-        lines.append(f'{escape(n)}: {"; ".join(told) or "other users"}.')
+        lines.append(f'<strong>{escape(n)}:</strong> {"; ".join(told) or "other users"}.')
     return headline_html(lines, escape(found['action']), found['tone']) if lines else ''
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #4d220257
 def _pair_table(pair):
     "Verdicts and NDCG of several reports as an HTML table."
-    cells, ds = {}, [r.data for r in pair.reports.values()]
+    ds, rows = [r.data for r in pair.reports.values()], {}
     for view, _, e, d in pair.rows():
-        cells.setdefault(view, []).append(f'<td>{_pair_cell(e, d)}</td>')
-    heads = ''.join(f'<th>{escape(n)}</th>' for n in pair.reports)
-    verdicts = ''.join(f'<td>{pill(d["verdict"])}</td>' for d in ds)
-    rows = [f'<tr><td>NDCG@{ds[0]["k"]}, {escape(v)}</td>{"".join(cols)}</tr>' for v, cols in cells.items()]
-    return (
-        f'<div class="scroll"><table><thead><tr><th></th>{heads}</tr></thead>'
-        f'<tbody><tr><td>verdict</td>{verdicts}</tr>{"".join(rows)}</tbody></table></div>'
-    )
+        rows.setdefault(f'NDCG@{ds[0]["k"]}, {escape(view)}', []).append(_pair_cell(e, d))
+    verdicts = ['verdict', *(pill(d['verdict']) for d in ds)]
+    return table(['', *map(escape, pair.reports)], [verdicts, *([head, *cells] for head, cells in rows.items())])
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #7fbe3b14
 def _common_scales(ds):
