@@ -49,4 +49,4 @@ def test_a_stored_line_that_is_no_longer_there_is_shown_by_its_name():
     old = {**REPORT, 'modalities': {'text': {**REPORT['modalities']['text'], 'evidence': dict(forgotten=ESTIMATE)}}}
     assert 'forgotten' in pages.report_text(old)
     assert 'forgotten' in pages.report_markdown(old)
-    assert '>forgotten (context)</td>' in pages.table_html(old)
+    assert '<td>forgotten (context)</td>' in pages.table_html(old)

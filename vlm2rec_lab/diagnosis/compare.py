@@ -222,7 +222,7 @@ def _pair_cell(e, d):
         return figure(e)
     word = f' {change(d)}' if change(d) in ARROWS else ''
     difference = f'{d["value"]:+.3f} [{d["low"]:+.3f}, {d["high"]:+.3f}]{word}'
-    return f'{figure(e)}<br>{_told(difference, change(d))}'
+    return f'<div>{figure(e)}<br>{_told(difference, change(d))}</div>'
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #7e20a011
 def _headline(pair):

@@ -473,7 +473,8 @@ def table(
     head = ''.join(f'<th>{h}</th>' for h in heads)
     body = ''
     for cells, kind in zip(rows, kinds or [''] * len(rows)):
-        row = ''.join(f'<td data-of="{h}">{c}</td>' for h, c in zip(heads, cells))
+        named = (f'<td data-of="{h}">{c}</td>' for h, c in zip(heads[1:], cells[1:]))
+        row = ''.join([f'<td>{cells[0]}</td>', *named])
         body += f'<tr class="{kind}">{row}</tr>' if kind else f'<tr>{row}</tr>'
     folds = ' class="folds"' if len(heads) > 2 else ''
     return f'<div class="scroll"><table{folds}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
