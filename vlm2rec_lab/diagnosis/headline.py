@@ -148,9 +148,11 @@ def _kept(d, x):
     e, ratio, k = x['evidence'], x['evidence'].get('lift_ratio'), d['k']
     if ratio is None or ratio['value'] is None or ratio['low'] is None:
         return ''
-    share = f'{100 * ratio["value"]:.0f} % [{100 * ratio["low"]:.0f}, {100 * ratio["high"]:.0f}]'
+    value, low, high = (round(100 * ratio[end]) for end in ('value', 'low', 'high'))
+    share = f'{value} % [{low}, {high}]'
     if d['ceiling'] != 'reference':
-        return f': alone it gains {share} of what its ceiling gains over chance'
+        of = 'a linear probe on it' if x['reason'] == 'dimmed' else f'{d["best"]}, the best modality,'
+        return f': alone it gains {share} of what {of} gains over chance'
     before = e.get('reference_ndcg')
     figures = f' (NDCG@{k} {e["ndcg"]["value"]:.3f}, there {before["value"]:.3f})' if before else ''
     loss = dict(value=1 - ratio['value'], low=1 - ratio['high'], high=1 - ratio['low'])
