@@ -305,7 +305,8 @@ def demo(
     split, studio = open_data(data, o.users, None, o.seed)
     losses = loss_settings(['sft', 'vlm2rec'])
     reports, extra, last = run_plan(plan, model_at(None, data), split, studio, losses, o.command, called='demo')
-    print(f'\nreport: {reports.save(o.out, extra, title=f"A collapse and its repair on {split.name}")}')
+    title = f'SFT, VLM2Rec and what the study recommends, on {split.name}'
+    print(f'\nreport: {reports.save(o.out, extra, title=title)}')
     if last:
         print(last)
 

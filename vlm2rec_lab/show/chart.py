@@ -266,7 +266,8 @@ def _key(runs, panel):
     "What the lines of a panel are, in words: a colour for each thing, dashes for each run."
     dashes, lines = list(_DASHES), [line for r in runs for line in r['lines'] if line['panel'] == panel]
     tints = {line['key']: line['tint'] for line in lines if line['key']}
-    words = [f'<b style="color:var(--c{t + 1})">{escape(k)}</b>' for k, t in tints.items() if t >= 0 and len(tints) > 1]
+    inks = {k: 'ink' if t < 0 else f'c{t + 1}' for k, t in tints.items()}
+    words = [f'<b style="color:var(--{ink})">{escape(k)}</b>' for k, ink in inks.items()]
     said = [f'{escape(r["name"])} {dashes[k % len(dashes)]}' for k, r in enumerate(runs)]
     return ', '.join([*words, *said])
 
