@@ -410,7 +410,7 @@ def _split_of(o):
 # %% ../../nbs/11a_commands/04_train.ipynb #7f1a000f
 def _why_below(o):
     "Why a model lies below a baseline, where the cause is known."
-    if o.model or o.data.startswith('studio:'):
+    if o.model or str(o.data).startswith('studio:'):
         return ''
     return (
         ' The reason is known: the shipped tiny model knows the products of the studio only, and these data are '
