@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import warnings
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 from PIL import Image
 
 from vlm2rec_lab.cli import cut, main, open_data, open_dataset
+from vlm2rec_lab.commands.fit import below_baseline
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.model.tiny import tiny_vlm
 from vlm2rec_lab.ranking.baselines import baseline_names, baselines
+from vlm2rec_lab.ranking.evaluate import Metrics
 from vlm2rec_lab.ranking.vectors import read_vectors, write_vectors
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.studies.cell import run_cell
@@ -101,6 +104,46 @@ def test_training_says_what_needs_no_model(trained):
     assert 'Beside what needs no model' in (run / 'report.html').read_text()
 
 
+def test_the_tables_show_the_intervals_that_they_promise(trained):
+    _, (_, out, _), run = trained
+    shown = re.findall(r'^sft +(\d\.\d{4} \[\d\.\d{3}, \d\.\d{3}\])', out, re.M)
+    assert len(shown) == 2, 'NDCG and the hit rate'
+    ndcg = json.loads((run / 'sft/metrics.json').read_text())['views']['text']['NDCG@10']
+    assert shown[0] == f'{ndcg["value"]:.4f} [{ndcg["low"]:.3f}, {ndcg["high"]:.3f}]'
+    assert f'>{shown[0]}<' in (run / 'report.html').read_text()
+
+
+def test_training_ends_with_what_a_model_failed_to_learn(trained):
+    last = trained[1][1].strip().splitlines()[-1]
+    assert re.match(r'sft \(\d\.\d{4}, -\d\.\d{4} \[-', last) and ' lies below ' in last
+    assert 'the shipped tiny model knows the products of the studio only' in last and '--model' in last
+
+
+def figures(**ndcg):
+    "Metrics of a hundred users, all alike."
+    per_user = {view: {'NDCG@10': np.full(100, x)} for view, x in ndcg.items()}
+    return Metrics(per_user, {v: None for v in ndcg}, {'NDCG@10': 0.01}, 'protocol')
+
+
+@pytest.mark.parametrize(
+    'fused, said',
+    [
+        (0.03, 'sft (0.0300, -0.0208 [-0.0208, -0.0208]) lies below the words of the last item, 0.0508: it has learned '
+         'nothing that a word list does not know.'),
+        (0.06, ''),
+    ],
+)  # fmt: skip
+def test_a_model_below_the_words_of_the_last_item(fused, said):
+    base = figures(**{'popularity': 0.01, 'last item by text': 0.0508})
+    found = {'before': dict(metrics=figures(fused=0.001), history=None)}
+    found['sft'] = dict(metrics=figures(fused=fused), history=1)
+    assert below_baseline(found, base, {'text': 'text'}) == said
+
+
+def test_training_advises_in_flags_and_never_what_it_has_just_done(trained):
+    assert not re.search(r"(loss|fuse|reference)=", trained[1][1].split('collapse')[-1])
+
+
 def test_training_keeps_the_baselines_with_the_metrics(trained, folder):
     views = json.loads((trained[2] / 'sft/metrics.json').read_text())['baselines']['views']
     split, whole = open_data(folder, 12)
@@ -180,6 +223,8 @@ def test_reports_of_two_tables_with_and_without_a_reference(toy):
     for extra in ([], before):
         assert said('report', *pair, *extra, '--out', toy / 'r.json')[0] == 0
     assert json.loads((toy / 'r.json').read_text())['ceiling'] == 'reference'
+    status, out, _ = said('report', toy / 'toy.npz', '--out', toy / 'r.md')
+    assert '--reference BEFORE.npz with vectors' in out and 'reference={' not in out + (toy / 'r.md').read_text()
     assert said('report', toy / 'toy.npz', '--reference', toy / 'toy.npz', '--out', toy / 'r.md')[0] == 0
 
 

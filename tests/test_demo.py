@@ -13,13 +13,15 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.slow
 def test_demo_prints_and_writes(demo):
     out, printed, seconds = demo
-    for word in ('sft', 'vlm2rec', 'verdict', 'NDCG'):
+    for word in ('sft', 'vlm2rec', 'per-modality', 'verdict', 'NDCG', 'clear of zero', '=> '):
         assert word in printed
     html = (out / 'report.html').read_text()
     assert not re.search(
         r'''(?:src|href)\s*=\s*["']?(?:https?:)?//''', re.sub(r'<script.*?</script>', '', html, flags=re.S)
     ), 'the report asks for something outside'
-    assert 'sft' in html and 'vlm2rec' in html
+    assert 'sft' in html and 'vlm2rec' in html and 'class="headline' in html
+    assert len(html) < 3e6 and 'plotly' not in html
+    assert len(re.findall('data-blob="sheet0"', html)) == 1, "the products' pictures are there once"
     print(f'demo took {seconds:.0f} s')
 
 
@@ -30,7 +32,10 @@ def test_report_in_a_browser(demo, page):
     page.wait_for_timeout(1500)
     assert 'vlm2rec' in page.inner_text('body')
     assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth + 1'), 'wider than the window'
-    assert page.locator('.js-plotly-plot .main-svg').count() >= 1
+    assert page.locator('figure svg path').count() >= 10
+    assert page.locator('.better').count() and page.locator('.pair .pill.healthy').count()
+    tiles = page.locator('[data-v2r-view="topology"] canvas.tile[data-ready="picture"]')
+    assert tiles.count() >= 2, 'the second view finds the pictures of the first'
     assert not page.outside and not page.errors, (page.outside, page.errors)
 
 

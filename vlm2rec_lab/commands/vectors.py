@@ -127,6 +127,7 @@ def report(
 ):
     "`vlm2rec report`: the collapse report of the vectors in a file; 3 where the verdict is `fail_on` or worse."
     _check_report(o)
+    from vlm2rec_lab.diagnosis.headline import by_command
     from vlm2rec_lab.diagnosis.report import collapse_report
     from vlm2rec_lab.diagnosis.verdict import VERDICTS
 
@@ -134,7 +135,7 @@ def report(
     reference = _reference(o, vectors['targets'])
     titles = None if titles is None else list(map(str, titles))
     how = dict(fuse=o.fuse, k=o.k, seed=o.seed, titles=titles, name=Path(o.vectors or o.sequences).name)
-    found = collapse_report(**vectors, reference=reference, **how)
+    found = by_command(collapse_report(**vectors, reference=reference, **how), 'report')
     print(f'{found}\nreport: {found.save(o.out)}\n{o.command}')
     if o.fail_on and VERDICTS[found.verdict] >= VERDICTS[o.fail_on]:
         print(f'verdict {found.verdict}: fails on {o.fail_on} or worse', file=sys.stderr)

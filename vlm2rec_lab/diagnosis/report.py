@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from ..base.errors import known
 from .decision import about_fusion, decide, where_present
 from .evidence import Task
+from .headline import run_of, spoken
 from .inputs import gradient_shares, read_downstream, read_inputs, read_reference
 from .measure import EVIDENCE, measure, shared_evidence
 from .pages import fragment, page, report_html, report_markdown, report_text, write_atomic
@@ -268,4 +269,5 @@ def collapse_report(
         notes.append('each user is asked for a set; the report looks at one item of it, and leaves the others out')
     gathered = task, raw, found, shared, best, notes, ceilings, titles, name
     data = as_data(*gathered, *sizes, seen is not None, rules) | read_downstream(downstream)
+    data = spoken(data, run_of(history))
     return Report(data, {v: g for v, g in raw['gains'].items() if not isinstance(v, tuple)}, task.targets)

@@ -144,13 +144,26 @@ def to_frame(self: Metrics):  # -> DataFrame: views x metrics
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #e4910348
 @patch
+def _with_ends(self: Metrics, view):  # -> [(figure, interval)] as text, a pair for each metric; '' for no interval
+    "The figures of a view and their intervals."
+    pairs = [(x, *self.interval(view, name)) for name, x in self[view].items()]
+    return [(f'{x:.4f}', f'[{low:.3f}, {high:.3f}]' if low == low else '') for x, low, high in pairs]
+
+# %% ../../nbs/01_ranking/05_evaluate.ipynb #5e7a0001
+@patch
 def __repr__(self: Metrics):
-    return f'{self.to_frame().round(4).to_string()}\n{self.protocol}'
+    rows = [(name, row) for v in self for name, row in zip((v, ''), zip(*self._with_ends(v)))]
+    rows.append(('chance', [f'{x:.4f}' for x in self.chance.values()]))
+    names, cells = zip(*rows)
+    return f'{pd.DataFrame(cells, names, list(self.chance)).to_string()}\n{self.protocol}'
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #50b96916
 @patch
 def _repr_html_(self: Metrics):
-    return f'{self.to_frame().round(4).to_html()}<p><small>{escape(self.protocol)}</small></p>'
+    rows = {escape(v): [f'{x}<br><small>{ends}</small>' for x, ends in self._with_ends(v)] for v in self}
+    rows['chance'] = [f'{x:.4f}' for x in self.chance.values()]
+    shown = pd.DataFrame(rows, list(self.chance)).T.to_html(escape=False)
+    return f'{shown}<p><small>{escape(self.protocol)}</small></p>'
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #19459771
 def _drawn(negatives, out, targets, n_items, seed, sets=None):

@@ -11,6 +11,7 @@ import base64
 import io
 import json
 import re
+import zlib
 from dataclasses import dataclass, field
 from html import escape
 from textwrap import wrap
@@ -309,16 +310,46 @@ def _part(name, text):  # -> HTML
     "Data in a page, as text that no browser runs."
     return f'<script type="text/plain" data-blob="{name}">{text}</script>'
 
+# %% ../../nbs/05_show/02_drawing.ipynb #5d1a0002
+def _place(drawing):
+    "A name for the fragment of a drawing on its page."
+    return f'v2r-{drawing.meta["kind"]}-{zlib.crc32(" ".join(drawing.ids).encode()):08x}'
+
+# %% ../../nbs/05_show/02_drawing.ipynb #5d1a0003
+def _shared_pictures(drawing, other):
+    "Where a drawing's pictures are in another one. Raises ValueError where they are not."
+    at = {int(i): k for k, i in enumerate(other.rows)}
+    if other.picture != drawing.picture or not all(int(i) in at for i in drawing.rows):
+        raise ValueError('pictures_of: the other view must show the same pictures, and all the items of this one')
+    return dict(of=_place(other), at=[at[int(i)] for i in drawing.rows])
+
+# %% ../../nbs/05_show/02_drawing.ipynb #5d1a0004
+def _with_pictures(meta, blobs, drawing, budget, other):
+    "The parts of a page with pictures of at most `budget` bytes, or with those of another drawing."
+    if not drawing.picture or (budget is None and other is None):
+        return meta, blobs
+    rest = {name: b for name, b in blobs.items() if not re.fullmatch(r'sheet\d+', name)}
+    if other is not None:
+        there = _page_parts(other)[0]['pictures']
+        return {**meta, 'pictures': {**there, **_shared_pictures(drawing, other)}}, rest
+    about, sheets = picture_sheets(drawing.catalogue, drawing.picture, drawing.rows, budget)
+    return {**meta, 'pictures': about}, rest | {f'sheet{k}': s for k, s in enumerate(sheets)}
+
 # %% ../../nbs/05_show/02_drawing.ipynb #d25d89f4
 @patch
-def fragment(self: Drawing):  # -> HTML
-    "The view for a page of your own; several may stand on one page."
-    meta, blobs = _page_parts(self)
+def fragment(
+    self: Drawing,
+    budget=None,  # bytes of all pictures; None: in full quality
+    pictures_of=None,  # another Drawing, whose fragment stands on the same page: its pictures serve for both
+):  # -> HTML
+    "The view for a page of your own; several may stand on one page. Raises ValueError where the other lacks items."
+    meta, blobs = _with_pictures(*_page_parts(self), self, budget, pictures_of)
     parts = [_part('meta', json.dumps(meta).replace('<', '\\u003c'))]
     parts += [_part(name, base64.b64encode(b).decode()) for name, b in blobs.items()]
     still = '' if len(self.rows) > 20_000 else f'<noscript>{self.img()}</noscript>'
     return (
-        f'<div><style>{style()}</style>{"".join(parts)}<div data-v2r-view="{meta["kind"]}"></div>{still}'
+        f'<div id="{_place(self)}"><style>{style()}</style>{"".join(parts)}'
+        f'<div data-v2r-view="{meta["kind"]}"></div>{still}'
         f'<script type="module">{script()}\nmountPage()</script></div>'
     )
 

@@ -13,7 +13,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..diagnosis.pages import write_atomic
-from .chart import PANELS, live_page, run_lines, view_class, widget_bundle
+from .chart import PANELS, live_page, panels_html, run_lines, view_class, widget_bundle
 from .chart import still as still_of
 from .figures import _by_name
 
@@ -165,6 +165,12 @@ def view(self: GradientWidget):  # -> the anywidget
 def still(self: GradientWidget):  # -> Still
     "The curves as a still picture."
     return still_of(self.scene())
+
+# %% ../../nbs/05_show/05_gradients.ipynb #5c4a0006
+@patch
+def fragment(self: GradientWidget):  # -> HTML without scripts
+    "The curves as figures for the page of a report: `reports.save('report.html', {'Gradients': widget.fragment()})`."
+    return panels_html(self.scene())
 
 # %% ../../nbs/05_show/05_gradients.ipynb #9b3e0525
 @patch

@@ -100,6 +100,7 @@ class Pictures {
   async get(i) {
     // {img, x, y, w, h} or null
     const p = this.p
+    if (p?.at) i = p.at[i] // a place in the pictures of another view
     if (!p || this.blank.has(i)) return null
     if (!p.sheets) return this.asked(i)
     const per = p.columns * p.columns
@@ -280,14 +281,19 @@ function fromKernel(model) {
   }
 }
 function fromPage(host) {
-  const found = name => host.parentNode.querySelector(`script[data-blob="${name}"]`)
+  const part = (root, name) => root?.querySelector(`script[data-blob="${name}"]`)
+  const found = name => {
+    const other = meta?.pictures?.of // the view whose pictures serve for this one too
+    const elsewhere = other && name.startsWith('sheet') && part(document.getElementById(other), name)
+    return elsewhere || part(host.parentNode, name)
+  }
   const blob = name => {
     const s = atob(found(name)?.textContent.trim() || '')
     const out = new Uint8Array(s.length)
     for (let k = 0; k < s.length; k++) out[k] = s.charCodeAt(k)
     return out
   }
-  const meta = JSON.parse(found('meta').textContent)
+  const meta = JSON.parse(part(host.parentNode, 'meta').textContent)
   const k = meta.k
   const n = meta.n
   let near = null

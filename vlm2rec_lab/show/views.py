@@ -78,9 +78,13 @@ def to_html(
 
 # %% ../../nbs/05_show/03_views.ipynb #9c3b164b
 @patch
-def fragment(self: _Linked):  # -> HTML
-    "The view for a page of your own."
-    return self.drawing.fragment()
+def fragment(
+    self: _Linked,
+    budget=None,  # bytes of all pictures; None: in full quality
+    pictures_of=None,  # another view, whose fragment stands on the same page: its pictures serve for both
+):  # -> HTML
+    "The view for a page of your own, see `Drawing.fragment`."
+    return self.drawing.fragment(budget, pictures_of and pictures_of.drawing)
 
 # %% ../../nbs/05_show/03_views.ipynb #370783af
 @patch
