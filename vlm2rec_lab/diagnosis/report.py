@@ -8,7 +8,7 @@ __all__ = ['SCHEMA', 'Report', 'as_data', 'collapse_report']
 # %% ../../nbs/04_diagnosis/08_report.ipynb #6738288a
 import json
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from fastcore.basics import patch
@@ -18,6 +18,7 @@ from .decision import about_fusion, decide, where_present
 from .evidence import Task
 from .inputs import gradient_shares, read_downstream, read_inputs, read_reference
 from .measure import EVIDENCE, measure, shared_evidence
+from .missing import SHARES, check_shares, missing_curve
 from .pages import fragment, page, report_html, report_markdown, report_text, write_atomic
 from .verdict import RULES, worst
 from ..ranking.candidates import leave_out_others
@@ -223,6 +224,16 @@ def _sample_note(raw, task, seed):
     seen, users = len(raw['rows']), len(task.targets)
     return [f'Permutations looked at {seen:,} of {users:,} users (seed {seed}).'] if seen < users else []
 
+# %% ../../nbs/04_diagnosis/08_report.ipynb #c0a17e01
+def _when_missing(task, ceilings, shares, bootstrap, seed):
+    "What missing contents cost, beside the reference where it has all modalities: {'missing': ...}; {} without."
+    before = None
+    if set(ceilings) == set(task.items):
+        sides = {side: {m: getattr(ceilings[m], side)[m] for m in task.items} for side in ('items', 'sequences')}
+        before = replace(task, **sides)
+    found = missing_curve(task, before, shares, bootstrap=bootstrap, seed=seed) if len(shares) else {}
+    return {'missing': found} if found else {}
+
 # %% ../../nbs/04_diagnosis/08_report.ipynb #7c3a221c
 def collapse_report(
     embedder=None,  # with encode_items(catalogue) and encode_sequences(catalogue, history), or None with arrays
@@ -245,10 +256,12 @@ def collapse_report(
     titles=None,  # [items] names for the examples
     name='',  # heading of the report
     progress=True,  # a bar, if it lasts more than 2 seconds
+    missing=SHARES,  # shares of the items that lack a modality, to show what it costs; () leaves that out
 ):  # -> Report
     """Which modality is healthy, under-used, collapsed, uninformative or undecided, with evidence.
     Raises ValueError or TypeError for inputs that do not fit."""
     _check_rules(rules)
+    check_shares(missing)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         *vectors, seen, titles = read_inputs(embedder, split, items, sequences, targets, seen, titles)
@@ -268,4 +281,5 @@ def collapse_report(
         notes.append('each user is asked for a set; the report looks at one item of it, and leaves the others out')
     gathered = task, raw, found, shared, best, notes, ceilings, titles, name
     data = as_data(*gathered, *sizes, seen is not None, rules) | read_downstream(downstream)
+    data |= _when_missing(task, ceilings, missing, bootstrap, seed)
     return Report(data, {v: g for v, g in raw['gains'].items() if not isinstance(v, tuple)}, task.targets)
