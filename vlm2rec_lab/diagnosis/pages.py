@@ -14,6 +14,7 @@ from pathlib import Path
 from ..base.files import write_bytes
 from ..base.theme import DARK, LIGHT, PALETTE, asset, themed
 from .measure import EVIDENCE, Line
+from .memory_shown import memory_html, memory_markdown, memory_text
 from .missing_shown import missing_html, missing_markdown, missing_text
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #97a24f49
@@ -165,7 +166,7 @@ def report_text(
     out += [f'  {"fused":{wide}}  {"":13} {fused}', *_downstream_text(d)]
     if d['fusion']:
         out.append(f'  {d["fusion"]}')
-    out += missing_text(d)
+    out += [*missing_text(d), *memory_text(d)]
     return '\n'.join([*out, '', d['protocol'], *(f'Note: {n}' for n in d['notes'])])
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #6d071875
@@ -209,7 +210,7 @@ def report_markdown(
     out += _downstream_markdown(d)
     if d['fusion']:
         out += [_safe(d['fusion']), '']
-    out += missing_markdown(d)
+    out += [*missing_markdown(d), *memory_markdown(d)]
     return '\n'.join([*out, _safe(d['protocol']), *(f'- {_safe(n)}' for n in d['notes']), ''])
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #ed24d566
@@ -454,7 +455,7 @@ def report_html(
     return (
         f'<div><header>{head}</header><p class="lead">{escape(d["summary"])}</p></div>'
         f'{cards_html(d)}{charts_html(d, scales)}'
-        f'<div>{find}{missing_html(d)}{downstream_html(d)}</div>'
+        f'<div>{find}{missing_html(d)}{memory_html(d)}{downstream_html(d)}</div>'
         f'<div>{every}{examples_html(d)}</div>'
         f'<div style="margin-top:18px"><p class="soft">{escape(d["protocol"])}</p>{notes}</div>'
     )
