@@ -310,15 +310,23 @@ def make_reports(
     fuse='sum',  # fusion of the ranking
     seed=0,  # of intervals and nulls
     reference=None,  # vectors to hold the losses against: dict(items, sequences)
+    controls=None,  # {loss: dict(items, sequences)} of the same trainings with contents exchanged between items
 ):  # -> SideBySide
     "Collapse reports of the trained losses, side by side, against a reference if there is one."
     from vlm2rec_lab.diagnosis.compare import side_by_side
     from vlm2rec_lab.diagnosis.report import collapse_report
+    from vlm2rec_lab.shop.rows import warm_items
 
-    how = dict(fuse=fuse, seed=seed, titles=item_titles(split), reference=reference)
+    how = dict(fuse=fuse, seed=seed, titles=item_titles(split), reference=reference, bought=warm_items(split))
     trained = {name: f for name, f in found.items() if f['history'] is not None}
     reports = {
-        name: collapse_report(**f['vectors'], history=f['history'], name=f'{name}: {split.name}', **how)
+        name: collapse_report(
+            **f['vectors'],
+            history=f['history'],
+            name=f'{name}: {split.name}',
+            control=(controls or {}).get(name),
+            **how,
+        )
         for name, f in trained.items()
     }
     return side_by_side(reports)

@@ -26,7 +26,12 @@ def _interval(value, draws):
     "A figure and the middle 95 % of its draws."
     return Estimate(float(value), *(float(q) for q in np.quantile(draws, [0.025, 0.975])))
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #5c8a1ca3
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #4959a018
+def _sure(draws):
+    "Whether bootstrap draws lie surely above 0: 99.5 % of them."
+    return bool(np.quantile(draws, 0.005) > 0)
+
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #161fe378
 def content_share(
     own,  # [users] metric of a modality
     control,  # [users] the same of the training with exchanged contents
@@ -36,12 +41,12 @@ def content_share(
 ):  # -> Estimate of (own - control) / (own - chance); None where own is not surely above chance
     "Which share of a modality's gain over chance the control does not reach."
     draws = bootstrap_means(np.stack([own - control, own - chance], 1), bootstrap, seed)
-    if not len(own) > 1 or not np.quantile(draws[:, 1], 0.005) > 0:
+    if not _sure(draws[:, 1]):
         return None
     value = (own - control).mean() / (own - chance).mean()
     return _interval(value, draws[:, 0] / np.maximum(draws[:, 1], 1e-12))
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #2bf71385
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #3b7f8553
 def among(
     task,  # Task
     keep,  # bool [items]
@@ -55,7 +60,7 @@ def among(
     items, seen = {m: x[keep] for m, x in task.items.items()}, (offsets, place[part.seen[1][stays]])
     return replace(part, items=items, targets=place[part.targets], seen=seen)
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #b78910d7
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #48a063e2
 def auc(
     task,  # Task
     modality,  # which one
@@ -65,7 +70,7 @@ def auc(
     others = found.candidates - 1
     return np.where(others > 0, 1 - found.expected / np.maximum(others, 1), math.nan)
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #a06c9f88
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #51d8a98e
 def items_bought(
     bought,  # bool [items] | rows of items | None
     split,  # Split with training rows, or None
@@ -84,13 +89,13 @@ def items_bought(
         )
     return np.isin(np.arange(n), x)
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #a98c73d0
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #6898ba5c
 def _means(values, bootstrap, seed):
     "Mean of what is there, and bootstrap draws of it."
     values = values[~np.isnan(values)]
     return values.mean(), bootstrap_means(values, bootstrap, seed)
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #0240088e
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #affe8cb3
 def cold_evidence(
     task,  # Task
     modality,  # which one
@@ -108,11 +113,11 @@ def cold_evidence(
         return {}
     (warm, warm_draws), (cold, cold_draws) = (_means(v, bootstrap, seed + i) for i, v in enumerate(values))
     share = None
-    if np.quantile(warm_draws, 0.005) > 0.5:
+    if _sure(warm_draws - 0.5):
         share = _interval((cold - 0.5) / (warm - 0.5), (cold_draws - 0.5) / np.maximum(warm_draws - 0.5, 1e-12))
     return dict(warm_auc=_interval(warm, warm_draws), cold_auc=_interval(cold, cold_draws), cold_share=share)
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #0a2aa70c
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #b4c0535a
 def kind_of(
     content=None,  # Estimate of `content_share`, or None
     cold=None,  # Estimate of 'cold_share', or None
@@ -131,7 +136,7 @@ def kind_of(
         return 'unclear' if dead else 'both'
     return 'memory' if dead or high < limits['content'] else 'unclear'
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #d4a4e53a
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #14f12ab6
 @dataclass(frozen=True)
 class Views:
     "What is asked of each view of a task: its gains, and those of the control."
@@ -139,7 +144,7 @@ class Views:
     own: dict  # view -> [users] NDCG@k
     control: dict  # view -> [users] the same of the training with exchanged contents, where there is one
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #8ef10690
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #e0852984
 def views_of(
     task,  # Task
     control=None,  # Task of the same items and users with exchanged contents, of some of the modalities
@@ -155,7 +160,7 @@ def views_of(
         found['fused'] = fused_gain(control)
     return Views(own, found)
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #42ce3001
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #87b1793a
 def _of_view(task, view, views, bought, bootstrap, seed):
     "Name -> Estimate or None of one view."
     own = views.own[view]
@@ -168,7 +173,7 @@ def _of_view(task, view, views, bought, bootstrap, seed):
         out |= cold_evidence(task, view, bought, bootstrap, seed)
     return out
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #023c1a2c
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #dc4eb3ce
 def memory_evidence(
     task,  # Task
     control=None,  # Task of the same training with exchanged contents, of some of the modalities
@@ -182,22 +187,24 @@ def memory_evidence(
     if len(task.targets) < 2:
         return {}
     views, out = views_of(task, control, gains), {}
-    for v in views.own:
+    for v, own in views.own.items():
+        if not _sure(bootstrap_means(own - task.chance, bootstrap, seed)):
+            continue  # at chance there is nothing to divide
         found = _of_view(task, v, views, bought, bootstrap, seed)
         content, cold = found.get('content'), found.get('cold_share')
         if content is None and cold is None:
-            continue  # at chance, or nothing to go by
+            continue  # nothing to go by
         plain = {n: e if e is None else e.to_dict() for n, e in found.items()}
         kind = kind_of(content, cold, limits)
         out[v] = dict(kind=kind, sentence=_sentence(v, kind, found), **plain)
     return out
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #29903ac5
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #39545e2e
 def _percent(e):
     "A share with its interval: '30 % [24, 36]'."
     return f'{100 * e.value:.0f} % [{100 * e.low:.0f}, {100 * e.high:.0f}]'
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #cc568513
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #561428f4
 SAID = {
     'content': 'so this is content',
     'both': 'so part of the score is memory, and yet the contents are alive',
@@ -205,7 +212,7 @@ SAID = {
     'unclear': 'which does not settle whether it is content or memory',
 }  # kind -> what it comes to
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #e021a546
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #4931da92
 def _sentence(view, kind, found):
     "Content or memory of a view, in one sentence."
     parts, content = [], found.get('content')
@@ -221,7 +228,7 @@ def _sentence(view, kind, found):
         parts.append(f'on items that nobody had bought the AUC is {cold.value:.2f} {ends}, on known ones {warm}')
     return f'{view[:1].upper()}{view[1:]}: {"; ".join(parts)}: {SAID[kind]}.'
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #a7367ee9
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #c55b8696
 def exchange(
     n,  # items
     seed=0,  # of the order
@@ -233,7 +240,7 @@ def exchange(
     out[some] = np.roll(some, 1)
     return out
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #008f8a99
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #a2313a5c
 def exchanged(
     split,  # Split
     seed=0,  # of the order
@@ -249,7 +256,7 @@ def exchanged(
     name = f'{split.name}, contents exchanged (seed {seed})'
     return replace(split, catalogue=replace(split.catalogue, content=content), name=name)
 
-# %% ../../nbs/04_diagnosis/04d_memory.ipynb #2205f931
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #4d40f106
 def equal_spectrum(
     x,  # [items, dims] contents
     seed=0,  # of the vectors
