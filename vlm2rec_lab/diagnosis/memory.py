@@ -208,7 +208,7 @@ def _percent(e):
 SAID = {
     'content': 'so this is content',
     'both': 'so part of the score is memory, and yet the contents are alive',
-    'memory': 'so this score is memory and shows nothing of the contents',
+    'memory': 'so this score is memory, and hardly any of it content',
     'unclear': 'which does not settle whether it is content or memory',
 }  # kind -> what it comes to
 

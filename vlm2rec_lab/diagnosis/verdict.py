@@ -298,8 +298,8 @@ REASONS |= {
 REASONS |= {
     'memory': (
         'collapsed',
-        '{M} ranks items that training knew, and those that nobody had bought no better than chance: its score is '
-        'memory, not content.',
+        '{M} ranks well among items that training knew and hardly better than chance among those that nobody had '
+        'bought: its score is memory, not content.',
         'Do not trust its score on known items. Train with less capacity (a smaller head or rank, fewer steps, '
         'dropout) and look again at items without purchases (cold_items).',
     ),
