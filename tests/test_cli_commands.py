@@ -191,6 +191,19 @@ def test_a_loss_of_ones_own_with_a_setting_of_its_own(trained, tmp_path):
 # ---- vectors
 
 
+def test_a_report_takes_a_control(toy):
+    found, _ = read_vectors(toy / 'toy.npz')
+    order = exchange(len(found['items']['text']), 1)
+    other = dict(found, items={m: x[order] for m, x in found['items'].items()})
+    write_vectors(toy / 'control.npz', other)
+    status, out, err = said('report', toy / 'toy.npz', '--control', toy / 'control.npz', '--out', toy / 'c.json')
+    assert status == 0, err
+    memory = json.loads((toy / 'c.json').read_text())['memory']
+    assert memory['text']['kind'] == 'content' and 'so this is content' in out
+    assert said('report', toy / 'toy.npz', '--control', toy / 'no.npz', '--out', toy / 'd.json')[0] == 2
+    assert not (toy / 'd.json').exists()
+
+
 def test_reports_of_two_tables_with_and_without_a_reference(toy):
     pair = ['--items', toy / 'items.parquet', '--sequences', toy / 'sequences.parquet']
     before = ['--reference-items', toy / 'items.parquet', '--reference-sequences', toy / 'sequences.parquet']
