@@ -141,6 +141,12 @@ def test_auc_is_a_count_among_the_same_kind():
     assert len(got) == len(rows) > 100
 
 
+def test_ties_count_half():
+    w = world(50, 20)
+    task = Task.of({'text': np.ones((20, 4))}, {'text': np.ones((50, 4))}, w['targets'])
+    assert auc(task, 'text') == pytest.approx(0.5)
+
+
 def test_too_few_cold_items_say_nothing():
     task = Task.of(**world(300, 60))
     assert cold_evidence(task, 'text', np.ones(60, bool)) == {}
