@@ -13,6 +13,7 @@ from PIL import Image
 
 from vlm2rec_lab.cli import cut, main, open_data, open_dataset
 from vlm2rec_lab.commands.fit import below_baseline
+from vlm2rec_lab.diagnosis.memory import exchange
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.model.tiny import tiny_vlm
 from vlm2rec_lab.ranking.baselines import baseline_names, baselines
@@ -176,6 +177,22 @@ def test_adapters_apart_and_experts_as_a_ceiling(trained, tmp_path):
     assert len(VLMEmbedder.from_pretrained(tmp_path / 'per-modality').adapters) == 2
 
 
+def test_a_control_is_trained_on_exchanged_contents(trained, folder, tmp_path):
+    status, out, err = said(*trained[0][:-1], tmp_path, '--control')
+    assert status == 0, err
+    assert 'control of sft: contents exchanged between items, NDCG@10: text ' in out
+    kept = json.loads((tmp_path / 'control/sft/metrics.json').read_text())
+    assert kept['data'].endswith('contents exchanged (seed 0)') and (tmp_path / 'control/vectors-sft.npz').exists()
+    own, other, before = (
+        read_vectors(tmp_path / f)[0] for f in ('vectors-before.npz', 'control/vectors-before.npz', 'vectors-sft.npz')
+    )
+    order = exchange(len(open_data(folder, 12)[0].catalogue), 0)
+    # the same start: the untrained model gives each item the vector of the item whose contents it got
+    for m, x in own['items'].items():
+        np.testing.assert_allclose(other['items'][m], x[order], atol=1e-5)
+        assert not np.allclose(before['items'][m], x, atol=1e-5)
+
+
 def test_every_way_to_speed_up_with_a_split_that_leaves_items_cold(folder, tmp_path):
     (tmp_path / 'prompts.json').write_text('{"text": {"item": "A thing:{}<|im_end|>"}, "image": {"separator": " and"}}')
     argv = ['train', '--data', folder, '--losses', 'sft', '--steps', 2, '--batch', 4, '--history', 4]
@@ -215,6 +232,19 @@ def test_a_loss_of_ones_own_with_a_setting_of_its_own(trained, tmp_path):
 
 
 # ---- vectors
+
+
+def test_a_report_takes_a_control(toy):
+    found, _ = read_vectors(toy / 'toy.npz')
+    order = exchange(len(found['items']['text']), 1)
+    other = dict(found, items={m: x[order] for m, x in found['items'].items()})
+    write_vectors(toy / 'control.npz', other)
+    status, out, err = said('report', toy / 'toy.npz', '--control', toy / 'control.npz', '--out', toy / 'c.json')
+    assert status == 0, err
+    memory = json.loads((toy / 'c.json').read_text())['memory']
+    assert memory['text']['kind'] == 'content' and 'so this is content' in out
+    assert said('report', toy / 'toy.npz', '--control', toy / 'no.npz', '--out', toy / 'd.json')[0] == 2
+    assert not (toy / 'd.json').exists()
 
 
 def test_reports_of_two_tables_with_and_without_a_reference(toy):

@@ -8,8 +8,9 @@ __all__ = ['SCHEMA', 'Report', 'collapse_report', 'as_data', 'SideBySide', 'side
            'read_reference', 'gradient_shares', 'read_downstream', 'reasons', 'decide', 'about_fusion', 'present',
            'where_present', 'Task', 'fused_gain', 'knockout_mean', 'knockout_permuted', 'shuffled_gain',
            'shapley_values', 'score_variance', 'rank_moves', 'probe_gain', 'better_weights', 'EVIDENCE', 'Line',
-           'estimates', 'measure', 'modality_evidence', 'shared_evidence', 'effective_rank', 'mean_cosine',
-           'modality_gap', 'linear_cka', 'nearest', 'neighbour_agreement', 'agreement_test']
+           'estimates', 'measure', 'modality_evidence', 'shared_evidence', 'missing_curve', 'missing_said',
+           'encoded_missing', 'without_contents', 'memory_evidence', 'exchanged', 'equal_spectrum', 'effective_rank',
+           'mean_cosine', 'modality_gap', 'linear_cka', 'nearest', 'neighbour_agreement', 'agreement_test']
 
 # %% ../nbs/05_diagnose.ipynb #39359d22
 from .diagnosis.compare import SideBySide, compare, pair_html, side_by_side
@@ -54,6 +55,13 @@ from .diagnosis.measure import EVIDENCE, Line, estimates, measure, modality_evid
 _all_ = ['Task', 'fused_gain', 'knockout_mean', 'knockout_permuted', 'shuffled_gain', 'shapley_values']
 _all_ = ['score_variance', 'rank_moves', 'probe_gain', 'better_weights']
 _all_ = ['EVIDENCE', 'Line', 'estimates', 'measure', 'modality_evidence', 'shared_evidence']
+
+# %% ../nbs/05_diagnose.ipynb #c0a17f11
+from .diagnosis.memory import equal_spectrum, exchanged, memory_evidence
+from .diagnosis.missing import encoded_missing, missing_curve, missing_said, without_contents
+
+_all_ = ['missing_curve', 'missing_said', 'encoded_missing', 'without_contents']
+_all_ = ['memory_evidence', 'exchanged', 'equal_spectrum']
 
 # %% ../nbs/05_diagnose.ipynb #d161575b
 from vlm2rec_lab.diagnosis.geometry import (

@@ -404,18 +404,21 @@ def make_reports(
     reference=None,  # vectors to hold the losses against: dict(items, sequences)
     called='',  # name of the command that trained, for the words of the advice; '' for Python
     apart=None,  # whether every modality had adapters of its own, where it is known
+    controls=None,  # {loss: dict(items, sequences)} of the same trainings with contents exchanged between items
 ):  # -> SideBySide
     """Collapse reports of the trained losses, side by side, against a reference if there is one. A loss that was
     trained with another fusion, or with adapters apart, says so in `found` by 'fuse' and 'apart'."""
     from vlm2rec_lab.diagnosis.compare import side_by_side
     from vlm2rec_lab.diagnosis.headline import by_command
     from vlm2rec_lab.diagnosis.report import collapse_report
+    from vlm2rec_lab.shop.rows import warm_items
 
-    how = dict(seed=seed, titles=item_titles(split), reference=reference)
+    how = dict(seed=seed, titles=item_titles(split), reference=reference, bought=warm_items(split))
     trained = {name: f for name, f in found.items() if f['history'] is not None}
     reports = {}
     for name, f in trained.items():
         own = dict(fuse=f.get('fuse', fuse), history=f['history'], name=f'{name}: {split.name}')
+        own |= dict(control=(controls or {}).get(name))
         report = collapse_report(**f['vectors'], **own, **how)
         known_apart = {'apart': f.get('apart', apart)}
         reports[name] = by_command(report, called, **{k: v for k, v in known_apart.items() if v is not None})

@@ -87,6 +87,9 @@ class Plan:
     apart: bool = option(False, 'adapters of its own for every modality')
     ceiling: bool = option(False, 'train experts of one modality each as well, and hold the reports against them')
     repair: bool = option(False, 'train what the study recommends as well', flag=False)
+    control: bool = option(
+        False, 'train each loss once more with contents exchanged between items, and tell content from memory'
+    )
     seed: int = option(0, 'everything random follows from it', flag=False)
     resume: bool = option(False, 'go on from the checkpoints in the folder', flag=False)
     schedule: Schedule = option(Schedule(), 'the learning rate over the steps', flag=False)
@@ -166,7 +169,7 @@ RANK = 8  # of fresh adapters
 # %% ../../nbs/11a_commands/04_train.ipynb #4a1f0412
 def _check_adapters(o, model):
     "Raises ValueError where fresh adapters are asked for on top of those that the model has."
-    asked = [f'--{k}' for k in ('lora', 'apart', 'ceiling') if getattr(o, k)]
+    asked = [f'--{k}' for k in ('lora', 'apart', 'ceiling', 'control') if getattr(o, k)]
     if asked and has_adapters(model):
         raise ValueError(
             f'{", ".join(asked)}: {model} has adapters already and goes on with them: leave {", ".join(asked)} out, or '
@@ -216,6 +219,18 @@ def _ceiling(plan, model, split, out, how):
     alone = ', '.join(f'{m} {found["metrics"][m]["NDCG@10"]:.4f}' for m in split.catalogue.modalities)
     print(f'\nceiling: experts of one modality each, NDCG@10 alone: {alone}', flush=True)
     return {k: found['vectors'][k] for k in ('items', 'sequences')}
+
+# %% ../../nbs/11a_commands/04_train.ipynb #c0a17f01
+def _controls(plan, model, split, losses, out, how):
+    "Vectors of every loss where contents were exchanged between items; for `control=`."
+    from vlm2rec_lab.diagnosis.memory import exchanged
+
+    fresh, other = _load(plan, model, split.catalogue, how['accelerator'], plan.apart), exchanged(split, plan.seed)
+    found = fit(fresh, other, losses, out=out and out / 'control', **how)
+    for name in losses:
+        reached = ', '.join(f'{v} {x["NDCG@10"]:.4f}' for v, x in found[name]['metrics'].items())
+        print(f'\ncontrol of {name}: contents exchanged between items, NDCG@10: {reached}', flush=True)
+    return {name: {k: found[name]['vectors'][k] for k in ('items', 'sequences')} for name in losses}
 
 # %% ../../nbs/11a_commands/04_train.ipynb #7f1a000d
 def _repaired(plan, model, split, how):
@@ -277,10 +292,11 @@ def run_plan(
     how = _fit_settings(plan, base, bars, accelerator)
     found = fit(embedder, split, losses, out=out, **how)
     ceiling = _ceiling(plan, model, split, out, how) if plan.ceiling else None
+    controls = _controls(plan, model, split, losses, out, how) if plan.control else None
     if not first:
         return None
     found |= _repaired(plan, model, split, how) if plan.repair else {}
-    reports = make_reports(found, split, plan.fuse, plan.seed, ceiling, called, plan.apart)
+    reports = make_reports(found, split, plan.fuse, plan.seed, ceiling, called, plan.apart, controls)
     print(_result(found, base, split, reports))
     last = below_baseline(found, base, split.catalogue.kinds)
     return reports, {'Beside what needs no model': table_html(found, base, split)}, last

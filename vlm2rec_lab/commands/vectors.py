@@ -93,6 +93,7 @@ def _report_options(add):
     add('--reference', metavar='BEFORE.npz', help='vectors of the same items and users before fine-tuning')
     for side in ('items', 'sequences'):
         add(f'--reference-{side}', metavar='FILE', help=f'the same as a file of the {side}')
+    add('--control', metavar='CONTROL.npz', help='vectors of the same training with contents exchanged between items')
     add('--out', default='report.html', help='.html, .json or .md file to write (default: report.html)')
     fail = f'exit with status 3 for this overall verdict or a worse one: {listed("verdicts")}'
     add('--fail-on', metavar='VERDICT', help=fail)
@@ -109,6 +110,12 @@ def _reference(o, targets):
     found, _ = given_vectors(*before, names=REFERENCE, targets=targets)
     return {k: found[k] for k in ('items', 'sequences')}
 
+# %% ../../nbs/11a_commands/07_vectors.ipynb #c0a17f13
+def _control(o):
+    "Vectors of the same training with exchanged contents, such as `train --control` writes; None without."
+    found = given_vectors(o.control, None, None)[0] if o.control else {}
+    return {k: found[k] for k in ('items', 'sequences')} if found else None
+
 # %% ../../nbs/11a_commands/07_vectors.ipynb #0ec70a03
 def _check_report(o):
     "Raises what makes the options of `report` unusable."
@@ -119,11 +126,13 @@ def _check_report(o):
     before = (o.reference, o.reference_items, o.reference_sequences)
     if any(before):
         check_vectors(*before, REFERENCE)
+    if o.control:
+        check_vectors(o.control, None, None)
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #5d377c8e
 @command('collapse report of the vectors in a file', _report_options)
 def report(
-    o,  # options: those of `evaluate`, reference, reference_items, reference_sequences, out, fail_on
+    o,  # options: those of `evaluate`, reference, reference_items, reference_sequences, control, out, fail_on
 ):
     "`vlm2rec report`: the collapse report of the vectors in a file; 3 where the verdict is `fail_on` or worse."
     _check_report(o)
@@ -132,10 +141,10 @@ def report(
     from vlm2rec_lab.diagnosis.verdict import VERDICTS
 
     vectors, titles = given_vectors(o.vectors, o.items, o.sequences)
-    reference = _reference(o, vectors['targets'])
+    reference, control = _reference(o, vectors['targets']), _control(o)
     titles = None if titles is None else list(map(str, titles))
     how = dict(fuse=o.fuse, k=o.k, seed=o.seed, titles=titles, name=Path(o.vectors or o.sequences).name)
-    found = by_command(collapse_report(**vectors, reference=reference, **how), 'report')
+    found = by_command(collapse_report(**vectors, reference=reference, control=control, **how), 'report')
     print(f'{found}\nreport: {found.save(o.out)}\n{o.command}')
     if o.fail_on and VERDICTS[found.verdict] >= VERDICTS[o.fail_on]:
         print(f'verdict {found.verdict}: fails on {o.fail_on} or worse', file=sys.stderr)

@@ -78,23 +78,24 @@ def read_inputs(
     return items, sequences, targets, seen, titles
 
 # %% ../../nbs/04_diagnosis/06_inputs.ipynb #3996782d
-def _check_reference(sides, task):
+def _check_reference(sides, task, name):
     "Raises ValueError for a modality that the task does not have, or another number of items or users."
     for m in {**sides['items'], **sides['sequences']}:
         if m not in task.items:
-            raise ValueError(f'reference has modality {m!r}, which is not among {list(task.items)}')
+            raise ValueError(f'{name} has modality {m!r}, which is not among {list(task.items)}')
     for k, want in (('items', task.n_items), ('sequences', len(task.targets))):
         for m, x in sides[k].items():
             if len(x) != want:
                 raise ValueError(
-                    f"reference['{k}'][{m!r}] has {len(x)} rows but {k} has {want}: "
-                    f'the reference must hold the same {k} in the same order'
+                    f"{name}['{k}'][{m!r}] has {len(x)} rows but {k} has {want}: "
+                    f'the {name} must hold the same {k} in the same order'
                 )
 
 # %% ../../nbs/04_diagnosis/06_inputs.ipynb #163b3514
 def read_reference(
     reference,  # {'items': {m: [items, d]}, 'sequences': {m: [users, d]}} or None
     task,  # Task
+    name='reference',  # of the argument, for errors
 ):  # -> modality -> Task of that modality alone
     """Ceiling tasks of the modalities that the reference has.
     Raises ValueError for unknown keys, modalities or other numbers of items and users."""
@@ -102,10 +103,10 @@ def read_reference(
         return {}
     if not isinstance(reference, Mapping) or set(reference) != {'items', 'sequences'}:
         came = list(reference) if isinstance(reference, Mapping) else type(reference).__name__
-        raise ValueError(f"reference must be a dictionary with 'items' and 'sequences', not {came}")
+        raise ValueError(f"{name} must be a dictionary with 'items' and 'sequences', not {came}")
     sides = {k: read_side(reference[k], k)[0] for k in reference}
-    _check_reference(sides, task)
-    items, sequences, _ = check_task(sides['items'], sides['sequences'], task.targets, 'reference')
+    _check_reference(sides, task, name)
+    items, sequences, _ = check_task(sides['items'], sides['sequences'], task.targets, name)
     return {m: replace(task, items={m: items[m]}, sequences={m: sequences[m]}, fuse='sum') for m in items}
 
 # %% ../../nbs/04_diagnosis/06_inputs.ipynb #52f3f417

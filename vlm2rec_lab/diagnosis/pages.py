@@ -16,6 +16,8 @@ from ..base.files import write_bytes
 from ..base.theme import DARK, LIGHT, PALETTE, asset, themed
 from .headline import headline
 from .measure import EVIDENCE, Line
+from .memory_shown import memory_html, memory_markdown, memory_text
+from .missing_shown import missing_html, missing_markdown, missing_text
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #97a24f49
 # figure of the fusion -> label; others are called by their name
@@ -184,7 +186,16 @@ def _protocol_text(d):
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a00b
 # functions of a report -> lines, [] for none; in the order of the text
-TEXT = [_head_text, _headline_text, _modalities_text, _downstream_text, _fusion_text, _protocol_text]
+TEXT = [
+    _head_text,
+    _headline_text,
+    _modalities_text,
+    _downstream_text,
+    _fusion_text,
+    missing_text,
+    memory_text,
+    _protocol_text,
+]
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a00c
 def report_text(
@@ -259,6 +270,8 @@ MARKDOWN = [
     _modalities_markdown,
     _downstream_markdown,
     _fusion_markdown,
+    missing_markdown,
+    memory_markdown,
     _protocol_markdown,
 ]
 
@@ -582,6 +595,16 @@ def _protocol_section(d, level, scales):
     notes = ''.join(f'<p class="soft">Note: {escape(n)}</p>' for n in d['notes'])
     return f'<div class="rests"><p class="soft">{escape(d["protocol"])}</p>{notes}</div>'
 
+# %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a0f1
+def _missing_section(d, level, scales):
+    "What missing contents cost."
+    return missing_html(d)
+
+
+def _memory_section(d, level, scales):
+    "How much is content and how much memory."
+    return memory_html(d)
+
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a006
 # functions (report, level of the heading, scales of the drawings) -> HTML, '' for nothing; in the order of the page
 SECTIONS = [
@@ -590,6 +613,8 @@ SECTIONS = [
     _cards_section,
     _charts_section,
     _fusion_section,
+    _missing_section,
+    _memory_section,
     _figures_section,
     _protocol_section,
 ]

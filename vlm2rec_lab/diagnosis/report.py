@@ -8,7 +8,7 @@ __all__ = ['SCHEMA', 'Report', 'as_data', 'collapse_report']
 # %% ../../nbs/04_diagnosis/08_report.ipynb #6738288a
 import json
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from fastcore.basics import patch
@@ -19,8 +19,10 @@ from .evidence import Task
 from .headline import run_of, spoken
 from .inputs import gradient_shares, read_downstream, read_inputs, read_reference
 from .measure import EVIDENCE, measure, shared_evidence
+from .memory import items_bought, memory_evidence
+from .missing import SHARES, check_shares, missing_curve, same_fusion
 from .pages import fragment, page, report_html, report_markdown, report_text, write_atomic
-from .verdict import RULES, worst
+from .verdict import RULES, explain, worst
 from ..ranking.candidates import leave_out_others
 
 # %% ../../nbs/04_diagnosis/08_report.ipynb #11051adb
@@ -224,6 +226,34 @@ def _sample_note(raw, task, seed):
     seen, users = len(raw['rows']), len(task.targets)
     return [f'Permutations looked at {seen:,} of {users:,} users (seed {seed}).'] if seen < users else []
 
+# %% ../../nbs/04_diagnosis/08_report.ipynb #c0a17e05
+def _as_one(task, single):
+    "Tasks of single modalities, of `read_reference`, as one Task with the fusion of `task`; None where there are none."
+    if not single:
+        return None
+    names = [m for m in task.items if m in single]
+    sides = {side: {m: getattr(single[m], side)[m] for m in names} for side in ('items', 'sequences')}
+    return same_fusion(task, replace(task, **sides))
+
+# %% ../../nbs/04_diagnosis/08_report.ipynb #c0a17e01
+def _when_missing(task, ceilings, shares, bootstrap, seed):
+    "What missing contents cost, beside the reference where it has all modalities: {'missing': ...}; {} without."
+    before = _as_one(task, ceilings) if set(ceilings) == set(task.items) else None
+    found = missing_curve(task, before, shares, bootstrap=bootstrap, seed=seed) if len(shares) else {}
+    return {'missing': found} if found else {}
+
+# %% ../../nbs/04_diagnosis/08_report.ipynb #c0a17e04
+def _remembered(found, memory):
+    "The same where a modality that seems alive ranks from memory."
+    out = dict(found)
+    for m, x in found.items():
+        if memory.get(m, {}).get('kind') != 'memory' or x['verdict'] not in ('healthy', 'under-used'):
+            continue
+        reason = 'memory, cold unknown' if memory[m].get('cold_share') is None else 'memory'
+        verdict, sentence, advice = explain(reason, m=m)
+        out[m] = {**x, 'verdict': verdict, 'reason': reason, 'sentence': sentence, 'advice': advice}
+    return out
+
 # %% ../../nbs/04_diagnosis/08_report.ipynb #7c3a221c
 def collapse_report(
     embedder=None,  # with encode_items(catalogue) and encode_sequences(catalogue, history), or None with arrays
@@ -246,10 +276,14 @@ def collapse_report(
     titles=None,  # [items] names for the examples
     name='',  # heading of the report
     progress=True,  # a bar, if it lasts more than 2 seconds
+    control=None,  # {'items', 'sequences'} of the same training with contents exchanged between items
+    bought=None,  # items that training's purchases held: bool [items] or item rows; an embedder's split tells it
+    missing=SHARES,  # shares of the items that lack a modality, to show what it costs; () leaves that out
 ):  # -> Report
     """Which modality is healthy, under-used, collapsed, uninformative or undecided, with evidence.
     Raises ValueError or TypeError for inputs that do not fit."""
     _check_rules(rules)
+    check_shares(missing)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         *vectors, seen, titles = read_inputs(embedder, split, items, sequences, targets, seen, titles)
@@ -258,16 +292,21 @@ def collapse_report(
             seen = leave_out_others(seen, vectors[2], len(next(iter(vectors[0].values()))), sets)
         task = Task.of(*vectors, seen, fuse, k)
         ceilings, gradients = read_reference(reference, task), gradient_shares(history, list(task.items))
+        exchanged, bought = read_reference(control, task, 'control'), items_bought(bought, split, task.n_items)
     for w in caught:
         warnings.warn(str(w.message), w.category, stacklevel=2)
     sizes = permutations, bootstrap, seed
     raw = measure(task, ceilings, permutations, seed, progress=progress)
     found, best = _judged(task, raw, ceilings, gradients, *sizes, rules, progress)
+    memory = memory_evidence(task, _as_one(task, exchanged), bought, raw['gains'], bootstrap, seed)
+    found = _remembered(found, memory)
     shared, more = shared_evidence(task, raw, best, bootstrap, seed)
     notes = [*(str(w.message) for w in caught), *more, *_sample_note(raw, task, seed)]
     if sets is not None:
         notes.append('each user is asked for a set; the report looks at one item of it, and leaves the others out')
     gathered = task, raw, found, shared, best, notes, ceilings, titles, name
     data = as_data(*gathered, *sizes, seen is not None, rules) | read_downstream(downstream)
+    data |= {'memory': memory} if memory else {}
+    data |= _when_missing(task, ceilings, missing, bootstrap, seed)
     data = spoken(data, run_of(history))
     return Report(data, {v: g for v, g in raw['gains'].items() if not isinstance(v, tuple)}, task.targets)

@@ -294,6 +294,23 @@ REASONS |= {
     ),
 }
 
+# %% ../../nbs/04_diagnosis/03_verdict.ipynb #c0a17e02
+REASONS |= {
+    'memory': (
+        'collapsed',
+        '{M} ranks well among items that training knew and hardly better than chance among those that nobody had '
+        'bought: its score is memory, not content.',
+        'Do not trust its score on known items. Train with less capacity (a smaller head or rank, fewer steps, '
+        'dropout) and look again at items without purchases (cold_items).',
+    ),
+    'memory, cold unknown': (
+        'undecided',
+        '{M} ranks well, but the same training with contents exchanged between items ranks as well: its score may be '
+        'memory and is no evidence of content.',
+        'Ask it about items that nobody had bought (split with cold_items, or pass bought=).',
+    ),
+}
+
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #46d6f185
 def explain(
     reason,  # a key of REASONS
