@@ -110,6 +110,17 @@ def test_items_that_are_alike_tie(fuse):
         close(knockout_permuted(task, m, 3)[0], plainly(task, m, 3).mean(0), 1e-9)
 
 
+@pytest.mark.parametrize('fuse', ['sum', 'concat'])
+@pytest.mark.parametrize('single', [('items', 'text'), ('items', 'image'), ('sequences', 'text')])
+def test_one_matrix_in_single_precision(fuse, single):
+    vectors, history = shop()
+    side, m = single
+    vectors[side][m] = vectors[side][m].astype(np.float32)
+    task = task_of(vectors, history, fuse)
+    for m in task.items:
+        close(knockout_permuted(task, m, 3)[0], plainly(task, m, 3).mean(0), 1e-9)
+
+
 def test_a_large_catalogue_is_looked_at_in_parts():
     "Above 1,280 items most users are decided by a part of the items."
     vectors, history = shop(users=25, n_items=1500, most=30)

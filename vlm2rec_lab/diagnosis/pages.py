@@ -14,6 +14,7 @@ from pathlib import Path
 from ..base.files import write_bytes
 from ..base.theme import DARK, LIGHT, PALETTE, asset, themed
 from .measure import EVIDENCE, Line
+from .segments import segments_html, segments_text
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #97a24f49
 # figure of the fusion -> label; others are called by their name
@@ -204,7 +205,7 @@ def report_markdown(
     out = [title, '', f'**Verdict: {d["verdict"]}.** {_safe(d["summary"])}', '', *_markdown_table(d)]
     for m, x in d['modalities'].items():
         out += [f'**{_safe(m)}.** {_safe(x["sentence"])} *{_safe(x["advice"])}*', '']
-    out += _downstream_markdown(d)
+    out += [*segments_text(d), *_downstream_markdown(d)]
     if d['fusion']:
         out += [_safe(d['fusion']), '']
     return '\n'.join([*out, _safe(d['protocol']), *(f'- {_safe(n)}' for n in d['notes']), ''])
@@ -452,6 +453,6 @@ def report_html(
         f'<div><header>{head}</header><p class="lead">{escape(d["summary"])}</p></div>'
         f'{cards_html(d)}{charts_html(d, scales)}'
         f'<div>{find}{downstream_html(d)}</div>'
-        f'<div>{every}{examples_html(d)}</div>'
+        f'<div>{every}{segments_html(d)}{examples_html(d)}</div>'
         f'<div style="margin-top:18px"><p class="soft">{escape(d["protocol"])}</p>{notes}</div>'
     )

@@ -19,6 +19,7 @@ from .evidence import Task
 from .inputs import gradient_shares, read_downstream, read_inputs, read_reference
 from .measure import EVIDENCE, measure, shared_evidence
 from .pages import fragment, page, report_html, report_markdown, report_text, write_atomic
+from .segments import segment_figures, segment_notes, training_counts
 from .verdict import RULES, worst
 from ..ranking.candidates import leave_out_others
 
@@ -263,9 +264,10 @@ def collapse_report(
     raw = measure(task, ceilings, permutations, seed, progress=progress)
     found, best = _judged(task, raw, ceilings, gradients, *sizes, rules, progress)
     shared, more = shared_evidence(task, raw, best, bootstrap, seed)
-    notes = [*(str(w.message) for w in caught), *more, *_sample_note(raw, task, seed)]
+    segments = segment_figures(task, raw, ceilings, training_counts(split, task.n_items), bootstrap, seed)
+    notes = [*(str(w.message) for w in caught), *more, *_sample_note(raw, task, seed), *segment_notes(segments)]
     if sets is not None:
         notes.append('each user is asked for a set; the report looks at one item of it, and leaves the others out')
     gathered = task, raw, found, shared, best, notes, ceilings, titles, name
-    data = as_data(*gathered, *sizes, seen is not None, rules) | read_downstream(downstream)
+    data = as_data(*gathered, *sizes, seen is not None, rules) | {'segments': segments} | read_downstream(downstream)
     return Report(data, {v: g for v, g in raw['gains'].items() if not isinstance(v, tuple)}, task.targets)

@@ -7,7 +7,7 @@ __all__ = ['first_return', 'shuffled_ranks', 'Pieces', 'pieces_of', 'Chunk', 'ex
 
 # %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a0003
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -108,6 +108,7 @@ class Pieces:
     rest: tuple  # [items, D], [users, D] of the other modalities
     part: tuple  # the same of the modality
     scale: object  # (items i, items j) -> what multiplies the score of i with the vector of j; None for 1
+    tol: float = 0.0  # how far apart two scores are still the same, as in `ranks`
 
 # %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a0016
 def _one_over(x):
@@ -152,10 +153,14 @@ def pieces_of(
     modality,  # the one that is exchanged
     fuse,  # 'sum' | 'concat' | {modality: weight}
 ):  # -> Pieces
-    "The two parts of a fused score, and its scale."
+    "The two parts of a fused score, and its scale, in the finest precision that a side has."
+    tol = 8 * np.finfo(np.result_type(*items.values())).eps
+    dtype = np.result_type(*items.values(), *sequences.values())
+    items, sequences = ({m: x.astype(dtype, copy=False) for m, x in side.items()} for side in (items, sequences))
     if fuse == 'sum':
-        return _summed_pieces(items, sequences, modality)
-    return _weighted_pieces(items, sequences, modality, dict.fromkeys(items, 1) if fuse == 'concat' else fuse)
+        return replace(_summed_pieces(items, sequences, modality), tol=tol)
+    weights = dict.fromkeys(items, 1) if fuse == 'concat' else fuse
+    return replace(_weighted_pieces(items, sequences, modality, weights), tol=tol)
 
 # %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a001a
 @dataclass(frozen=True)
@@ -230,14 +235,13 @@ def exchanged_gains(
     "Gains of a fused ranking when one modality's item vectors are permuted among what each user can be shown."
     (rest, a), (part, b) = pieces.rest, pieces.part
     every, out = np.arange(len(rest)), np.zeros((len(orders), len(targets)))
-    tol = 8 * np.finfo(np.result_type(rest, part)).eps
     scaled = [pieces.scale and pieces.scale(every, o) for o in orders]
     with ThreadPoolExecutor(_threads()) as pool:
         for rows in _chunks(len(targets), len(rest)):
             some = _of_rows(seen, rows)
             hidden, *pairs = _mask(some, len(rest))
             c = Chunk(scores(rest, a[rows], some), b[rows] @ part.T, targets[rows], hidden, pairs, pieces.scale)
-            found = pool.map(lambda o, s: _exchanged_gains(c, o, s, k, tol), orders, scaled)
+            found = pool.map(lambda o, s: _exchanged_gains(c, o, s, k, pieces.tol), orders, scaled)
             for p, g in enumerate(found):
                 out[p, rows] = g
     return out
