@@ -19,7 +19,7 @@ from ..base.ragged import gather
 from .shuffles import exchanged_gains, own_fusion_gains, pieces_of, shuffled_ranks
 from ..ranking.candidates import seen_items
 from ..ranking.fusions import fuse_vectors, fusion_weights
-from ..ranking.ranks import chance_level, metric_at_k, ranks
+from ..ranking.ranks import chance_level, metric_at_k, ranks, tally
 from ..ranking.task import check_task
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #c937f1b1
@@ -88,6 +88,32 @@ def _taking_part(fuse, names):
     fuse = {m: fuse[m] for m in names if fuse[m] > 0}
     return fuse, list(fuse)
 
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0004
+def _surely_out(items, sequences, task, every=8, most=20_000_000):
+    "bool [users] with k items that beat the target in a part of the catalogue: they gain nothing at k."
+    some, out = np.ascontiguousarray(items[::every]), np.zeros(len(task.targets), bool)
+    if len(items) < 128 * task.k:
+        return out
+    margin, chunk = 16 * np.finfo(items.dtype).eps, max(1, most // len(some))
+    for a in range(0, len(out), chunk):
+        rows = np.arange(a, min(a + chunk, len(out)))
+        own = np.einsum('ud,ud->u', sequences[rows], items[task.targets[rows]])
+        offsets, flat = gather(*task.seen, rows)
+        s, inside = sequences[rows] @ some.T, flat % every == 0
+        s[np.repeat(np.arange(len(rows)), np.diff(offsets))[inside], flat[inside] // every] = -np.inf
+        out[rows] = tally(s, own[:, None] + margin)[0] >= task.k
+    return out
+
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0005
+def _gains_at_k(items, sequences, task, metric='NDCG'):
+    "[users] metric at k by inner product: only users who can still gain are ranked against the whole catalogue."
+    open_ = np.flatnonzero(~_surely_out(items, sequences, task))
+    if len(open_) == len(task.targets):
+        return metric_at_k(ranks(items, sequences, task.targets, task.seen, progress=False), task.k, metric)
+    out, seen = np.zeros(len(task.targets)), gather(*task.seen, open_)
+    out[open_] = metric_at_k(ranks(items, sequences[open_], task.targets[open_], seen, progress=False), task.k, metric)
+    return out
+
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #58865b23
 def fused_gain(
     task,  # Task
@@ -106,7 +132,7 @@ def fused_gain(
         items, sequences = ({m: x if m in names else _flat(x) for m, x in side.items()} for side in (items, sequences))
         names = list(items)
     i, s = fuse_vectors({m: items[m] for m in names}, {m: sequences[m] for m in names}, fuse)
-    return metric_at_k(ranks(i, s, task.targets, task.seen, progress=False), task.k, metric)
+    return _gains_at_k(i, s, task, metric)
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #73adc69f
 def knockout_mean(
@@ -308,29 +334,45 @@ def rank_moves(
     whole = _places(task, pairs)
     return {t: np.abs(_places(task, [p for p in pairs if p != t]) - whole) for t in pairs}
 
-# %% ../../nbs/04_diagnosis/01_evidence.ipynb #75a5817a
-def _shrunk_inverse(
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0006
+def _shrunk(
     c,  # [D, D] covariance
     rows,  # how many rows it comes from
     shrink,  # towards the identity, more where rows are few
 ):  # -> [D, D]
-    "Inverse of a covariance that was shrunk to the identity."
+    "A covariance that was shrunk to the identity."
     d = len(c)
-    return np.linalg.inv(c + shrink * (1 + d / max(rows, 1)) * max(np.trace(c) / d, 1e-12) * np.eye(d))
+    return c + shrink * (1 + d / max(rows, 1)) * max(np.trace(c) / d, 1e-12) * np.eye(d)
 
-# %% ../../nbs/04_diagnosis/01_evidence.ipynb #06aba63e
-def _projection(users, wanted, shrink):
-    "Mean of the users' vectors [D], and the map [D, D'] from what differs in them to the items they took."
-    mean = users.mean(0)
-    s = users - mean
-    return mean, _shrunk_inverse(s.T @ s / len(s), len(s), shrink) @ (s.T @ wanted / len(s))
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0007
+def _moments(users, items, targets, rows):
+    "Sums over some users, in double precision: how many, s, v, s s', s v', with s a user and v the item taken."
+    rows = rows[np.argsort(targets[rows], kind='stable')]
+    s, (taken, first) = np.asarray(users[rows], float), np.unique(targets[rows], return_index=True)
+    if not len(rows):
+        d = users.shape[1]
+        return 0, np.zeros(d), np.zeros(d), np.zeros((d, d)), np.zeros((d, d))
+    by_item, times = np.add.reduceat(s, first, 0), np.diff(np.append(first, len(rows)))
+    return len(rows), s.sum(0), times @ items[taken], s.T @ s, by_item.T @ items[taken]
 
-# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5d90d322
-def _whitened(items, shrink):
-    "Items without their mean, and the same with every direction equally loud, in single precision."
-    centred = items - items.mean(0)
-    white = centred @ _shrunk_inverse(centred.T @ centred / len(items), len(items), shrink)
-    return centred, white.astype(np.float32)
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0008
+def _probes(
+    items,  # [items, D] without their mean
+    moments,  # of `_moments`, one per fold
+    folds,  # which folds to leave out, one after another
+    shrink,  # towards the identity
+):  # -> for each fold, mean of the other users [D], map [D, D] from what differs in them to the items
+    "A probe for each fold, from the sums of the other folds: one system of equations for users, one for items."
+    means, maps = [], []
+    for f in folds:
+        n, s, v, ss, sv = (sum(m[k] for g, m in enumerate(moments) if g != f) for k in range(5))
+        mean = s / n
+        means.append(mean)
+        covariance = _shrunk(ss / n - np.outer(mean, mean), n, shrink)
+        maps.append(np.linalg.solve(covariance, sv / n - np.outer(mean, v / n)).T)
+    whole = _shrunk(items.T @ items / len(items), len(items), shrink)
+    solved = np.linalg.solve(whole, np.concatenate(maps, 1)) if maps else np.zeros((len(whole), 0))
+    return zip(means, (x.T for x in np.split(solved, max(len(maps), 1), 1)))
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #0edaa013
 def probe_gain(
@@ -342,19 +384,18 @@ def probe_gain(
 ):  # -> [users] NDCG@k
     """Gain of a linear probe on a modality's vectors; chance for fewer than 2 users per fold.
     Each user is judged by a probe that was fitted on other users with other next items."""
-    items, users = (np.asarray(side[modality], float) for side in (task.items, task.sequences))
     if len(task.targets) < 2 * folds:
         return task.chance
-    centred, white = _whitened(items, shrink)
+    users, items = task.sequences[modality], np.asarray(task.items[modality], float)
+    items, out = items - items.mean(0), task.chance.copy()
     fold = (np.random.default_rng(seed).permutation(len(items)) % folds)[task.targets]
-    out = task.chance.copy()
-    for f in range(folds):
-        fit, judged = fold != f, np.flatnonzero(fold == f)
-        if not len(judged) or fit.sum() < 2:
-            continue
-        mean, w = _projection(users[fit], centred[task.targets[fit]], shrink)
-        part, asked = task.take(judged), ((users[judged] - mean) @ w).astype(np.float32)
-        out[judged] = metric_at_k(ranks(white, asked, part.targets, part.seen, progress=False), task.k)
+    moments = [_moments(users, items, task.targets, np.flatnonzero(fold == f)) for f in range(folds)]
+    can = [f for f in range(folds) if (fold == f).any() and (fold != f).sum() > 1]
+    fitted, ranked = _probes(items, moments, can, shrink), items.astype(np.float32)
+    for f, (mean, w) in zip(can, fitted):
+        rows = np.flatnonzero(fold == f)
+        asked = ((np.asarray(users[rows], float) - mean) @ w).astype(np.float32)
+        out[rows] = _gains_at_k(ranked, asked, task.take(rows))
     return out
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #96aa2d1b

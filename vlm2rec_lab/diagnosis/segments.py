@@ -183,7 +183,7 @@ def _ratio_of(top, bottom):
     )
 
 # %% ../../nbs/04_diagnosis/04a_segments.ipynb #5e600017
-SURE = 3.5  # standard errors by which a segment must lie below the limit
+SURE = 3  # standard errors by which a segment must lie below the limit
 LIMIT = {True: 0.5, False: 0.25}  # with a reference or without: what a dead segment keeps at most
 ALIVE = 0.5  # what is kept elsewhere, at least
 FEWEST = 30  # users of a segment, at least
