@@ -31,7 +31,7 @@ def first_return(
     return to, steps
 
 # %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a000c
-def _chunks(users, n_items, most=4_000_000):
+def _chunks(users, n_items, most=1_000_000):
     "Slices of users with at most `most` scores each."
     step = max(1, most // n_items)
     return [slice(a, min(a + step, users)) for a in range(0, users, step)]
