@@ -356,23 +356,19 @@ def _moments(users, items, targets, rows):
     return len(rows), s.sum(0), times @ items[taken], s.T @ s, by_item.T @ items[taken]
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0008
-def _probes(
-    items,  # [items, D] without their mean
-    moments,  # of `_moments`, one per fold
-    folds,  # which folds to leave out, one after another
+def _asked(
+    users,  # [n, D] those who are judged
+    moments,  # of `_moments`, of the other folds
     shrink,  # towards the identity
-):  # -> for each fold, mean of the other users [D], map [D, D] from what differs in them to the items
-    "A probe for each fold, from the sums of the other folds: one system of equations for users, one for items."
-    means, maps = [], []
-    for f in folds:
-        n, s, v, ss, sv = (sum(m[k] for g, m in enumerate(moments) if g != f) for k in range(5))
-        mean = s / n
-        means.append(mean)
-        covariance = _shrunk(ss / n - np.outer(mean, mean), n, shrink)
-        maps.append(np.linalg.solve(covariance, sv / n - np.outer(mean, v / n)).T)
-    whole = _shrunk(items.T @ items / len(items), len(items), shrink)
-    solved = np.linalg.solve(whole, np.concatenate(maps, 1)) if maps else np.zeros((len(whole), 0))
-    return zip(means, (x.T for x in np.split(solved, max(len(maps), 1), 1)))
+):  # -> float32 [n, D] what a probe fitted on the other folds asks of whitened items
+    "A probe from sums of other folds; the system is solved for the users or for the map, whichever are fewer."
+    n, s, v, ss, sv = (sum(m[k] for m in moments) for k in range(5))
+    mean = s / n
+    x, taken = np.asarray(users, float) - mean, sv / n - np.outer(mean, v / n)
+    covariance = _shrunk(ss / n - np.outer(mean, mean), n, shrink)
+    if len(x) < len(covariance):
+        return (np.linalg.solve(covariance, x.T).T @ taken).astype(np.float32)
+    return (x @ np.linalg.solve(covariance, taken)).astype(np.float32)
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #0edaa013
 def probe_gain(
@@ -390,12 +386,12 @@ def probe_gain(
     items, out = items - items.mean(0), task.chance.copy()
     fold = (np.random.default_rng(seed).permutation(len(items)) % folds)[task.targets]
     moments = [_moments(users, items, task.targets, np.flatnonzero(fold == f)) for f in range(folds)]
-    can = [f for f in range(folds) if (fold == f).any() and (fold != f).sum() > 1]
-    fitted, ranked = _probes(items, moments, can, shrink), items.astype(np.float32)
-    for f, (mean, w) in zip(can, fitted):
-        rows = np.flatnonzero(fold == f)
-        asked = ((np.asarray(users[rows], float) - mean) @ w).astype(np.float32)
-        out[rows] = _gains_at_k(ranked, asked, task.take(rows))
+    whole = _shrunk(items.T @ items / len(items), len(items), shrink)
+    white = np.linalg.solve(whole, items.T).T.astype(np.float32, order='C')
+    for f in range(folds):
+        rows, others = np.flatnonzero(fold == f), [m for g, m in enumerate(moments) if g != f]
+        if len(rows) and (fold != f).sum() > 1:
+            out[rows] = _gains_at_k(white, _asked(users[rows], others, shrink), task.take(rows))
     return out
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #96aa2d1b
