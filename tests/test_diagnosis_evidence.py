@@ -8,6 +8,7 @@ from fastcore.test import test_close as close
 
 from vlm2rec_lab.diagnosis.evidence import (
     Task,
+    _surely_out,
     better_weights,
     fused_gain,
     knockout_permuted,
@@ -19,7 +20,7 @@ from vlm2rec_lab.diagnosis.evidence import (
 )
 from vlm2rec_lab.diagnosis.worlds import hurt, world
 from vlm2rec_lab.ranking.fusions import fuse_vectors
-from vlm2rec_lab.ranking.ranks import ranks
+from vlm2rec_lab.ranking.ranks import metric_at_k, ranks
 
 
 @pytest.fixture(scope='module')
@@ -116,6 +117,68 @@ def test_a_probe_of_few_users_is_chance(task):
 
 def test_a_probe_follows_from_its_seed(task):
     assert (probe_gain(task, 'text') == probe_gain(task, 'text')).all()
+
+
+def inverted(task, modality, folds=5, shrink=0.1):
+    "The probe as it is written down: inverses of covariances, fitted anew for every fold, on whitened items."
+
+    def inverse(c, rows):
+        d = len(c)
+        return np.linalg.inv(c + shrink * (1 + d / max(rows, 1)) * max(np.trace(c) / d, 1e-12) * np.eye(d))
+
+    items, users = (np.asarray(side[modality], float) for side in (task.items, task.sequences))
+    centred = items - items.mean(0)
+    white = (centred @ inverse(centred.T @ centred / len(items), len(items))).astype(np.float32)
+    fold = (np.random.default_rng(0).permutation(len(items)) % folds)[task.targets]
+    out = task.chance.copy()
+    for f in range(folds):
+        fit, judged = fold != f, np.flatnonzero(fold == f)
+        if len(judged) and fit.sum() > 1:
+            s = users[fit] - users[fit].mean(0)
+            c = s.T @ centred[task.targets[fit]] / len(s)
+            asked = (users[judged] - users[fit].mean(0)) @ (inverse(s.T @ s / len(s), len(s)) @ c)
+            part = task.take(judged)
+            out[judged] = metric_at_k(ranks(white, asked.astype(np.float32), part.targets, part.seen), task.k)
+    return out
+
+
+@pytest.mark.parametrize(
+    'how',
+    [{}, {'users': 40}, {'dims': 96, 'users': 60}, {'gap': {'image': 5}}, {'n_items': 2000}, {'n_items': 12}],
+)
+def test_the_probe_is_the_one_with_inverses(how):
+    "Few users for many dimensions, a narrow cone, a catalogue that is looked at in parts, folds that are empty."
+    t = Task.of(**world(**how))
+    for m in t.items:
+        close(probe_gain(t, m), inverted(t, m), 1e-6)
+
+
+@pytest.mark.parametrize('how', ['constant', 'noise', 'absent'])
+@pytest.mark.filterwarnings('ignore')
+def test_the_probe_of_damaged_vectors_is_the_one_with_inverses(healthy, how):
+    t = Task.of(**hurt(healthy, 'image', how), seen=[[int(i) for i in range(u % 40)] for u in range(1000)])
+    close(probe_gain(t, 'image'), inverted(t, 'image'), 1e-6)
+
+
+@pytest.mark.parametrize('fuse', ['sum', 'concat', joined])
+@pytest.mark.parametrize('damage', [None, 'noise', 'constant'])
+@pytest.mark.parametrize('metric', ['NDCG', 'HR', 'MRR'])
+@pytest.mark.filterwarnings('ignore')
+def test_a_look_at_a_part_of_a_large_catalogue_changes_nothing(fuse, damage, metric):
+    w = world(300, 2000)
+    w['items'] = {m: np.repeat(x[::2], 2, 0) for m, x in w['items'].items()}  # ties
+    w = hurt(w, 'image', damage) if damage else w
+    t = Task.of(**w, seen=[np.arange(7 * (u % 90)) for u in range(300)], fuse=fuse)
+    i, s = fuse_vectors(t.items, t.sequences, fuse)
+    close(fused_gain(t, metric=metric), metric_at_k(ranks(i, s, t.targets, t.seen), t.k, metric), 1e-12)
+
+
+def test_most_users_of_a_weak_ranking_are_decided_by_a_part():
+    t = Task.of(**world(300, 2000, noise={'text': 2, 'image': 2}))
+    i, s = fuse_vectors(t.items, t.sequences)
+    out = _surely_out(i, s, t)
+    assert out.mean() > 0.5
+    assert (metric_at_k(ranks(i, s, t.targets, t.seen), t.k)[out] == 0).all()
 
 
 def test_weights_without_users_are_equal(task):

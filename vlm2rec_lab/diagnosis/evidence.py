@@ -16,9 +16,10 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..base.ragged import gather
+from .shuffles import exchanged_gains, own_fusion_gains, pieces_of, shuffled_ranks
 from ..ranking.candidates import seen_items
 from ..ranking.fusions import fuse_vectors, fusion_weights
-from ..ranking.ranks import chance_level, metric_at_k, ranks
+from ..ranking.ranks import chance_level, metric_at_k, ranks, tally
 from ..ranking.task import check_task
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #c937f1b1
@@ -87,6 +88,32 @@ def _taking_part(fuse, names):
     fuse = {m: fuse[m] for m in names if fuse[m] > 0}
     return fuse, list(fuse)
 
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0004
+def _surely_out(items, sequences, task, every=8, most=20_000_000):
+    "bool [users] with k items that beat the target in a part of the catalogue: they gain nothing at k."
+    some, out = np.ascontiguousarray(items[::every]), np.zeros(len(task.targets), bool)
+    if len(items) < 128 * task.k:
+        return out
+    margin, chunk = 16 * np.finfo(items.dtype).eps, max(1, most // len(some))
+    for a in range(0, len(out), chunk):
+        rows = np.arange(a, min(a + chunk, len(out)))
+        own = np.einsum('ud,ud->u', sequences[rows], items[task.targets[rows]])
+        offsets, flat = gather(*task.seen, rows)
+        s, inside = sequences[rows] @ some.T, flat % every == 0
+        s[np.repeat(np.arange(len(rows)), np.diff(offsets))[inside], flat[inside] // every] = -np.inf
+        out[rows] = tally(s, own[:, None] + margin)[0] >= task.k
+    return out
+
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0005
+def _gains_at_k(items, sequences, task, metric='NDCG'):
+    "[users] metric at k by inner product: only users who can still gain are ranked against the whole catalogue."
+    open_ = np.flatnonzero(~_surely_out(items, sequences, task))
+    if len(open_) == len(task.targets):
+        return metric_at_k(ranks(items, sequences, task.targets, task.seen, progress=False), task.k, metric)
+    out, seen = np.zeros(len(task.targets)), gather(*task.seen, open_)
+    out[open_] = metric_at_k(ranks(items, sequences[open_], task.targets[open_], seen, progress=False), task.k, metric)
+    return out
+
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #58865b23
 def fused_gain(
     task,  # Task
@@ -105,7 +132,7 @@ def fused_gain(
         items, sequences = ({m: x if m in names else _flat(x) for m, x in side.items()} for side in (items, sequences))
         names = list(items)
     i, s = fuse_vectors({m: items[m] for m in names}, {m: sequences[m] for m in names}, fuse)
-    return metric_at_k(ranks(i, s, task.targets, task.seen, progress=False), task.k, metric)
+    return _gains_at_k(i, s, task, metric)
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #73adc69f
 def knockout_mean(
@@ -119,6 +146,28 @@ def knockout_mean(
     sequences = {**task.sequences, modality: _flat(task.sequences[modality])}
     return fused_gain(task, items, sequences)
 
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0001
+def _orders_of_items(n_items, n, seed):
+    "[n, items] random orders of the items."
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.permutation(n_items) for _ in range(n)])
+
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0002
+def _permuted_gains(task, modality, orders):
+    "[permutations, users] fused NDCG@k with the items of a modality in each of some orders."
+    if callable(task.fuse):
+        return own_fusion_gains(
+            task.items, task.sequences, modality, task.fuse, task.targets, orders, task.seen, task.k
+        )
+    fuse, names = _taking_part(task.fuse, list(task.items))
+    if modality not in names:
+        return np.tile(fused_gain(task), (len(orders), 1))
+    if len(names) == 1:
+        alone = task.items[modality], task.sequences[modality]
+        return metric_at_k(shuffled_ranks(*alone, task.targets, orders, task.seen), task.k)
+    items, sequences = ({m: side[m] for m in names} for side in (task.items, task.sequences))
+    return exchanged_gains(pieces_of(items, sequences, modality, fuse), task.targets, orders, task.seen, task.k)
+
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #868a1d29
 def knockout_permuted(
     task,  # Task
@@ -127,20 +176,15 @@ def knockout_permuted(
     seed=0,  # of the permutations
     bar=None,  # a tqdm bar, moved on by one per permutation
 ):  # -> [users] fused NDCG@k averaged over permutations, [n] mean over users of each permutation
-    """Fused gain with the item vectors of `modality` permuted across items.
+    """Fused gain with the item vectors of `modality` permuted among what each user can be shown.
     Raises ValueError for fewer than 2 permutations."""
     if n < 2:
         raise ValueError(f'permutations={n}: a single permutation misleads; take at least 2, better 20')
-    rng, total, single = np.random.default_rng(seed), np.zeros(len(task.targets)), np.full(n, np.nan)
-    for i in range(n):
-        shuffled = task.items[modality][rng.permutation(task.n_items)]
-        g = fused_gain(task, {**task.items, modality: shuffled})
-        total += g
-        if len(g):
-            single[i] = g.mean()
-        if bar is not None:
-            bar.update()
-    return total / n, single
+    orders = _orders_of_items(task.n_items, n, seed)
+    gains = _permuted_gains(task, modality, orders)
+    if bar is not None:
+        bar.update(n)
+    return gains.mean(0), gains.mean(1) if len(task.targets) else np.full(n, np.nan)
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #079cfba3
 def shuffled_gain(
@@ -151,16 +195,11 @@ def shuffled_gain(
     seed=0,  # of the permutations
     bar=None,  # a tqdm bar, moved on by one per permutation
 ):  # -> [n] mean NDCG@k of vectors that are like these but know nothing
-    "What a view ranks by luck: its NDCG with the item vectors permuted across items."
-    rng, out = np.random.default_rng(seed + 1), np.full(n, np.nan)
-    for i in range(n):
-        shuffled = items[rng.permutation(len(items))]
-        g = metric_at_k(ranks(shuffled, sequences, task.targets, task.seen, progress=False), task.k)
-        if len(g):
-            out[i] = g.mean()
-        if bar is not None:
-            bar.update()
-    return out
+    "What a view ranks by luck: its NDCG with the item vectors permuted among what each user can be shown."
+    found = shuffled_ranks(items, sequences, task.targets, _orders_of_items(len(items), n, seed + 1), task.seen)
+    if bar is not None:
+        bar.update(n)
+    return metric_at_k(found, task.k).mean(1) if len(task.targets) else np.full(n, np.nan)
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #35e95cd0
 def _subset_gains(task, names, bar, given):
@@ -295,29 +334,41 @@ def rank_moves(
     whole = _places(task, pairs)
     return {t: np.abs(_places(task, [p for p in pairs if p != t]) - whole) for t in pairs}
 
-# %% ../../nbs/04_diagnosis/01_evidence.ipynb #75a5817a
-def _shrunk_inverse(
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0006
+def _shrunk(
     c,  # [D, D] covariance
     rows,  # how many rows it comes from
     shrink,  # towards the identity, more where rows are few
 ):  # -> [D, D]
-    "Inverse of a covariance that was shrunk to the identity."
+    "A covariance that was shrunk to the identity."
     d = len(c)
-    return np.linalg.inv(c + shrink * (1 + d / max(rows, 1)) * max(np.trace(c) / d, 1e-12) * np.eye(d))
+    return c + shrink * (1 + d / max(rows, 1)) * max(np.trace(c) / d, 1e-12) * np.eye(d)
 
-# %% ../../nbs/04_diagnosis/01_evidence.ipynb #06aba63e
-def _projection(users, wanted, shrink):
-    "Mean of the users' vectors [D], and the map [D, D'] from what differs in them to the items they took."
-    mean = users.mean(0)
-    s = users - mean
-    return mean, _shrunk_inverse(s.T @ s / len(s), len(s), shrink) @ (s.T @ wanted / len(s))
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0007
+def _moments(users, items, targets, rows):
+    "Sums over some users, in double precision: how many, s, v, s s', s v', with s a user and v the item taken."
+    rows = rows[np.argsort(targets[rows], kind='stable')]
+    s, (taken, first) = np.asarray(users[rows], float), np.unique(targets[rows], return_index=True)
+    if not len(rows):
+        d = users.shape[1]
+        return 0, np.zeros(d), np.zeros(d), np.zeros((d, d)), np.zeros((d, d))
+    by_item, times = np.add.reduceat(s, first, 0), np.diff(np.append(first, len(rows)))
+    return len(rows), s.sum(0), times @ items[taken], s.T @ s, by_item.T @ items[taken]
 
-# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5d90d322
-def _whitened(items, shrink):
-    "Items without their mean, and the same with every direction equally loud, in single precision."
-    centred = items - items.mean(0)
-    white = centred @ _shrunk_inverse(centred.T @ centred / len(items), len(items), shrink)
-    return centred, white.astype(np.float32)
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0008
+def _asked(
+    users,  # [n, D] those who are judged
+    moments,  # of `_moments`, of the other folds
+    shrink,  # towards the identity
+):  # -> float32 [n, D] what a probe fitted on the other folds asks of whitened items
+    "A probe from sums of other folds; the system is solved for the users or for the map, whichever are fewer."
+    n, s, v, ss, sv = (sum(m[k] for m in moments) for k in range(5))
+    mean = s / n
+    x, taken = np.asarray(users, float) - mean, sv / n - np.outer(mean, v / n)
+    covariance = _shrunk(ss / n - np.outer(mean, mean), n, shrink)
+    if len(x) < len(covariance):
+        return (np.linalg.solve(covariance, x.T).T @ taken).astype(np.float32)
+    return (x @ np.linalg.solve(covariance, taken)).astype(np.float32)
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #0edaa013
 def probe_gain(
@@ -329,19 +380,18 @@ def probe_gain(
 ):  # -> [users] NDCG@k
     """Gain of a linear probe on a modality's vectors; chance for fewer than 2 users per fold.
     Each user is judged by a probe that was fitted on other users with other next items."""
-    items, users = (np.asarray(side[modality], float) for side in (task.items, task.sequences))
     if len(task.targets) < 2 * folds:
         return task.chance
-    centred, white = _whitened(items, shrink)
+    users, items = task.sequences[modality], np.asarray(task.items[modality], float)
+    items, out = items - items.mean(0), task.chance.copy()
     fold = (np.random.default_rng(seed).permutation(len(items)) % folds)[task.targets]
-    out = task.chance.copy()
+    moments = [_moments(users, items, task.targets, np.flatnonzero(fold == f)) for f in range(folds)]
+    whole = _shrunk(items.T @ items / len(items), len(items), shrink)
+    white = np.linalg.solve(whole, items.T).T.astype(np.float32, order='C')
     for f in range(folds):
-        fit, judged = fold != f, np.flatnonzero(fold == f)
-        if not len(judged) or fit.sum() < 2:
-            continue
-        mean, w = _projection(users[fit], centred[task.targets[fit]], shrink)
-        part, asked = task.take(judged), ((users[judged] - mean) @ w).astype(np.float32)
-        out[judged] = metric_at_k(ranks(white, asked, part.targets, part.seen, progress=False), task.k)
+        rows, others = np.flatnonzero(fold == f), [m for g, m in enumerate(moments) if g != f]
+        if len(rows) and (fold != f).sum() > 1:
+            out[rows] = _gains_at_k(white, _asked(users[rows], others, shrink), task.take(rows))
     return out
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #96aa2d1b

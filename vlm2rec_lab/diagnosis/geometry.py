@@ -153,14 +153,20 @@ def _shared_by_chance(near, other, permutations, rng):
     return np.array([permuted(rng.permutation(len(near))) for _ in range(permutations)])
 
 # %% ../../nbs/04_diagnosis/02_geometry.ipynb #e2189c03
+def _mean_ranks(x):
+    "[n] places of some numbers, equal ones at their mean place."
+    _, of, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[of]
+
+
 def _similarity_correlation(a, b, pairs, rng):
     "Spearman's correlation over random pairs of items; NaN where a space has only one similarity."
-    from scipy.stats import spearmanr
-
     i, j = rng.integers(0, len(a), (2, pairs))
     i, j = i[i != j], j[i != j]
     like = [np.einsum('pd,pd->p', x[i], x[j]) for x in (a, b)]
-    return spearmanr(*like).statistic if all(np.ptp(x) > 0 for x in like) else math.nan
+    if not all(np.ptp(x) > 0 for x in like):
+        return math.nan
+    return np.corrcoef(*(_mean_ranks(x) for x in like))[0, 1]
 
 # %% ../../nbs/04_diagnosis/02_geometry.ipynb #7396073e
 def agreement_test(

@@ -18,6 +18,7 @@ from .headline import headline
 from .measure import EVIDENCE, Line
 from .memory_shown import memory_html, memory_markdown, memory_text
 from .missing_shown import missing_html, missing_markdown, missing_text
+from .segments import segments_html, segments_text
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #97a24f49
 # figure of the fusion -> label; others are called by their name
@@ -268,6 +269,7 @@ MARKDOWN = [
     _headline_markdown,
     _markdown_table,
     _modalities_markdown,
+    segments_text,
     _downstream_markdown,
     _fusion_markdown,
     missing_markdown,
@@ -585,9 +587,9 @@ def _fusion_section(d, level, scales):
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a004
 def _figures_section(d, level, scales):
-    "All figures and the examples, to be opened."
+    "All figures, the segments and the examples, to be opened."
     every = f'<details><summary>All figures, with 95 % intervals</summary>{table_html(d)}</details>'
-    return every + examples_html(d)
+    return every + segments_html(d) + examples_html(d)
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a005
 def _protocol_section(d, level, scales):

@@ -22,6 +22,7 @@ from .measure import EVIDENCE, measure, shared_evidence
 from .memory import items_bought, memory_evidence
 from .missing import SHARES, check_shares, missing_curve, same_fusion
 from .pages import fragment, page, report_html, report_markdown, report_text, write_atomic
+from .segments import segment_figures, segment_notes, training_counts
 from .verdict import RULES, explain, worst
 from ..ranking.candidates import leave_out_others
 
@@ -301,11 +302,12 @@ def collapse_report(
     memory = memory_evidence(task, _as_one(task, exchanged), bought, raw['gains'], bootstrap, seed)
     found = _remembered(found, memory)
     shared, more = shared_evidence(task, raw, best, bootstrap, seed)
-    notes = [*(str(w.message) for w in caught), *more, *_sample_note(raw, task, seed)]
+    segments = segment_figures(task, raw, ceilings, training_counts(split, task.n_items), bootstrap, seed)
+    notes = [*(str(w.message) for w in caught), *more, *_sample_note(raw, task, seed), *segment_notes(segments)]
     if sets is not None:
         notes.append('each user is asked for a set; the report looks at one item of it, and leaves the others out')
     gathered = task, raw, found, shared, best, notes, ceilings, titles, name
-    data = as_data(*gathered, *sizes, seen is not None, rules) | read_downstream(downstream)
+    data = as_data(*gathered, *sizes, seen is not None, rules) | {'segments': segments} | read_downstream(downstream)
     data |= {'memory': memory} if memory else {}
     data |= _when_missing(task, ceilings, missing, bootstrap, seed)
     data = spoken(data, run_of(history))

@@ -1,0 +1,93 @@
+"""What the shuffles and probes of a collapse report cost, beside the plain way of doing the same.
+
+python benchmarks/report.py --items 20000 --users 2500 --dims 128 --out benchmarks/results/report.json
+"""
+
+import argparse
+
+import numpy as np
+from common import interleave, machine, quantiles, quiet, table, write
+
+from vlm2rec_lab.diagnosis.bench import synthetic_task
+from vlm2rec_lab.diagnosis.evidence import Task, fused_gain, knockout_permuted, probe_gain, shuffled_gain
+from vlm2rec_lab.ranking.ranks import metric_at_k, ranks
+
+
+def plain_knockout(task, modality, n, seed=0):  # -> [users]
+    "The permuted knockout by one fusion and one product per permutation; without seen items."
+    rng, total = np.random.default_rng(seed), 0
+    for _ in range(n):
+        x = task.items[modality][rng.permutation(task.n_items)]
+        total = total + fused_gain(task, {**task.items, modality: x})
+    return total / n
+
+
+def plain_nulls(items, sequences, task, n, seed=0):  # -> [n]
+    "Nulls by one product per permutation; without seen items."
+    rng, out = np.random.default_rng(seed + 1), []
+    for _ in range(n):
+        x = items[rng.permutation(len(items))]
+        out.append(metric_at_k(ranks(x, sequences, task.targets, task.seen, progress=False), task.k).mean())
+    return np.array(out)
+
+
+def plain_probe(task, modality, folds=5, shrink=0.1):  # -> [users]
+    "The probe by inverses of covariances, fitted anew for every fold, on whitened items."
+
+    def inverse(c, rows):
+        d = len(c)
+        return np.linalg.inv(c + shrink * (1 + d / rows) * max(np.trace(c) / d, 1e-12) * np.eye(d))
+
+    items, users = (np.asarray(side[modality], float) for side in (task.items, task.sequences))
+    items, out = items - items.mean(0), task.chance.copy()
+    white = (items @ inverse(items.T @ items / len(items), len(items))).astype(np.float32)
+    fold = (np.random.default_rng(0).permutation(len(items)) % folds)[task.targets]
+    for f in range(folds):
+        fit, judged = fold != f, np.flatnonzero(fold == f)
+        s, part = users[fit] - users[fit].mean(0), task.take(judged)
+        w = inverse(s.T @ s / len(s), len(s)) @ (s.T @ items[task.targets[fit]] / len(s))
+        asked = ((users[judged] - users[fit].mean(0)) @ w).astype(np.float32)
+        out[judged] = metric_at_k(ranks(white, asked, part.targets, part.seen, progress=False), task.k)
+    return out
+
+
+def ways(task, m, n):  # -> part -> (plain, fast), functions of nothing
+    "Every part in both ways."
+    x, u = task.items[m], task.sequences[m]
+    return {
+        'permuted knockout': (lambda: plain_knockout(task, m, n), lambda: knockout_permuted(task, m, n)[0]),
+        'nulls': (lambda: plain_nulls(x, u, task, n), lambda: shuffled_gain(x, u, task, n)),
+        'probe': (lambda: plain_probe(task, m), lambda: probe_gain(task, m)),
+    }
+
+
+def measured(part, plain, fast, rounds):  # -> dict
+    "Both ways timed in turn, their ratio, and how far their answers are apart."
+    took = interleave({'plain': lambda r: plain(), 'fast': lambda r: fast()}, rounds)
+    cpu = {name: quantiles([c for _, c in t]) for name, t in took.items()}
+    wall = {name: quantiles([w for w, _ in t]) for name, t in took.items()}
+    apart = float(np.abs(np.mean(plain(), axis=-1) - np.mean(fast(), axis=-1)).max())
+    return dict(part=part, wall=wall, cpu=cpu, ratio=round(cpu['plain'][0] / cpu['fast'][0], 2), apart=apart)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in dict(items=20_000, users=2500, dims=128, permutations=20, rounds=3).items():
+        parser.add_argument(f'--{name}', type=int, default=default)
+    parser.add_argument('--out', help='JSON file to write')
+    o = parser.parse_args()
+    quiet()
+    task = Task.of(**synthetic_task(o.items, o.users, 2, o.dims))
+    rows = [measured(part, *both, o.rounds) for part, both in ways(task, 'm1', o.permutations).items()]
+    write(o.out, dict(benchmark='report', machine=machine(), settings=vars(o), rows=rows))
+    shown = [
+        dict(part=r['part'], plain=f'{r["cpu"]["plain"][0]} s', fast=f'{r["cpu"]["fast"][0]} s', ratio=r['ratio'])
+        | dict(apart=f'{r["apart"]:.0e}')
+        for r in rows
+    ]
+    print(f'{o.items:,} items, {o.users:,} users, {o.dims} dimensions; seconds of the processor, median\n')
+    print(table(shown))
+
+
+if __name__ == '__main__':
+    main()
