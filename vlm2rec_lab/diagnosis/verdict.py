@@ -320,34 +320,36 @@ REASONS |= {
     ),
     'damaged': (
         'undecided',
-        'Damaged: under-used or collapsed. {M} alone keeps {ratio} of what it could do in the reference, {low} to {high}: '
-        'it surely lost something, and these hits cannot tell whether half of it.',
+        'Damaged: under-used or collapsed. {M} alone keeps {ratio} of what it could do in the reference, {low} to '
+        '{high}: it surely lost something, and these hits cannot tell whether half of it.',
         'Part of it was lost in training: ' + _train + '. More users would tell how much.',
     ),
     'lost to a probe': (
         'collapsed',
-        'By its own similarity {m} of the reference finds next to nothing, but a linear probe on the reference finds it: '
-        'histories and items lie in different spaces there. Of that {m} keeps {ratio}, at most {high}, even by a probe.',
+        'By its own similarity {m} of the reference finds next to nothing, but a linear probe on the reference '
+        'finds it: histories and items lie in different spaces there. Of that {m} keeps {ratio}, at most {high}, '
+        'even by a probe.',
         'It carried information and lost it: ' + _train + '.',
     ),
     'worn to a probe': (
         'under-used',
-        'By its own similarity {m} of the reference finds next to nothing, but a linear probe on the reference finds it. '
-        'Of that {m} keeps {ratio}, at most {high}, even by a probe.',
+        'By its own similarity {m} of the reference finds next to nothing, but a linear probe on the reference '
+        'finds it. Of that {m} keeps {ratio}, at most {high}, even by a probe.',
         'Part of it was lost in training: ' + _train + '.',
     ),
     'unaligned': (
         'collapsed',
-        'A linear probe finds in {m} what it finds in the reference, but its own similarity finds {ratio} of that, at most '
-        '{high}: the information is there and histories and items still lie in different spaces.',
+        'A linear probe finds in {m} what it finds in the reference, but its own similarity finds {ratio} of that, '
+        'at most {high}: the information is there and histories and items still lie in different spaces.',
         'Learn a projection of its sequences onto its items, or ' + _train + '.',
     ),
     'missing': (
         'collapsed',
-        '{absent} of {items} items have no {m} vector that the reference has. On all items {m} keeps {ratio} of what it '
-        'could do there; among the items that have it: {there}. Vectors are missing; training is not what lost them.',
-        'Find out why {absent} vectors of {m} are missing (pictures not found, empty fields, a join that lost rows), and '
-        'encode those items again.',
+        '{absent} of {items} items have no {m} vector that the reference has. On all items {m} keeps {ratio} of '
+        'what it could do there; among the items that have it: {there}. Vectors are missing; training is not what '
+        'lost them.',
+        'Find out why {absent} vectors of {m} are missing (pictures not found, empty fields, a join that lost '
+        'rows), and encode those items again.',
     ),
     'lost': (
         'collapsed',
@@ -375,26 +377,28 @@ REASONS |= {
     ),
     'liked': (
         'collapsed',
-        'Alone, {m} gains {ratio} of what {best}, the best modality, gains over chance, at most {high}. What it adds to the'
-        ' others ({common}) it says to every user alike, as a list of best sellers would: there is no content in it.',
+        'Alone, {m} gains {ratio} of what {best}, the best modality, gains over chance, at most {high}. What it '
+        'adds to the others ({common}) it says to every user alike, as a list of best sellers would: there is no '
+        'content in it.',
         'To tell collapsed from uninformative, ' + _again + '. If it did carry content, ' + _train + '.',
     ),
     'unique': (
         'healthy',
-        'Alone, {m} is weak (it gains {ratio} of what {best} gains over chance), but the ranking needs what only it knows: '
-        'leaving it out changes NDCG by {drop}.',
+        'Alone, {m} is weak (it gains {ratio} of what {best} gains over chance), but the ranking needs what only it '
+        'knows: leaving it out changes NDCG by {drop}.',
         'Nothing to repair; judge {m} by what leaving it out costs, not by what it ranks alone.',
     ),
     'unheard': (
         'under-used',
-        'Alone, {m} is weak (it gains {ratio} of what {best} gains over chance), but it knows what the others do not: heard '
-        'as loud as it deserves it would add {added}. This fusion does not use it: leaving it out changes NDCG by {drop}.',
+        'Alone, {m} is weak (it gains {ratio} of what {best} gains over chance), but it knows what the others do '
+        'not: heard as loud as it deserves it would add {added}. This fusion does not use it: leaving it out '
+        'changes NDCG by {drop}.',
         "Give {m} another weight (fuse={{'{m}': 2, ...}}), score on concatenation, or train with loss='per-modality'.",
     ),
     'unique unclear': (
         'undecided',
-        'Alone, {m} is weak (it gains {ratio} of what {best} gains over chance, at most {high}); whether it knows something '
-        'that the others do not cannot be told (it adds {added}; leaving it out changes NDCG by {drop}).',
+        'Alone, {m} is weak (it gains {ratio} of what {best} gains over chance, at most {high}); whether it knows '
+        'something that the others do not cannot be told (it adds {added}; leaving it out changes NDCG by {drop}).',
         'Bring more users, or ' + _again + '.',
     ),
     'silent': (
@@ -441,21 +445,21 @@ REASONS |= {
     ),
     'use unclear': (
         'undecided',
-        '{M} ranks well alone; whether the fused ranking listens cannot be told (leaving it out changes NDCG by {drop}, '
-        'and its items move {share} of the score).',
+        '{M} ranks well alone; whether the fused ranking listens cannot be told (leaving it out changes NDCG by '
+        '{drop}, and its items move {share} of the score).',
         'Bring more users.',
     ),
     'hurts': (
         'healthy',
-        '{M} ranks well alone and moves {share} of the fused score, but it hurts there: the ranking is better without it: '
-        '{drop}.',
-        'The vectors of {m} are fine, their fusion is not: give {m} less weight, score on concatenation, or leave it out '
-        'of the fused score.',
+        '{M} ranks well alone and moves {share} of the fused score, but it hurts there: the ranking is better '
+        'without it: {drop}.',
+        'The vectors of {m} are fine, their fusion is not: give {m} less weight, score on concatenation, or leave '
+        'it out of the fused score.',
     ),
     'drowned': (
         'healthy',
-        '{M} ranks well alone, and no other modality does. Little of it reaches the fused ranking, where the others drown '
-        'it: leaving it out changes NDCG by {drop}.',
+        '{M} ranks well alone, and no other modality does. Little of it reaches the fused ranking, where the others '
+        'drown it: leaving it out changes NDCG by {drop}.',
         'Repair the other modalities, or leave them out of the fused score.',
     ),
 }
@@ -470,8 +474,8 @@ REASONS |= {
     ),
     'needed unclear': (
         'healthy',
-        '{M} ranks well alone and moves {share} of the fused score; whether the ranking needs it cannot be told (leaving '
-        'it out changes NDCG by {drop}).',
+        '{M} ranks well alone and moves {share} of the fused score; whether the ranking needs it cannot be told '
+        '(leaving it out changes NDCG by {drop}).',
         'Nothing to repair.',
     ),
     'used': (
