@@ -57,18 +57,27 @@ def _gains_with(task, rest, part, factors):
     return np.stack([metric_at_k(Ranks(above, ties, None), task.k) for above, ties in found], 1)
 
 # %% ../../nbs/04_diagnosis/01b_adds.ipynb #ad00000d
-def _cross_fitted(
-    got,  # [users, options]
-    half,  # bool [users] in which half a user is
-):  # -> [users]
-    "Each user's gain by the option that ranks best for the other half."
-    out = got[:, 0].copy()
-    for h in (False, True):
-        if (half != h).any():
-            out[half == h] = got[half == h, got[half != h].mean(0).argmax()]
-    return out
+def _chosen(got):
+    "The option that ranks best, 0 where none beats it by a standard error; `got` is [users, options]."
+    more = got - got[:, :1]
+    mean, error = more.mean(0), more.std(0) / max(len(got), 1) ** 0.5
+    return int(np.where(mean > error, mean, 0).argmax())
 
-# %% ../../nbs/04_diagnosis/01b_adds.ipynb #ad00000f
+# %% ../../nbs/04_diagnosis/01b_adds.ipynb #ad00000e
+def _cross_fitted(
+    got,  # [users, options], the first of them the one to beat
+    seed=0,  # of the halves
+    times=20,  # divisions into halves
+):  # -> [users]
+    "Each user's gain by the option that ranks best for the other half, mean over divisions."
+    rng, out = np.random.default_rng(seed), np.zeros(len(got))
+    for _ in range(times if len(got) > 1 else 0):
+        half = rng.permutation(len(got)) % 2 == 0
+        for h in (half, ~half):
+            out[h] += got[h, _chosen(got[~h])]
+    return out / times
+
+# %% ../../nbs/04_diagnosis/01b_adds.ipynb #ad000010
 def added_gain(
     task,  # Task
     modality,  # which one
@@ -85,15 +94,14 @@ def added_gain(
     spread = _spread_of_scores(items, users)
     if spread < 1e-6:
         return np.zeros(len(users)), np.zeros(len(users))
-    half = np.random.default_rng(seed).permutation(len(users)) % 2 == 0
     weights = [f * _spread_of_scores(*rest) / spread for f in factors]
     louder = spread / max(_spread_of_scores(items, mean[:1]), 1e-3 * spread)
     same = _gains_with(task, rest, (centred, mean), [0, *weights, *(louder * w for w in weights)])
     whole = _gains_with(task, rest, (centred, users), weights)
-    best = _cross_fitted(same, half)
-    return _cross_fitted(np.concatenate([same[:, :1], whole], 1), half) - best, best - same[:, 0]
+    best = _cross_fitted(same, seed)
+    return _cross_fitted(np.concatenate([same[:, :1], whole], 1), seed) - best, best - same[:, 0]
 
-# %% ../../nbs/04_diagnosis/01b_adds.ipynb #ad000016
+# %% ../../nbs/04_diagnosis/01b_adds.ipynb #ad000017
 def popularity_gain(
     task,  # Task
 ):  # -> [users] NDCG@k, ties at their expected value

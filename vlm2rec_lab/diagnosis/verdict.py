@@ -28,7 +28,8 @@ RULES = dict(
     absent=0.05,  # a modality that more of the items lack is judged among those that have it
     unused=0.1,  # share of the fused lift (knockout) and of the fused score's variance
     sure=3,  # standard errors from which what it adds to the others is a fact
-    faint=2,  # and below which it is nothing
+    faint=2,  # and below which it is nothing; half of it where it is surely better than chance alone
+    adds=0.02,  # least of it that counts, as a share of the best modality's lift
     dim=0.5,  # no reference: upper end of lift / probe, and of lift / best modality's lift, for under-used
     hits=50,  # expected hits of the best view below which intervals are wider
 )
@@ -158,15 +159,18 @@ def _errors(e):
     return e.value / max((e.high - e.low) / 3.92, 1e-12)
 
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #b7e21a08
-def _knows_alone(added, common, drop, rules):
-    "'yes', 'no', 'open', or 'liked' where a weak modality adds only what it says to everyone alike."
-    own, sure, faint = _errors(added), rules['sure'], rules['faint']
-    costly = _errors(drop) >= sure
-    if own >= sure or (costly and own >= faint):
+def _knows_alone(own, added, common, drop, floor, rules):
+    """'yes', 'no' or 'open': whether a weak modality adds something of its own; 'liked' where it adds only what it says
+    to everyone alike."""
+    mine, others, sure = _errors(added), _errors(common), rules['sure']
+    mine = mine if mine and added.value >= floor else 0
+    others = others if others and common.value >= floor else 0
+    faint, costly = rules['faint'] / (2 if own.above else 1), _errors(drop) >= sure and drop.value >= floor
+    if mine >= sure or (costly and mine >= faint):
         return 'yes'
-    if own >= faint or (costly and _errors(common) < faint):
+    if mine >= faint or (costly and others < faint):
         return 'open'
-    return 'liked' if _errors(common) >= sure else 'no'
+    return 'liked' if others >= sure else 'no'
 
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #b7e21a09
 def _weak_but_alone(added, drop):
@@ -181,10 +185,10 @@ def _finds_less(own, probe, limit, level=0.95):
     return probe is not None and probe.above and own.over(probe, level).high < limit
 
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #b7e21a10
-def _silence(own, ratio, probe, added, common, drop, rules, level):
+def _silence(own, ratio, probe, added, common, drop, floor, rules, level):
     "The reason without a reference ('' if nothing is wrong), and the ratio that it speaks of."
     if ratio.low < rules['collapsed']:
-        alone = _knows_alone(added, common, drop, rules)
+        alone = _knows_alone(own, added, common, drop, floor, rules)
         if alone == 'yes':
             return _weak_but_alone(added, drop), ratio
         if ratio.high >= rules['collapsed']:
@@ -269,8 +273,8 @@ def judge(
 ):  # -> reason (a key of REASONS), Estimate of lift / ceiling or lift / best
     "Reason of one modality's verdict; assumes enough users and at least one view above chance."
     several = list(best) if isinstance(best, (list, tuple)) else [best]
-    ratio, alone = own.beside(several, level), (probe, added, common, drop)
-    scale = several[0].value if scale is None else scale
+    ratio, floor = own.beside(several, level), rules['adds'] * several[0].value
+    scale, alone = several[0].value if scale is None else scale, (probe, added, common, drop, floor)
     early, ratio = _before_use(own, ratio, ceiling, known, scale, alone, rules, level)
     if early:
         return early, ratio
