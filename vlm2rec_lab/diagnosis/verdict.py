@@ -175,8 +175,10 @@ def _knows_alone(own, added, common, drop, floor, rules):
     return 'liked' if others >= sure else 'no'
 
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #b7e21a09
-def _weak_but_alone(added, drop):
+def _weak_but_alone(added, drop, rules):
     "The reason of a weak modality that knows something of its own: by what the fused ranking makes of it."
+    if drop.high < rules['unused'] * added.value:
+        return 'unheard'
     if drop.low > 0:
         return 'unique'
     return 'unheard' if drop.high < added.value / 2 else 'unique unclear'
@@ -192,7 +194,7 @@ def _silence(own, ratio, probe, added, common, drop, floor, rules, level):
     if ratio.low < rules['collapsed']:
         alone = _knows_alone(own, added, common, drop, floor, rules)
         if alone == 'yes':
-            return _weak_but_alone(added, drop), ratio
+            return _weak_but_alone(added, drop, rules), ratio
         if ratio.high >= rules['collapsed']:
             return 'silence unclear', ratio
         if alone == 'open':
