@@ -321,9 +321,10 @@ def collapse_report(
     shared, more = shared_evidence(task, raw, best, bootstrap, seed)
     shared |= _beside_popularity(task, raw, bootstrap, seed)
     found = _tempered(found, shared, task.k) if len(task.targets) >= rules['users'] else found
-    notes = [*(str(w.message) for w in caught), *said[:-1], *more, *_sample_note(raw, task, seed), *said[-1:]]
+    notes = [*(str(w.message) for w in caught), *said[:-1], *more, *_sample_note(raw, task, seed)]
     if sets is not None:
         notes.append('each user is asked for a set; the report looks at one item of it, and leaves the others out')
     gathered = task, raw, found, shared, best, notes, ceilings, titles, name
     data = as_data(*gathered, *sizes, seen is not None, rules) | read_downstream(downstream)
+    data |= dict(power=said[-1], protocol=f'{data["protocol"]} {said[-1]}')
     return Report(data, {v: g for v, g in raw['gains'].items() if not isinstance(v, tuple)}, task.targets)
