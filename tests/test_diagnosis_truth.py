@@ -372,3 +372,11 @@ def test_vectors_that_are_all_alike_are_named(which, fuse):
     for m in which:
         assert (r.modalities[m]['verdict'], r.modalities[m]['reason']) == ('collapsed', 'alike')
     assert 'nan' not in repr(r).lower()
+
+
+def test_weak_with_something_of_its_own_but_badly_fused_is_a_matter_of_the_fusion():
+    apart = world(1000, 200, 100, sees={'text': range(6), 'image': range(6, 8)})
+    x = image(apart)
+    assert (x['verdict'], x['reason']) == ('healthy', 'misheard')
+    assert 'at its best weight it would add +0.' in x['sentence']
+    assert x['evidence']['drop_mean']['high'] < 0 and 'changes NDCG by +0.' in x['sentence']

@@ -175,13 +175,13 @@ def _knows_alone(own, added, common, drop, floor, rules):
     return 'liked' if others >= sure else 'no'
 
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #b7e21a09
-def _weak_but_alone(added, drop, rules):
+def _weak_but_alone(added, drop, share, rules):
     "The reason of a weak modality that knows something of its own: by what the fused ranking makes of it."
-    if drop.high < rules['unused'] * added.value:
+    if share.high < rules['unused'] and drop.high < rules['unused'] * added.value:
         return 'unheard'
     if drop.low > 0:
         return 'unique'
-    return 'unheard' if drop.high < added.value / 2 else 'unique unclear'
+    return 'misheard' if share.value >= rules['unused'] else 'unique unclear'
 
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #7ccb560c
 def _finds_less(own, probe, limit, level=0.95):
@@ -189,12 +189,12 @@ def _finds_less(own, probe, limit, level=0.95):
     return probe is not None and probe.above and own.over(probe, level).high <= limit
 
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #b7e21a10
-def _silence(own, ratio, probe, added, common, drop, floor, rules, level):
+def _silence(own, ratio, probe, added, common, drop, share, floor, rules, level):
     "The reason without a reference ('' if nothing is wrong), and the ratio that it speaks of."
     if ratio.low < rules['collapsed']:
         alone = _knows_alone(own, added, common, drop, floor, rules)
         if alone == 'yes':
-            return _weak_but_alone(added, drop, rules), ratio
+            return _weak_but_alone(added, drop, share, rules), ratio
         if ratio.high >= rules['collapsed']:
             return 'silence unclear', ratio
         if alone == 'open':
@@ -278,7 +278,7 @@ def judge(
     "Reason of one modality's verdict; assumes enough users and at least one view above chance."
     several = list(best) if isinstance(best, (list, tuple)) else [best]
     ratio, floor = own.beside(several, level), rules['adds'] * several[0].value
-    scale, alone = several[0].value if scale is None else scale, (probe, added, common, drop, floor)
+    scale, alone = several[0].value if scale is None else scale, (probe, added, common, drop, share, floor)
     early, ratio = _before_use(own, ratio, ceiling, known, scale, alone, rules, level)
     if early:
         return early, ratio
@@ -402,6 +402,12 @@ REASONS |= {
         'not: heard as loud as it deserves it would add {added}. This fusion does not use it: leaving it out '
         'changes NDCG by {drop}.',
         "Give {m} another weight (fuse={{'{m}': 2, ...}}), score on concatenation, or train with loss='per-modality'.",
+    ),
+    'misheard': (
+        'healthy',
+        'Alone, {m} is weak (it gains {ratio} of what {best} gains over chance), but it knows what the others do '
+        'not: at its best weight it would add {added}. As it is fused here, leaving it out changes NDCG by {drop}.',
+        'The vectors of {m} are fine, their fusion is not: score on concatenation, with another weight for {m}.',
     ),
     'unique unclear': (
         'undecided',
