@@ -70,11 +70,23 @@ def _rank_all(task, views, rows, permutations, seed, progress):
         bar.update()
     return ranked, shapley, nulls, permuted, probes, weights, few
 
+# %% ../../nbs/04_diagnosis/04_measure.ipynb #c21d0a05
+def _beyond_luck(few, m, seed, n=6):
+    "Own and common gain of a modality over the others, its own less what the same vectors gain with shuffled items."
+    found = added_gain(few, m, seed=seed)
+    if found is None or found[0].mean() <= 0:
+        return found
+    rng, luck = np.random.default_rng(seed + 3), []
+    for _ in range(n):
+        shuffled = {**few.items, m: few.items[m][rng.permutation(few.n_items)]}
+        luck.append(added_gain(replace(few, items=shuffled), m, seed=seed)[0].mean())
+    return found[0] - max(np.mean(luck) + 3 * np.std(luck, ddof=1), 0), found[1]
+
 # %% ../../nbs/04_diagnosis/04_measure.ipynb #c21d0a02
-def _added(task, few, gains, seed, weak=0.5):
+def _added(few, gains, chance, seed, weak=0.5):
     "Modality -> own and common gain over the others, of each that has less than `weak` of the best modality's lift."
-    lift = {m: _mean(gains[m] - task.chance) for m in task.items}
-    found = {m: added_gain(few, m, seed=seed) for m, x in lift.items() if x < weak * max(lift.values())}
+    lift = {m: _mean(gains[m] - chance) for m in few.items}
+    found = {m: _beyond_luck(few, m, seed) for m, x in lift.items() if x < weak * max(lift.values())}
     return {m: x for m, x in found.items() if x is not None}
 
 # %% ../../nbs/04_diagnosis/04_measure.ipynb #c21d0a04
@@ -107,7 +119,7 @@ def measure(
         gains={v: metric_at_k(x, task.k) for v, x in ranked.items()} | probes | before,
         hits={v: metric_at_k(x, task.k, 'HR') for v, x in ranked.items()},
         nulls=nulls | {v: nulls[v[1]] for v in probes} | {v: nulls['reference', v[1]] for v in before},
-        added=_added(task, few, alone, seed),
+        added=_added(few, alone, task.chance, seed),
         moves=rank_moves(few),
         weights=weights,
         shapley=shapley,
