@@ -95,7 +95,7 @@ def _of_reference(ceilings, seed):
     out = {('reference probe', m): probe_gain(t, m, seed=seed) for m, t in ceilings.items()}
     for m, t in ceilings.items():
         others = np.random.default_rng(seed).permutation(len(t.targets))
-        out['reference, other users', m] = fused_gain(t, sequences={m: t.sequences[m][others]})
+        out['reference, other users', m] = fused_gain(t, {m: t.items[m]}, {m: t.sequences[m][others]})
     return out
 
 # %% ../../nbs/04_diagnosis/04_measure.ipynb #b1f4b804
