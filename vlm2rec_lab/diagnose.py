@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'Report', 'collapse_report', 'as_data', 'SideBySide', 'side_by_side', 'compare', 'pair_html', 'RULES',
-           'VERDICTS', 'REASONS', 'worst', 'Lift', 'lifts', 'metric_at_k_mean', 'judge', 'explain', 'read_inputs',
-           'read_reference', 'gradient_shares', 'read_downstream', 'reasons', 'decide', 'about_fusion', 'present',
-           'where_present', 'Task', 'fused_gain', 'knockout_mean', 'knockout_permuted', 'shuffled_gain',
+           'VERDICTS', 'REASONS', 'worst', 'severity', 'Lift', 'lifts', 'metric_at_k_mean', 'judge', 'explain',
+           'read_inputs', 'read_reference', 'gradient_shares', 'read_downstream', 'reasons', 'decide', 'about_fusion',
+           'present', 'where_present', 'Task', 'fused_gain', 'knockout_mean', 'knockout_permuted', 'shuffled_gain',
            'shapley_values', 'score_variance', 'rank_moves', 'probe_gain', 'better_weights', 'EVIDENCE', 'Line',
            'estimates', 'measure', 'modality_evidence', 'shared_evidence', 'missing_curve', 'missing_said',
            'encoded_missing', 'without_contents', 'memory_evidence', 'exchanged', 'equal_spectrum', 'effective_rank',
@@ -30,10 +30,11 @@ from vlm2rec_lab.diagnosis.verdict import (
     judge,
     lifts,
     metric_at_k_mean,
+    severity,
     worst,
 )
 
-_all_ = ['RULES', 'VERDICTS', 'REASONS', 'worst', 'Lift', 'lifts', 'metric_at_k_mean', 'judge', 'explain']
+_all_ = ['RULES', 'VERDICTS', 'REASONS', 'worst', 'severity', 'Lift', 'lifts', 'metric_at_k_mean', 'judge', 'explain']
 _all_ = ['read_inputs', 'read_reference', 'gradient_shares', 'read_downstream']
 _all_ = ['reasons', 'decide', 'about_fusion', 'present', 'where_present']
 

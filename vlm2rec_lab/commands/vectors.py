@@ -56,16 +56,17 @@ def given_vectors(
     return read_vectors(whole) if whole else read_task(items, sequences, **kw)
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #9b23027b
-def _vector_options(add, k, **more):
-    "Options of vectors from files, their fusion and the cut-off `k`."
+def _vector_options(add, k, default='sum', **more):
+    "Options of vectors from files, their fusion (without a default, by the vectors) and the cut-off `k`."
     whole = 'arrays items/<modality>, sequences/<modality>, targets, and perhaps seen_offsets with seen_items, titles'
     add('vectors', nargs='?', metavar='VECTORS.npz', help=whole)
     items = 'in its place: .parquet, .npz or .safetensors with a column of vectors per modality, and item_id and title'
     add('--items', metavar='FILE', help=items)
     users = 'the same for the users, with the item_id of the next item in the column target, and perhaps seen'
     add('--sequences', metavar='FILE', help=users)
-    fuse = 'sum, mean (ranks the same), concat, or weights such as text=0.7,image=0.3 (default: sum)'
-    add('--fuse', type=fusion, default='sum', help=fuse)
+    otherwise = default or 'sum, or concat where the dimensions differ'
+    fuse = f'sum, mean (ranks the same), concat, or weights such as text=0.7,image=0.3 (default: {otherwise})'
+    add('--fuse', type=fusion, default=default, help=fuse)
     cutoff = 'cut-off of the metrics (default: %(default)s)'
     add('--k', type=count, default=k, metavar='K', help=cutoff, **more)
 
@@ -89,13 +90,13 @@ def evaluate(
 # %% ../../nbs/11a_commands/07_vectors.ipynb #efa81cce
 def _report_options(add):
     "Options of `report`."
-    _vector_options(add, 10)
+    _vector_options(add, 10, None)
     add('--reference', metavar='BEFORE.npz', help='vectors of the same items and users before fine-tuning')
     for side in ('items', 'sequences'):
         add(f'--reference-{side}', metavar='FILE', help=f'the same as a file of the {side}')
     add('--control', metavar='CONTROL.npz', help='vectors of the same training with contents exchanged between items')
     add('--out', default='report.html', help='.html, .json or .md file to write (default: report.html)')
-    fail = f'exit with status 3 for this overall verdict or a worse one: {listed("verdicts")}'
+    fail = f'exit with status 3 for this overall verdict or a worse one: {listed("verdicts")} (or damaged)'
     add('--fail-on', metavar='VERDICT', help=fail)
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #221f4460
@@ -138,7 +139,7 @@ def report(
     _check_report(o)
     from vlm2rec_lab.diagnosis.headline import by_command
     from vlm2rec_lab.diagnosis.report import collapse_report
-    from vlm2rec_lab.diagnosis.verdict import VERDICTS
+    from vlm2rec_lab.diagnosis.verdict import VERDICTS, severity
 
     vectors, titles = given_vectors(o.vectors, o.items, o.sequences)
     reference, control = _reference(o, vectors['targets']), _control(o)
@@ -146,8 +147,9 @@ def report(
     how = dict(fuse=o.fuse, k=o.k, seed=o.seed, titles=titles, name=Path(o.vectors or o.sequences).name)
     found = by_command(collapse_report(**vectors, reference=reference, control=control, **how), 'report')
     print(f'{found}\nreport: {found.save(o.out)}\n{o.command}')
-    if o.fail_on and VERDICTS[found.verdict] >= VERDICTS[o.fail_on]:
-        print(f'verdict {found.verdict}: fails on {o.fail_on} or worse', file=sys.stderr)
+    if o.fail_on and severity(found.modalities) >= VERDICTS[o.fail_on]:
+        word = found.verdict + ('' if VERDICTS[found.verdict] >= VERDICTS[o.fail_on] else ', but damaged')
+        print(f'verdict {word}: fails on {o.fail_on} or worse', file=sys.stderr)
         return 3
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #eb7f222a

@@ -1,0 +1,382 @@
+"""Verdicts and sentences that must be true where modalities are weak, references strange, vectors missing, hits few."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from vlm2rec_lab.base.errors import DataWarning
+from vlm2rec_lab.cli import main
+from vlm2rec_lab.diagnosis.adds import added_gain, popularity_gain
+from vlm2rec_lab.diagnosis.decision import where_missing
+from vlm2rec_lab.diagnosis.evidence import Task, fused_gain
+from vlm2rec_lab.diagnosis.inputs import read_fusion
+from vlm2rec_lab.diagnosis.report import collapse_report
+from vlm2rec_lab.diagnosis.verdict import REASONS, VERDICTS, Lift, judge, rivals, severity
+from vlm2rec_lab.diagnosis.worlds import hurt, world
+from vlm2rec_lab.ranking.evaluate import Estimate
+
+SIDES = ('items', 'sequences')
+QUICK = dict(permutations=5, bootstrap=400, progress=False)
+
+
+def judged(w, reference=None, **more):
+    "A report whose warnings are expected."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        warnings.simplefilter('error', RuntimeWarning)
+        return collapse_report(**w, reference=reference, **QUICK, **more)
+
+
+def image(w, reference=None, **more):
+    "What the report says of the image."
+    return judged(w, reference, **more).modalities['image']
+
+
+def before(w):
+    "A world as the reference of another."
+    return {side: w[side] for side in SIDES}
+
+
+def grouped(users=1000, seed=9000, size=8, fuse='concat'):
+    "The text tells the group of an item, the image which of the group it is."
+    rng, item = np.random.default_rng(seed), np.arange(400)
+    y = rng.integers(0, 400, users)
+    base = {'text': rng.normal(size=(400 // size, 24))[item // size], 'image': rng.normal(size=(size, 24))[item % size]}
+    items = {m: x + 0.2 * rng.normal(size=x.shape) for m, x in base.items()}
+    sequences = {m: x[y] + 0.6 * rng.normal(size=(users, 24)) for m, x in base.items()}
+    return dict(items=items, sequences=sequences, targets=y, fuse=fuse)
+
+
+def coloured(users=1000, seed=0, fuse='sum'):
+    "The text tells what an item is about, the image only which of four colours it has."
+    rng = np.random.default_rng(seed)
+    z, taste = rng.normal(size=(300, 8)), rng.normal(size=(users, 8))
+    colour, likes = rng.integers(0, 4, 300), rng.integers(0, 4, users)
+    score = taste @ z.T / 8**0.5 + 1.5 * (colour == likes[:, None]) + 0.3 * rng.gumbel(size=(users, 300))
+    hue, turn = rng.normal(size=(4, 16)), rng.normal(size=(8, 16)) / 4
+    sides = {'items': (z, colour, 0.3), 'sequences': (taste, likes, 0.5)}
+    told = {
+        side: {
+            'text': x @ turn + 0.2 * rng.normal(size=(len(x), 16)),
+            'image': hue[c] + noise * rng.normal(size=(len(x), 16)),
+        }
+        for side, (x, c, noise) in sides.items()
+    }
+    return dict(told, targets=score.argmax(1), fuse=fuse)
+
+
+def best_sellers(seed=2):
+    "An image that knows nothing but roughly what sells, and says so to every user."
+    w, rng = world(1000, 300, seed, popular=0.1), np.random.default_rng(seed)
+    sold = np.bincount(w['targets'], minlength=300) + 10.0 * rng.normal(size=300)
+    w['items']['image'] = sold[:, None] / 10 * np.eye(1, 16) + 3 * np.eye(1, 16, 1)
+    w['sequences']['image'] = np.tile(np.eye(1, 16), (1000, 1))
+    return w | dict(fuse='concat')
+
+
+@pytest.mark.parametrize('users', [300, 1000, 5000])
+@pytest.mark.parametrize('make', [grouped, lambda u, s: grouped(u, s, 4, 'sum'), coloured], ids=['8', '4', 'colours'])
+def test_a_weak_modality_that_is_alone_in_what_it_knows_is_no_death(make, users):
+    for seed in (1, 2):
+        x = image(make(users, seed))
+        assert (x['verdict'], x['reason']) == ('healthy', 'unique')
+        assert 'weak' in x['sentence'] and 'only it knows' in x['sentence']
+
+
+def test_the_example_of_the_issue():
+    x = image(grouped())
+    assert x['verdict'] == 'healthy'
+    assert 'leaving it out changes NDCG by -0.4' in x['sentence']
+    assert x['evidence']['added']['low'] > 0.4
+
+
+def test_weak_and_needed_but_not_heard_is_under_used():
+    x = image(grouped(fuse={'text': 1, 'image': 0.002}))
+    assert (x['verdict'], x['reason']) == ('under-used', 'unheard')
+    assert 'would add +0.' in x['sentence']
+
+
+DEATHS = ['noise', 'noise in items', 'noise in sequences', 'permuted', 'constant']
+
+
+@pytest.mark.parametrize('how', DEATHS)
+@pytest.mark.parametrize('fuse', ['sum', 'concat'])
+def test_the_dead_are_named_without_a_reference(how, fuse):
+    for users in (300, 1000):
+        x = image(hurt(world(users, 300, 3), 'image', how) | dict(fuse=fuse))
+        assert x['verdict'] == 'collapsed', (users, x['sentence'])
+
+
+def test_what_sells_is_no_content():
+    x = image(best_sellers())
+    e = x['evidence']
+    assert (x['verdict'], x['reason']) == ('collapsed', 'liked')
+    assert e['added_common']['low'] > 0 >= e['added']['low']
+    assert 'to every user alike' in x['sentence']
+
+
+def test_a_modality_alone_has_no_others_to_add_to():
+    w = world()
+    only = Task.of({'a': w['items']['text']}, {'a': w['sequences']['text']}, w['targets'])
+    assert added_gain(only, 'a') is None
+
+
+@pytest.mark.parametrize('fuse', ['sum', 'concat', {'text': 1, 'image': 3}, 'own'])
+def test_what_is_added_can_be_asked_of_every_fusion(fuse):
+    def own(vectors):
+        return np.concatenate(list(vectors.values()), 1)
+
+    task = Task.of(**(grouped() | dict(fuse=own if fuse == 'own' else fuse)))
+    mine, common = added_gain(task, 'image')
+    assert 0.4 < mine.mean() < 0.6
+    assert abs(common.mean()) < 0.02
+    assert len(mine) == 1000
+
+
+def test_a_modality_that_hurts_is_said_to_hurt():
+    noisy = world(noise={'text': 2, 'image': 4})
+    r = judged(noisy)
+    x, without = r.modalities['image'], Task.of(**noisy)
+    rise = fused_gain(without, modalities=['text']).mean() - fused_gain(without).mean()
+    if x['reason'] == 'hurts':
+        assert f'{rise:+.3f}'[:4] in x['sentence']
+    loud = judged(world(noise={'text': 0.2, 'image': 1.2}))
+    x = loud.modalities['image']
+    assert x['reason'] == 'hurts'
+    assert 'the ranking is better without it: +0.' in x['sentence']
+    assert 'better without image' in loud.data['summary']
+    assert not any(m['advice'] == 'Nothing to repair.' for m in loud.modalities.values())
+
+
+def test_no_sentence_says_that_ndcg_falls_by_what_a_permutation_costs():
+    assert not any('falls by' in sentence for _, sentence, _ in REASONS.values())
+    x = image(world())
+    e = x['evidence']['drop_mean']
+    assert f'{-e["value"]:+.3f} [{-e["high"]:+.3f}, {-e["low"]:+.3f}]' in x['sentence']
+
+
+def sure(x, above=True):
+    "A Lift without any spread."
+    return Lift(x, np.full(100, x), np.full(100, x), above)
+
+
+def exactly(x):
+    "An Estimate without any spread."
+    return Estimate(x, x, x)
+
+
+def test_the_only_living_modality_is_not_said_by_another():
+    asked = dict(best=sure(0.2), fused=sure(0.05), drop=exactly(0.01), share=exactly(0.4))
+    assert judge(sure(0.2), living=True, **asked)[0] == 'spare'
+    assert judge(sure(0.2), living=False, **asked)[0] == 'drowned'
+
+
+def turned(w, modalities=('text', 'image')):
+    "A reference whose histories and items lie in different spaces."
+    rng, out = np.random.default_rng(7), {side: dict(w[side]) for side in SIDES}
+    for m in modalities:
+        out['sequences'][m] = w['sequences'][m] @ np.linalg.qr(rng.normal(size=(16, 16)))[0]
+    return out
+
+
+@pytest.mark.parametrize('turn', [('text', 'image'), ('image',)])
+@pytest.mark.parametrize('how', ['noise', 'permuted'])
+def test_a_death_beside_an_unaligned_reference_is_a_death(turn, how):
+    w = world(1000, 300, 5)
+    x = image(hurt(w, 'image', how), turned(w, turn))
+    assert (x['verdict'], x['reason']) == ('collapsed', 'lost to a probe')
+    assert 'linear probe on the reference' in x['sentence']
+
+
+def test_health_beside_an_unaligned_reference_is_health():
+    w = world(1000, 300, 5)
+    assert image(w, turned(w))['verdict'] == 'healthy'
+
+
+def test_vectors_that_are_still_unaligned_are_not_healthy():
+    w = world(1000, 300, 5)
+    x = image({**w, **turned(w, ['image'])}, turned(w))
+    assert (x['verdict'], x['reason']) == ('collapsed', 'unaligned')
+
+
+@pytest.mark.parametrize('side', SIDES)
+@pytest.mark.parametrize('popular', [0, 1.5])
+def test_a_reference_in_another_order_is_warned_of_and_not_believed(side, popular):
+    w = world(1000, 300, 5, popular=popular)
+    n = len(w['targets']) if side == 'sequences' else 300
+    order = np.random.default_rng(0).permutation(n)
+    mixed = before(w) | {side: {m: x[order] for m, x in w[side].items()}}
+    with pytest.warns(DataWarning, match='probably those of other users or items'):
+        r = collapse_report(**hurt(w, 'image'), reference=mixed, **QUICK)
+    assert r.modalities['image']['verdict'] == 'collapsed'
+    assert sum('other users or items' in n for n in r.data['notes']) == 1
+
+
+def test_what_was_never_there_stays_uninformative():
+    w = world(1000, 300, 5, mute=['image'])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        r = collapse_report(**w, reference=before(w), **QUICK)
+    assert r.modalities['image']['verdict'] == 'uninformative'
+
+
+@pytest.mark.parametrize(
+    'low, value, high, why', [(0.55, 0.6, 0.8, 'worn'), (0.4, 0.5, 0.6, 'damaged'), (0.3, 0.4, 0.5, 'lost')]
+)
+def test_damage_is_settled_only_by_the_interval(low, value, high, why):
+    own = Lift(value, np.linspace(low, high, 100), np.linspace(low, high, 100), True)
+    said, ratio = judge(own, sure(1.0), sure(1.0), exactly(0.5), exactly(0.5), ceiling=sure(1.0))
+    assert said == why
+    assert low <= ratio.low <= ratio.high <= high
+
+
+def part_dead(w, share, seed=0):
+    "A world in which a share of the users has lost its image."
+    rng, x = np.random.default_rng(seed), w['sequences']['image'].copy()
+    gone = rng.random(len(x)) < share
+    x[gone] = rng.normal(size=(gone.sum(), x.shape[1])) * x.std()
+    return {**w, 'sequences': {**w['sequences'], 'image': x}}
+
+
+def test_a_modality_dead_for_half_of_the_users_is_damaged():
+    w = world(600, 300, 1)
+    r = judged(part_dead(w, 0.5), before(w))
+    x = r.modalities['image']
+    assert (x['verdict'], x['reason']) == ('undecided', 'damaged')
+    assert x['sentence'].startswith('Damaged: under-used or collapsed.')
+    assert 'Damaged' in r.data['summary'] and 'Nothing can be said' not in r.data['summary']
+    assert severity(r.modalities) == VERDICTS['under-used'] > VERDICTS[r.verdict]
+
+
+def test_damage_does_not_pass_a_gate(tmp_path, capsys):
+    w, old = part_dead(world(600, 300, 1), 0.5), before(world(600, 300, 1))
+    for name, sides in (('now', w), ('old', old)):
+        arrays = {f'{side}/{m}': x for side in SIDES for m, x in sides[side].items()}
+        np.savez(tmp_path / f'{name}.npz', targets=w['targets'], **arrays)
+    argv = ['report', str(tmp_path / 'now.npz'), '--reference', str(tmp_path / 'old.npz'), '--out']
+    argv += [str(tmp_path / 'r.json'), '--fail-on']
+    assert main([*argv, 'under-used']) == 3
+    assert 'undecided, but damaged: fails on under-used' in capsys.readouterr().err
+    assert not main([*argv, 'collapsed'])
+
+
+def heavy(users, seed=0, power=1.5):
+    "Both modalities with a heavy-tailed spectrum, and users who look at every direction."
+    rng, dims = np.random.default_rng(seed), 24
+    z, taste = rng.normal(size=(400, dims)), rng.normal(size=(users, dims))
+    y = (taste @ z.T / dims**0.5 + 0.2 * rng.gumbel(size=(users, 400))).argmax(1)
+    loud = np.arange(1, dims + 1) ** (-power / 2)
+    out = dict(items={}, sequences={}, targets=y, fuse='concat')
+    for m, noise in (('text', 0.2), ('image', 0.4)):
+        out['items'][m], out['sequences'][m] = [(x + noise * rng.normal(size=x.shape)) * loud for x in (z, taste)]
+    return out
+
+
+@pytest.mark.parametrize('users', [300, 1000, 5000])
+@pytest.mark.parametrize('power', [1.0, 2.0])
+def test_heavy_tails_stay_healthy_as_users_come(users, power):
+    w = heavy(users, power=power)
+    assert {x['verdict'] for x in judged(w).modalities.values()} == {'healthy'}
+    if users == 5000:
+        assert 'linear probe on the same vectors finds more' in judged(w).modalities['text']['sentence']
+
+
+def test_all_that_may_be_the_best_are_rivals():
+    rng = np.random.default_rng(0)
+    near = {m: Lift(v, v + 0.02 * rng.normal(size=999), v + 0.02, True) for m, v in (('a', 1.0), ('b', 0.99))}
+    far = near | {'c': Lift(0.5, 0.5 + 0.02 * rng.normal(size=999), np.full(999, 0.5), True)}
+    assert rivals(far) == ['a', 'b']
+    e = far['c'].beside([far[m] for m in rivals(far)])
+    each = [far['c'].over(far[m]) for m in 'ab']
+    assert (e.value, e.low, e.high) == (each[0].value, min(x.low for x in each), max(x.high for x in each))
+
+
+def test_a_report_says_what_its_hits_can_show():
+    clear = judged(world())
+    assert 'hits' in clear.data['power'] and 'can be told from none' in clear.data['power']
+    assert clear.data['power'] in repr(clear) and clear.data['notes'] == []
+    found = fused_gain(Task.of(**world()), modalities=['text'], metric='HR').sum()
+    assert abs(clear.data['hits'] - found) < 0.1
+    poor = judged(world(150, 2000, 1, noise={'text': 1.5, 'image': 1.6}), fuse='concat')
+    assert 'a collapse could not be told from half a loss' in poor.data['power']
+    assert poor.data['hits'] < 20
+
+
+def test_health_without_a_reference_is_relative():
+    r, known = judged(world()), judged(world(), before(world()))
+    assert 'Healthy relative to the best modality (text)' in r.modalities['image']['sentence']
+    assert 'relative to the best modality' in r.data['summary']
+    assert 'relative' not in known.data['summary'] + known.modalities['image']['sentence']
+
+
+def test_what_popularity_ranks_better_is_no_health():
+    r = judged(world(popular=3, noise={'text': 0.3, 'image': 0.4}))
+    sold = popularity_gain(Task.of(**world(popular=3))).mean()
+    said = f'Popularity reaches NDCG@10 {sold:.3f}'.replace(' 0.', ' .')
+    assert said in r.data['summary'] and 'is no health' in r.data['fusion']
+    assert all(said in x['sentence'] for x in r.modalities.values() if x['verdict'] == 'healthy')
+    assert 'Popularity' not in judged(world()).data['summary']
+
+
+def test_popularity_is_counted_from_what_was_seen():
+    task = Task.of({'a': np.eye(4)}, {'a': np.eye(4)[:3]}, [1, 0, 3], seen=[[0, 2], [1, 2], [2]], k=3)
+    assert popularity_gain(task) == pytest.approx([1, 1, 0.5])
+
+
+def test_different_dimensions_are_concatenated_and_it_is_said():
+    w = world()
+    w['items']['image'], w['sequences']['image'] = (
+        np.hstack([x['image'], 0 * x['image'][:, :4]]) for x in before(w).values()
+    )
+    with pytest.warns(DataWarning, match="'concat'"):
+        r = collapse_report(**w, **QUICK)
+    assert r.data['fuse'] == 'concat' and any("fused by 'concat'" in n for n in r.data['notes'])
+    with pytest.raises(ValueError, match='equal dims'):
+        collapse_report(**w, fuse='sum', **QUICK)
+    assert read_fusion(None, world()['items']) == 'sum' == judged(world()).data['fuse']
+
+
+@pytest.mark.parametrize('fuse', ['sum', 'concat'])
+def test_missing_vectors_are_named_and_training_is_not_blamed(fuse):
+    w = world(1000, 300, 2)
+    x = image(hurt(w, 'image', 'absent', 0.6) | dict(fuse=fuse), before(w))
+    assert '180 of 300 items have no image vector' in x['sentence']
+    assert 'missing' in x['advice'] and 'train' not in x['advice'].lower()
+    worse = image(hurt(hurt(w, 'image', 'noise in items'), 'image', 'absent', 0.6) | dict(fuse=fuse), before(w))
+    assert (worse['verdict'], worse['reason']) == ('collapsed', 'missing')
+    assert 'That is not all' in worse['sentence']
+
+
+def test_users_without_vectors_are_named_too():
+    w = world(1000, 300, 2)
+    gone = dict(w, sequences={**w['sequences'], 'image': w['sequences']['image'].copy()})
+    gone['sequences']['image'][:700] = 0
+    x = image(gone | dict(fuse='concat'), before(w))
+    assert (x['verdict'], x['reason']) == ('collapsed', 'missing')
+    assert '700 of 1,000 users have no image vector' in x['sentence']
+
+
+def test_nothing_is_missing_where_nothing_was_lost():
+    task = Task.of(**world())
+    assert where_missing(task, 'image', {'image': task}, dict(reason='used')) == {}
+    assert where_missing(task, 'image', {'image': task}, dict(reason='lost')) == {}
+
+
+@pytest.mark.parametrize('which', [('image',), ('text', 'image')])
+@pytest.mark.parametrize('fuse', ['sum', 'concat'])
+def test_vectors_that_are_all_alike_are_named(which, fuse):
+    w, one = world(), np.random.default_rng(0).normal(size=16)
+    same = {m: np.tile(one, (200, 1)) if m in which else x for m, x in w['items'].items()}
+    r = judged(dict(w, items=same, fuse=fuse))
+    for m in which:
+        assert (r.modalities[m]['verdict'], r.modalities[m]['reason']) == ('collapsed', 'alike')
+    assert 'nan' not in repr(r).lower()
+
+
+def test_weak_with_something_of_its_own_but_badly_fused_is_a_matter_of_the_fusion():
+    apart = world(1000, 200, 100, sees={'text': range(6), 'image': range(6, 8)})
+    x = image(apart)
+    assert (x['verdict'], x['reason']) == ('healthy', 'misheard')
+    assert 'at its best weight it would add +0.' in x['sentence']
+    assert x['evidence']['drop_mean']['high'] < 0 and 'changes NDCG by +0.' in x['sentence']
