@@ -121,6 +121,16 @@ def _other_rules(table, out):
     other.to_csv(out / 'rules.csv', index=False)
     print(f'\nother thresholds, each varied alone:\n{other.to_string(index=False)}')
 
+# %% ../../nbs/11a_commands/05_studies.ipynb #c3e0fe05
+def _print_rates(table):
+    "The rates by users, and by expected hits with a reference and without."
+    from vlm2rec_lab.diagnosis.calibrate import rates
+
+    print(f'\nby users:\n{rates(table).T.round(3).to_string()}')
+    for kind, some in (('with a reference', table[table.reference]), ('without', table[~table.reference])):
+        if len(some):
+            print(f'\nby expected hits, {kind}:\n{rates(some, "hits").T.round(3).to_string()}')
+
 # %% ../../nbs/11a_commands/05_studies.ipynb #c6cd67ed
 @command('how often the verdicts of `report` are right, on settings whose truth is known', _calibrate_options)
 def calibrate(
@@ -128,7 +138,7 @@ def calibrate(
 ):
     "`vlm2rec calibrate`: sensitivity and false alarms of the verdicts on settings with known truth."
     chosen, sizes = _calibration_size(o)
-    from vlm2rec_lab.diagnosis.calibrate import VARIED, errors, rates, run_calibration
+    from vlm2rec_lab.diagnosis.calibrate import VARIED, errors, run_calibration
     from vlm2rec_lab.studies.trained import trained_vectors
 
     sized = ', '.join(f'{n:,} x {s}' for n, s in sizes.items())
@@ -138,7 +148,8 @@ def calibrate(
     table = run_calibration(o.out, chosen, sizes, o.seed, o.jobs, varied=varied, progress=bar, make=trained_vectors)
     file = Path(o.out) / f'{o.half}.csv.gz'
     table.drop(columns='other').to_csv(file, index=False)
-    print(f'\n{rates(table).T.round(3).to_string()}\n\nnot what is true:\n{errors(table).to_string(index=False)}')
+    _print_rates(table)
+    print(f'\nnot what is true:\n{errors(table).to_string(index=False)}')
     print(f'\nall cases: {file}')
     if o.half == 'set':
         _other_rules(table, Path(o.out))

@@ -181,7 +181,7 @@ def memorised(
     n_items=300,  # how many items
     seed=0,  # everything random follows from it
     modality='image',  # the one that was learned by heart
-    dims=512,  # of its contents
+    contents=512,  # dimensions of its noise
     teachers=2000,  # users whose purchases it was trained on
     ridge=1e-2,  # of the head
     **world,  # of `shop`
@@ -192,7 +192,7 @@ def memorised(
     past = np.array(w['seen'])
     bought[np.arange(teachers)[:, None], past[users:]] = 1
     rng = np.random.default_rng([seed, 2])
-    x = rng.normal(size=(n_items, dims)) / dims**0.5
+    x = rng.normal(size=(n_items, contents)) / contents**0.5
     learned = _by_heart(x, bought, w['items'][modality].shape[1], ridge)
     items = {**w['items'], modality: learned.astype(np.float32)}
     past = past[:users]
