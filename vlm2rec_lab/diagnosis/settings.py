@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAKES', 'PAIR', 'WEAK', 'THREE', 'WORLDS', 'TRAINED', 'BASES', 'DEAD', 'LOST', 'NEAR', 'NEEDED', 'PARTLY', 'SHAPES',
-           'LISTS', 'SETTINGS', 'HALVES', 'Setting', 'Trained', 'vectors_file', 'half_of', 'whole_case', 'each_alone',
-           'make_case', 'healthy_hits', 'kept']
+           'LISTS', 'SETTINGS', 'HALVES', 'REACH', 'Setting', 'Trained', 'vectors_file', 'half_of', 'whole_case',
+           'each_alone', 'make_case', 'healthy_hits', 'kept']
 
 # %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0fe12
 import warnings
@@ -285,7 +285,7 @@ def _weak_but_needed():
 # damage, degree -> what is right
 PARTLY = {
     ('some items', 0.05): 'healthy',
-    ('some items', 0.3): 'healthy/under-used',
+    ('some items', 0.25): 'healthy/under-used',
     ('some items', 0.4): 'under-used',
     ('some items', 0.6): 'collapsed/under-used',
     ('some items', 0.75): 'collapsed',
@@ -564,3 +564,13 @@ def kept(
             now, once = (float((_alone(t, m, 'NDCG') - t.chance).mean()) for t in (task, well))
             left.setdefault(m, []).append(now / once)
     return {m: float(np.mean(x)) for m, x in left.items()}
+
+# %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0fe2d
+# truth -> least and most that its modality may have kept, mean over worlds
+REACH = {
+    'healthy': (0.9, 1.1),
+    'healthy/under-used': (0.75, 0.95),
+    'under-used': (0.55, 0.8),
+    'collapsed/under-used': (0.4, 0.6),
+    'collapsed': (-0.1, 0.45),
+}

@@ -1,0 +1,110 @@
+"""Settings with known truth: what is right was measured, degrees go to both halves, and what was done is done."""
+
+import numpy as np
+import pytest
+
+from vlm2rec_lab.diagnosis.settings import (
+    NEEDED,
+    PARTLY,
+    REACH,
+    SETTINGS,
+    SHAPES,
+    half_of,
+    healthy_hits,
+    kept,
+    make_case,
+    whole_case,
+)
+
+KNOWN = {'healthy', 'under-used', 'collapsed', 'uninformative', 'undecided', 'silent', 'memory'}
+DEGREES = [n for n in SETTINGS if n.startswith('partly dead: some') or ': worn with reference' in n]
+GONE = [n for n in SETTINGS if ': dead with' in n or n.startswith('needed and dead')]
+
+
+def test_every_truth_is_made_of_words_that_a_report_could_say():
+    assert {w for s in SETTINGS.values() for t in s.truth.values() for w in t.split('/')} == KNOWN
+
+
+@pytest.mark.parametrize('name', DEGREES)
+def test_what_a_damage_left_is_what_the_truth_says(name):
+    ((m, left),) = kept(name, 3000, range(3)).items()
+    low, high = REACH[SETTINGS[name].truth[m]]
+    assert low <= left <= high
+
+
+@pytest.mark.parametrize('name', GONE)
+def test_what_is_dead_keeps_nothing(name):
+    assert max(kept(name, 2000, range(2)).values()) < 0.2
+
+
+@pytest.mark.parametrize(
+    'kind', ['needed', 'partly dead', 'reference turned', 'reference in another order', 'NDCG', 'h']
+)
+def test_every_kind_is_in_both_halves(kind):
+    assert {half_of(n) for n in SETTINGS if n.startswith(kind)} == {'set', 'report'}
+
+
+@pytest.mark.parametrize('what', ['without reference', 'and dead with reference', 'and worn'])
+def test_what_is_done_to_a_needed_modality_is_in_both_halves(what):
+    assert {half_of(n) for n in SETTINGS if n.startswith(f'needed {what}')} == {'set', 'report'}
+
+
+@pytest.mark.parametrize('what', ['healthy with', 'dead without', 'dead with ', 'worn', 'mute with '])
+def test_what_is_done_to_a_shape_is_in_both_halves(what):
+    assert {half_of(n) for n in SETTINGS if f': {what}' in n and n.split(': ')[0] in SHAPES} == {'set', 'report'}
+
+
+def test_a_weak_image_is_needed():
+    from vlm2rec_lab.diagnosis.evidence import fused_gain
+
+    task, _ = make_case('needed without reference: variants of 50 groups')
+    alone = [fused_gain(task, modalities=[m]).mean() for m in ('text', 'image')]
+    assert fused_gain(task).mean() > 0.99
+    assert alone[1] < 0.25 * alone[0] < alone[0] < 0.6
+
+
+def test_a_turned_reference_ranks_by_chance_and_knows():
+    from vlm2rec_lab.diagnosis.evidence import fused_gain, probe_gain
+
+    _, ceilings = make_case('reference turned, pair, concat: healthy')
+    image = ceilings['image']
+    assert fused_gain(image).mean() < 3 * image.chance.mean()
+    assert probe_gain(image, 'image').mean() > 10 * image.chance.mean()
+
+
+def test_a_reference_in_another_order_knows_nothing():
+    from vlm2rec_lab.diagnosis.evidence import probe_gain
+
+    _, ceilings = make_case('reference in another order, pair, concat: healthy')
+    assert probe_gain(ceilings['image'], 'image').mean() < 2 * ceilings['image'].chance.mean()
+
+
+def test_users_are_means_of_damaged_items_where_histories_are_left_out():
+    task, before, _ = whole_case('histories left out, sum: dead with reference, image', 50)
+    past = task.seen[1].reshape(50, -1)
+    mean = task.items['image'][past].mean(1)
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    np.testing.assert_allclose(task.sequences['image'], mean, atol=1e-5)
+    np.testing.assert_array_equal(task.seen[1], before.seen[1])
+
+
+def test_the_cold_half_hardly_sells():
+    name = 'partly dead: cold half, popularity 0.3, image'
+    task, _, well = whole_case(name)
+    moved = np.linalg.norm(task.items['image'] - well.items['image'], axis=1) > 0.01
+    assert moved.sum() == 150
+    assert moved[task.targets].mean() < 0.15
+
+
+def test_hits_are_those_of_the_healthy_version():
+    name = 'NDCG .08: dead with reference, image'
+    hits = healthy_hits(name, whole_case(name)[2])
+    assert 100 < hits['image'] < hits['text'] < 250
+    mute = 'NDCG .08: mute with reference'
+    hits = healthy_hits(mute, whole_case(mute)[2])
+    assert hits['image'] == hits['text']
+
+
+def test_the_names_of_the_kinds_are_what_the_settings_say():
+    assert len(NEEDED) * 5 == sum(n.startswith('needed') for n in SETTINGS)
+    assert 2 * len(PARTLY) + 6 == sum(n.startswith('partly dead') for n in SETTINGS)
