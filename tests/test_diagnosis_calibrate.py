@@ -2,7 +2,8 @@
 
 import pytest
 
-from vlm2rec_lab.diagnosis.calibrate import SETTINGS, Setting, make_case, run_calibration
+from vlm2rec_lab.diagnosis.calibrate import run_calibration
+from vlm2rec_lab.diagnosis.settings import SETTINGS, Setting, make_case
 
 PLANTED = [n for n, s in SETTINGS.items() if not isinstance(s.base, str)]
 TWO = ['healthy: pair', 'collapsed without reference: noise 1, image']

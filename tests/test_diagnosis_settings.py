@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vlm2rec_lab.diagnosis.settings import (
+    LINES,
     NEEDED,
     PARTLY,
     REACH,
@@ -11,6 +12,7 @@ from vlm2rec_lab.diagnosis.settings import (
     SHAPES,
     half_of,
     healthy_hits,
+    judged_case,
     kept,
     make_case,
     whole_case,
@@ -108,3 +110,17 @@ def test_hits_are_those_of_the_healthy_version():
 def test_the_names_of_the_kinds_are_what_the_settings_say():
     assert len(NEEDED) * 5 == sum(n.startswith('needed') for n in SETTINGS)
     assert 2 * len(PARTLY) + 6 == sum(n.startswith('partly dead') for n in SETTINGS)
+
+
+def test_a_measured_truth_is_that_of_the_case():
+    name = 'partly dead: some items 0.6, image'
+    truths = {judged_case(name, 300, seed)[2]['image'] for seed in range(8)}
+    assert len(truths) > 1 and truths <= set(LINES.values())
+    task, before, truth, hits = judged_case(name, 300)
+    assert len(task.targets) == len(before.targets) == 300
+    assert truth['text'] == 'healthy' and set(hits) == {'text', 'image'}
+
+
+def test_what_is_not_measured_is_as_the_setting_says():
+    name = 'partly dead: some users 0.65, image'
+    assert judged_case(name, 100)[2] == SETTINGS[name].truth

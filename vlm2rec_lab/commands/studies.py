@@ -105,7 +105,8 @@ def _calibration_size(o):
     halves = [*names('halves'), 'all']
     if o.half not in halves:
         raise ValueError('--half: ' + unlike(o.half, halves, 'half'))
-    from vlm2rec_lab.diagnosis.calibrate import SETTINGS, SIZES, half_of
+    from vlm2rec_lab.diagnosis.calibrate import SIZES
+    from vlm2rec_lab.diagnosis.settings import SETTINGS, half_of
 
     for name in o.settings or ():
         known(name, SETTINGS, 'setting')

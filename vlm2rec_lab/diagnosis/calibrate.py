@@ -23,16 +23,7 @@ from ..base.errors import known
 from ..base.files import write_bytes
 from .decision import reasons
 from .measure import measure, modality_evidence
-from vlm2rec_lab.diagnosis.settings import (
-    BASES,
-    HALVES,
-    SETTINGS,
-    each_alone,
-    half_of,
-    healthy_hits,
-    make_case,
-    whole_case,
-)
+from .settings import BASES, SETTINGS, each_alone, half_of, judged_case
 from .verdict import REASONS, RULES, lifts
 
 # %% ../../nbs/04_diagnosis/10_calibrate.ipynb #be7cc1fb
@@ -78,8 +69,8 @@ def judge_case(
     bootstrap=1000,  # as in `collapse_report`
 ):  # -> list of rows, one per modality
     "Judge one case; every row has the truth beside the verdict."
-    task, before, well = whole_case(name, users, seed, out)
-    ceilings, hits = each_alone(before), healthy_hits(name, well)
+    task, before, truths, hits = judged_case(name, users, seed, out)
+    ceilings = each_alone(before)
     raw = measure(task, ceilings, permutations, seed, progress=False)
     evidence = {m: modality_evidence(task, raw, m, bootstrap, seed) for m in task.items}
 
@@ -90,7 +81,7 @@ def judge_case(
     said, best = reasons(found, evidence, users, rules)
     other = _other_verdicts(evidence, found, by_rules, users, rules, varied)
     what, rows = dict(setting=name, half=half_of(name), users=users, seed=seed), []
-    for m, truth in SETTINGS[name].truth.items():
+    for m, truth in truths.items():
         reason = said[m][0]
         row = dict(modality=m, reference=bool(ceilings), truth=truth, verdict=REASONS[reason][0], reason=reason)
         figures = _case_figures(found, best, evidence, m) | dict(hits=round(hits[m], 1))

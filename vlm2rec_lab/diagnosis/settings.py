@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAKES', 'PAIR', 'WEAK', 'THREE', 'WORLDS', 'TRAINED', 'BASES', 'DEAD', 'LOST', 'NEAR', 'NEEDED', 'PARTLY', 'SHAPES',
-           'LISTS', 'SETTINGS', 'HALVES', 'REACH', 'Setting', 'Trained', 'vectors_file', 'half_of', 'whole_case',
-           'each_alone', 'make_case', 'healthy_hits', 'kept']
+           'LISTS', 'SETTINGS', 'HALVES', 'MANY', 'LINES', 'REACH', 'Setting', 'Trained', 'vectors_file', 'half_of',
+           'whole_case', 'each_alone', 'make_case', 'healthy_hits', 'kept', 'judged_case']
 
 # %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0fe12
 import warnings
@@ -34,6 +34,7 @@ class Setting:
     fuse: object = 'sum'  # of the report
     twin: bool = False  # is the image a copy of the text?
     make: str = 'world'  # a key of MAKES
+    measured: bool = False  # is the truth of the damaged measured anew in every case?
 
 # %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0fe20
 # name -> function of users and seed that makes the vectors
@@ -304,7 +305,8 @@ def _partly_dead():
     for (how, degree), right in PARTLY.items():
         for m in ('text', 'image'):
             truth = _truth(PAIR, **{m: right})
-            yield f'partly dead: {how} {degree:g}, {m}', Setting(truth, PAIR, ((m, how, degree),), NEAR)
+            setting = Setting(truth, PAIR, ((m, how, degree),), NEAR, measured=how == 'some items')
+            yield f'partly dead: {how} {degree:g}, {m}', setting
     for zipf, right in ((0, 'healthy/under-used'), (0.15, 'healthy/under-used'), (0.3, 'healthy/under-used')):
         for m in ('text', 'image'):
             base, hurts = dict(zipf=zipf), ((m, 'cold items', 0.5),)
@@ -323,7 +325,7 @@ def _turned_reference(name, base, fuse):
     mute = base | dict(mute=['image'])
     yield f'{head}: mute', Setting(_truth(base, image='uninformative'), mute, (), turned, fuse)
     truth = _truth(base, image='under-used/undecided')
-    yield f'{head}: worn', Setting(truth, base, (('image', 'permuted', 0.35),), turned, fuse)
+    yield f'{head}: worn', Setting(truth, base, (('image', 'some users', 0.3),), turned, fuse)
 
 # %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0fe3a
 def _disordered_reference(name, base, fuse):
@@ -335,7 +337,7 @@ def _disordered_reference(name, base, fuse):
         truth = _truth(base, **{m: 'collapsed/undecided'})
         yield f'{head}: dead, {m}', Setting(truth, base, ((m, 'noise in items', 1),), other, fuse)
     truth = _truth(base, image='under-used/healthy/undecided')
-    yield f'{head}: worn', Setting(truth, base, (('image', 'permuted', 0.35),), other, fuse)
+    yield f'{head}: worn', Setting(truth, base, (('image', 'some users', 0.3),), other, fuse)
 
 # %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0fe3b
 def _odd_references():
@@ -378,12 +380,14 @@ def _shaped(name, make, base, fuse, well):
 
     # a share of the items counts twice where users are means of items
     lost, worn = ('noise in items', 1), ('permuted', 0.15 if make == 'shop' else 0.35)
+    few_items = base.get('n_items', 300) < 1000
     yield f'{name}: healthy without reference', setting({}, reference=None)
     yield f'{name}: healthy with reference', setting({})
     for m in ('text', 'image'):
         yield f'{name}: dead without reference, {m}', setting({m: 'collapsed'}, ((m, *lost),), None)
         yield f'{name}: dead with reference, {m}', setting({m: 'collapsed'}, ((m, *lost),))
-        yield f'{name}: worn with reference, {m}', setting({m: 'under-used'}, ((m, *worn),))
+        part = setting({m: 'under-used'}, ((m, *worn),))
+        yield f'{name}: worn with reference, {m}', replace(part, measured=few_items)
     yield f'{name}: mute with reference', setting({'image': 'uninformative'}, mute=['image'])
     yield f'{name}: mute without reference', setting({'image': 'silent'}, reference=None, mute=['image'])
 
@@ -457,7 +461,7 @@ def _vectors(setting, name, users, seed, out):
         whole = _stored_task(setting.base, seed, out)
         rows = np.sort(np.random.default_rng([seed, users]).permutation(len(whole.targets))[:users])
         return whole.take(rows), rows
-    w = _made(setting, users, _world_seed(name, users, seed))
+    w = _made(setting, users + MANY * setting.measured, _world_seed(name, users, seed))
     if setting.twin:
         for side in ('items', 'sequences'):
             w[side]['image'] = w[side]['text']
@@ -494,15 +498,17 @@ def _how_hurt(setting, users, seed, name):
         how['sold'] = np.bincount(many['targets'], minlength=len(many['items']['text']))
     return how
 
-# %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0fe23
-def whole_case(
+# %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0ff42
+MANY = 4000  # users more, where a truth is measured
+
+# %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0ff43
+def _large_case(
     name,  # a key of SETTINGS
-    users=1000,  # how many
-    seed=0,  # of the world, or of the draw of customers
-    out='runs/calibrate',  # where vectors of trained models are kept
+    users,  # how many are judged
+    seed,  # of the world, or of the draw of customers
+    out,  # where vectors of trained models are kept
 ):  # -> Task to judge, Task of the reference or None, Task of the healthy vectors
-    """All vectors of a case.
-    Raises ValueError for an unknown name, FileNotFoundError where the vectors of a trained model are missing."""
+    "All vectors of a case, with MANY users more where the truth is measured."
     s = SETTINGS[known(name, SETTINGS, 'setting')]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # zero vectors are what some settings are about
@@ -511,6 +517,22 @@ def whole_case(
         before = _before(s, well, rows, seed, out, **how)
         task = replace(_hurt_task(well, s.hurts, seed, **how), fuse=s.fuse)
     return task, before, before if isinstance(s.reference, str) else replace(well, fuse=s.fuse)
+
+# %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0fe23
+def _first(task, users):
+    "The first users of a Task, or None."
+    return task if task is None or len(task.targets) == users else task.take(np.arange(users))
+
+# %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0ff45
+def whole_case(
+    name,  # a key of SETTINGS
+    users=1000,  # how many
+    seed=0,  # of the world, or of the draw of customers
+    out='runs/calibrate',  # where vectors of trained models are kept
+):  # -> Task to judge, Task of the reference or None, Task of the healthy vectors
+    """All vectors of a case.
+    Raises ValueError for an unknown name, FileNotFoundError where the vectors of a trained model are missing."""
+    return tuple(_first(task, users) for task in _large_case(name, users, seed, out))
 
 # %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0fe2a
 def each_alone(
@@ -549,6 +571,12 @@ def healthy_hits(
     dumb = ('uninformative', 'silent', 'memory')
     return {m: max(hits.values()) if SETTINGS[name].truth[m] in dumb else n for m, n in hits.items()}
 
+# %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0fe43
+def _left(task, well, modalities):
+    "Modality -> its lift over that of the healthy version."
+    lifts = [{m: float((_alone(t, m, 'NDCG') - t.chance).mean()) for m in modalities} for t in (task, well)]
+    return {m: lifts[0][m] / lifts[1][m] for m in modalities}
+
 # %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0fe29
 def kept(
     name,  # a key of SETTINGS with `hurts`
@@ -559,11 +587,29 @@ def kept(
     "What is left of each damaged modality. Raises as `whole_case` does."
     left = {}
     for seed in seeds:
-        task, _, well = whole_case(name, users, seed, out)
-        for m in dict.fromkeys(h[0] for h in SETTINGS[name].hurts):
-            now, once = (float((_alone(t, m, 'NDCG') - t.chance).mean()) for t in (task, well))
-            left.setdefault(m, []).append(now / once)
+        task, _, well = _large_case(name, users, seed, out)
+        for m, x in _left(task, well, dict.fromkeys(h[0] for h in SETTINGS[name].hurts)).items():
+            left.setdefault(m, []).append(x)
     return {m: float(np.mean(x)) for m, x in left.items()}
+
+# %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0fe44
+# least share of its lift that a modality keeps -> what is right
+LINES = {0.9: 'healthy', 0.8: 'healthy/under-used', 0.55: 'under-used', 0.45: 'collapsed/under-used', -99: 'collapsed'}
+
+# %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0fe45
+def judged_case(
+    name,  # a key of SETTINGS
+    users=1000,  # how many
+    seed=0,  # of the world, or of the draw of customers
+    out='runs/calibrate',  # where vectors of trained models are kept
+):  # -> Task, reference or None, modality -> right verdict, modality -> expected hits
+    "A case and what is true of it. Raises as `whole_case` does."
+    large, s = _large_case(name, users, seed, out), SETTINGS[name]
+    task, before, well = (_first(t, users) for t in large)
+    hurt_ones = dict.fromkeys(h[0] for h in s.hurts) if s.measured else {}
+    shares = _left(large[0], large[2], hurt_ones)
+    truth = s.truth | {m: next(word for least, word in LINES.items() if x >= least) for m, x in shares.items()}
+    return task, before, truth, healthy_hits(name, well)
 
 # %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0fe2d
 # truth -> least and most that its modality may have kept, mean over worlds
