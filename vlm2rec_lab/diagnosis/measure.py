@@ -13,6 +13,7 @@ from itertools import combinations
 import numpy as np
 from tqdm.auto import tqdm
 
+from .adds import added_gain
 from vlm2rec_lab.diagnosis.evidence import (
     better_weights,
     fused_gain,
@@ -69,6 +70,13 @@ def _rank_all(task, views, rows, permutations, seed, progress):
         bar.update()
     return ranked, shapley, nulls, permuted, probes, weights, few
 
+# %% ../../nbs/04_diagnosis/04_measure.ipynb #c21d0a02
+def _added(task, few, gains, seed, weak=0.5):
+    "Modality -> own and common gain over the others, of each that has less than `weak` of the best modality's lift."
+    lift = {m: _mean(gains[m] - task.chance) for m in task.items}
+    found = {m: added_gain(few, m, seed=seed) for m, x in lift.items() if x < weak * max(lift.values())}
+    return {m: x for m, x in found.items() if x is not None}
+
 # %% ../../nbs/04_diagnosis/04_measure.ipynb #b1f4b804
 def measure(
     task,  # Task
@@ -82,12 +90,15 @@ def measure(
     rows, views = _looked_at(len(task.targets), most, seed), _views(task, ceilings)
     found = _rank_all(task, views, rows, permutations, seed, progress)
     ranked, shapley, nulls, permuted, probes, weights, few = found
+    alone = {m: metric_at_k(ranked[m], task.k) for m in task.items}
+    before = {('reference probe', m): probe_gain(t, m, seed=seed) for m, t in ceilings.items()}
     return dict(
         rows=rows,
         ranks={v: x for v, x in ranked.items() if not isinstance(v, tuple)},
-        gains={v: metric_at_k(x, task.k) for v, x in ranked.items()} | probes,
+        gains={v: metric_at_k(x, task.k) for v, x in ranked.items()} | probes | before,
         hits={v: metric_at_k(x, task.k, 'HR') for v, x in ranked.items()},
-        nulls=nulls | {v: nulls[v[1]] for v in probes},
+        nulls=nulls | {v: nulls[v[1]] for v in probes} | {v: nulls['reference', v[1]] for v in before},
+        added=_added(task, few, alone, seed),
         moves=rank_moves(few),
         weights=weights,
         shapley=shapley,
@@ -185,10 +196,28 @@ EVIDENCE = {
         decides=True,
         brief=False,
     ),
+    'reference_probe_ndcg': Line(
+        'NDCG@{k} of a linear probe on the reference, held out',
+        lambda task, raw, m: raw['gains'].get(('reference probe', m)),
+        decides=True,
+        brief=False,
+    ),
     'drop_permuted': Line('fused NDCG@{k} lost when permuted', _dropped, decides=True),
     'drop_mean': Line(
         'fused NDCG@{k} lost when replaced by its mean',
         lambda task, raw, m: raw['gains']['fused'] - raw['without'][m],
+        decides=True,
+        brief=False,
+    ),
+    'added': Line(
+        'NDCG@{k} that it adds to the others, at its best weight, beyond what it says to everyone',
+        lambda task, raw, m: raw['added'].get(m, (None, None))[0],
+        decides=True,
+        brief=False,
+    ),
+    'added_common': Line(
+        'NDCG@{k} that it adds by what it says to everyone',
+        lambda task, raw, m: raw['added'].get(m, (None, None))[1],
         decides=True,
         brief=False,
     ),
