@@ -16,6 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..base.ragged import gather
+from .shuffles import exchanged_gains, own_fusion_gains, pieces_of, shuffled_ranks
 from ..ranking.candidates import seen_items
 from ..ranking.fusions import fuse_vectors, fusion_weights
 from ..ranking.ranks import chance_level, metric_at_k, ranks
@@ -119,6 +120,28 @@ def knockout_mean(
     sequences = {**task.sequences, modality: _flat(task.sequences[modality])}
     return fused_gain(task, items, sequences)
 
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0001
+def _orders_of_items(n_items, n, seed):
+    "[n, items] random orders of the items."
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.permutation(n_items) for _ in range(n)])
+
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0002
+def _permuted_gains(task, modality, orders):
+    "[permutations, users] fused NDCG@k with the items of a modality in each of some orders."
+    if callable(task.fuse):
+        return own_fusion_gains(
+            task.items, task.sequences, modality, task.fuse, task.targets, orders, task.seen, task.k
+        )
+    fuse, names = _taking_part(task.fuse, list(task.items))
+    if modality not in names:
+        return np.tile(fused_gain(task), (len(orders), 1))
+    if len(names) == 1:
+        alone = task.items[modality], task.sequences[modality]
+        return metric_at_k(shuffled_ranks(*alone, task.targets, orders, task.seen), task.k)
+    items, sequences = ({m: side[m] for m in names} for side in (task.items, task.sequences))
+    return exchanged_gains(pieces_of(items, sequences, modality, fuse), task.targets, orders, task.seen, task.k)
+
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #868a1d29
 def knockout_permuted(
     task,  # Task
@@ -127,20 +150,15 @@ def knockout_permuted(
     seed=0,  # of the permutations
     bar=None,  # a tqdm bar, moved on by one per permutation
 ):  # -> [users] fused NDCG@k averaged over permutations, [n] mean over users of each permutation
-    """Fused gain with the item vectors of `modality` permuted across items.
+    """Fused gain with the item vectors of `modality` permuted among what each user can be shown.
     Raises ValueError for fewer than 2 permutations."""
     if n < 2:
         raise ValueError(f'permutations={n}: a single permutation misleads; take at least 2, better 20')
-    rng, total, single = np.random.default_rng(seed), np.zeros(len(task.targets)), np.full(n, np.nan)
-    for i in range(n):
-        shuffled = task.items[modality][rng.permutation(task.n_items)]
-        g = fused_gain(task, {**task.items, modality: shuffled})
-        total += g
-        if len(g):
-            single[i] = g.mean()
-        if bar is not None:
-            bar.update()
-    return total / n, single
+    orders = _orders_of_items(task.n_items, n, seed)
+    gains = _permuted_gains(task, modality, orders)
+    if bar is not None:
+        bar.update(n)
+    return gains.mean(0), gains.mean(1) if len(task.targets) else np.full(n, np.nan)
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #079cfba3
 def shuffled_gain(
@@ -151,16 +169,11 @@ def shuffled_gain(
     seed=0,  # of the permutations
     bar=None,  # a tqdm bar, moved on by one per permutation
 ):  # -> [n] mean NDCG@k of vectors that are like these but know nothing
-    "What a view ranks by luck: its NDCG with the item vectors permuted across items."
-    rng, out = np.random.default_rng(seed + 1), np.full(n, np.nan)
-    for i in range(n):
-        shuffled = items[rng.permutation(len(items))]
-        g = metric_at_k(ranks(shuffled, sequences, task.targets, task.seen, progress=False), task.k)
-        if len(g):
-            out[i] = g.mean()
-        if bar is not None:
-            bar.update()
-    return out
+    "What a view ranks by luck: its NDCG with the item vectors permuted among what each user can be shown."
+    found = shuffled_ranks(items, sequences, task.targets, _orders_of_items(len(items), n, seed + 1), task.seen)
+    if bar is not None:
+        bar.update(n)
+    return metric_at_k(found, task.k).mean(1) if len(task.targets) else np.full(n, np.nan)
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #35e95cd0
 def _subset_gains(task, names, bar, given):
