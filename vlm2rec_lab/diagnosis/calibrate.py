@@ -31,12 +31,22 @@ VARIED = dict(
     gate=(0.95, 0.98, 0.99, 0.995),
     null_sd=(2, 3, 4, 5),
     collapsed=(0.15, 0.2, 0.25, 0.3),
-    lost=(0.3, 0.4, 0.5, 0.6),
-    worn=(0.7, 0.75, 0.8, 0.85),
-    kept=(0.5, 0.6, 0.65, 0.7, 0.75),
-    mute=(0.05, 0.1, 0.15, 0.2),
-    unused=(0.05, 0.1, 0.15, 0.2),
+    lost=(0.4, 0.5, 0.6),
+    worn=(0.75, 0.8, 0.85, 0.9),
+    kept=(0.6, 0.65, 0.7, 0.75),
+    mute=(0.1, 0.15, 0.2, 0.25),
+    unused=(0.05, 0.1, 0.15),
+    sure=(2, 2.5, 3, 4),
+    faint=(1, 1.5, 2, 2.5),
+    adds=(0.01, 0.02, 0.03, 0.05),
+    dim=(0.4, 0.5, 0.6, 0.7),
+    hits=(0, 50, 100, 200),
 )
+
+# %% ../../nbs/04_diagnosis/10_calibrate.ipynb #c3e0fe06
+def _said(reason):
+    "The verdict of a reason; 'damaged' where it is undecided only in how bad the damage is."
+    return reason if reason == 'damaged' else REASONS[reason][0]
 
 # %% ../../nbs/04_diagnosis/10_calibrate.ipynb #f335d553
 def _other_verdicts(evidence, found, by_rules, users, rules, varied):
@@ -47,7 +57,7 @@ def _other_verdicts(evidence, found, by_rules, users, rules, varied):
             changed = dict(rules, **{rule: v})
             seen = by_rules(changed) if rule in ('gate', 'null_sd') else found
             why, _ = reasons(seen, evidence, users, changed)
-            out[f'{rule}={v:g}'] = {m: REASONS[reason][0] for m, (reason, _) in why.items()}
+            out[f'{rule}={v:g}'] = {m: _said(reason) for m, (reason, _) in why.items()}
     return out
 
 # %% ../../nbs/04_diagnosis/10_calibrate.ipynb #84fa31a4
@@ -83,7 +93,7 @@ def judge_case(
     what, rows = dict(setting=name, half=half_of(name), users=users, seed=seed), []
     for m, truth in truths.items():
         reason = said[m][0]
-        row = dict(modality=m, reference=bool(ceilings), truth=truth, verdict=REASONS[reason][0], reason=reason)
+        row = dict(modality=m, reference=bool(ceilings), truth=truth, verdict=_said(reason), reason=reason)
         figures = _case_figures(found, best, evidence, m) | dict(hits=round(hits[m], 1))
         rows.append(what | row | figures | dict(other={k: v[m] for k, v in other.items()}))
     return rows
@@ -217,6 +227,7 @@ def _counted(g, verdict):
     v, right = g[verdict], _right(g.truth, g[verdict])
     well = ~g.truth.str.contains('collapsed|under-used')
     return {n: (v == g.truth, g.truth == truth) for n, truth in NAMED.items()} | {
+        'damage seen': (v.isin(ALARMS), g.truth.isin(ALARMS)),
         'false alarms': (v.isin(ALARMS), well),
         'wrong': (~right & (v != 'undecided'), v.notna()),
         'undecided': (v == 'undecided', v.notna()),
@@ -266,23 +277,23 @@ def _rule_row(
     name,  # 'rule=value'
 ):  # -> dict
     "How a threshold, varied alone, would have done."
-    size = np.where(table.users >= 1000, 'large', np.where(table.users == 100, 'small', 'middle'))
-    r = rates(table.assign(verdict=[o[name] for o in table.other], size=size), 'size')
+    size = np.where(table.hits >= HITS[0], 'enough', 'few')
+    r = rates(table.assign(verdict=[o[name] for o in table.other], size=size), 'size').astype(float)
     rule, value = name.split('=')
-    right = np.mean([np.nanmean(r.loc[s, list(NAMED)].astype(float)) - r.loc[s, 'wrong'] for s in ('large', 'small')])
-    shares = r.loc['large', [*NAMED, 'false alarms']]
-    small = {'wrong at 100': r.loc['small', 'wrong'], 'right': float(right)}
-    return dict(rule=rule, value=float(value), **shares, **small)
+    right = (r[list(NAMED)].mean(axis=1) - r.wrong).mean()
+    r = r.reindex(['enough', 'few'])
+    shares = r.loc['enough', [*NAMED, 'false alarms', 'wrong']]
+    return dict(rule=rule, value=float(value), **shares, **{'wrong, few hits': r.wrong['few'], 'right': float(right)})
 
 # %% ../../nbs/04_diagnosis/10_calibrate.ipynb #e47380a1
 def choose_rules(
     table,  # of `run_calibration` with `varied`
-    most_false=0.02,  # false alarms from 1,000 users on
-    most_wrong=0.05,  # wrong verdicts at 100 users
+    most_false=0.01,  # false alarms from 50 expected hits on
+    most_wrong=0.03,  # wrong verdicts below
 ):  # -> DataFrame with a row per threshold and value
     "How each threshold, varied alone, would have done; `chosen` marks the best of those that keep to the limits."
     out = pd.DataFrame([_rule_row(table, name) for name in table.other.iloc[0]])
-    fits = (out['false alarms'] <= most_false) & (out['wrong at 100'] <= most_wrong)
+    fits = ~(out['false alarms'] > most_false) & ~(out['wrong, few hits'] > most_wrong)
     present = np.array([math.isclose(v, RULES[r]) for r, v in zip(out.rule, out.value)])
     best = out.assign(right=out.right + 0.005 * present)[fits].groupby('rule').right.idxmax()
     return out.assign(chosen=out.index.isin(best))
