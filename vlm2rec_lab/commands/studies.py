@@ -124,13 +124,13 @@ def _other_rules(table, out):
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #c3e0fe05
 def _print_rates(table):
-    "The rates by users, and by expected hits with a reference and without."
-    from vlm2rec_lab.diagnosis.calibrate import rates
+    "The rates by users, and by expected hits with a reference and without, as Markdown."
+    from vlm2rec_lab.diagnosis.calibrate import rates_table
 
-    print(f'\nby users:\n{rates(table).T.round(3).to_string()}')
-    for kind, some in (('with a reference', table[table.reference]), ('without', table[~table.reference])):
+    print(f'\n{rates_table(table, "users", "users")}')
+    for kind, some in (('with a reference', table[table.reference]), ('without a reference', table[~table.reference])):
         if len(some):
-            print(f'\nby expected hits, {kind}:\n{rates(some, "hits").T.round(3).to_string()}')
+            print(f'\n{rates_table(some, "hits", f"expected hits, {kind}")}')
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #c6cd67ed
 @command('how often the verdicts of `report` are right, on settings whose truth is known', _calibrate_options)
