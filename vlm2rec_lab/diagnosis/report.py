@@ -14,10 +14,18 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..base.errors import known
-from .decision import about_fusion, decide, where_present
+from .adds import popularity_gain
+from vlm2rec_lab.diagnosis.decision import (
+    about_fusion,
+    below_popularity,
+    decide,
+    expected_hits,
+    where_missing,
+    where_present,
+)
 from .evidence import Task
-from .inputs import gradient_shares, read_downstream, read_inputs, read_reference
-from .measure import EVIDENCE, measure, shared_evidence
+from .inputs import gradient_shares, read_downstream, read_fusion, read_inputs, read_reference
+from .measure import EVIDENCE, estimates, measure, shared_evidence
 from .pages import fragment, page, report_html, report_markdown, report_text, write_atomic
 from .verdict import RULES, worst
 from ..ranking.candidates import leave_out_others
@@ -84,25 +92,41 @@ def save(
     }
     return write_atomic(path, forms)
 
-# %% ../../nbs/04_diagnosis/08_report.ipynb #37d4cdf3
+# %% ../../nbs/04_diagnosis/08_report.ipynb #8e9f0001
+def _named(ms, value, key='verdict'):
+    "The modalities of one verdict or reason, in words."
+    return ' and '.join(m for m, x in ms.items() if x[key] == value)
+
+# %% ../../nbs/04_diagnosis/08_report.ipynb #8e9f0002
+def _healthy_said(ms):
+    "One sentence where no modality is ill: which ranks well, which is weak but needed, and whose leaving would help."
+    weak, hurts = (_named(ms, r, 'reason') for r in ('unique', 'hurts'))
+    said = 'Every modality ranks well alone and takes part in the fused ranking'
+    if weak:
+        said = f'Weak alone, but alone in what it knows, and needed: {weak}. Otherwise every modality ranks well alone'
+    return said + (f', but the ranking is better without {hurts}.' if hurts else '.')
+
+# %% ../../nbs/04_diagnosis/08_report.ipynb #8e9f0003
 def _summary(
     ms,  # modality -> what was found of it
     verdict,  # of the whole
+    relative=False,  # there is no reference
 ):  # -> str
     "One sentence over all modalities."
-
-    def named(v):
-        return ' and '.join(m for m, x in ms.items() if x['verdict'] == v)
-
     if verdict == 'healthy':
-        return 'Every modality ranks well alone and takes part in the fused ranking.'
+        more = ' Without a reference that is health relative to the best modality.' if relative and len(ms) > 1 else ''
+        return _healthy_said(ms) + more
+    damaged = _named(ms, 'damaged', 'reason')
     said = {
         'collapsed': 'The vectors of {} no longer tell items apart for the ranking.',
         'under-used': 'The ranking gets less from {} than is there.',
         'uninformative': 'There was never anything to learn from {} here.',
         'undecided': 'Nothing can be said for sure about {}.',
-    }[verdict].replace('{}', named(verdict))
-    rest = named('healthy')
+    }[verdict].replace('{}', _named(ms, verdict))
+    if damaged:
+        lead = f'Damaged, under-used or collapsed: {damaged}.'
+        said = lead if verdict == 'undecided' else f'{said} {lead}'
+    rest = _named(ms, 'healthy')
     return said + (f' {rest[:1].upper() + rest[1:]}: healthy.' if rest else '')
 
 # %% ../../nbs/04_diagnosis/08_report.ipynb #5887b411
@@ -185,9 +209,18 @@ def as_data(
     verdict, users = worst(x['verdict'] for x in ms.values()), len(task.targets)
     weights = raw['weights'] and raw['weights'][0]
     said = about_fusion(shared, best, task.k, weights) if users >= rules['users'] else ''
-    what = dict(schema_version=SCHEMA, name=str(name), verdict=verdict, summary=_summary(ms, verdict), modalities=ms)
+    what = dict(schema_version=SCHEMA, name=str(name), verdict=verdict, modalities=ms)
+    what['summary'] = below_popularity(shared, task.k) + _summary(ms, verdict, not ceilings)
     fused = dict(evidence={n: e.to_dict() for n, e in shared.items()}, best=best, weights=weights, fusion=said)
-    how = dict(k=int(task.k), fuse=_fusion_said(task.fuse), users=users, items=task.n_items, seed=int(seed))
+    hits = expected_hits({m: x['evidence'] for m, x in found.items()}, users)
+    how = dict(
+        hits=round(hits, 1),
+        k=int(task.k),
+        fuse=_fusion_said(task.fuse),
+        users=users,
+        items=task.n_items,
+        seed=int(seed),
+    )
     return dict(
         **what,
         **fused,
@@ -207,15 +240,37 @@ def _check_rules(rules):
     if missing := [r for r in RULES if r not in rules]:
         raise ValueError(f'rules lacks {missing}: change some with dict(RULES, users=200)')
 
-# %% ../../nbs/04_diagnosis/08_report.ipynb #047f118b
+# %% ../../nbs/04_diagnosis/08_report.ipynb #8e9f0004
 def _judged(task, raw, ceilings, gradients, permutations, bootstrap, seed, rules, progress):
-    "What was found of every modality, where it is present and with its gradients; and the best modality."
-    found, best = decide(task, raw, bootstrap, seed, rules)
+    "What was found of every modality, where it is present and with its gradients; the best modality, and notes."
+    notes, sizes = [], (permutations, bootstrap, seed, rules, progress)
+    found, best = decide(task, raw, bootstrap, seed, rules, notes)
     for m in task.items:
-        found[m] |= where_present(task, m, ceilings, permutations, bootstrap, seed, rules, progress)
+        found[m] |= where_present(task, m, ceilings, *sizes) or where_missing(task, m, ceilings, found[m], *sizes)
     for m, x in gradients.items():
         found[m]['evidence']['gradient_share'] = x
-    return found, best
+    return found, best, notes
+
+# %% ../../nbs/04_diagnosis/08_report.ipynb #8e9f0006
+def _beside_popularity(task, raw, bootstrap, seed):
+    "NDCG of popularity on the same rows, and the fused ranking minus it."
+    popular = popularity_gain(task)
+    means = dict(popularity_ndcg=popular, popularity_gain=raw['gains']['fused'] - popular)
+    return estimates(means, {}, bootstrap, seed)
+
+# %% ../../nbs/04_diagnosis/08_report.ipynb #8e9f0007
+def _tempered(found, shared, k):
+    "What was found, with no modality called in order beside a fusion that is not, or below popularity."
+    fusion, poor = shared.get('fusion_gain'), below_popularity(shared, k).strip()
+    for m, x in found.items():
+        if x['verdict'] != 'healthy':
+            continue
+        if poor:
+            x['sentence'] += f' {poor}'
+            x['advice'] = 'Train longer, or on more: a list of best sellers ranks better than these vectors.'
+        elif x['advice'] == 'Nothing to repair.' and fusion is not None and fusion.high < 0:
+            x['advice'] = f'Nothing to repair in the vectors of {m}; the fusion loses what they know.'
+    return found
 
 # %% ../../nbs/04_diagnosis/08_report.ipynb #ba0c15d0
 def _sample_note(raw, task, seed):
@@ -236,7 +291,8 @@ def collapse_report(
     reference=None,  # {'items', 'sequences'} of the same rows before fine-tuning, or of single-modality models
     history=None,  # object with `.frame` holding columns grad/<modality>
     downstream=None,  # table of what recommenders made of the vectors; shown, and no verdict looks at it
-    fuse='sum',  # 'sum' | 'mean' | 'concat' | {modality: weight} | function {modality: [rows, dims]} -> [rows, D]
+    fuse=None,  # 'sum' | 'mean' | 'concat' | {modality: weight} | function {modality: [rows, dims]} -> [rows, D];
+    # without one 'sum' where the dimensions are equal, else 'concat'
     k=10,  # cut-off of NDCG and hit rate
     permutations=20,  # of each modality across items
     bootstrap=1000,  # draws of the intervals
@@ -255,15 +311,17 @@ def collapse_report(
         sets = sets if embedder is None else getattr(split.test, 'sets', None)
         if sets is not None:
             seen = leave_out_others(seen, vectors[2], len(next(iter(vectors[0].values()))), sets)
-        task = Task.of(*vectors, seen, fuse, k)
+        task = Task.of(*vectors, seen, read_fusion(fuse, vectors[0]), k)
         ceilings, gradients = read_reference(reference, task), gradient_shares(history, list(task.items))
     for w in caught:
         warnings.warn(str(w.message), w.category, stacklevel=2)
     sizes = permutations, bootstrap, seed
     raw = measure(task, ceilings, permutations, seed, progress=progress)
-    found, best = _judged(task, raw, ceilings, gradients, *sizes, rules, progress)
+    found, best, said = _judged(task, raw, ceilings, gradients, *sizes, rules, progress)
     shared, more = shared_evidence(task, raw, best, bootstrap, seed)
-    notes = [*(str(w.message) for w in caught), *more, *_sample_note(raw, task, seed)]
+    shared |= _beside_popularity(task, raw, bootstrap, seed)
+    found = _tempered(found, shared, task.k) if len(task.targets) >= rules['users'] else found
+    notes = [*(str(w.message) for w in caught), *said[:-1], *more, *_sample_note(raw, task, seed), *said[-1:]]
     if sets is not None:
         notes.append('each user is asked for a set; the report looks at one item of it, and leaves the others out')
     gathered = task, raw, found, shared, best, notes, ceilings, titles, name

@@ -161,7 +161,9 @@ def _errors(e):
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #b7e21a08
 def _knows_alone(own, added, common, drop, floor, rules):
     """'yes', 'no' or 'open': whether a weak modality adds something of its own; 'liked' where it adds only what it says
-    to everyone alike."""
+    to everyone alike. 'no' where it was not asked: what leaving out costs does not tell content from popularity."""
+    if added is None:
+        return 'no'
     mine, others, sure = _errors(added), _errors(common), rules['sure']
     mine = mine if mine and added.value >= floor else 0
     others = others if others and common.value >= floor else 0
@@ -181,8 +183,8 @@ def _weak_but_alone(added, drop):
 
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #7ccb560c
 def _finds_less(own, probe, limit, level=0.95):
-    "Whether a probe that is above chance surely finds so much that the modality has less than `limit` of it."
-    return probe is not None and probe.above and own.over(probe, level).high < limit
+    "Whether a probe that is above chance surely finds so much that the modality has `limit` of it at most."
+    return probe is not None and probe.above and own.over(probe, level).high <= limit
 
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #b7e21a10
 def _silence(own, ratio, probe, added, common, drop, floor, rules, level):
@@ -197,7 +199,7 @@ def _silence(own, ratio, probe, added, common, drop, floor, rules, level):
             return 'unique unclear', ratio
         hidden = _finds_less(own, probe, rules['lost'], level)
         return 'hidden' if hidden else 'liked' if alone == 'liked' else 'silent', ratio
-    if ratio.high < rules['dim'] and _finds_less(own, probe, rules['dim'], level):
+    if ratio.high <= rules['dim'] and _finds_less(own, probe, rules['dim'], level):
         return 'dimmed', own.over(probe, level)
     return '', ratio
 
@@ -349,11 +351,11 @@ REASONS |= {
     ),
     'missing': (
         'collapsed',
-        '{absent} of {items} items have no {m} vector that the reference has. On all items {m} keeps {ratio} of '
-        'what it could do there; among the items that have it: {there}. Vectors are missing; training is not what '
+        '{absent} have no {m} vector where the reference has one. Over all of them {m} keeps {ratio} of what it '
+        'could do in the reference, among those that have it {there}: vectors are missing, and training is not what '
         'lost them.',
-        'Find out why {absent} vectors of {m} are missing (pictures not found, empty fields, a join that lost '
-        'rows), and encode those items again.',
+        'Find out why these vectors of {m} are missing (pictures not found, empty fields, a join that lost rows), and '
+        'encode them again.',
     ),
     'lost': (
         'collapsed',
