@@ -10,6 +10,7 @@ from vlm2rec_lab.diagnosis.settings import (
     REACH,
     SETTINGS,
     SHAPES,
+    control_case,
     half_of,
     healthy_hits,
     judged_case,
@@ -124,3 +125,27 @@ def test_a_measured_truth_is_that_of_the_case():
 def test_what_is_not_measured_is_as_the_setting_says():
     name = 'partly dead: some users 0.65, image'
     assert judged_case(name, 100)[2] == SETTINGS[name].truth
+
+
+@pytest.mark.parametrize('dims', [128, 256, 512])
+def test_a_control_reaches_what_was_learned_by_heart_and_no_more(dims):
+    from vlm2rec_lab.diagnosis.evidence import fused_gain
+
+    dead = f'learned by heart: {dims} dimensions'
+    own, control = (fused_gain(t, modalities=['image']) for t in (make_case(dead)[0], control_case(dead)))
+    assert own.mean() > 4 * make_case(dead)[0].chance.mean()
+    assert 0.75 < own.mean() / control.mean() < 1.33
+    np.testing.assert_array_equal(make_case(dead)[0].targets, control_case(dead).targets)
+
+
+def test_a_small_head_on_living_contents_is_better_than_its_control():
+    from vlm2rec_lab.diagnosis.evidence import fused_gain
+
+    name = 'learned by heart, half alive: 128 dimensions'
+    own, control = (fused_gain(t, modalities=['image']).mean() for t in (make_case(name)[0], control_case(name)))
+    assert own > 1.5 * control
+
+
+def test_what_was_not_learned_has_no_control():
+    with pytest.raises(ValueError, match='no control'):
+        control_case('healthy: pair')

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..base.files import write_bytes
 from .decision import reasons
 from .measure import measure, modality_evidence
 from .settings import BASES, SETTINGS, each_alone, half_of, judged_case
-from .verdict import REASONS, RULES, lifts
+from .verdict import REASONS, RULES, _above, lifts
 
 # %% ../../nbs/04_diagnosis/10_calibrate.ipynb #be7cc1fb
 VARIED = dict(
@@ -84,10 +85,11 @@ def judge_case(
     raw = measure(task, ceilings, permutations, seed, progress=False)
     evidence = {m: modality_evidence(task, raw, m, bootstrap, seed) for m in task.items}
 
-    def by_rules(rules):
-        return lifts(raw['gains'], task, raw['nulls'], bootstrap, seed, rules)
+    found = lifts(raw['gains'], task, raw['nulls'], bootstrap, seed, rules)
 
-    found = by_rules(rules)
+    def by_rules(rules):
+        return {v: replace(x, above=_above(raw['gains'][v], x.draws, raw['nulls'][v], rules)) for v, x in found.items()}
+
     said, best = reasons(found, evidence, users, rules)
     other = _other_verdicts(evidence, found, by_rules, users, rules, varied)
     what, rows = dict(setting=name, half=half_of(name), users=users, seed=seed), []
@@ -126,7 +128,7 @@ def _spread_out(f, calls, jobs, bar):
             raise
 
 # %% ../../nbs/04_diagnosis/10_calibrate.ipynb #63813742
-SIZES = {100: 30, 300: 30, 1000: 30, 10_000: 4}  # users -> seeds
+SIZES = {100: 10, 300: 10, 1000: 10, 10_000: 1}  # users -> seeds
 
 # %% ../../nbs/04_diagnosis/10_calibrate.ipynb #93958c21
 def _file(out, name):

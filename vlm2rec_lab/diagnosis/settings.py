@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAKES', 'PAIR', 'WEAK', 'THREE', 'WORLDS', 'TRAINED', 'BASES', 'DEAD', 'LOST', 'NEAR', 'NEEDED', 'PARTLY', 'SHAPES',
            'LISTS', 'SETTINGS', 'HALVES', 'MANY', 'LINES', 'REACH', 'Setting', 'Trained', 'vectors_file', 'half_of',
-           'whole_case', 'each_alone', 'make_case', 'healthy_hits', 'kept', 'judged_case']
+           'whole_case', 'each_alone', 'make_case', 'control_case', 'healthy_hits', 'kept', 'judged_case']
 
 # %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0fe12
 import warnings
@@ -403,6 +403,8 @@ def _by_heart():
     for dims in (128, 256, 512):
         base = dict(contents=dims)
         yield f'learned by heart: {dims} dimensions', Setting(_truth({}, image='memory'), base, make='memorised')
+        alive = Setting(_truth({}), base | dict(alive=0.5), fuse='concat', make='memorised')
+        yield f'learned by heart, half alive: {dims} dimensions', alive
 
 # %% ../../nbs/04_diagnosis/09a_settings.ipynb #624c9543
 LISTS = (_healthy, _damaged, _uninformative, _under_used, _as_trained, _hurt_after_training)
@@ -555,6 +557,20 @@ def make_case(
     Raises ValueError for an unknown name, FileNotFoundError where the vectors of a trained model are missing."""
     task, before, _ = whole_case(name, users, seed, out)
     return task, each_alone(before)
+
+# %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0ff60
+def control_case(
+    name,  # a key of SETTINGS that was learned by heart
+    users=1000,  # how many
+    seed=0,  # of the world
+):  # -> Task of the same training with contents exchanged between the items
+    "The control of a case. Raises ValueError for a setting without training."
+    s = SETTINGS[known(name, SETTINGS, 'setting')]
+    if s.make != 'memorised':
+        raise ValueError(f"'{name}' was not learned by heart: it has no control")
+    return Task.of(
+        **_made(replace(s, base=s.base | dict(exchanged=True)), users, _world_seed(name, users, seed)), fuse=s.fuse
+    )
 
 # %% ../../nbs/04_diagnosis/09a_settings.ipynb #b2d0fe26
 def _alone(task, m, metric):

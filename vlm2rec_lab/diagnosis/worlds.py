@@ -175,13 +175,24 @@ def _by_heart(x, bought, dims, ridge):
     gram = x @ x.T
     return gram @ np.linalg.solve(gram + ridge * np.eye(len(x)), wanted)
 
+# %% ../../nbs/04_diagnosis/00_worlds.ipynb #a1c0de14
+def _contents(known, dims, alive, rng):
+    "[items, dims] noise, with a share of what `known` vectors say."
+    noise = rng.normal(size=(len(known), dims)) / dims**0.5
+    if not alive:
+        return noise
+    shown = normalise(known) @ rng.normal(size=(known.shape[1], dims)) / dims**0.5
+    return alive**0.5 * shown + (1 - alive) ** 0.5 * noise
+
 # %% ../../nbs/04_diagnosis/00_worlds.ipynb #a1c0de0d
 def memorised(
     users=1000,  # how many users
     n_items=300,  # how many items
     seed=0,  # everything random follows from it
     modality='image',  # the one that was learned by heart
-    contents=512,  # dimensions of its noise
+    contents=512,  # dimensions of its contents
+    alive=0.0,  # share of them that is no noise
+    exchanged=False,  # are they exchanged between the items before the training?
     teachers=2000,  # users whose purchases it was trained on
     ridge=1e-2,  # of the head
     **world,  # of `shop`
@@ -192,7 +203,8 @@ def memorised(
     past = np.array(w['seen'])
     bought[np.arange(teachers)[:, None], past[users:]] = 1
     rng = np.random.default_rng([seed, 2])
-    x = rng.normal(size=(n_items, contents)) / contents**0.5
+    x = _contents(np.asarray(w['items'][modality], float), contents, alive, rng)
+    x = x[rng.permutation(n_items)] if exchanged else x
     learned = _by_heart(x, bought, w['items'][modality].shape[1], ridge)
     items = {**w['items'], modality: learned.astype(np.float32)}
     past = past[:users]
