@@ -23,9 +23,9 @@ def _size(lift):
     return lift.value if math.isfinite(lift.value) else -math.inf
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0001
-def _is_probe(view):
-    "Whether a view is a probe: what vectors could do, and not what they do."
-    return isinstance(view, tuple) and 'probe' in view[0]
+def _is_view(view):
+    "Whether something ranks by what its vectors do: a modality, the fusion, or a modality of the reference."
+    return not isinstance(view, tuple) or view[0] == 'reference'
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0002
 def expected_hits(
@@ -35,14 +35,27 @@ def expected_hits(
     "How many users find their next item among the first k by the best modality, ties at their expected value."
     return users * max((e['hr'].value for e in evidence.values() if math.isfinite(e['hr'].value)), default=0.0)
 
+# %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0031
+def _knows_its_users(found, m, scale, rules):
+    "Whether a modality of the reference finds more for the users of its rows than for others, or a probe on it does."
+    ref, other, probe = (found.get((v, m)) for v in ('reference', 'reference, other users', 'reference probe'))
+    least = rules['mute'] / 2 * scale
+    if probe is not None and probe.above and probe.value > least:
+        return True
+    if not ref.above or other is None:
+        return ref.above
+    return np.quantile(ref.draws - other.draws, (1 - rules['gate']) / 2) > 0 and ref.value - other.value > least
+
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0004
 def out_of_order(
     found,  # of `lifts`
-):  # -> modalities far above chance whose reference is at chance, [] where some modality's reference is not
+    rules=RULES,  # thresholds
+):  # -> modalities far above chance whose reference knows nothing, [] where the reference of any modality knows something
     "Whether the rows of a reference seem to belong to other users or items than those of the vectors."
     before = [v[1] for v in found if isinstance(v, tuple) and v[0] == 'reference']
-    known = [v for v, x in found.items() if isinstance(v, tuple) and v[0] != 'probe' and x.above]
-    return [] if known else [m for m in before if found[m].above]
+    far = [m for m in before if found[m].above]
+    scale = max((found[m].value for m in far), default=0)
+    return [] if any(_knows_its_users(found, m, scale, rules) for m in before) else far
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0005
 def _facts_to_judge(found, m, e):
@@ -63,7 +76,7 @@ def reasons(
     rules=RULES,  # thresholds
 ):  # -> modality -> (reason, Estimate of the ratio or None), the best modality
     "Why each modality gets its verdict: too few users, nothing to compare with, or what `judge` says."
-    views = [x for v, x in found.items() if not _is_probe(v)]
+    views = [x for v, x in found.items() if _is_view(v)]
     best = max(evidence, key=lambda m: _size(found[m]))
     if users < rules['users']:
         return dict.fromkeys(evidence, ('few users', None)), best
@@ -71,7 +84,7 @@ def reasons(
         return dict.fromkeys(evidence, ('nothing', None)), best
     level = 0.95 if expected_hits(evidence, users) >= rules['hits'] else 0.99
     several = [found[m] for m in rivals({m: found[m] for m in evidence})]
-    scale, out, usable = max(map(_size, views)), {}, not out_of_order(found)
+    scale, out, usable = max(map(_size, views)), {}, not out_of_order(found, rules)
     for m, e in evidence.items():
         ceiling = found.get(('reference', m)) if usable else None
         shared = several, found['fused'], e['drop_mean'], e['variance_share'], ceiling, scale
@@ -167,9 +180,10 @@ def _say_in_words(task, m, e, why, best, known, rules):
 def _astray_said(modalities):
     "The warning of a reference whose rows seem to be in another order."
     return (
-        f'reference: {" and ".join(modalities)} rank no better than chance there, by their own similarity and by a '
-        'linear probe, while the vectors of the report are far above it: its rows are probably those of other users '
-        'or items. Check that both have the same order; the verdicts are made without the reference'
+        f'reference: {" and ".join(modalities)} rank there no better for the users of its rows than for any others, by '
+        'their own similarity and by a linear probe, while the vectors of the report are far above chance: the rows '
+        'of the reference are probably those of other users or items. Check that both have the same order; the '
+        'verdicts are made without the reference'
     )
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0015
@@ -186,7 +200,7 @@ def decide(
     evidence = {m: modality_evidence(task, raw, m, bootstrap, seed) for m in task.items}
     found, users = lifts(raw['gains'], task, raw['nulls'], bootstrap, seed, rules), len(task.targets)
     why, best = reasons(found, evidence, users, rules)
-    astray = out_of_order(found) if users >= rules['users'] else []
+    astray = out_of_order(found, rules) if users >= rules['users'] else []
     known = {m: ('reference', m) in found and not astray for m in evidence}
     out = {m: _say_in_words(task, m, e, why[m], best, known[m], rules) for m, e in evidence.items()}
     if notes is not None:

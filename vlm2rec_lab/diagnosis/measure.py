@@ -77,6 +77,15 @@ def _added(task, few, gains, seed, weak=0.5):
     found = {m: added_gain(few, m, seed=seed) for m, x in lift.items() if x < weak * max(lift.values())}
     return {m: x for m, x in found.items() if x is not None}
 
+# %% ../../nbs/04_diagnosis/04_measure.ipynb #c21d0a04
+def _of_reference(ceilings, seed):
+    "Gains of a probe on every modality of the reference, and of its vectors for users that were exchanged."
+    out = {('reference probe', m): probe_gain(t, m, seed=seed) for m, t in ceilings.items()}
+    for m, t in ceilings.items():
+        others = np.random.default_rng(seed).permutation(len(t.targets))
+        out['reference, other users', m] = fused_gain(t, sequences={m: t.sequences[m][others]})
+    return out
+
 # %% ../../nbs/04_diagnosis/04_measure.ipynb #b1f4b804
 def measure(
     task,  # Task
@@ -91,7 +100,7 @@ def measure(
     found = _rank_all(task, views, rows, permutations, seed, progress)
     ranked, shapley, nulls, permuted, probes, weights, few = found
     alone = {m: metric_at_k(ranked[m], task.k) for m in task.items}
-    before = {('reference probe', m): probe_gain(t, m, seed=seed) for m, t in ceilings.items()}
+    before = _of_reference(ceilings, seed)
     return dict(
         rows=rows,
         ranks={v: x for v, x in ranked.items() if not isinstance(v, tuple)},
