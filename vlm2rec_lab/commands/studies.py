@@ -93,7 +93,7 @@ def _calibrate_options(add):
     settings = 'some of the settings, see the notebook 04_diagnosis/10_calibrate (default: all of the half)'
     add('--settings', nargs='+', metavar='NAME', help=settings)
     add('--users', type=count, nargs='+', metavar='N', help='numbers of users (default: 100 300 1000 10000)')
-    seeds = 'seeds of each setting and number of users (default: 10, at 10,000 users 1)'
+    seeds = 'seeds of each setting and number of users (default: 10, at 1,000 users 20, at 10,000 2)'
     add('--seeds', type=count, metavar='N', help=seeds)
     add('--jobs', type=count, default=2, metavar='N', help='processes of one thread each (default: 2)')
     out = 'where results and trained vectors are kept (default: runs/calibrate)'

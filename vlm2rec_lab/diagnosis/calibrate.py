@@ -128,7 +128,7 @@ def _spread_out(f, calls, jobs, bar):
             raise
 
 # %% ../../nbs/04_diagnosis/10_calibrate.ipynb #63813742
-SIZES = {100: 10, 300: 10, 1000: 10, 10_000: 1}  # users -> seeds
+SIZES = {100: 10, 300: 10, 1000: 20, 10_000: 2}  # users -> seeds
 
 # %% ../../nbs/04_diagnosis/10_calibrate.ipynb #93958c21
 def _file(out, name):

@@ -50,7 +50,7 @@ def _knows_its_users(found, m, scale, rules):
 def out_of_order(
     found,  # of `lifts`
     rules=RULES,  # thresholds
-):  # -> modalities far above chance whose reference knows nothing, [] where the reference of any modality knows something
+):  # -> modalities far above chance, [] where the reference of any modality knows something of its users
     "Whether the rows of a reference seem to belong to other users or items than those of the vectors."
     before = [v[1] for v in found if isinstance(v, tuple) and v[0] == 'reference']
     far = [m for m in before if found[m].above]
