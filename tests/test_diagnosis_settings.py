@@ -10,6 +10,7 @@ from vlm2rec_lab.diagnosis.settings import (
     REACH,
     SETTINGS,
     SHAPES,
+    UNHEARD,
     control_case,
     half_of,
     healthy_hits,
@@ -149,3 +150,12 @@ def test_a_small_head_on_living_contents_is_better_than_its_control():
 def test_what_was_not_learned_has_no_control():
     with pytest.raises(ValueError, match='no control'):
         control_case('healthy: pair')
+
+
+@pytest.mark.parametrize('name', NEEDED)
+def test_a_needed_image_is_heard_or_the_truth_says_that_it_is_not(name):
+    from vlm2rec_lab.diagnosis.evidence import fused_gain
+
+    task, _ = make_case(f'needed without reference: {name}', 3000)
+    gained = fused_gain(task).mean() - fused_gain(task, modalities=['text']).mean()
+    assert (gained < 0.01) == (name in UNHEARD)
