@@ -317,7 +317,8 @@ def test_a_calibration_of_one_setting(tmp_path):
     argv = ['calibrate', '--settings', 'healthy: pair', '--users', 100, '--seeds', 2, '--jobs', 1, '--out', tmp_path]
     status, out, err = said(*argv)
     assert status == 0, err
-    assert 'healthy cleared' in out and (tmp_path / 'report.csv.gz').exists()
+    assert '| healthy, and called so | 100.0 % of 4 |' in out and (tmp_path / 'report.csv.gz').exists()
+    assert '| expected hits, without a reference | below 50 | 50 to 200 |' in out
     status, _, err = said(*argv[:2], 'helthy: pair', *argv[3:])
     assert status == 2 and "did you mean 'healthy: pair'" in err
 

@@ -7,7 +7,7 @@ import pytest
 
 from vlm2rec_lab import cli, data
 from vlm2rec_lab.commands import names
-from vlm2rec_lab.diagnosis.calibrate import HALVES
+from vlm2rec_lab.diagnosis.settings import HALVES
 from vlm2rec_lab.diagnosis.verdict import VERDICTS
 from vlm2rec_lab.ranking.fusions import FUSIONS
 from vlm2rec_lab.recommenders.seqrec import ITEMS

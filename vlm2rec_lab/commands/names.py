@@ -43,7 +43,7 @@ REGISTRIES = {  # kind -> (room, dictionary, decorator or None)
     'verdicts': ('diagnosis.verdict', 'VERDICTS', None),
     'fusions': ('ranking.fusions', 'FUSIONS', None),
     'parts': ('studies.study', 'PARTS', None),
-    'halves': ('diagnosis.calibrate', 'HALVES', None),
+    'halves': ('diagnosis.settings', 'HALVES', None),
     'starts': ('recommenders.seqrec', 'ITEMS', None),
 }
 

@@ -93,7 +93,7 @@ def _calibrate_options(add):
     settings = 'some of the settings, see the notebook 04_diagnosis/10_calibrate (default: all of the half)'
     add('--settings', nargs='+', metavar='NAME', help=settings)
     add('--users', type=count, nargs='+', metavar='N', help='numbers of users (default: 100 300 1000 10000)')
-    seeds = 'seeds of each setting and number of users (default: 30, at 10,000 users 4)'
+    seeds = 'seeds of each setting and number of users (default: 10, at 1,000 users 20, at 10,000 2)'
     add('--seeds', type=count, metavar='N', help=seeds)
     add('--jobs', type=count, default=2, metavar='N', help='processes of one thread each (default: 2)')
     out = 'where results and trained vectors are kept (default: runs/calibrate)'
@@ -105,7 +105,8 @@ def _calibration_size(o):
     halves = [*names('halves'), 'all']
     if o.half not in halves:
         raise ValueError('--half: ' + unlike(o.half, halves, 'half'))
-    from vlm2rec_lab.diagnosis.calibrate import SETTINGS, SIZES, half_of
+    from vlm2rec_lab.diagnosis.calibrate import SIZES
+    from vlm2rec_lab.diagnosis.settings import SETTINGS, half_of
 
     for name in o.settings or ():
         known(name, SETTINGS, 'setting')
@@ -121,6 +122,16 @@ def _other_rules(table, out):
     other.to_csv(out / 'rules.csv', index=False)
     print(f'\nother thresholds, each varied alone:\n{other.to_string(index=False)}')
 
+# %% ../../nbs/11a_commands/05_studies.ipynb #c3e0fe05
+def _print_rates(table):
+    "The rates by users, and by expected hits with a reference and without, as Markdown."
+    from vlm2rec_lab.diagnosis.calibrate import rates_table
+
+    print(f'\n{rates_table(table, "users", "users")}')
+    for kind, some in (('with a reference', table[table.reference]), ('without a reference', table[~table.reference])):
+        if len(some):
+            print(f'\n{rates_table(some, "hits", f"expected hits, {kind}")}')
+
 # %% ../../nbs/11a_commands/05_studies.ipynb #c6cd67ed
 @command('how often the verdicts of `report` are right, on settings whose truth is known', _calibrate_options)
 def calibrate(
@@ -128,7 +139,7 @@ def calibrate(
 ):
     "`vlm2rec calibrate`: sensitivity and false alarms of the verdicts on settings with known truth."
     chosen, sizes = _calibration_size(o)
-    from vlm2rec_lab.diagnosis.calibrate import VARIED, errors, rates, run_calibration
+    from vlm2rec_lab.diagnosis.calibrate import VARIED, errors, run_calibration
     from vlm2rec_lab.studies.trained import trained_vectors
 
     sized = ', '.join(f'{n:,} x {s}' for n, s in sizes.items())
@@ -138,7 +149,8 @@ def calibrate(
     table = run_calibration(o.out, chosen, sizes, o.seed, o.jobs, varied=varied, progress=bar, make=trained_vectors)
     file = Path(o.out) / f'{o.half}.csv.gz'
     table.drop(columns='other').to_csv(file, index=False)
-    print(f'\n{rates(table).T.round(3).to_string()}\n\nnot what is true:\n{errors(table).to_string(index=False)}')
+    _print_rates(table)
+    print(f'\nnot what is true:\n{errors(table).to_string(index=False)}')
     print(f'\nall cases: {file}')
     if o.half == 'set':
         _other_rules(table, Path(o.out))

@@ -6,7 +6,7 @@
 __all__ = ['trained_vectors']
 
 # %% ../../nbs/11_studies/05_trained.ipynb #ad6d6875
-from ..diagnosis.calibrate import TRAINED, vectors_file
+from ..diagnosis.settings import TRAINED, vectors_file
 from ..ranking.vectors import write_vectors
 
 # %% ../../nbs/11_studies/05_trained.ipynb #bc3f57e5
