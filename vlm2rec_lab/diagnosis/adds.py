@@ -6,11 +6,9 @@
 __all__ = ['added_gain', 'popularity_gain']
 
 # %% ../../nbs/04_diagnosis/01b_adds.ipynb #ad000002
-from dataclasses import replace
-
 import numpy as np
 
-from .evidence import _flat, fused_gain
+from .evidence import _flat
 from ..ranking.fusions import fuse_vectors
 from ..ranking.ranks import Ranks, metric_at_k, scores, tally
 
