@@ -26,6 +26,7 @@ from vlm2rec_lab.diagnosis.pages import (
     write_atomic,
 )
 from .report import Report
+from .verdict import VERDICTS, severity
 from ..ranking.evaluate import paired_difference
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #bc3f57e5
@@ -129,7 +130,7 @@ def _to_repair(pair):
     ds = [r.data for r in pair.reports.values()]
     if any(d.get('run', {}).get('loss') == 'per-modality' for d in ds):
         return ''
-    hurt = [d for d in ds if d['verdict'] in ('collapsed', 'damaged', 'under-used')]
+    hurt = [d for d in ds if severity(d['modalities']) >= VERDICTS['under-used']]
     return in_words_of(hurt[0].get('called', ''), remedy(hurt[0].get('run', {}))) if hurt else ''
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #7e20a00b

@@ -10,6 +10,8 @@ __all__ = ['FLAGS', 'KEPT', 'SAME', 'HAPPENED', 'in_words_of', 'run_of', 'remedy
 import re
 from dataclasses import replace
 
+from .verdict import VERDICTS, severity
+
 # %% ../../nbs/04_diagnosis/04c_headline.ipynb #9ead0006
 FLAGS = {'loss': 'losses'}  # argument -> flag, where they differ
 
@@ -136,7 +138,6 @@ def by_how_much(
 # verdict -> what happened
 HAPPENED = {
     'collapsed': '{M} has collapsed',
-    'damaged': '{M} is damaged',
     'under-used': '{M} is under-used',
     'undecided': 'Nothing is sure about {m}',
     'uninformative': '{M} has nothing to say here',
@@ -164,7 +165,10 @@ def _about_modality(d):
     bad = [m for m, x in d['modalities'].items() if x['verdict'] == d['verdict']]
     if d['verdict'] == 'healthy' or not bad:
         return 'No modality has collapsed.'
+    bad.sort(key=lambda m: d['modalities'][m]['reason'] != 'damaged')
     m = bad[0]
+    if d['modalities'][m]['reason'] == 'damaged':
+        return f'{m[:1].upper()}{m[1:]} is damaged: under-used or collapsed{_kept(d, d["modalities"][m])}.'
     said = HAPPENED.get(d['verdict'], '{M}: ' + d['verdict']).replace('{M}', m[:1].upper() + m[1:]).replace('{m}', m)
     more = f' So {"is" if len(bad) == 2 else "are"} {" and ".join(bad[1:])}.' if len(bad) > 1 else ''
     return f'{said}{_kept(d, d["modalities"][m])}.{more}'
@@ -206,7 +210,7 @@ def action(
         return in_words_of(called, f'Rank with {other[0]}: NDCG@{d["k"]} +{by_how_much(other[1])} on the same vectors.')
     if d['verdict'] == 'healthy' or not lost:
         return 'Nothing to repair.'
-    by_training = d['verdict'] in ('collapsed', 'damaged', 'under-used') and lost[0]['reason'] != 'ignored'
+    by_training = severity(d['modalities']) >= VERDICTS['under-used'] and lost[0]['reason'] != 'ignored'
     if d['ceiling'] == 'reference' and by_training:
         said = in_words_of(called, remedy(d.get('run', {})))
         return f'{said[:1].upper()}{said[1:]}.'
@@ -221,7 +225,7 @@ def headline(
         'good'
         if d['verdict'] == 'healthy'
         else 'bad'
-        if d['verdict'] in ('collapsed', 'damaged', 'under-used')
+        if severity(d['modalities']) >= VERDICTS['under-used']
         else 'unsure'
     )
     gain = d['evidence'].get('fusion_gain')

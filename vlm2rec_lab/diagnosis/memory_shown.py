@@ -8,6 +8,8 @@ __all__ = ['COLUMNS', 'WORDS', 'CAVEAT', 'memory_rows', 'memory_text', 'memory_m
 # %% ../../nbs/04_diagnosis/04e_memory_shown.ipynb #f8fefc73
 from html import escape
 
+from .tables import table
+
 # %% ../../nbs/04_diagnosis/04e_memory_shown.ipynb #11b7afe0
 COLUMNS = {
     'ndcg': 'NDCG@{k}',
@@ -90,8 +92,6 @@ def memory_html(
     rows = memory_rows(d)
     if not rows:
         return ''
-    head = ''.join(f'<th>{escape(c)}</th>' for c in rows[0])
-    body = ''.join('<tr>' + ''.join(f'<td>{escape(c)}</td>' for c in row) + '</tr>' for row in rows[1:])
-    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    heads, *body = (list(map(escape, row)) for row in rows)
     said = ''.join(f'<p>{escape(x["sentence"])}</p>' for x in d['memory'].values())
-    return f'<div><h3>Content or memory?</h3>{table}{said}<p class="soft">{CAVEAT}</p></div>'
+    return f'<div><h3>Content or memory?</h3>{table(heads, body)}{said}<p class="soft">{CAVEAT}</p></div>'

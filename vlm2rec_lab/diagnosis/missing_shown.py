@@ -10,6 +10,7 @@ __all__ = ['LEFT', 'TOP', 'WIDE', 'HIGH', 'missing_rows', 'missing_note', 'missi
 from html import escape
 
 from .missing import missing_said
+from .tables import table
 
 # %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #3e937609
 def _score(e):
@@ -145,10 +146,8 @@ def missing_html(
     if not found:
         return ''
     rows, said = missing_rows(found), missing_said(found)
-    head = ''.join(f'<th>{escape(c)}</th>' for c in rows[0])
-    body = ''.join('<tr>' + ''.join(f'<td>{escape(c)}</td>' for c in row) + '</tr>' for row in rows[1:])
-    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    heads, *body = (list(map(escape, row)) for row in rows)
     dashed = ' Dashed: the reference.' if any('reference_ndcg' in xs[0] for xs in found['curve'].values()) else ''
     lead = f'<p class="find">{escape(said)}</p>' if said else ''
     figure = f'<figure>{curve_chart(found)}<figcaption>{escape(missing_note(found))}{dashed}</figcaption></figure>'
-    return f'<div><h3>When contents are missing</h3>{lead}{figure}{table}</div>'
+    return f'<div><h3>When contents are missing</h3>{lead}{figure}{table(heads, body)}</div>'

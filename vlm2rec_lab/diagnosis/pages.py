@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARED', 'WORDS', 'TEXT', 'MARKDOWN', 'BESIDE', 'ABOVE', 'STYLE', 'SIGNS', 'CHARTS', 'SECTIONS', 'label_of',
            'shown_lines', 'write_atomic', 'figure', 'downstream_rows', 'brief_lines', 'report_text', 'report_markdown',
-           'shortened', 'bar_chart', 'fragment', 'page', 'pill', 'cards_html', 'charts_html', 'table', 'table_html',
+           'shortened', 'bar_chart', 'fragment', 'page', 'pill', 'cards_html', 'charts_html', 'table_html',
            'downstream_html', 'examples_html', 'headline_html', 'report_html']
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #2152463d
@@ -19,6 +19,7 @@ from .measure import EVIDENCE, Line
 from .memory_shown import memory_html, memory_markdown, memory_text
 from .missing_shown import missing_html, missing_markdown, missing_text
 from .segments import segments_html, segments_text
+from .tables import table
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #97a24f49
 # figure of the fusion -> label; others are called by their name
@@ -412,7 +413,6 @@ def page(
 SIGNS = {
     'healthy': '✓',
     'under-used': '◐',
-    'damaged': '◔',
     'collapsed': '✕',
     'uninformative': '–',
     'undecided': '?',
@@ -477,22 +477,6 @@ def charts_html(
     "Drawings: what each ranks alone, what the ranking loses without it, and who moves the score."
     scales = {'moves': (0, 1), **(scales or {})}
     return f'<div class="charts">{"".join(_chart(d, key, scales.get(key)) for key in CHARTS)}</div>'
-
-# %% ../../nbs/04_diagnosis/05_pages.ipynb #2a96dcff
-def table(
-    heads,  # HTML of the headings
-    rows,  # lists of HTML, a cell per heading
-    kinds=None,  # class of each row, '' for none
-):  # -> HTML
-    "A table that scrolls where it is too wide, and folds where it is very narrow."
-    head = ''.join(f'<th>{h}</th>' for h in heads)
-    body = ''
-    for cells, kind in zip(rows, kinds or [''] * len(rows)):
-        named = (f'<td data-of="{h}">{c}</td>' for h, c in zip(heads[1:], cells[1:]))
-        row = ''.join([f'<td>{cells[0]}</td>', *named])
-        body += f'<tr class="{kind}">{row}</tr>' if kind else f'<tr>{row}</tr>'
-    folds = ' class="folds"' if len(heads) > 2 else ''
-    return f'<div class="scroll"><table{folds}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10c001
 def _evidence_rows(d):

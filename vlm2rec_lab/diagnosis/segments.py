@@ -12,6 +12,7 @@ from html import escape
 
 import numpy as np
 
+from .tables import table
 from .verdict import metric_at_k_mean
 from ..ranking.evaluate import Estimate, bootstrap_means
 
@@ -377,7 +378,4 @@ def segments_html(
     if not d.get('segments'):
         return ''
     head, *rows = ([escape(c) for c in r] for r in _table_rows(d['segments']))
-    body = ''.join('<tr>' + ''.join(f'<td>{c}</td>' for c in r) + '</tr>' for r in rows)
-    heads = ''.join(f'<th>{c}</th>' for c in head)
-    table = f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
-    return f'<details><summary>By popularity, activity and agreement</summary>{table}</details>'
+    return f'<details><summary>By popularity, activity and agreement</summary>{table(head, rows)}</details>'

@@ -23,7 +23,8 @@ RULES = dict(
     collapsed=0.25,  # no reference: upper end of lift / best modality's lift
     lost=0.5,  # reference: upper end of lift / reference lift
     worn=0.85,  # reference: the same, for under-used
-    kept=0.7,  # reference: lower end of the same, for healthy
+    kept=0.75,  # reference: lower end of the same, for healthy
+    clear=0.95,  # reference that only a probe can read: the same
     mute=0.2,  # reference: upper end of its lift / best lift, for uninformative
     absent=0.05,  # a modality that more of the items lack is judged among those that have it
     unused=0.1,  # share of the fused lift (knockout) and of the fused score's variance
@@ -217,7 +218,7 @@ def _against_probe(own, probe, known, rules, level):
     "The reason by a probe on the reference ('' if nothing is wrong), and the ratio that it speaks of."
     better = probe if probe is not None and probe.value > own.value else own
     ratio = better.over(known, level)
-    early = _loss(ratio, rules)
+    early = _loss(ratio, dict(rules, kept=rules['clear']))
     if early:
         return {'lost': 'lost to a probe', 'worn': 'worn to a probe'}.get(early, early), ratio
     if _finds_less(own, known, rules['collapsed'], level):
