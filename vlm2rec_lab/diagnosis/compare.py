@@ -254,7 +254,7 @@ def _common_scales(ds):
 
     modalities = [x['evidence'] for d in ds for x in d['modalities'].values()]
     alone = [e.get('ndcg') for e in modalities] + [d['evidence']['fused_ndcg'] for d in ds]
-    return dict(alone=ends(alone), lost=ends([e.get('drop_permuted') for e in modalities]))
+    return dict(alone=ends(alone), lost=ends([e.get('drop_mean') for e in modalities]))
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #df17560e
 def pair_html(

@@ -223,12 +223,11 @@ EVIDENCE = {
         decides=True,
         brief=False,
     ),
-    'drop_permuted': Line('fused NDCG@{k} lost when permuted', _dropped, decides=True),
+    'drop_permuted': Line('fused NDCG@{k} lost when permuted', _dropped, brief=False),
     'drop_mean': Line(
         'fused NDCG@{k} lost when replaced by its mean',
         lambda task, raw, m: raw['gains']['fused'] - raw['without'][m],
         decides=True,
-        brief=False,
     ),
     'added': Line(
         'NDCG@{k} that it adds to the others, at its best weight, beyond what it says to everyone',

@@ -117,7 +117,7 @@ def downstream_rows(
 # line -> heading in Markdown, words in text
 WORDS = {
     'ndcg': ('NDCG@{k} alone', 'NDCG@{k} alone {figure}'),
-    'drop_permuted': ('lost without it', 'lost without it {figure}'),
+    'drop_mean': ('lost without it', 'lost without it {figure}'),
     'variance_share': ('share of the score', 'moves {figure} of the score'),
 }
 
@@ -448,9 +448,9 @@ CHARTS = {
         'How well the next item is found. Higher is better; the dashed line is what a random order reaches.',
     ),
     'lost': (
-        'drop_permuted',
+        'drop_mean',
         'What the fused ranking loses without it (NDCG@{k})',
-        'Vectors permuted across items, mean of many permutations. Two modalities that say the same each lose little.',
+        'Every vector replaced by the mean of its side. Below zero the ranking is better without it.',
     ),
     'moves': ('variance_share', 'Who moves the fused score', 'Share of the variance of the score over items.'),
 }
