@@ -79,6 +79,15 @@ def read_inputs(
         raise ValueError(f'titles has {len(titles)} entries but there are {n} items')
     return items, sequences, targets, seen, titles
 
+# %% ../../nbs/04_diagnosis/06_inputs.ipynb #06f1d1e5
+def _dims(x):
+    "How many dimensions vectors have; None for what is no table of vectors, which is told later."
+    try:
+        shape = np.shape(x)
+    except ValueError:
+        return None
+    return shape[1] if len(shape) == 2 else None
+
 # %% ../../nbs/04_diagnosis/06_inputs.ipynb #1e0f0002
 def read_fusion(
     fuse,  # what was asked for, or None
@@ -87,8 +96,8 @@ def read_fusion(
     "The fusion that was asked for; without one 'sum', or 'concat' with a DataWarning where dimensions differ."
     if fuse is not None:
         return fuse
-    dims = {m: x.shape[1] for m, x in items.items()}
-    if len(set(dims.values())) < 2:
+    dims = {m: _dims(x) for m, x in items.items()}
+    if None in dims.values() or len(set(dims.values())) < 2:
         return 'sum'
     said = ', '.join(f'{m} {d:,}' for m, d in dims.items())
     warnings.warn(
