@@ -10,6 +10,7 @@ __all__ = ['FLAGS', 'KEPT', 'SAME', 'HAPPENED', 'in_words_of', 'run_of', 'remedy
 import re
 from dataclasses import replace
 
+from .missing import missing_said
 from .verdict import VERDICTS, severity
 
 # %% ../../nbs/04_diagnosis/04c_headline.ipynb #9ead0006
@@ -216,6 +217,12 @@ def action(
         return f'{said[:1].upper()}{said[1:]}.'
     return f'{first_sentence(lost[0]["advice"])}.'
 
+# %% ../../nbs/04_diagnosis/04c_headline.ipynb #9ead00f1
+def _about_missing(d):
+    "What would be lost if contents were missing, where that is sure; '' otherwise."
+    first = first_sentence(missing_said(d['missing'])) if d.get('missing') else ''
+    return f' {first}.' if first and 'not sure' not in first else ''
+
 # %% ../../nbs/04_diagnosis/04c_headline.ipynb #9ead0025
 def headline(
     d,  # report dictionary
@@ -231,4 +238,4 @@ def headline(
     gain = d['evidence'].get('fusion_gain')
     if tone == 'good' and gain and gain['low'] is not None and clear(gain) < 1:
         tone = 'bad' if clear(gain) < 0 else 'unsure'
-    return dict(said=_about_modality(d) + _about_fused(d), action=action(d), tone=tone)
+    return dict(said=_about_modality(d) + _about_fused(d) + _about_missing(d), action=action(d), tone=tone)
