@@ -8,6 +8,7 @@ __all__ = ['expected_hits', 'out_of_order', 'reasons', 'signed', 'what_hits_show
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #ad6d6875
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -186,6 +187,12 @@ def _astray_said(modalities):
         'verdicts are made without the reference'
     )
 
+# %% ../../nbs/04_diagnosis/07_decision.ipynb #ad6d68f1
+def _by_weight(fuse, modality, why):
+    "The reason and its ratio, where a modality that ranks well is not heard because its weight is 0."
+    silenced = isinstance(fuse, Mapping) and not fuse.get(modality, 0)
+    return ('no weight', why[1]) if silenced and why[0] == 'ignored' else why
+
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0015
 def decide(
     task,  # Task
@@ -200,6 +207,7 @@ def decide(
     evidence = {m: modality_evidence(task, raw, m, bootstrap, seed) for m in task.items}
     found, users = lifts(raw['gains'], task, raw['nulls'], bootstrap, seed, rules), len(task.targets)
     why, best = reasons(found, evidence, users, rules)
+    why = {m: _by_weight(task.fuse, m, x) for m, x in why.items()}
     astray = out_of_order(found, rules) if users >= rules['users'] else []
     known = {m: ('reference', m) in found and not astray for m in evidence}
     out = {m: _say_in_words(task, m, e, why[m], best, known[m], rules) for m, e in evidence.items()}

@@ -50,6 +50,8 @@ def _from_arrays(items, sequences, targets, seen, titles, given):
     "The same of arrays, files or tables."
     if items is None or sequences is None:
         raise ValueError(f'collapse_report: arrays need items, sequences and targets; only {given or "nothing"} came')
+    if isinstance(items, Mapping) and not items:
+        raise ValueError('items has no modality: pass {modality: vectors [items, dims]}, and sequences likewise')
     if targets is None and isinstance(sequences, Mapping):
         raise ValueError(f'collapse_report: arrays need items, sequences and targets; only {given} came')
     found, titles = read_task(items, sequences, targets, seen, titles)

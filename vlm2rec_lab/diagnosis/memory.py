@@ -80,7 +80,8 @@ def items_bought(
     if bought is None:
         there = getattr(split, 'train', None) is not None and len(split.train.targets)
         return warm_items(split) if there else None
-    x = np.asarray(bought)
+    x = np.asarray(sorted(bought) if isinstance(bought, (set, frozenset)) else bought)
+    x = x.astype(int) if x.size == 0 else x
     if x.dtype == bool and x.shape == (n,):
         return x
     if x.ndim != 1 or x.dtype.kind not in 'iu' or len(x) and not 0 <= x.min() <= x.max() < n:

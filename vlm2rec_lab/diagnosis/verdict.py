@@ -451,6 +451,11 @@ REASONS |= {
 
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #b7e21a17
 REASONS |= {
+    'no weight': (
+        'under-used',
+        '{M} ranks well alone, and the fusion gives it the weight 0: nothing of it reaches the ranking.',
+        'Give {m} a weight above 0, or leave it out of the report.',
+    ),
     'ignored': (
         'under-used',
         '{M} ranks well alone, but the fused ranking hardly listens: leaving it out changes NDCG by {drop}, and its '
