@@ -152,12 +152,13 @@ def views_of(
     gains=None,  # view -> [users] that are there already
 ):  # -> Views
     "The gains of every modality, and of the fusion where the control has all of them."
-    names = list(task.items)
-    own = {m: (gains or {}).get(m, fused_gain(replace(task, fuse='concat'), modalities=[m])) for m in names}
+    names, known_ones = list(task.items), gains or {}
+    alone = replace(task, fuse='concat')
+    own = {m: known_ones[m] if m in known_ones else fused_gain(alone, modalities=[m]) for m in names}
     there = [] if control is None else list(control.items)
     found = {m: fused_gain(replace(control, fuse='concat'), modalities=[m]) for m in there}
     if set(there) == set(names) and len(names) > 1:
-        own['fused'] = (gains or {}).get('fused', fused_gain(task))
+        own['fused'] = known_ones['fused'] if 'fused' in known_ones else fused_gain(task)
         found['fused'] = fused_gain(control)
     return Views(own, found)
 
@@ -185,7 +186,7 @@ def memory_evidence(
     limits=LIMITS,  # thresholds
 ):  # -> {view: {'kind', 'sentence' and figures as plain dictionaries}}; {} where there is nothing to go by
     "Content or memory, of every modality that the control has or that is asked for cold items."
-    if len(task.targets) < 2:
+    if len(task.targets) < 2 or (control is None and bought is None):
         return {}
     views, out = views_of(task, control, gains), {}
     for v, own in views.own.items():
