@@ -4,17 +4,18 @@ import warnings
 
 import numpy as np
 import pytest
+from lifts import exactly, sure
 
 from vlm2rec_lab.base.errors import DataWarning
 from vlm2rec_lab.cli import main
 from vlm2rec_lab.diagnosis.adds import added_gain, popularity_gain
 from vlm2rec_lab.diagnosis.decision import where_missing
 from vlm2rec_lab.diagnosis.evidence import Task, fused_gain
+from vlm2rec_lab.diagnosis.headline import headline
 from vlm2rec_lab.diagnosis.inputs import read_fusion
 from vlm2rec_lab.diagnosis.report import collapse_report
 from vlm2rec_lab.diagnosis.verdict import REASONS, VERDICTS, Lift, judge, rivals, severity
 from vlm2rec_lab.diagnosis.worlds import hurt, world
-from vlm2rec_lab.ranking.evaluate import Estimate
 
 SIDES = ('items', 'sequences')
 QUICK = dict(permutations=5, bootstrap=400, progress=False)
@@ -154,16 +155,6 @@ def test_no_sentence_says_that_ndcg_falls_by_what_a_permutation_costs():
     x = image(world())
     e = x['evidence']['drop_mean']
     assert f'{-e["value"]:+.3f} [{-e["high"]:+.3f}, {-e["low"]:+.3f}]' in x['sentence']
-
-
-def sure(x, above=True):
-    "A Lift without any spread."
-    return Lift(x, np.full(100, x), np.full(100, x), above)
-
-
-def exactly(x):
-    "An Estimate without any spread."
-    return Estimate(x, x, x)
 
 
 def test_the_only_living_modality_is_not_said_by_another():
@@ -314,7 +305,7 @@ def test_what_popularity_ranks_better_is_no_health():
     r = judged(world(popular=3, noise={'text': 0.3, 'image': 0.4}))
     sold = popularity_gain(Task.of(**world(popular=3))).mean()
     said = f'Popularity reaches NDCG@10 {sold:.3f}'.replace(' 0.', ' .')
-    assert said in r.data['summary'] and 'is no health' in r.data['fusion']
+    assert said in r.data['summary'] and 'Popularity ranks better' in headline(r.data)['said']
     assert all(said in x['sentence'] for x in r.modalities.values() if x['verdict'] == 'healthy')
     assert 'Popularity' not in judged(world()).data['summary']
 
@@ -380,3 +371,75 @@ def test_weak_with_something_of_its_own_but_badly_fused_is_a_matter_of_the_fusio
     assert (x['verdict'], x['reason']) == ('healthy', 'misheard')
     assert 'at its best weight it would add +0.' in x['sentence']
     assert x['evidence']['drop_mean']['high'] < 0 and 'changes NDCG by +0.' in x['sentence']
+
+
+# ---------------------------------------------------------------- what a fresh tester found
+
+
+def drawn(users=600, seed=0, spread=0.5, zipf=0.0):
+    "Latent items and users, and what the users took: {'z', 't', 'y', 'rng'}."
+    rng = np.random.default_rng(seed)
+    z, p = rng.normal(size=(400, 8)), (1 + np.arange(400)) ** -zipf
+    y = rng.choice(400, users, p=p / p.sum())
+    return z, z[y] + spread * rng.normal(size=(users, 8)), y, rng
+
+
+def noisy(x, rng, noise=0.2):
+    "Vectors of 24 dimensions that hold these eight."
+    return np.c_[x, np.zeros((len(x), 16))] + noise * rng.normal(size=(len(x), 24))
+
+
+def test_popularity_blames_the_vectors_that_it_beats_and_no_others():
+    """The text ranks better than a list of best sellers, the fused ranking does not: the headline says it, the card of
+    the text does not."""
+    z, t, y, rng = drawn(spread=0.9, zipf=1.0)
+    items = dict(text=noisy(z, rng), image=rng.normal(size=(400, 24)))
+    r = judged(dict(items=items, sequences=dict(text=noisy(t, rng), image=rng.normal(size=(600, 24))), targets=y))
+    e, text = r.evidence, r.modalities['text']
+    assert e['fused_ndcg']['value'] < e['popularity_ndcg']['value'] < text['evidence']['ndcg']['value']
+    assert 'best sellers' not in text['advice'] and 'Popularity' not in text['sentence']
+    assert 'Popularity ranks better' in headline(r.data)['said'] and headline(r.data)['tone'] == 'bad'
+
+
+def test_a_weight_of_zero_is_said():
+    z, t, y, rng = drawn()
+    items, users = ({m: noisy(x, rng) for m in ('text', 'image')} for x in (z, t))
+    r = judged(dict(items=items, sequences=users, targets=y), fuse={'text': 1, 'image': 0})
+    assert r.modalities['image']['reason'] == 'no weight' and 'weight 0' in r.modalities['image']['sentence']
+    assert headline(r.data)['action'].startswith('Give image a weight above 0')
+
+
+def test_vectors_that_are_all_alike_are_encoded_again_and_not_trained():
+    "The headline advises what the card advises, with a reference as without."
+    z, t, y, rng = drawn()
+    good = noisy(z, rng), noisy(t, rng)
+    w = dict(items=dict(text=good[0], image=np.ones((400, 24))), targets=y)
+    w |= dict(sequences=dict(text=good[1], image=np.ones((600, 24))))
+    for reference in (None, dict(items=dict(image=good[0]), sequences=dict(image=good[1]))):
+        r = judged(w, reference)
+        assert r.modalities['image']['reason'] == 'alike'
+        assert headline(r.data)['action'].startswith('Look at what was encoded')
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'error', 'said'),
+    [
+        (dict(bootstrap=1), ValueError, 'bootstrap=1: take 2 or more'),
+        (dict(permutations=0), ValueError, 'permutations=0: a single permutation misleads'),
+        (dict(k='x'), TypeError, "k='x': pass a whole number"),
+        (dict(seed=-1), ValueError, 'seed=-1'),
+        (dict(missing=0.5), TypeError, 'missing=0.5: pass shares'),
+        (dict(missing=(2,)), ValueError, 'missing=.*2 is no share'),
+        (dict(history=5), TypeError, 'history: pass what train'),
+        (dict(items={}, sequences={}), ValueError, 'items has no modality'),
+    ],
+    ids=str,
+)
+def test_what_is_no_number_or_no_share_is_named(wrong, error, said):
+    with pytest.raises(error, match=said):
+        collapse_report(**world(users=40) | dict(progress=False) | wrong)
+
+
+def test_items_that_were_bought_may_be_a_set_or_none_at_all():
+    for bought in ([], {1, 2}):
+        assert judged(world(users=100), bought=bought, missing=()).verdict

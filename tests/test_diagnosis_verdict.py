@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from fastcore.test import test_close as close
+from lifts import exactly, sure
 
 from vlm2rec_lab.diagnosis.evidence import Task, fused_gain, shuffled_gain
 from vlm2rec_lab.diagnosis.pages import SIGNS
@@ -12,16 +13,6 @@ from vlm2rec_lab.ranking.evaluate import Estimate
 
 WIDE = Lift(0.06, np.linspace(0.0, 0.12, 100), np.linspace(0, 0.12, 100), True)
 FACTS = dict(m='image', users=50, ratio='3 %', low='1 %', high='9 %', drop='.001', share='2 %', best='text')
-
-
-def sure(x, above=True):
-    "A Lift without any spread."
-    return Lift(x, np.full(100, x), np.full(100, x), above)
-
-
-def exactly(x):
-    "An Estimate without any spread."
-    return Estimate(x, x, x)
 
 
 def reason(own, drop=0.1, share=0.5, **more):

@@ -9,7 +9,7 @@ __all__ = ['REFERENCE', 'check_vectors', 'given_vectors', 'evaluate', 'report', 
 import sys
 from pathlib import Path
 
-from ..base.errors import known
+from ..base.errors import DataError, known
 from .names import listed, names
 from vlm2rec_lab.commands.open import (
     check_data,
@@ -102,6 +102,21 @@ def _report_options(add):
 # %% ../../nbs/11a_commands/07_vectors.ipynb #221f4460
 REFERENCE = ('--reference', '--reference-items', '--reference-sequences')
 
+# %% ../../nbs/11a_commands/07_vectors.ipynb #6b7b00f1
+def _sides(found, targets, flag):
+    "Items and sequences of a file about the same users. Raises DataError where its next items are others."
+    import numpy as np
+
+    own, asked = np.asarray(found['targets']), np.asarray(targets)
+    if len(own) != len(asked):
+        raise DataError(f'{flag}: {len(own):,} users, and the vectors have {len(asked):,}: give the same users')
+    if (other := np.flatnonzero(own != asked)).size:
+        raise DataError(
+            f'{flag}: user {other[0]} took item {own[other[0]]} next, and in the vectors item {asked[other[0]]}; '
+            f'{other.size:,} of {len(own):,} differ: give the same users in the same order'
+        )
+    return {k: found[k] for k in ('items', 'sequences')}
+
 # %% ../../nbs/11a_commands/07_vectors.ipynb #0ec70a02
 def _reference(o, targets):
     "Vectors to hold the others against, where the options name some."
@@ -109,13 +124,12 @@ def _reference(o, targets):
     if not any(before):
         return None
     found, _ = given_vectors(*before, names=REFERENCE, targets=targets)
-    return {k: found[k] for k in ('items', 'sequences')}
+    return _sides(found, targets, next(flag for flag, file in zip(REFERENCE, before) if file))
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #c0a17f13
-def _control(o):
+def _control(o, targets):
     "Vectors of the same training with exchanged contents, such as `train --control` writes; None without."
-    found = given_vectors(o.control, None, None)[0] if o.control else {}
-    return {k: found[k] for k in ('items', 'sequences')} if found else None
+    return _sides(given_vectors(o.control, None, None)[0], targets, '--control') if o.control else None
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #0ec70a03
 def _check_report(o):
@@ -142,7 +156,7 @@ def report(
     from vlm2rec_lab.diagnosis.verdict import VERDICTS, severity
 
     vectors, titles = given_vectors(o.vectors, o.items, o.sequences)
-    reference, control = _reference(o, vectors['targets']), _control(o)
+    reference, control = _reference(o, vectors['targets']), _control(o, vectors['targets'])
     titles = None if titles is None else list(map(str, titles))
     how = dict(fuse=o.fuse, k=o.k, seed=o.seed, titles=titles, name=Path(o.vectors or o.sequences).name)
     found = by_command(collapse_report(**vectors, reference=reference, control=control, **how), 'report')

@@ -252,7 +252,7 @@ def about_fusion(
 ):  # -> one or two sentences, '' if there is nothing to say
     """Say so if the fusion is no better than the best modality alone, and recommend what would surely rank the same
     vectors better."""
-    said = below_popularity(shared, k) + _no_better(shared.get('fusion_gain'), best, k)
+    said = _no_better(shared.get('fusion_gain'), best, k)
     gains = {n: shared.get(f'{n}_gain') for n in ('concat', 'sum', 'weights')}
     surely = {n: g for n, g in gains.items() if g is not None and g.low > 0}
     if surely:

@@ -238,22 +238,21 @@ def _about_missing(d):
     first = first_sentence(missing_said(d['missing'])) if d.get('missing') else ''
     return f' {first}.' if first and 'not sure' not in first else ''
 
+# %% ../../nbs/04_diagnosis/04c_headline.ipynb #9ead00f3
+def _tone(d):
+    "Whether the news are 'good', 'bad' or 'unsure'."
+    if severity(d['modalities']) >= VERDICTS['under-used'] or _unpopular(d):
+        return 'bad'
+    gain = d['evidence'].get('fusion_gain')
+    above = clear(gain) if gain and gain['low'] is not None else 1
+    if d['verdict'] == 'healthy' and above:
+        return 'good' if above > 0 else 'bad'
+    return 'unsure'
+
 # %% ../../nbs/04_diagnosis/04c_headline.ipynb #9ead0025
 def headline(
     d,  # report dictionary
 ):  # -> {'said', 'action', 'tone'}: what happened, what to do, and 'good', 'bad' or 'unsure'
-    "The report in two sentences and one action."
-    tone = (
-        'good'
-        if d['verdict'] == 'healthy'
-        else 'bad'
-        if severity(d['modalities']) >= VERDICTS['under-used']
-        else 'unsure'
-    )
-    gain = d['evidence'].get('fusion_gain')
-    if tone == 'good' and gain and gain['low'] is not None and clear(gain) < 1:
-        tone = 'bad' if clear(gain) < 0 else 'unsure'
-    if tone == 'good' and _unpopular(d):
-        tone = 'bad'
+    "What happened, and one action."
     said = _about_modality(d) + _about_fused(d) + _unpopular(d) + _about_missing(d)
-    return dict(said=said, action=action(d), tone=tone)
+    return dict(said=said, action=action(d), tone=_tone(d))

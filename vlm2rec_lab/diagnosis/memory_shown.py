@@ -8,7 +8,7 @@ __all__ = ['COLUMNS', 'WORDS', 'CAVEAT', 'memory_rows', 'memory_text', 'memory_m
 # %% ../../nbs/04_diagnosis/04e_memory_shown.ipynb #f8fefc73
 from html import escape
 
-from .tables import table
+from .tables import markdown_table, safe, table, text_table
 
 # %% ../../nbs/04_diagnosis/04e_memory_shown.ipynb #11b7afe0
 COLUMNS = {
@@ -63,14 +63,7 @@ def memory_text(
     rows = memory_rows(d)
     if not rows:
         return []
-    wide = [max(map(len, column)) for column in zip(*rows)]
-    table = ['  ' + '  '.join(f'{c:{w}}' for c, w in zip(row, wide)).rstrip() for row in rows]
-    return ['', *table, *(f'  {x["sentence"]}' for x in d['memory'].values()), f'  {CAVEAT}']
-
-# %% ../../nbs/04_diagnosis/04e_memory_shown.ipynb #b49689a9
-def _safe(s):
-    "A text that Markdown and HTML leave as it is."
-    return escape(str(s)).replace('|', '\\|').replace('\n', ' ')
+    return ['', *text_table(rows), *(f'  {x["sentence"]}' for x in d['memory'].values()), f'  {CAVEAT}']
 
 # %% ../../nbs/04_diagnosis/04e_memory_shown.ipynb #ebb354db
 def memory_markdown(
@@ -80,9 +73,8 @@ def memory_markdown(
     rows = memory_rows(d)
     if not rows:
         return []
-    table = ['| ' + ' | '.join(map(_safe, row)) + ' |' for row in rows]
-    said = [f'- {_safe(x["sentence"])}' for x in d['memory'].values()]
-    return [table[0], '|' + '---|' * len(rows[0]), *table[1:], '', *said, '', CAVEAT, '']
+    said = [f'- {safe(x["sentence"])}' for x in d['memory'].values()]
+    return [*markdown_table(rows), *said, '', CAVEAT, '']
 
 # %% ../../nbs/04_diagnosis/04e_memory_shown.ipynb #dcd7eb12
 def memory_html(

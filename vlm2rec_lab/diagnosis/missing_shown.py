@@ -10,7 +10,7 @@ __all__ = ['LEFT', 'TOP', 'WIDE', 'HIGH', 'missing_rows', 'missing_note', 'missi
 from html import escape
 
 from .missing import missing_said
-from .tables import table
+from .tables import markdown_table, safe, table, text_table
 
 # %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #3e937609
 def _score(e):
@@ -52,14 +52,7 @@ def missing_text(
     if not found:
         return []
     rows, said = missing_rows(found), missing_said(found)
-    wide = [max(map(len, column)) for column in zip(*rows)]
-    table = ['  ' + '  '.join(f'{c:{w}}' for c, w in zip(row, wide)).rstrip() for row in rows]
-    return ['', *([f'  {said}'] if said else []), *table, f'  {missing_note(found)}']
-
-# %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #08f08561
-def _safe(s):
-    "A text that Markdown and HTML leave as it is."
-    return escape(str(s)).replace('|', '\\|').replace('\n', ' ')
+    return ['', *([f'  {said}'] if said else []), *text_table(rows), f'  {missing_note(found)}']
 
 # %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #187d8e4b
 def missing_markdown(
@@ -70,9 +63,8 @@ def missing_markdown(
     if not found:
         return []
     rows, said = missing_rows(found), missing_said(found)
-    table = ['| ' + ' | '.join(map(_safe, row)) + ' |' for row in rows]
-    head = [f'**When contents are missing.** {_safe(said)}'.strip(), '', table[0], '|' + '---|' * len(rows[0])]
-    return [*head, *table[1:], '', _safe(missing_note(found)), '']
+    head = f'**When contents are missing.** {safe(said)}'.strip()
+    return [head, '', *markdown_table(rows), safe(missing_note(found)), '']
 
 # %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #33112231
 LEFT, TOP, WIDE, HIGH = 44, 12, 216, 150  # where the lines begin, and how large their field is

@@ -19,7 +19,7 @@ from .measure import EVIDENCE, Line
 from .memory_shown import memory_html, memory_markdown, memory_text
 from .missing_shown import missing_html, missing_markdown, missing_text
 from .segments import segments_html, segments_text
-from .tables import table
+from .tables import markdown_table, safe, table, text_table
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #97a24f49
 # figure of the fusion -> label; others are called by their name
@@ -154,8 +154,7 @@ def _downstream_text(d):
     rows = downstream_rows(d)
     if not rows:
         return []
-    wide = [max(map(len, column)) for column in zip(*rows)]
-    return ['', *('  ' + '  '.join(f'{c:{w}}' for c, w in zip(row, wide)).rstrip() for row in rows)]
+    return ['', *text_table(rows)]
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #834ee7c1
 def _head_text(d):
@@ -206,11 +205,6 @@ def report_text(
     "The verdicts, their sentences and the protocol as plain text."
     return '\n'.join(line for part in TEXT for line in part(d))
 
-# %% ../../nbs/04_diagnosis/05_pages.ipynb #6d071875
-def _safe(s):
-    "A text that Markdown and HTML leave as it is."
-    return escape(str(s)).replace('|', '\\|').replace('\n', ' ')
-
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #15260585
 def _markdown_row(cells):
     "A row of a Markdown table; empty cells stay narrow."
@@ -220,11 +214,11 @@ def _markdown_row(cells):
 def _markdown_table(d):
     "The brief lines of every modality, then the fused ranking and chance."
     lines, e = brief_lines(d), d['evidence']
-    heads = [WORDS[n][0].format(k=d['k']) if n in WORDS else _safe(label_of(n, d)) for n, _ in lines]
+    heads = [WORDS[n][0].format(k=d['k']) if n in WORDS else safe(label_of(n, d)) for n, _ in lines]
     out = [_markdown_row(['modality', 'verdict', *heads]), '|' + '---|' * (2 + len(heads))]
     for m, x in d['modalities'].items():
         figures = [figure(x['evidence'].get(n), line.percent) for n, line in lines]
-        out.append(_markdown_row([_safe(m), f'**{x["verdict"]}**', *figures]))
+        out.append(_markdown_row([safe(m), f'**{x["verdict"]}**', *figures]))
     for name, key in (('fused', 'fused_ndcg'), ('chance', 'chance_ndcg')):
         out.append(_markdown_row([name, '', figure(e[key]), *[''] * (len(heads) - 1)]))
     return [*out, '']
@@ -232,36 +226,36 @@ def _markdown_table(d):
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #5f9b5d7c
 def _downstream_markdown(d):
     "The downstream table; [] without one."
-    rows = [_markdown_row(map(_safe, row)) for row in downstream_rows(d)]
-    return [rows[0], '|' + '---|' * len(downstream_rows(d)[0]), *rows[1:], ''] if rows else []
+    rows = downstream_rows(d)
+    return markdown_table(rows) if rows else []
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #92d3eae5
 def _head_markdown(d):
     "Title, verdict and summary."
-    title = f'# Collapse report{": " + _safe(d["name"]) if d["name"] else ""}'
-    return [title, '', f'**Verdict: {d["verdict"]}.** {_safe(d["summary"])}', '']
+    title = f'# Collapse report{": " + safe(d["name"]) if d["name"] else ""}'
+    return [title, '', f'**Verdict: {d["verdict"]}.** {safe(d["summary"])}', '']
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a014
 def _headline_markdown(d):
     "What happened, and one thing to do."
     said = headline(d)
-    return [f'**{_safe(said["said"])}** What to do: {_safe(said["action"])}', '']
+    return [f'**{safe(said["said"])}** What to do: {safe(said["action"])}', '']
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a00d
 def _modalities_markdown(d):
     "A sentence and an advice for every modality."
-    said = [f'**{_safe(m)}.** {_safe(x["sentence"])} *{_safe(x["advice"])}*' for m, x in d['modalities'].items()]
+    said = [f'**{safe(m)}.** {safe(x["sentence"])} *{safe(x["advice"])}*' for m, x in d['modalities'].items()]
     return [line for s in said for line in (s, '')]
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a00e
 def _fusion_markdown(d):
     "What was found of the fusion; [] where there is nothing to say."
-    return [_safe(d['fusion']), ''] if d['fusion'] else []
+    return [safe(d['fusion']), ''] if d['fusion'] else []
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a00f
 def _protocol_markdown(d):
     "On what the figures rest, and the notes."
-    return [_safe(d['protocol']), *(f'- {_safe(n)}' for n in d['notes']), '']
+    return [safe(d['protocol']), *(f'- {safe(n)}' for n in d['notes']), '']
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a010
 # functions of a report -> lines, [] for none; in the order of the text

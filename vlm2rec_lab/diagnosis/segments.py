@@ -12,7 +12,7 @@ from html import escape
 
 import numpy as np
 
-from .tables import table
+from .tables import markdown_table, table
 from .verdict import metric_at_k_mean
 from ..ranking.evaluate import Estimate, bootstrap_means
 
@@ -366,9 +366,7 @@ def segments_text(
     "The segments as a Markdown table."
     if not d.get('segments'):
         return []
-    rows = [[escape(c).replace('|', '\\|').replace('\n', ' ') for c in r] for r in _table_rows(d['segments'])]
-    lines = ['| ' + ' | '.join(r) + ' |' for r in rows]
-    return [lines[0], '|' + '---|' * len(rows[0]), *lines[1:], '']
+    return markdown_table(_table_rows(d['segments']))
 
 
 def segments_html(

@@ -175,6 +175,15 @@ class Chunk:
     scale: object  # of Pieces
 
 # %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a001b
+def _diverted(order, hidden, seen):
+    "Users and items that they can be shown, whose place in the permutation is taken by one that they cannot."
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    users, i = seen[0], back[seen[1]]
+    shown = ~hidden[users, i]
+    return users[shown], i[shown]
+
+
 def _exchanged(c, users, i, j):
     "Scores [n] of items i with the modality's vectors of items j."
     s = c.rest[users, i] + c.part[users, j]
@@ -183,11 +192,7 @@ def _exchanged(c, users, i, j):
 
 def _own_pairs(c, order):
     "Users, items and scores where a user's own permutation differs from the common one."
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    users, i = c.seen[0], back[c.seen[1]]
-    shown = ~c.hidden[users, i]
-    users, i = users[shown], i[shown]
+    users, i = _diverted(order, c.hidden, c.seen)
     return users, i, _exchanged(c, users, i, first_return(order, c.hidden, users, i)[0])
 
 # %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a001c
@@ -254,10 +259,7 @@ def _own_catalogue(fuse, items, modality, order):
 
 def _put_right(s, user, fused, order, hidden, seen):
     "Put scores of pairs that need more steps than one into `s`; `fused` makes a catalogue from a permutation."
-    back = np.argsort(order)
-    users, i = seen[0], back[seen[1]]
-    shown = ~hidden[users, i]
-    users, i = users[shown], i[shown]
+    users, i = _diverted(order, hidden, seen)
     steps, power = first_return(order, hidden, users, i)[1], order
     for step in range(2, steps.max(initial=1) + 1):
         power = order[power]
