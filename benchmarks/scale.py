@@ -211,6 +211,7 @@ def there(results):  # -> list of dict
         interactions='interactions',
         images='images',
         ranking='full ranking',
+        report='the parts of a collapse report',
         seqrec='sequential recommenders',
         seqrec_step='their training step',
         flame='FLAME',

@@ -152,6 +152,14 @@ def test_cells_are_kept_by_their_settings(scripts, tmp_path):
 
 
 @pytest.mark.slow
+def test_report(tmp_path):
+    "Both ways give the same answers, and every part has its ratio."
+    size = ['--items', '300', '--users', '200', '--dims', '16', '--permutations', '3', '--rounds', '1']
+    found, printed = run('report.py', *size, tmp_path / 'report.json')
+    assert [r['part'] for r in found['rows']] == ['permuted knockout', 'nulls', 'probe']
+    assert all(r['apart'] < 1e-6 and r['ratio'] > 0 for r in found['rows']) and 'ratio' in printed
+
+
 def test_gpu_on_the_cpu(tmp_path):
     found, printed = run('gpu.py', '--toy', tmp_path / 'gpu.json')
     assert (

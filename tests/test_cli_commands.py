@@ -23,6 +23,7 @@ from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.studies.cell import run_cell
 from vlm2rec_lab.training.losses import LOSSES, register_loss, sft
 
+SIDES = ('items', 'sequences')
 pytestmark = pytest.mark.filterwarnings('ignore::vlm2rec_lab.data.DataWarning')
 
 
@@ -232,6 +233,22 @@ def test_a_loss_of_ones_own_with_a_setting_of_its_own(trained, tmp_path):
 
 
 # ---- vectors
+
+
+@pytest.mark.parametrize('flag', ['--control', '--reference'])
+def test_vectors_of_other_users_are_refused(toy, flag):
+    "A file whose users took other items next is about others, or in another order."
+    whole = read_vectors(toy / 'toy.npz')[0]
+    turned = {
+        k: {m: x[::-1].copy() for m, x in whole['sequences'].items()} if k == 'sequences' else whole[k] for k in SIDES
+    }
+    write_vectors(toy / 'turned.npz', turned | {'targets': whole['targets'][::-1].copy()})
+    status, out, err = said('report', toy / 'toy.npz', flag, toy / 'turned.npz', '--out', toy / 't.json')
+    assert status == 2 and f'{flag}: user ' in err and 'the same users in the same order' in err
+    short = {k: {m: x[:-1] for m, x in v.items()} if k == 'sequences' else v for k, v in turned.items()}
+    write_vectors(toy / 'short.npz', short | {'targets': whole['targets'][:-1]})
+    status, out, err = said('report', toy / 'toy.npz', flag, toy / 'short.npz', '--out', toy / 't.json')
+    assert status == 2 and f'{flag}: ' in err and 'users, and the vectors have' in err
 
 
 def test_a_report_takes_a_control(toy):

@@ -198,3 +198,17 @@ def test_a_wrong_control_is_named():
         collapse_report(**w, control=short, progress=False)
     with pytest.raises(ValueError, match='control must be a dictionary'):
         collapse_report(**w, control=[1], progress=False)
+
+
+def test_what_is_ranked_already_is_not_ranked_again(monkeypatch):
+    "Gains that are handed in are taken, of modalities and of the fusion."
+    from vlm2rec_lab.diagnosis import memory
+    from vlm2rec_lab.diagnosis.evidence import Task, fused_gain
+    from vlm2rec_lab.diagnosis.worlds import world
+
+    task, asked = Task.of(**world(users=60)), []
+    gains = {m: fused_gain(task, modalities=[m]) for m in task.items} | {'fused': fused_gain(task)}
+    monkeypatch.setattr(memory, 'fused_gain', lambda t, **kw: asked.append(t) or fused_gain(t, **kw))
+    found = memory.views_of(task, task, gains)
+    assert len(asked) == len(task.items) + 1 and not any(t is task for t in asked[:-1])  # the control's own
+    assert all(found.own[v] is gains[v] for v in gains)

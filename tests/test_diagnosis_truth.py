@@ -443,3 +443,18 @@ def test_what_is_no_number_or_no_share_is_named(wrong, error, said):
 def test_items_that_were_bought_may_be_a_set_or_none_at_all():
     for bought in ([], {1, 2}):
         assert judged(world(users=100), bought=bought, missing=()).verdict
+
+
+def test_the_headline_says_what_missing_contents_cost():
+    r = judged(hurt(world(), 'image'))
+    said = headline(r.data)['said']
+    assert 'If half of the items had no text, this model would lose' in said
+    assert 'If half' not in headline(judged(hurt(world(), 'image'), missing=()).data)['said']
+
+
+@pytest.mark.parametrize(('kept', 'reason'), [(0.9, 'loss unclear'), (0.97, 'unaligned')])
+def test_against_a_probe_health_needs_nearly_all(kept, reason):
+    "A reference that only a probe can read hides small losses: nine tenths of it clear nobody."
+    asked = dict(best=sure(1.0), fused=sure(1.0), drop=exactly(0.1), share=exactly(0.5))
+    asked |= dict(ceiling=sure(0.0, above=False), known=sure(1.0), probe=sure(kept))
+    assert judge(sure(0.1), **asked)[0] == reason
