@@ -328,6 +328,13 @@ def test_different_dimensions_are_concatenated_and_it_is_said():
     assert read_fusion(None, world()['items']) == 'sum' == judged(world()).data['fuse']
 
 
+@pytest.mark.parametrize('bad, said', [(np.zeros(20), 'has shape'), ([[1.0], [1.0, 2.0]] * 10, 'different lengths')])
+def test_what_is_no_table_of_vectors_is_named_before_a_fusion_is_chosen(bad, said):
+    side = dict(text=np.eye(20), image=bad)
+    with pytest.raises(ValueError, match=rf"items\['image'\] .*{said}"):
+        collapse_report(items=side, sequences=side, targets=np.arange(20))
+
+
 @pytest.mark.parametrize('fuse', ['sum', 'concat'])
 def test_missing_vectors_are_named_and_training_is_not_blamed(fuse):
     w = world(1000, 300, 2)
