@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from ..base.errors import DataError, known, warn
+from ..base.errors import DataError, warn
 from ..base.files import foreign_files, whole_folder
 from ..base.ragged import PAD
 from ..base.store import Store, content_key, weights_key, writing
