@@ -36,9 +36,9 @@ def real_encoders(
 # %% ../../nbs/02_model/12_loading.ipynb #d230000c
 def _refuse(where, more):
     "Raises ValueError for settings that a pair does not have, where they are given."
-    given = [f'{k}={v!r}' for k, v in more.items() if v not in (None, False)]
+    given = [f'{k}=' for k, v in more.items() if v not in (None, False)]
     if given:
-        raise ValueError(f'{where} is a pair of encoders and takes no {", ".join(given)}: leave them out')
+        raise ValueError(f'{where} is a pair of encoders and takes no {", ".join(given)}: leave {", ".join(given)} out')
 
 # %% ../../nbs/02_model/12_loading.ipynb #d230000d
 def makes_pair(

@@ -114,7 +114,9 @@ def _raw_vectors(embedder, catalogue, modality, folder, progress):
     encoder = embedder.encoders[modality]
     items = np.flatnonzero(~catalogue.missing()[modality]).tolist()
     keys = _keys_of(catalogue, modality, items)
-    found = dict(zip(reversed(keys), reversed(items)))  # of equal contents the first
+    found = {}
+    for k, i in zip(keys, items):
+        found.setdefault(k, i)  # of equal contents the first
     kept = embedder._kept.setdefault(encoder.mark, _Kept(encoder.size))
     store = None if folder is None else Store(Path(folder) / encoder.mark[:16], encoder.size)
     with nullcontext() if store is None else writing(store.folder, 'turn', wait=True):
