@@ -447,6 +447,23 @@ def test_heads_of_other_encoders_are_refused(tmp_path):
     assert (folder / 'mine.txt').exists()
 
 
+def test_an_encoder_that_is_not_found_is_named(tmp_path):
+    folder = make().save_pretrained(tmp_path / 'pair')
+    with pytest.raises(FileNotFoundError, match="encoder of 'text', hashed words, is not to be had .* pass encoders="):
+        PairEmbedder.from_pretrained(folder)
+
+
+def test_an_encoder_in_a_folder_is_found_again(tmp_path, monkeypatch):
+    (tmp_path / 'mine').mkdir()
+    monkeypatch.setattr(HashedWords, 'where', str(tmp_path / 'mine'), raising=False)
+    asked = []
+    monkeypatch.setattr(
+        'vlm2rec_lab.model.encoders.load_encoder', lambda where, kind: asked.append((where, kind)) or encoders()[kind]
+    )
+    loaded = PairEmbedder.from_pretrained(make().save_pretrained(tmp_path / 'pair'))
+    assert asked == [(str((tmp_path / 'mine').resolve()), 'text'), ('colours', 'image')] and loaded.fresh
+
+
 def test_lora_on_a_saved_pair(studio, tmp_path):
     embedder = moved(make())
     want = embedder.encode_items(studio.catalogue)

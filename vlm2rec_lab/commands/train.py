@@ -438,7 +438,8 @@ def _split_of(o):
 # %% ../../nbs/11a_commands/04_train.ipynb #d2400003
 def _tiny_only(o):
     "One sentence where the shipped tiny model is used on data that it does not know, else ''."
-    from vlm2rec_lab.model.loading import INSTALL, has_real
+    from vlm2rec_lab.model.loading import has_real
+    from vlm2rec_lab.model.packaged import INSTALL
 
     if o.model or str(o.data).startswith('studio:') or has_real():
         return ''

@@ -117,8 +117,9 @@ def _raw_vectors(embedder, catalogue, modality, folder, progress):
     found = {}
     for k, i in zip(keys, items):
         found.setdefault(k, i)  # of equal contents the first
-    kept = embedder._kept.setdefault(encoder.mark, _Kept(encoder.size))
-    store = None if folder is None else Store(Path(folder) / encoder.mark[:16], encoder.size)
+    mark = embedder.marks[modality]
+    kept = embedder._kept.setdefault(mark, _Kept(encoder.size))
+    store = None if folder is None else Store(Path(folder) / mark[:16], encoder.size)
     with nullcontext() if store is None else writing(store.folder, 'turn', wait=True):
         if store is not None:
             store.read()  # another process may have had its turn
@@ -271,7 +272,7 @@ class PairEmbedder:
     def __init__(
         self,
         encoders,  # {modality: encoder}
-        dims=64,  # of the space in which items are ranked
+        dims=128,  # of the space in which items are ranked
         rank=None,  # of the heads; None: full
         sequence='mean',  # how histories are read: of `SEQUENCES`
         start='axes',  # where heads begin: of `STARTS`
@@ -283,6 +284,7 @@ class PairEmbedder:
         if not encoders:
             raise ValueError('encoders={}: give one for each modality, such as {"text": encoder}')
         self.encoders, self.tuned = dict(encoders), _tuned_copies(encoders, lora, seed)
+        self.marks = {m: e.mark for m, e in self.encoders.items()}  # of frozen weights, taken once
         self.made = dict(dims=dims, rank=rank, sequence=sequence, start=start, lora=lora, seed=seed)
         seeds = {m: seed + 1000 * k for k, m in enumerate(self.encoders)}
         self.heads = {m: Head(e.size, dims, rank, start, seeds[m]) for m, e in self.encoders.items()}
@@ -312,7 +314,7 @@ def device(self: PairEmbedder):  # -> torch.device
 @patch(as_prop=True)
 def mark(self: PairEmbedder):  # -> str, 64 hex digits
     "What the frozen encoders are known by."
-    return weights_key({}, *(f'{m} {e.kind} {e.mark}' for m, e in sorted(self.encoders.items())))
+    return weights_key({}, *(f'{m} {e.kind} {self.marks[m]}' for m, e in sorted(self.encoders.items())))
 
 # %% ../../nbs/02_model/11_pair.ipynb #d220001d
 @patch(as_prop=True)
@@ -617,6 +619,13 @@ def _state(embedder):
     return {n: t.detach().cpu().contiguous() for n, t in found.items() if '/encoder.' not in n or 'lora_' in n}
 
 # %% ../../nbs/02_model/11_pair.ipynb #d2200043
+def _about(encoder, mark):
+    "An encoder as a note says it. It may say itself `where` it lies; else its name has to do."
+    where = str(getattr(encoder, 'where', None) or encoder.name)
+    where = str(Path(where).resolve()) if Path(where).is_dir() else where
+    return dict(kind=encoder.kind, name=encoder.name, size=encoder.size, mark=mark, where=where)
+
+# %% ../../nbs/02_model/11_pair.ipynb #d2200044
 @patch
 def save_pretrained(
     self: PairEmbedder,
@@ -629,8 +638,7 @@ def save_pretrained(
     """
     from safetensors.torch import save_file
 
-    about = ('kind', 'name', 'size', 'mark')
-    said = {m: {k: getattr(e, k) for k in about} | dict(where=_where(e, path)) for m, e in self.encoders.items()}
+    said = {m: _about(e, self.marks[m]) for m, e in self.encoders.items()}
     with whole_folder(path, (*own_files(path), *keep)) as draft:
         save_file(_state(self), draft / WEIGHTS)
         files = dict.fromkeys(foreign_files(draft)) | digests(draft)
@@ -640,12 +648,6 @@ def save_pretrained(
             if (Path(path) / name).exists():
                 shutil.copy2(Path(path) / name, draft / name)
     return Path(path)
-
-# %% ../../nbs/02_model/11_pair.ipynb #d2200044
-def _where(encoder, folder):
-    "Where an encoder lies, as a note says it: its own word, a folder by its whole path."
-    said = str(getattr(encoder, 'where', encoder.name))
-    return str(Path(said).resolve()) if Path(said).is_dir() else said
 
 # %% ../../nbs/02_model/11_pair.ipynb #d2200045
 def is_pair(
@@ -671,26 +673,43 @@ def _pair_note(folder):
 
 # %% ../../nbs/02_model/11_pair.ipynb #d2200047
 def _load_encoder(said):
-    "The encoder that a note names."
+    "The encoder that a note names: one of the packaged ones, or one in a folder or on the hub."
     from vlm2rec_lab.model.encoders import load_encoder
+    from vlm2rec_lab.model.packaged import PACKAGED, packaged_encoder
 
-    return load_encoder(said['where'], said['kind'])
+    kind, where = said['kind'], said['where']
+    if kind in PACKAGED and where == PACKAGED[kind].package:
+        return packaged_encoder(kind)
+    return load_encoder(where, kind)
 
 # %% ../../nbs/02_model/11_pair.ipynb #d2200048
+def _sought(folder, modality, said):
+    "The encoder that a note names. Raises FileNotFoundError, with the remedy, where it is not to be had."
+    try:
+        return _load_encoder(said)
+    except (OSError, ValueError) as e:
+        why = ' '.join(str(e).split())[:200]
+        raise FileNotFoundError(
+            f"{folder}: the encoder of '{modality}', {said['where']}, is not to be had ({why}): "
+            f'pass encoders={{{modality!r}: encoder}}'
+        ) from e
+
+# %% ../../nbs/02_model/11_pair.ipynb #d2200049
 def _found_encoders(folder, told, given):
     "{modality: encoder} as given, else where the note says. Raises DataError where one is not that of then."
     found = {}
     for m, said in told.items():
-        encoder = given[m] if m in given else _load_encoder(said)
-        if encoder.mark != said['mark']:
+        encoder = given[m] if m in given else _sought(folder, m, said)
+        mark = encoder.mark
+        if mark != said['mark']:
             raise DataError(
                 f"{folder}: the heads of '{m}' were trained on {said['name']} (mark {said['mark'][:12]}), and this is "
-                f'{encoder.name} ({encoder.mark[:12]}): pass encoders={{{m!r}: encoder}} with the one of then'
+                f'{encoder.name} ({mark[:12]}): pass encoders={{{m!r}: encoder}} with the one of then'
             )
         found[m] = encoder
     return found
 
-# %% ../../nbs/02_model/11_pair.ipynb #d2200049
+# %% ../../nbs/02_model/11_pair.ipynb #d220004a
 def _put_state(embedder, folder):
     "Give a pair the weights of a folder. Raises DataError where they are not of this pair."
     from safetensors.torch import load_file
@@ -704,7 +723,7 @@ def _put_state(embedder, folder):
         own = {n.removeprefix(f'{where}.'): t for n, t in state.items() if n.startswith(f'{where}.')}
         module.load_state_dict(own, strict=False)
 
-# %% ../../nbs/02_model/11_pair.ipynb #d220004a
+# %% ../../nbs/02_model/11_pair.ipynb #d220004b
 @patch(cls_method=True)
 def from_pretrained(
     cls: PairEmbedder,
