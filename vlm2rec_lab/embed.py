@@ -7,7 +7,8 @@ __all__ = ['load_checkpoint', 'FUSIONS', 'bank', 'item_vectors', 'sequence_vecto
            'FAMILIES', 'READINGS', 'LORA_TARGETS', 'load_model', 'add_lora', 'NOTE', 'VLMEmbedder', 'item_keys',
            'fuse_sum', 'Prompts', 'Pieces', 'text_piece', 'image_piece', 'join_pieces', 'stack_pieces', 'place_tokens',
            'assemble', 'encode_text', 'Bank', 'picture_features', 'item_pieces', 'vision_key', 'stored_features',
-           'LiveFeatures', 'make_bank', 'length_groups', 'forward', 'hidden_states', 'encode_plan']
+           'LiveFeatures', 'make_bank', 'length_groups', 'forward', 'hidden_states', 'encode_plan', 'PairEmbedder',
+           'load_embedder']
 
 # %% ../nbs/03_embed.ipynb #271f19a8
 from vlm2rec_lab.model.bank import (
@@ -23,6 +24,8 @@ from vlm2rec_lab.model.bank import (
 from .model.embedder import VLMEmbedder, fuse_sum, item_keys
 from .model.encode import encode_plan, forward, hidden_states, length_groups
 from .model.families import FAMILIES, LORA_TARGETS, READINGS, add_lora, load_model
+from .model.loading import load_embedder
+from .model.pair import PairEmbedder
 from vlm2rec_lab.model.pieces import (
     Pieces,
     Prompts,
@@ -74,4 +77,6 @@ _all_ = [
     'forward',
     'hidden_states',
     'encode_plan',
+    'PairEmbedder',
+    'load_embedder',
 ]

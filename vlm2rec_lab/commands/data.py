@@ -34,8 +34,12 @@ def profile(
     o,  # options: data, history, split, core, images, model, out, seed, command
 ):
     "`vlm2rec profile`: what is in the data, as text and as one page."
+    from vlm2rec_lab.model.loading import makes_pair
+
     check_ending(o.out, '.html', '.json', '.md')
     tokenizer = o.model and model_at(o.model)
+    if tokenizer and makes_pair(tokenizer):
+        raise ValueError(f'--model {o.model}: a pair of encoders counts no tokens; give a Qwen2.5-VL, or leave it out')
     split, whole = open_data(o.data, None, o.history, o.seed, o.split, o.core, o.images, columns_of(o))
     found = whole.profile(split, tokenizer=tokenizer, progress=sys.stderr.isatty())
     kind = 'page' if Path(o.out).suffix == '.html' else 'written'

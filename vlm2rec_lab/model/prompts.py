@@ -45,6 +45,8 @@ def show_prompts(
     bad = [i for i in (item, *history) if not 0 <= i < len(catalogue)]
     if bad:
         raise IndexError(f'item {bad[0]} is outside 0..{len(catalogue) - 1}')
+    if hasattr(embedder, 'shown'):
+        return embedder.shown(catalogue, item, history)
     bank = embedder.bank(catalogue)
     return {
         view: {
@@ -200,6 +202,8 @@ def token_budget(
     "What prompts of this catalogue cost and lose. Raises ValueError for a history shorter than 1."
     if history < 1:
         raise ValueError(f'history={history}: a sequence needs at least 1 item')
+    if hasattr(embedder, 'budget'):
+        return embedder.budget(catalogue, history)
     bank, n, rows, missing = embedder.bank(catalogue), len(catalogue), {}, {}
     for view, pieces in bank.views.items():
         sizes, gone = np.diff(pieces.offsets.numpy()), bank.missing[view].numpy()

@@ -38,12 +38,14 @@ class Tuning:
     positions: str = 'all'  # as in `training_rows`
 
 # %% ../../nbs/06_recommenders/03_downstream.ipynb #4a1f0301
-def _fresh(model, rank, seed):
-    "An embedder with fresh adapters."
-    from vlm2rec_lab.model.embedder import VLMEmbedder
+def _fresh(model, rank, seed, kinds):
+    "An embedder with fresh adapters; of a pair of encoders its heads are what is fresh."
+    from vlm2rec_lab.model.loading import load_embedder, makes_pair
     from vlm2rec_lab.model.tiny import tiny_vlm
 
-    return VLMEmbedder.from_pretrained(model or tiny_vlm(), lora=rank, seed=seed)
+    if model and makes_pair(model):
+        return load_embedder(model, seed=seed, kinds=kinds)
+    return load_embedder(model or tiny_vlm(), lora=rank, seed=seed)
 
 # %% ../../nbs/06_recommenders/03_downstream.ipynb #4e9f1c0e
 def _tuned(embedder, split, source, seed, tuning, path, progress):
@@ -75,7 +77,10 @@ def source_vectors(
     split = tasks(seed, tuning.history)
     how = vars(tuning) if source != 'raw' else {}
     about = dict(source=source, seed=seed, split=split.fingerprint, **how, model=str(model or ''))
-    path, embedder = folder and Path(folder) / f'{source}-{seed}.npz', _fresh(model, tuning.rank, seed)
+    path, embedder = (
+        folder and Path(folder) / f'{source}-{seed}.npz',
+        _fresh(model, tuning.rank, seed, split.catalogue.kinds),
+    )
     about |= dict(inputs=inputs_of(embedder, split)) if path else {}
     if path and path.exists():
         return _read(path, about)

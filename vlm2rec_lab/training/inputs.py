@@ -11,9 +11,11 @@ from dataclasses import asdict
 
 # %% ../../nbs/02_training/05a_inputs.ipynb #5a7ee007
 def reading_of(
-    embedder,  # VLMEmbedder
+    embedder,  # VLMEmbedder, or another one with `reading`
 ):  # -> {name: str or number}
-    "How an embedder reads: prompts, fusion, sizes, and its adapters with rank and scale."
+    "How an embedder reads: prompts, fusion, sizes, and its adapters with rank and scale; or what it says of itself."
+    if hasattr(embedder, 'reading'):
+        return embedder.reading()
     prompts = embedder.prompts if isinstance(embedder.prompts, Mapping) else {'all': embedder.prompts}
     said = {f'prompts/{m}/{part}': text for m, p in prompts.items() for part, text in asdict(p).items()}
     said |= dict(reading=embedder.fusion, max_pixels=embedder.max_pixels, max_text_tokens=embedder.max_text_tokens)

@@ -131,6 +131,8 @@ def shard(
     plugin = None if embedder.sharded else fsdp_plugin(accelerator)
     if plugin is None:
         return embedder
+    if hasattr(embedder, 'passes'):
+        raise ValueError(f'{type(embedder).__name__} has no language model to be split: use distributed_type MULTI_GPU')
     core, lm = embedder.core, embedder.core.model.language_model
     _ = embedder.mark  # taken while the weights are whole
     layers = _layers(core, plugin)

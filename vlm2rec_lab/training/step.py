@@ -25,6 +25,12 @@ class Work:
     index: torch.Tensor  # long [k] places of its vectors in the batch
     run: object  # function of nothing -> float32 [k, hidden] with graph
     tokens: int = 0  # that go through the language model, padding included
+    also: tuple = ()  # (side, places) of vectors that the pass gives after these
+
+    @property
+    def places(self):  # -> ((side, long [k]), ...), in the order of the pass's vectors
+        "Where all of its vectors belong."
+        return ((self.side, self.index), *self.also)
 
 # %% ../../nbs/02_training/03_step.ipynb #efb36c34
 def _work(side, index, embedder, encode, present, sizes):
@@ -74,9 +80,15 @@ def _tree_works(embedder, bank, view, history, rows, waste, most):
         works.append(_work('sequences', index, embedder, encode, prefix_present(bank, view, mine), sizes[g]))
     return works
 
+# %% ../../nbs/02_training/03_step.ipynb #d2200001
+def _own_works(embedder, bank, history, items, **how):
+    "Works of an embedder that plans its passes itself."
+    found = embedder.passes(bank, history, items, **how)
+    return {v: [Work(*first, run, size, tuple(more)) for (first, *more), run, size in ps] for v, ps in found.items()}
+
 # %% ../../nbs/02_training/03_step.ipynb #3028f973
 def plan_works(
-    embedder,  # VLMEmbedder
+    embedder,  # VLMEmbedder, or another one with `passes`
     bank,  # its Bank
     history,  # int [rows, L] with PAD at the right
     items,  # int [J] candidates
@@ -88,6 +100,8 @@ def plan_works(
 ):  # -> {view: list of Work}
     "The works of one batch. Together they give every vector once, over all processes."
     history, items = np.asarray(history), np.asarray(items)
+    if hasattr(embedder, 'passes'):
+        return _own_works(embedder, bank, history, items, every=every, most=most, share=share)
     my_rows, my_items = (np.arange(share[0], n, share[1]) for n in (len(history), len(items)))
     sequences = _tree_works if every else _sequence_works
     return {
@@ -111,8 +125,10 @@ class Encoded:
 
     def gradient(self, view, work):  # -> [k, d], or None where the loss did not use the vectors
         "The loss's gradient at the vectors of a work."
-        table = getattr(self, work.side)[view].grad
-        return None if table is None else table[work.index.to(table.device)]
+        tables = [(getattr(self, side)[view], at) for side, at in work.places]
+        if all(z.grad is None for z, _ in tables):
+            return None
+        return torch.cat([(torch.zeros_like(z) if z.grad is None else z.grad)[at.to(z.device)] for z, at in tables])
 
 # %% ../../nbs/02_training/03_step.ipynb #4b3447bf
 def _run(work, device, autocast):
@@ -159,7 +175,9 @@ def _tables(works, outs, sizes, accelerator, device):
     tables = {side: {m: torch.zeros(n, width, device=device) for m in works} for side, n in sizes.items()}
     for m, ws in works.items():
         for w, (_, z) in zip(ws, outs[m]):
-            tables[w.side][m][w.index.to(device)] = z.detach().float()
+            parts = z.detach().float().split([len(at) for _, at in w.places])
+            for (side, at), part in zip(w.places, parts):
+                tables[side][m][at.to(device)] = part
     if accelerator is not None:
         tables = {side: dict(zip(t, _reduce_all(list(t.values()), accelerator))) for side, t in tables.items()}
     return {side: {m: z.requires_grad_() for m, z in t.items()} for side, t in tables.items()}

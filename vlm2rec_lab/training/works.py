@@ -49,7 +49,7 @@ def works_of(
     (speed,), rest = sort_options(options, speed)
     if rest:
         raise TypeError(f'works_of takes options of Speed, and there is none called {", ".join(rest)}')
-    if speed.plain:
+    if speed.plain and not hasattr(embedder, 'passes'):
         sides = _plain_sequences, _plain_items
         return {view: [side(embedder, bank, view, batch) for side in sides] for view in bank.views}
     share = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
