@@ -10,7 +10,8 @@ from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.model.tiny import build_tiny, build_tokenizer, save_tiny, studio_corpus
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.train import train
-from vlm2rec_lab.training.estimate import _Kept, estimate, step_tokens, token_cost
+from vlm2rec_lab.training.estimate import estimate, step_tokens, token_cost
+from vlm2rec_lab.training.kept import Kept
 
 
 @pytest.fixture(scope='module')
@@ -73,7 +74,7 @@ def test_the_count_by_hand_of_a_layer_of_the_decoder():
     table = torch.randn(100, d)
     for k in (rows, 10 * rows):
         x = torch.randn(k, d, requires_grad=True)
-        kept = _Kept([*frozen.parameters(), table])
+        kept = Kept([*frozen.parameters(), table])
         with kept.watch():
             y = down(torch.nn.functional.silu(gate(x)) * up(x)) * table[:k]
         # outputs of gate, SiLU and up: the weights, their transposes and the view of the table are free
@@ -86,7 +87,7 @@ def test_the_count_by_hand_of_a_layer_of_the_decoder():
 def test_a_storage_counts_once():
     "Two views of one activation are one."
     x = torch.randn(6, 4, requires_grad=True) * 1
-    kept = _Kept()
+    kept = Kept()
     with kept.watch():
         y = (x[:3] * x[3:]).exp()
     assert kept.tokens.most == x.numel() * 4 + y.numel() * 4
@@ -95,7 +96,7 @@ def test_a_storage_counts_once():
 def test_a_copy_that_was_let_go_of_is_no_copy_any_more():
     "Memory that a copy of a weight once had is counted when an activation comes to lie there."
     w = torch.nn.Parameter(torch.randn(64, 64))
-    kept = _Kept([w])
+    kept = Kept([w])
     with kept.watch():
         for _ in range(20):
             w.detach().to(torch.bfloat16)
@@ -116,7 +117,7 @@ def test_the_kept_bytes_are_the_memory_that_a_step_takes(wide, split):
     view = next(iter(bank.views))
     plan = bank.item_plan(np.arange(24))
     forward(e, bank, view, plan)
-    kept = _Kept([*e.model.parameters(), *e.model.buffers(), bank.features])
+    kept = Kept([*e.model.parameters(), *e.model.buffers(), bank.features])
     with kept.watch():
         z = forward(e, bank, view, plan)
     count = kept.tokens.most

@@ -7,17 +7,14 @@ __all__ = ['step_tokens', 'token_cost', 'Estimate', 'estimate']
 
 # %% ../../nbs/02_training/07_estimate.ipynb #20ad876f
 import time
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from fastcore.basics import patch
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .batches import batch_rows, make_batch, training_rows
+from .kept import Kept
 from .losses import sft
 from .options import Speed, sort_options
 from .step import step_gradients
@@ -50,89 +47,6 @@ def step_tokens(
         batch_tokens=int(tokens.max()),
         passes=int(passes.max()),
     )
-
-# %% ../../nbs/02_training/07_estimate.ipynb #90797896
-class _Holder:
-    "A tensor that autograd keeps, and what to do when it lets go. Detached, as a result must not hold its own graph."
-
-    def __init__(self, tensor, release):
-        self.tensor, self.release = tensor.detach(), release
-
-    def __del__(self):
-        self.release()
-
-# %% ../../nbs/02_training/07_estimate.ipynb #e57a0001
-class _Tally:
-    "Bytes of storages, each once, and the highest sum that there was."
-
-    def __init__(self):
-        self.now, self.most, self.held = 0, 0, {}
-
-    def take(self, key, size):
-        if key not in self.held:
-            self.held[key] = 0
-            self.now += size
-            self.most = max(self.most, self.now)
-        self.held[key] += 1
-
-    def release(self, key, size):
-        self.held[key] -= 1
-        if not self.held[key]:
-            self.now -= size
-            del self.held[key]
-
-# %% ../../nbs/02_training/07_estimate.ipynb #e57a0002
-def _storage(tensor):
-    "What tells a tensor's memory apart from all other memory, on any device, the meta device among them."
-    return tensor.untyped_storage()._cdata
-
-# %% ../../nbs/02_training/07_estimate.ipynb #e57a0003
-def _is_weight(tensor):
-    "Whether a tensor is a parameter or a view of one, also one that was put together for a moment."
-    return isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter)
-
-# %% ../../nbs/02_training/07_estimate.ipynb #e57a0005
-class _Copies(TorchDispatchMode):
-    "Notes the storages of weights that are copied into another type."
-
-    def __init__(self, spared):
-        super().__init__()
-        self.spared, self.made = spared, {}
-
-    def __contains__(self, key):
-        return key in self.made and not self.made[key].expired()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._to_copy.default and (_storage(args[0]) in self.spared or _is_weight(args[0])):
-            self.made[_storage(out)] = StorageWeakRef(out.untyped_storage())
-        return out
-
-# %% ../../nbs/02_training/07_estimate.ipynb #e57a0006
-class _Kept:
-    "Bytes that autograd holds for the way back, apart from weights: `tokens`, and `copies` of weights in another type."
-
-    def __init__(self, spared=()):
-        self.spared = {_storage(t) for t in spared}  # what lies in memory anyway
-        self.tokens, self.copies, self.casts = _Tally(), _Tally(), _Copies(self.spared)
-
-    def pack(self, t):
-        key, size = _storage(t), t.untyped_storage().nbytes()
-        if key in self.spared or _is_weight(t):
-            return _Holder(t, int)
-        tally = self.copies if key in self.casts else self.tokens
-        tally.take(key, size)
-        return _Holder(t, partial(tally.release, key, size))
-
-    def unpack(self, holder):
-        return holder.tensor
-
-    def watch(self):
-        "A context in which everything that autograd keeps is counted."
-        stack = ExitStack()
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self.pack, self.unpack))
-        stack.enter_context(self.casts)
-        return stack
 
 # %% ../../nbs/02_training/07_estimate.ipynb #7a7538f7
 def _trial(embedder, bank, batch, parameters, positions, speed, autocast):
@@ -167,7 +81,7 @@ def token_cost(
     rows = drawn[batch_rows(0, len(drawn), min(batch, len(drawn)), seed)]
     parameters = [p for _, p in embedder.adapter_parameters()]
     task = embedder, embedder.bank(split.catalogue), make_batch(split, rows, positions), parameters
-    kept = _Kept(_there_anyway(embedder, task[1]))
+    kept = Kept(_there_anyway(embedder, task[1]))
     with kept.watch():
         tokens = _trial(*task, positions, speed, autocast)
     start = time.perf_counter()
