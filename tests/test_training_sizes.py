@@ -116,7 +116,8 @@ def test_the_parts_are_those_of_the_loaded_model(checkpoint, split):
     words = int(e.bank(split.catalogue).text_tokens['text'].mean())
     shop = dict(batch=32, history=6, text_tokens=words, items=80)
     side = int(e.bank(split.catalogue).features.shape[0] / 80)
-    found = estimate_model(checkpoint, rank=4, dtype='float32', autocast=None, picture_tokens=side, **shop)
+    found = estimate_model(checkpoint, rank=4, dtype='float32', **shop)
+    assert found.sizes.picture_tokens == side
     assert found.parts['weights'] == loaded.weights and found.parts['adapters in training'] == loaded.adapters
     assert found.parts['picture features'] == loaded.features
     assert 0.7 < found.parts['graph'] / loaded.graph < 1.6, (found.parts['graph'], loaded.graph)
