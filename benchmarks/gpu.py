@@ -1,7 +1,7 @@
-"""Training on a GPU: random weights in the true Qwen2.5-VL-3B shape, bfloat16, LoRA rank 16 on the language model,
-histories of 10, 224-pixel pictures.
+"""Training on a GPU: random weights in the true shape of a family's model, bfloat16, LoRA rank 16 on the language
+model, histories of 10, 224-pixel pictures.
 
-python benchmarks/gpu.py [--toy] [--out benchmarks/results/gpu.json] [--seconds 450]
+python benchmarks/gpu.py [--family qwen2_5_vl] [--toy] [--out benchmarks/results/gpu.json] [--seconds 450]
 
 Needs torch, transformers and peft, and this repository; downloads nothing. Results are written as they come, so
 that a run that is cut off leaves what it had.
@@ -25,85 +25,46 @@ from common import machine, quiet, say, table, write
 os.environ.setdefault('PYTORCH_CUDA_ALLOC_CONF', 'expandable_segments:True')  # before torch: batches of changing shapes
 import numpy as np
 import torch
+from shapes import SHAPES, processor_of, shape_of
 from train import ALL, PLAIN, Recipe, works
 
 from vlm2rec_lab.data import Catalogue, Dataset, Interactions, hold_out_users
 from vlm2rec_lab.embed import VLMEmbedder, add_lora
 from vlm2rec_lab.losses import get_loss
 from vlm2rec_lab.model.passes import plan_sizes, prefix_plan
-from vlm2rec_lab.model.tiny import build_config, build_image_processor, build_tokenizer, studio_corpus
+from vlm2rec_lab.model.tiny import build_tokenizer, studio_corpus
 from vlm2rec_lab.train import batch_rows, make_batch, training_rows
 from vlm2rec_lab.training.step import step_gradients
-
-TEXT_3B = dict(
-    vocab_size=151936,
-    hidden_size=2048,
-    intermediate_size=11008,
-    num_hidden_layers=36,
-    num_attention_heads=16,
-    num_key_value_heads=2,
-    max_position_embeddings=128000,
-    rms_norm_eps=1e-6,
-    rope_parameters=dict(rope_type='default', rope_theta=1e6, mrope_section=[16, 24, 24]),
-    use_cache=False,
-)
-VISION_3B = dict(
-    depth=32,
-    hidden_size=1280,
-    intermediate_size=3420,
-    num_heads=16,
-    patch_size=14,
-    spatial_merge_size=2,
-    temporal_patch_size=2,
-    window_size=112,
-    fullatt_block_indexes=[7, 15, 23, 31],
-    out_hidden_size=2048,
-)
-
 
 # ---------------------------------------------------------------- model and data, made here
 
 
 def shape_3b(tokenizer):  # -> Qwen2_5_VLConfig
-    "The configuration of Qwen2.5-VL-3B; the ids of the special tokens are those of a tokenizer made here."
-    from transformers import Qwen2_5_VLConfig
-
-    token = tokenizer.convert_tokens_to_ids
-    text = TEXT_3B | dict(bos_token_id=None, eos_token_id=token('<|im_end|>'), pad_token_id=token('<|endoftext|>'))
-    return Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=VISION_3B,
-        tie_word_embeddings=True,
-        image_token_id=token('<|image_pad|>'),
-        video_token_id=token('<|video_pad|>'),
-        vision_start_token_id=token('<|vision_start|>'),
-        vision_end_token_id=token('<|vision_end|>'),
-    )
+    "The configuration of Qwen2.5-VL-3B."
+    return shape_of('qwen2_5_vl', tokenizer)
 
 
-def random_embedder(toy, device, recompute=False, rank=16, words=32, seed=0):  # -> VLMEmbedder
+def decoder_of(model):  # with or without adapters -> torch module
+    "The part of a model that reads a prompt."
+    decoder = model.get_decoder()
+    return getattr(decoder, 'model', decoder)
+
+
+def random_embedder(toy, device, recompute=False, rank=16, words=32, seed=0, family='qwen2_5_vl'):  # -> VLMEmbedder
     "Random weights, made on the device in its type, with adapters on the language model."
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    tokenizer = build_tokenizer(studio_corpus(300))
-    config, dtype, before = (
-        (
-            build_config(tokenizer, hidden=32, layers=1, vision=32, vision_layers=1),
-            torch.float32,
-            torch.get_default_dtype(),
-        )
-        if toy
-        else (shape_3b(tokenizer), torch.bfloat16, torch.get_default_dtype())
-    )
+    tokenizer, before = build_tokenizer(studio_corpus(300)), torch.get_default_dtype()
+    config, dtype = shape_of(family, tokenizer, toy), torch.float32 if toy else torch.bfloat16
     torch.manual_seed(seed)
     try:
         torch.set_default_dtype(dtype)
         with torch.device(device):
-            model = Qwen2_5_VLForConditionalGeneration(config)
+            model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     finally:
         torch.set_default_dtype(before)
     model = add_lora(model.to(device).eval().requires_grad_(False), 4 if toy else rank, seed=seed)
-    embedder = VLMEmbedder(model, tokenizer, build_image_processor(56 if toy else 224), max_text_tokens=words)
+    embedder = VLMEmbedder(model, tokenizer, processor_of(family, toy), max_text_tokens=words)
     return recomputing(embedder, recompute)
 
 
@@ -202,8 +163,8 @@ def token_counts(bank, batch, recipe):  # -> {view: list of lengths}
 
 def model_flops(embedder, lengths):  # of token_counts
     "Floating-point operations that a step's language model must do."
-    c = embedder.core.config.text_config
-    lm = embedder.core.model.language_model
+    c = embedder.core.config.get_text_config()
+    lm = decoder_of(embedder.core)
     adapters = sum(p.numel() for n, p in lm.named_parameters() if 'lora_' in n)
     weights = sum(p.numel() for n, p in lm.layers.named_parameters() if p.dim() == 2 and 'lora_' not in n)
     n = np.concatenate(list(lengths.values())).astype(float)
@@ -376,6 +337,8 @@ def encoding(embedder, split, device, batch):  # -> dict
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--toy', action='store_true', help='a toy shape on the CPU')
+    families = f'family whose shape is taken, one of {", ".join(SHAPES)} (default: qwen2_5_vl)'
+    parser.add_argument('--family', choices=SHAPES, default='qwen2_5_vl', metavar='FAMILY', help=families)
     parser.add_argument('--out', help='JSON file, written as results come')
     parser.add_argument(
         '--seconds',
@@ -403,15 +366,17 @@ def main():
         )
     quiet(torch.get_num_threads() if not o.toy else 1)
     rows, words = o.rows or (3 if o.toy else 16), 8 if o.toy else o.words
+    pixels = SHAPES[o.family].toy_pixels if o.toy else SHAPES[o.family].pixels
     result = dict(
         benchmark='gpu',
         toy=o.toy,
         machine=machine(),
-        shape='toy' if o.toy else 'Qwen2.5-VL-3B, random weights',
+        family=o.family,
+        shape='toy' if o.toy else f'{SHAPES[o.family].name}, random weights',
         dtype='float32' if o.toy else 'bfloat16',
         lora=4 if o.toy else 16,
         history=4 if o.toy else 10,
-        pixels=56 if o.toy else 224,
+        pixels=pixels,
         words=words,
         views=3,
         autocast='none' if o.toy else o.autocast,
@@ -430,22 +395,16 @@ def main():
         None if o.toy or o.autocast == 'none' else torch.bfloat16,
     )
     note('matrix_peak_tflops', round(matrix_peak(device, dtype, 256 if o.toy else 8192), 3))
-    embedder = random_embedder(o.toy, device, words=words)
+    embedder = random_embedder(o.toy, device, words=words, family=o.family)
 
     def count(ps):
         return int(sum(p.numel() for p in ps))
 
-    note(
-        'parameters',
-        dict(
-            language_model=count(
-                p for n, p in embedder.core.model.language_model.named_parameters() if 'lora_' not in n
-            ),
-            vision_tower=count(embedder.core.model.visual.parameters()),
-            adapters=count(p for _, p in embedder.adapter_parameters()),
-        ),
-    )
-    split = random_shop(*((40, 30, 4, 56) if o.toy else (1000, 1200, 10, 224)), words)
+    decoder = count(p for n, p in decoder_of(embedder.core).named_parameters() if 'lora_' not in n)
+    frozen = count(p for n, p in embedder.core.model.named_parameters() if 'lora_' not in n)
+    adapters = count(p for _, p in embedder.adapter_parameters())
+    note('parameters', dict(language_model=decoder, vision_tower=frozen - decoder, adapters=adapters))
+    split = random_shop(*((40, 30, 4) if o.toy else (1000, 1200, 10)), pixels, words)
     warnings.filterwarnings('ignore', message='.*cut to max_text_tokens.*')  # meant to be: see random_shop
     note('encoding', encoding(embedder, split, device, 16 if o.toy else 64))
     chunk = 4 if o.toy else 16

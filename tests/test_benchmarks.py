@@ -44,9 +44,10 @@ def scripts():
     import flame
     import gpu
     import scale
+    import shapes
     import train
 
-    yield dict(common=common, flame=flame, gpu=gpu, scale=scale, train=train)
+    yield dict(common=common, flame=flame, gpu=gpu, scale=scale, shapes=shapes, train=train)
     sys.path.remove(str(BENCH))
 
 
@@ -224,11 +225,41 @@ def test_gpu_shape_is_that_of_3b(scripts):
         g.model_flops(toy, dict(text=np.array([10])))
         == (4 * frozen + 6 * trained) * 10 + 6 * 100 * c.hidden_size * c.num_hidden_layers
     )
-    grid = g.build_image_processor(224)(images=[np.zeros((224, 224, 3), np.uint8)], return_tensors='pt')[
+    grid = g.processor_of('qwen2_5_vl')(images=[np.zeros((224, 224, 3), np.uint8)], return_tensors='pt')[
         'image_grid_thw'
     ][0]
     assert int(grid.prod()) // 4 == 64
     assert toy.adapter_parameters() and all('language_model' in n for n, _ in toy.adapter_parameters())
+
+
+@pytest.mark.parametrize(
+    'family, parameters, targets, adapters',
+    [
+        ('qwen2_5_vl', 3_754_622_976, 252, 29_933_568),
+        ('qwen2_vl', 2_208_985_600, 196, 18_464_768),
+        ('qwen3_vl', 2_127_532_032, 196, 17_432_576),
+    ],
+)
+def test_gpu_shapes_of_families(scripts, family, parameters, targets, adapters):
+    "Each shape is that of the published model, counted without memory."
+    from vlm2rec_lab.model.tiny import build_tokenizer, studio_corpus
+    from vlm2rec_lab.training.sizes import model_sizes
+
+    found = model_sizes(scripts['shapes'].shape_of(family, build_tokenizer(studio_corpus(50))), rank=16)
+    assert (found.parameters, found.targets, found.adapters) == (parameters, targets, adapters)
+
+
+@pytest.mark.parametrize('family', ['qwen2_vl', 'qwen3_vl'])
+def test_gpu_takes_a_step_of_every_family(scripts, family):
+    "The toy of a family goes through the same functions: a bank with pictures, a step, its arithmetic."
+    g = scripts['gpu']
+    embedder = g.random_embedder(True, 'cpu', words=8, family=family)
+    split = g.random_shop(20, 16, 4, g.SHAPES[family].toy_pixels, 8)
+    step = g.stepper(embedder, split, g.ALL, 3)(0)
+    assert np.isfinite(step['loss']) and step['loss'] > 0 and step['pairs'] == 12 and step['flops'] > 0
+    assert embedder.core.config.model_type == family
+    adapted = {n.rpartition('.lora')[0].rpartition('.')[2] for n, _ in embedder.adapter_parameters()}
+    assert adapted == {'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'}
 
 
 def test_gpu_finds_what_fits(scripts, monkeypatch):

@@ -6,8 +6,8 @@
 __all__ = ['ROOMS', 'GO_ON', 'BARS', 'make_parser', 'main', 'COMMANDS', 'READERS', 'SCHEMES', 'SPEED', 'NAMES', 'Parser',
            'unlike', 'count', 'fusion', 'open_dataset', 'cut', 'open_data', 'load_split', 'loss_settings', 'open_run',
            'fit', 'save_result', 'item_titles', 'result_table', 'table_html', 'make_reports', 'study', 'calibrate',
-           'train', 'read_prompts', 'demo', 'profile', 'fetch', 'given_vectors', 'evaluate', 'report', 'downstream',
-           'bench']
+           'train', 'read_prompts', 'demo', 'estimate', 'profile', 'fetch', 'given_vectors', 'evaluate', 'report',
+           'downstream', 'bench']
 
 # %% ../nbs/12_cli.ipynb #21c6885d
 import contextlib
@@ -20,6 +20,7 @@ import warnings
 from .base.screen import Screen, show
 from .commands import parser as parsers
 from .commands.data import fetch, profile
+from .commands.estimate import estimate
 from vlm2rec_lab.commands.fit import (
     fit,
     item_titles,
@@ -65,6 +66,7 @@ _all_ = [
     'train',
     'read_prompts',
     'demo',
+    'estimate',
     'profile',
     'fetch',
     'given_vectors',

@@ -14,6 +14,7 @@ import torch
 from fastcore.basics import patch
 
 from .batches import batch_rows, make_batch, training_rows
+from .kept import Kept
 from .losses import sft
 from .options import Speed, sort_options
 from .step import step_gradients
@@ -29,68 +30,39 @@ def step_tokens(
     positions='last',  # as in `train`
     speed=Speed(),  # as in `train`
     **options,  # of `speed`, by keyword
-):  # -> dict(pairs, tokens, pass_tokens, batch_tokens)
-    "Means of pairs and tokens per step, padding included, and the tokens of the largest pass and of the largest batch."
+):  # -> dict(pairs, tokens, pass_tokens, batch_tokens, passes)
+    "Means of pairs and tokens per step, padding included, tokens of the largest pass and batch, and the most passes."
     (speed,), _ = sort_options(options, speed)
     bank = embedder.bank(split.catalogue)
     drawn, seen = training_rows(split, positions), []
     for step in range(steps):
         b = make_batch(split, drawn[batch_rows(step, len(drawn), batch, seed)], positions)
         sizes = [w.tokens for ws in works_of(embedder, bank, b, positions, speed).values() for w in ws]
-        seen.append((len(b.targets), sum(sizes), max(sizes)))
-    pairs, tokens, largest = np.array(seen).T
+        seen.append((len(b.targets), sum(sizes), max(sizes), len(sizes)))
+    pairs, tokens, largest, passes = np.array(seen).T
     return dict(
         pairs=float(pairs.mean()),
         tokens=float(tokens.mean()),
         pass_tokens=int(largest.max()),
         batch_tokens=int(tokens.max()),
+        passes=int(passes.max()),
     )
-
-# %% ../../nbs/02_training/07_estimate.ipynb #90797896
-class _Holder:
-    "A tensor that autograd keeps, and what to do when it lets go."
-
-    def __init__(self, tensor, release):
-        self.tensor, self.release = tensor, release
-
-    def __del__(self):
-        self.release()
-
-# %% ../../nbs/02_training/07_estimate.ipynb #46960dee
-class _Kept:
-    "Bytes that autograd holds, each storage once. Weights are counted with them: in a large batch they are few."
-
-    def __init__(self):
-        self.now, self.most, self.held = 0, 0, {}
-
-    def pack(self, t):
-        key, size = t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()
-        if key not in self.held:
-            self.held[key] = 0
-            self.now += size
-            self.most = max(self.most, self.now)
-        self.held[key] += 1
-        return _Holder(t, lambda: self._release(key, size))
-
-    def _release(self, key, size):
-        self.held[key] -= 1
-        if not self.held[key]:
-            self.now -= size
-            del self.held[key]
-
-    def unpack(self, holder):
-        return holder.tensor
 
 # %% ../../nbs/02_training/07_estimate.ipynb #7a7538f7
 def _trial(embedder, bank, batch, parameters, positions, speed, autocast):
-    "One step that changes nothing: tokens of the batch and of its largest pass."
+    "One step that changes nothing: tokens of each of its passes."
     works = works_of(embedder, bank, batch, positions, speed)
     how = dict(cached=speed.chunk is not None, switch=embedder.switch, autocast=autocast)
     step_gradients(sft, works, *batch.asks(embedder.device), parameters, **how)
     if embedder.device.type == 'cuda':
         torch.cuda.synchronize(embedder.device)
-    tokens = [w.tokens for ws in works.values() for w in ws]
-    return sum(tokens), max(tokens)
+    return [w.tokens for ws in works.values() for w in ws]
+
+# %% ../../nbs/02_training/07_estimate.ipynb #e57a000a
+def _there_anyway(embedder, bank):
+    "Tensors that lie in memory before a step begins: weights, adapters, buffers, the table of picture features."
+    table = [bank.features] if isinstance(bank.features, torch.Tensor) else []
+    return [*embedder.model.parameters(), *embedder.model.buffers(), *table]
 
 # %% ../../nbs/02_training/07_estimate.ipynb #72fe65cc
 def token_cost(
@@ -102,21 +74,23 @@ def token_cost(
     positions='last',  # as in `train`
     speed=Speed(),  # as in `train`
     **options,  # of `speed`, by keyword
-):  # -> dict(seconds, bytes) per token of a step
-    "Time and kept memory of a trial step, by token. Runs it once to warm up and twice to measure."
+):  # -> dict(seconds, bytes) per token of a step, and pass_bytes of each pass whose graph is kept
+    "Time and kept memory of a trial step. Runs it once to warm up and twice to measure."
     (speed,), _ = sort_options(options, speed)
     drawn = training_rows(split, positions)
     rows = drawn[batch_rows(0, len(drawn), min(batch, len(drawn)), seed)]
     parameters = [p for _, p in embedder.adapter_parameters()]
     task = embedder, embedder.bank(split.catalogue), make_batch(split, rows, positions), parameters
-    kept = _Kept()
-    with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
-        tokens, largest = _trial(*task, positions, speed, autocast)
+    kept = Kept(_there_anyway(embedder, task[1]))
+    with kept.watch():
+        tokens = _trial(*task, positions, speed, autocast)
     start = time.perf_counter()
     for _ in range(2):
         _trial(*task, positions, speed, autocast)
-    seconds = (time.perf_counter() - start) / 2 / tokens
-    return dict(seconds=seconds, bytes=kept.most / (tokens if speed.chunk is None else largest))
+    seconds = (time.perf_counter() - start) / 2 / sum(tokens)
+    whole = speed.chunk is None  # or one pass at a time
+    held, passes = (sum(tokens), len(tokens)) if whole else (max(tokens), 1)
+    return dict(seconds=seconds, bytes=kept.tokens.most / held, pass_bytes=kept.copies.most / passes)
 
 # %% ../../nbs/02_training/07_estimate.ipynb #6cbd07d2
 @dataclass(frozen=True)
@@ -210,7 +184,8 @@ def estimate(
     step = step_tokens(embedder, split, batch, seed, **how)
     rows = len(split.valid) + len(split.catalogue)
     forward = cost['seconds'] / 3  # a third of a step's work per prompt
-    largest = step['pass_tokens' if speed.chunk is not None else 'batch_tokens']
+    whole = speed.chunk is None  # or one pass at a time
+    held, passes = (step['batch_tokens'], step['passes']) if whole else (step['pass_tokens'], 1)
     return Estimate(
         pairs=step['pairs'],
         tokens=step['tokens'],
@@ -219,7 +194,7 @@ def estimate(
         weights=_size(p for n, p in embedder.model.named_parameters() if 'lora_' not in n),
         adapters=_size(p for _, p in named) * (3 + len(bank.views)),
         features=_features(bank),
-        graph=int(cost['bytes'] * largest),
+        graph=int(cost['bytes'] * held + cost['pass_bytes'] * passes),
         valid_seconds=float(forward * validations * rows * step['tokens'] / (step['pairs'] * 2)),
         device=str(embedder.device),
     )
