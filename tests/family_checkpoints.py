@@ -139,6 +139,58 @@ FAST = dict(
 )
 
 
+def internvl():
+    text = dict(model_type='qwen2', **{k: v for k, v in TEXT.items() if k != 'head_dim'})
+    eye = {**SMALL, 'image_size': [56, 56], 'patch_size': [14, 14]}
+    more = dict(image_token_id=number('<image>'), image_seq_length=4, downsample_ratio=0.5)
+    config = T.InternVLConfig(text_config=text, vision_config=eye, **more)
+    return T.InternVLForConditionalGeneration(config), squares()
+
+
+def paligemma():
+    text, eye = dict(model_type='gemma', **TEXT), {**SIGLIP, 'projection_dim': 64}
+    config = T.PaliGemmaConfig(
+        text_config=text, vision_config=eye, projection_dim=64, image_token_index=number('<image>')
+    )
+    return T.PaliGemmaForConditionalGeneration(config), T.SiglipImageProcessor(size=dict(height=56, width=56))
+
+
+def idefics2():
+    eyes = dict(resampler_n_latents=4, resampler_depth=1, resampler_n_heads=4, resampler_head_dim=16)
+    config = T.Idefics2Config(
+        text_config=dict(model_type='mistral', **TEXT),
+        vision_config=SMALL,
+        perceiver_config=dict(**eyes, num_key_value_heads=2),
+        image_token_id=number('<image>'),
+    )
+    size = dict(longest_edge=56, shortest_edge=28)
+    pictures = T.Idefics2ImageProcessor(size=size, do_image_splitting=False)
+    return T.Idefics2ForConditionalGeneration(config), T.Idefics2Processor(pictures, TOKENIZER, image_seq_len=4)
+
+
+def llava_next():
+    pins = [[56, 112], [112, 56]]
+    config = T.LlavaNextConfig(
+        text_config=LLAMA, vision_config=CLIP, image_token_index=number('<image>'), image_grid_pinpoints=pins
+    )
+    square = dict(height=56, width=56)
+    pictures = T.LlavaNextImageProcessor(size=dict(shortest_edge=56), crop_size=square, image_grid_pinpoints=pins)
+    how = dict(patch_size=14, vision_feature_select_strategy='default', num_additional_image_tokens=1)
+    return T.LlavaNextForConditionalGeneration(config), T.LlavaNextProcessor(pictures, TOKENIZER, **how)
+
+
+def florence2():
+    text = dict(model_type='bart', vocab_size=len(TOKENIZER), d_model=64, encoder_layers=1, decoder_layers=1)
+    text |= dict(encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64)
+    eye = dict(depths=[1] * 4, embed_dim=[8, 16, 32, 64], num_heads=[1, 2, 4, 8], num_groups=[1, 2, 4, 8])
+    more = dict(vision_config=dict(**eye, projection_dim=64), image_token_id=number('<image>'))
+    pictures = T.CLIPImageProcessor(size=dict(height=64, width=64), do_center_crop=False)
+    return T.Florence2ForConditionalGeneration(T.Florence2Config(text_config=text, **more)), pictures
+
+
+OTHERS = dict(internvl=internvl, paligemma=paligemma, idefics2=idefics2, llava_next=llava_next, florence2=florence2)
+
+
 def write(build, folder, tokenizer=TOKENIZER):
     "A checkpoint of a class, with weights large enough that a difference shows."
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['made_up_picture', 'made_up_items', 'reading_gap', 'choose_family']
 
-# %% ../../nbs/02_model/04b_check.ipynb #f5c31fdb
+# %% ../../nbs/02_model/04b_check.ipynb #86514e20
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from ..base.ragged import PAD
 from .bank import make_bank
 from .families import FAMILIES, family_of
 from .family import own_forward
-from .general import general_families, load_processor
+from .general import SLOW, general_families, load_processor, whole_of
 from .pieces import Prompts, assemble, place_tokens
 from ..shop.catalogue import Catalogue
 
@@ -64,7 +64,7 @@ class _Reader:
         "The same for all."
         return self.prompts
 
-# %% ../../nbs/02_model/04b_check.ipynb #90e64323
+# %% ../../nbs/02_model/04b_check.ipynb #2ac4b65c
 def _own(reader, catalogue, ids, feature, last, shown):
     "Hidden states of each row's tokens by the model's own forward, a list of [tokens, hidden]."
     family, processor, out = reader.family, reader.image_processor, []
@@ -73,7 +73,10 @@ def _own(reader, catalogue, ids, feature, last, shown):
         pictures = [catalogue.image('image', i) for i in items]
         inputs = dict(family.prepared(processor, pictures, settings)) if pictures else {}
         row = slice(r, r + 1), slice(0, int(last[r]) + 1)
-        out.append(own_forward(reader.core, inputs, ids[row], feature[row] >= 0)[0])
+        found = own_forward(reader.core, inputs, ids[row], feature[row] >= 0)[0]
+        if len(found) != int(last[r]) + 1:
+            raise ValueError(f'{len(found)} hidden states for {int(last[r]) + 1} tokens: not a decoder of the prompt')
+        out.append(found)
     return out
 
 # %% ../../nbs/02_model/04b_check.ipynb #dc9bd0a8
@@ -97,7 +100,17 @@ def _tree_gap(reader, bank, pieces):
     )
     return _apart(read(reader.core, bank.features, ids, position, feature)[torch.arange(2), last], tree)
 
-# %% ../../nbs/02_model/04b_check.ipynb #ff7d1a20
+# %% ../../nbs/02_model/04b_check.ipynb #70fec692
+def _blind(reader, own, ids, feature, last):
+    "Raises ValueError where other pictures change nothing in the model's own forward."
+    other = Catalogue(
+        ('a', 'b'), dict(image=[made_up_picture(96, 64, 2), made_up_picture(64, 64, 3)]), dict(image='image')
+    )
+    again = _own(reader, other, ids[:1], feature[:1], last[:1], ([0, 1],))
+    if _apart(own[0][-1], again[0][-1]) < 1e-6:
+        raise ValueError('other pictures change nothing in its own forward')
+
+# %% ../../nbs/02_model/04b_check.ipynb #bcf03eea
 def reading_gap(
     core,  # a loaded model without adapters
     tokenizer,  # of the model
@@ -115,15 +128,16 @@ def reading_gap(
         ids, position, feature, last = assemble(pieces, plan)
         fast = family.read(core, bank.features, ids, position, feature)
         own = _own(reader, items, ids, feature, last, ([0, 1], [1]))
+        _blind(reader, own, ids, feature, last)
         gaps = [_apart(x, fast[r, : len(x)]) for r, x in enumerate(own)]
         return max([*gaps, _tree_gap(reader, bank, pieces)] if family.tree else gaps)
 
-# %% ../../nbs/02_model/04b_check.ipynb #38c6814b
+# %% ../../nbs/02_model/04b_check.ipynb #9a9fc0e0
 def _tolerance(dtype):
     "How far two right ways may be apart."
     return 1e-4 if dtype == torch.float32 else 3e-2
 
-# %% ../../nbs/02_model/04b_check.ipynb #2d0c0e53
+# %% ../../nbs/02_model/04b_check.ipynb #25d19d9b
 def _tried(family, core, tokenizer, image_processor, max_pixels):
     "Whether a way is right, and how it failed in words."
     try:
@@ -132,7 +146,7 @@ def _tried(family, core, tokenizer, image_processor, max_pixels):
         return False, f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
     return gap < _tolerance(core.dtype), f'hidden states differ by {gap:.1e} of the largest'
 
-# %% ../../nbs/02_model/04b_check.ipynb #237b9e2f
+# %% ../../nbs/02_model/04b_check.ipynb #1f9ea96b
 def choose_family(
     path,  # where the model came from
     core,  # a loaded model without adapters
@@ -150,7 +164,11 @@ def choose_family(
         if right:
             return listed
         failed.append(f'fast path: {why}')
-    others, wrong = general_families(core, image_processor, load_processor(path, revision), made_up_picture(96, 64, 0))
+    if listed is None:
+        processor = load_processor(path, revision)
+        others, wrong = general_families(core, image_processor, processor, made_up_picture(96, 64, 0))
+    else:
+        others, wrong = [replace(listed, tree=False, notes=(SLOW,)), whole_of(listed)], ''
     for family in others:
         right, why = _tried(family, *how)
         if right:
@@ -162,10 +180,12 @@ def choose_family(
         f'({"; ".join(failed) or wrong}); use a model of another family, such as one of {", ".join(FAMILIES)}'
     )
 
-# %% ../../nbs/02_model/04b_check.ipynb #ccd8a403
+# %% ../../nbs/02_model/04b_check.ipynb #53738c30
 def _said(path, core, family, failed):
     "What a user should know of a model that is read in a general way."
-    off = '; '.join((*family.notes, 'pictures have the size of its processor, whatever max_pixels says'))
-    listed = family_of(core.config) is not None
-    why = f'its {failed[0]}' if listed and failed else f'{core.config.model_type!r} is not among the fast families'
-    return f'{path} is read on the general path, checked against its own forward: {why}; {off}'
+    if family_of(core.config) is not None:
+        off, why = family.notes, f'its {failed[0]}'
+    else:
+        off = (*family.notes, 'pictures have the size of its processor, whatever max_pixels says')
+        why = f'{core.config.model_type!r} is not among the fast families'
+    return f'{path} is read on the general path, checked against its own forward: {why}; {"; ".join(off)}'

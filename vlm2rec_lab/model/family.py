@@ -255,7 +255,7 @@ def on(
         return {k: m.to(device) for k, m in masks.items()}
     return None if masks is None else masks.to(device)
 
-# %% ../../nbs/02_model/01a_family.ipynb #6c279d88
+# %% ../../nbs/02_model/01a_family.ipynb #9bb99dcb
 def own_forward(
     core,  # a loaded model, without adapters or below them
     inputs,  # of an image processor, the pictures in their order; {} for none
@@ -267,6 +267,6 @@ def own_forward(
     "Hidden states by the model's own forward."
     run = body(core).forward
     there = torch.ones_like(ids) if there is None else there.long()
-    given = accepted(run, placed(core, inputs))
     asked = dict(input_ids=ids.to(core.device), attention_mask=there.to(core.device), **token_kinds(core, seen))
-    return body(core)(**asked, **given, **more).last_hidden_state
+    given = accepted(run, placed(core, inputs))
+    return body(core)(**given | asked | more).last_hidden_state
