@@ -15,7 +15,7 @@ from vlm2rec_lab.model.bank import make_bank, vision_key
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.model.encode import forward
 from vlm2rec_lab.model.families import FAMILIES, empty_model, lora_targets
-from vlm2rec_lab.model.family import own_forward
+from vlm2rec_lab.model.family import language_model, own_forward, sight
 from vlm2rec_lab.model.fast import Deep
 from vlm2rec_lab.model.general import whole_of
 from vlm2rec_lab.model.passes import prefix_pairs, prefix_vectors
@@ -24,6 +24,7 @@ from vlm2rec_lab.model.prompts import show_prompts
 from vlm2rec_lab.model.templates import split_tokens
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.train import train
+from vlm2rec_lab.training.shard import _layers, _seeing
 
 ALL = tuple(FAST)
 quiet = pytest.mark.filterwarnings('ignore::UserWarning')
@@ -334,3 +335,30 @@ def test_all_marks_are_tokens():
     for family in FAMILIES.values():
         marks = family.marks(TOKENIZER, FAST[family.name]()[0].config)
         assert len(marks.opening) + len(marks.closing) < 10 and marks.place is not None
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_weights_are_split_by_layers_of_the_decoder_and_the_tower_stays_whole(name, embedders):
+    from types import SimpleNamespace
+
+    core = embedders(name).core
+    layers = _layers(core, SimpleNamespace(transformer_cls_names_to_wrap=None))
+    assert len(layers) == 2 and {id(x) for x in layers} == {id(x) for x in language_model(core).layers}
+    seeing, read = {id(p) for p in _seeing(core)}, {id(p) for p in language_model(core).parameters()}
+    head = {id(p) for p in core.get_output_embeddings().parameters()}
+    assert seeing and not seeing & read
+    assert seeing | read | head == {id(p) for p in core.parameters()}
+
+
+@quiet
+@pytest.mark.parametrize('name', ['llava', 'gemma3'])
+def test_the_key_of_pictures_is_of_all_that_sees(name, folders):
+    e = VLMEmbedder.from_pretrained(folders(name), device='cpu')
+    keys = [vision_key(e)]
+    for part in sight(e.core).values():
+        with torch.no_grad():
+            next(part.parameters()).add_(0.1)
+        keys.append(vision_key(e))
+    with torch.no_grad():
+        next(language_model(e.core).parameters()).add_(0.1)
+    assert len(keys) == 3 == len(set(keys)) and vision_key(e) == keys[-1]
