@@ -57,6 +57,12 @@ SIGLIP = dict(model_type='siglip_vision_model', vision_use_head=False, **SMALL)
 SQUARES = dict(size=dict(longest_edge=56), max_image_size=dict(longest_edge=56), do_image_splitting=True)
 
 
+def pictures_by(name, **how):
+    "An image processor of transformers; the one that needs only Pillow, where this version tells the two apart."
+    kind = getattr(T, f'{name}Pil', None) or getattr(T, name)
+    return kind(**how)
+
+
 def without_head_dim(**more):
     return {k: v for k, v in TEXT.items() if k != 'head_dim'} | MROPE | more
 
@@ -90,16 +96,16 @@ def qwen3_vl():
 
 def smolvlm():
     config = T.SmolVLMConfig(text_config=LLAMA, vision_config=SMALL, scale_factor=2, image_token_id=number('<image>'))
-    return T.SmolVLMForConditionalGeneration(config), T.SmolVLMImageProcessor(**SQUARES)
+    return T.SmolVLMForConditionalGeneration(config), pictures_by('SmolVLMImageProcessor', **SQUARES)
 
 
 def idefics3():
     config = T.Idefics3Config(text_config=LLAMA, vision_config=SMALL, scale_factor=2, image_token_id=number('<image>'))
-    return T.Idefics3ForConditionalGeneration(config), T.Idefics3ImageProcessor(**SQUARES)
+    return T.Idefics3ForConditionalGeneration(config), pictures_by('Idefics3ImageProcessor', **SQUARES)
 
 
 def squares():
-    return T.CLIPImageProcessor(size=dict(shortest_edge=56), crop_size=dict(height=56, width=56))
+    return pictures_by('CLIPImageProcessor', size=dict(shortest_edge=56), crop_size=dict(height=56, width=56))
 
 
 def llava():
@@ -125,7 +131,7 @@ def gemma3():
         boi_token_index=number('<start_of_image>'),
         eoi_token_index=number('<end_of_image>'),
     )
-    return T.Gemma3ForConditionalGeneration(config), T.Gemma3ImageProcessor(size=dict(height=56, width=56))
+    return T.Gemma3ForConditionalGeneration(config), pictures_by('Gemma3ImageProcessor', size=dict(height=56, width=56))
 
 
 FAST = dict(
@@ -152,7 +158,9 @@ def paligemma():
     config = T.PaliGemmaConfig(
         text_config=text, vision_config=eye, projection_dim=64, image_token_index=number('<image>')
     )
-    return T.PaliGemmaForConditionalGeneration(config), T.SiglipImageProcessor(size=dict(height=56, width=56))
+    return T.PaliGemmaForConditionalGeneration(config), pictures_by(
+        'SiglipImageProcessor', size=dict(height=56, width=56)
+    )
 
 
 def idefics2():
@@ -164,7 +172,7 @@ def idefics2():
         image_token_id=number('<image>'),
     )
     size = dict(longest_edge=56, shortest_edge=28)
-    pictures = T.Idefics2ImageProcessor(size=size, do_image_splitting=False)
+    pictures = pictures_by('Idefics2ImageProcessor', size=size, do_image_splitting=False)
     return T.Idefics2ForConditionalGeneration(config), T.Idefics2Processor(pictures, TOKENIZER, image_seq_len=4)
 
 
@@ -174,7 +182,9 @@ def llava_next():
         text_config=LLAMA, vision_config=CLIP, image_token_index=number('<image>'), image_grid_pinpoints=pins
     )
     square = dict(height=56, width=56)
-    pictures = T.LlavaNextImageProcessor(size=dict(shortest_edge=56), crop_size=square, image_grid_pinpoints=pins)
+    pictures = pictures_by(
+        'LlavaNextImageProcessor', size=dict(shortest_edge=56), crop_size=square, image_grid_pinpoints=pins
+    )
     how = dict(patch_size=14, vision_feature_select_strategy='default', num_additional_image_tokens=1)
     return T.LlavaNextForConditionalGeneration(config), T.LlavaNextProcessor(pictures, TOKENIZER, **how)
 
@@ -184,7 +194,7 @@ def florence2():
     text |= dict(encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64)
     eye = dict(depths=[1] * 4, embed_dim=[8, 16, 32, 64], num_heads=[1, 2, 4, 8], num_groups=[1, 2, 4, 8])
     more = dict(vision_config=dict(**eye, projection_dim=64), image_token_id=number('<image>'))
-    pictures = T.CLIPImageProcessor(size=dict(height=64, width=64), do_center_crop=False)
+    pictures = pictures_by('CLIPImageProcessor', size=dict(height=64, width=64), do_center_crop=False)
     return T.Florence2ForConditionalGeneration(T.Florence2Config(text_config=text, **more)), pictures
 
 
