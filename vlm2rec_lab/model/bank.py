@@ -20,8 +20,8 @@ from fastcore.basics import patch
 from ..base.errors import DataError, known
 from ..base.ragged import PAD
 from ..base.store import Store, content_key, weights_key, writing
-from .families import PICTURE_MARKS, hidden_size, picture_grids, vision_tower
-from .pieces import image_piece, join_pieces, stack_pieces, text_piece
+from .family import sight_state
+from .pieces import join_pieces, stack_pieces, text_piece
 
 # %% ../../nbs/02_model/03_bank.ipynb #0da042f3
 def encode_text(
@@ -38,7 +38,7 @@ class Bank:
     "A catalogue ready to be put into prompts."
 
     views: dict  # view -> Pieces: the items, then the six pieces of the templates
-    features: object  # [image tokens, hidden] of the vision tower: a tensor in memory or on disk, or LiveFeatures
+    features: object  # [image tokens, width] of the family's `look`: a tensor in memory or on disk, or LiveFeatures
     items: int  # how many
     modalities: tuple  # of the catalogue
     missing: dict  # view -> bool [items]: there is nothing to encode
@@ -84,18 +84,11 @@ def sequence_plan(
     edge = torch.full((len(history), 1), n)
     return torch.cat([edge + 2, inner, edge + 3], 1)
 
-# %% ../../nbs/02_model/03_bank.ipynb #80b1aa21
-def _picture_size(embedder):
-    "Least and most pixels of a picture, as the image processor wants them."
-    size = embedder.image_processor.size
-    most = min(size['longest_edge'], embedder.max_pixels)
-    return dict(longest_edge=most, shortest_edge=min(size['shortest_edge'], most))
-
 # %% ../../nbs/02_model/03_bank.ipynb #bf2f83aa
 def _no_features(embedder):
-    "Features of no picture at all [0, hidden]."
+    "Features of no picture at all [0, width]."
     core = embedder.core
-    return torch.zeros(0, hidden_size(core), dtype=core.dtype, device=embedder.device)
+    return torch.zeros(0, embedder.family.width(core), dtype=core.dtype, device=embedder.device)
 
 # %% ../../nbs/02_model/03_bank.ipynb #ba2c0a02
 def _opened(picture, name):
@@ -106,11 +99,11 @@ def _opened(picture, name):
         raise DataError(f'{name} cannot be read: {e}; mend the picture, or leave it out of the data') from e
 
 # %% ../../nbs/02_model/03_bank.ipynb #ba2c0a03
-def _refused(embedder, opened, names, size, error):
+def _refused(embedder, opened, names, settings, error):
     "The error of an image processor, with the name of the first picture that it refuses."
     for picture, name in zip(opened, names):
         try:
-            embedder.image_processor(images=[picture], size=size, return_tensors='pt')
+            embedder.family.prepared(embedder.image_processor, [picture], settings)
         except ValueError as e:
             shape = f'{picture.width:,} x {picture.height:,} pixels'
             why = f'{e}; crop or pad the picture, or leave it out of the data'
@@ -124,12 +117,13 @@ def picture_features(
     batch=64,  # pictures at a time
     progress=True,  # show a bar
     names=None,  # what each is called in errors; None: its number
-):  # -> features [image tokens, hidden], grids int [pictures, 2]
+):  # -> features [image tokens, width], grids int [pictures, 2]
     """Features of all pictures, and the rows and columns of each picture's merged grid. Raises DataError for a picture
     that cannot be read, or that the image processor refuses."""
     from tqdm.auto import tqdm
 
-    size, features, grids = _picture_size(embedder), [], []
+    family, features, grids = embedder.family, [], []
+    settings = family.settings(embedder.image_processor, embedder.max_pixels)
     names = [f'picture {k}' for k in range(len(pictures))] if names is None else names
     quiet = not progress or len(pictures) < 4 * batch
     with torch.inference_mode():
@@ -137,9 +131,9 @@ def picture_features(
             these = names[start : start + batch]
             opened = [_opened(p, name) for p, name in zip(pictures[start : start + batch], these)]
             try:
-                seen, grid = picture_grids(embedder.core, embedder.image_processor, opened, size)
+                seen, grid = family.look(embedder.core, embedder.image_processor, opened, settings)
             except ValueError as e:
-                raise _refused(embedder, opened, these, size, e) from e
+                raise _refused(embedder, opened, these, settings, e) from e
             features.append(seen)
             grids.append(grid)
     grids.append(torch.zeros(0, 2, dtype=torch.long))
@@ -163,18 +157,20 @@ def _warn_of_cut(embedder, catalogue, modality, ids):
 def _text_pieces(embedder, catalogue, modality, none):
     "A piece for each item's text, `none` where there is none; and the tokens of each text before any cut."
     gone = catalogue.missing()[modality]
-    texts = [' ' + t if not g else '' for t, g in zip(catalogue.content[modality], gone)]
+    lead = embedder.prompts_for(modality).lead
+    texts = [lead + t if not g else '' for t, g in zip(catalogue.content[modality], gone)]
     ids = encode_text(embedder.tokenizer, texts)
     _warn_of_cut(embedder, catalogue, modality, ids)
     pieces = [none if g else text_piece(i[: embedder.max_text_tokens]) for i, g in zip(ids, gone)]
     return pieces, np.array([0 if g else len(i) for i, g in zip(ids, gone)], int)
 
 # %% ../../nbs/02_model/03_bank.ipynb #4c704045
-def _picture_pieces(embedder, items, grids, none):
+def _picture_pieces(embedder, items, grids, lead, none):
     "A piece for each item's picture, `none` where there is none."
-    marks = [embedder.tokenizer.convert_tokens_to_ids(t) for t in PICTURE_MARKS]
-    lead = encode_text(embedder.tokenizer, ' ')
-    return [image_piece(*marks, *grids[i], lead=lead) if i in grids else none for i in range(items)]
+    family, lead = embedder.family, encode_text(embedder.tokenizer, lead) if lead else []
+    marks = family.marks(embedder.tokenizer, embedder.core.config)
+    places = {i: ((rows, columns), first) for i, (rows, columns, first) in grids.items()}
+    return [family.piece(marks, *places[i], lead) if i in places else none for i in range(items)]
 
 # %% ../../nbs/02_model/03_bank.ipynb #e3df5ba1
 def item_pieces(
@@ -184,9 +180,10 @@ def item_pieces(
     grids,  # {item: (rows, columns, first feature row)} of its pictures
 ):  # -> list of loose pieces, one an item; int [items] tokens of each text before any cut, None for pictures
     "The contents of a modality as pieces; a missing one becomes the prompt's `missing` words."
-    none = text_piece(encode_text(embedder.tokenizer, embedder.prompts_for(modality).missing))
+    p = embedder.prompts_for(modality)
+    none = text_piece(encode_text(embedder.tokenizer, p.missing))
     if catalogue.kinds[modality] == 'image':
-        return _picture_pieces(embedder, len(catalogue), grids, none), None
+        return _picture_pieces(embedder, len(catalogue), grids, p.lead, none), None
     return _text_pieces(embedder, catalogue, modality, none)
 
 # %% ../../nbs/02_model/03_bank.ipynb #3de18747
@@ -194,10 +191,8 @@ def vision_key(
     embedder,  # VLMEmbedder
 ):  # -> str, 64 hex digits
     "Key of all that a picture's features depend on beside the picture: weights of the tower, sizes, scaling, type."
-    p = embedder.image_processor
-    scaling = dict(p.size), p.patch_size, p.merge_size, p.image_mean, p.image_std, p.resample, p.rescale_factor
-    weights = vision_tower(embedder.core).state_dict()
-    return weights_key(weights, embedder.core.dtype, embedder.max_pixels, *scaling)
+    core, scaling = embedder.core, embedder.family.scaling(embedder.image_processor)
+    return weights_key(sight_state(core), core.dtype, embedder.max_pixels, *scaling)
 
 # %% ../../nbs/02_model/03_bank.ipynb #ba2c0a04
 def _pictures_of(catalogue, modality, items):
@@ -237,7 +232,7 @@ def stored_features(
 ):  # -> features [image tokens, hidden], mapped from disk; grids int [n, 2]; first rows int [n]
     "Features by way of a store: the pictures that it lacks are computed and stored first."
     place = Path(folder) / vision_key(embedder)[:16]
-    store = Store(place, hidden_size(embedder.core), embedder.core.dtype)
+    store = Store(place, embedder.family.width(embedder.core), embedder.core.dtype)
     keys = _picture_keys(catalogue.content[modality], items, f'{modality}: keys', progress)
     with nullcontext() if all(k in store for k in keys) else writing(store.folder, 'turn', wait=True):
         store.read()  # another process may have had its turn
@@ -264,12 +259,21 @@ class LiveFeatures:
         return int(self.first[-1])
 
     def __getitem__(self, rows):
-        "Features [n, hidden] of rows long [n]: whole pictures, each from its first row on."
+        "Features [n, width] of rows long [n]: whole pictures, each from its first row on."
+        pictures, names = self.shown(rows)
+        return picture_features(self.embedder, pictures, progress=False, names=names)[0]
+
+    def shown(self, rows):  # -> list of functions that open one, list of names or None
+        "The pictures of rows long [n], as they occur, and what each is called."
         rows = np.asarray(rows)
-        begins = rows[np.isin(rows, self.first[:-1])]
-        which = np.searchsorted(self.first, begins)
+        which = np.searchsorted(self.first, rows[np.isin(rows, self.first[:-1])])
         names = None if self.names is None else [self.names[k] for k in which]
-        return picture_features(self.embedder, [self.pictures[k] for k in which], progress=False, names=names)[0]
+        return [self.pictures[k] for k in which], names
+
+    def opened(self, rows):  # -> list of PIL images
+        "The pictures of rows long [n], as they occur. Raises DataError, with the name, for one that cannot be read."
+        pictures, names = self.shown(rows)
+        return [_opened(p, name) for p, name in zip(pictures, names or range(len(pictures)))]
 
 # %% ../../nbs/02_model/03_bank.ipynb #de28c262
 def _check_contents(embedder, catalogue, missing):
@@ -323,12 +327,22 @@ def _picture_places(embedder, catalogue, there, vision, progress):
         return LiveFeatures(embedder, pictures, np.concatenate(sizes), names), places
     return torch.cat([*tables, _no_features(embedder)]), places
 
+# %% ../../nbs/02_model/03_bank.ipynb #ab5e0201
+def _ended(tokenizer, ids):
+    "Ids that end in the token of the end of a text. Raises ValueError for a tokenizer without one."
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ValueError("pool='eos': the tokenizer has no token for the end of a text; use pool='last'")
+    return ids if ids[-1:] == [end] else [*ids, end]
+
 # %% ../../nbs/02_model/03_bank.ipynb #59fb3ec1
 def _template_pieces(embedder, view):
     "The six pieces of a view's templates."
     p = embedder.prompts_for(view)
     texts = *p.item.split('{}'), *p.sequence.split('{}'), p.separator
     ids = [encode_text(embedder.tokenizer, t, special=True) for t in texts]
+    if embedder.pool == 'eos':
+        ids[1], ids[3] = (_ended(embedder.tokenizer, i) for i in (ids[1], ids[3]))
     closing, separator = ids[3:]
     shared = separator and closing[: len(separator)] == separator
     return [text_piece(i) for i in (*ids, closing[len(separator) :] if shared else closing)]
@@ -345,6 +359,7 @@ def make_bank(
     missing = catalogue.missing()
     _check_contents(embedder, catalogue, missing)
     there = {m: np.flatnonzero(~missing[m]) for m in missing if catalogue.kinds[m] == 'image'}
+    vision = 'live' if embedder.family.whole else vision  # there is nothing that could be kept
     features, places = _picture_places(embedder, catalogue, there, vision, progress)
     parts, tokens = {}, {}
     for m in catalogue.modalities:

@@ -24,40 +24,73 @@ from ..base.files import foreign_files, whole_folder
 from ..base.ragged import PAD
 from ..base.store import Store, content_key, weights_key
 from .bank import make_bank, vision_key
-from .encode import encode_plan, forward
+from .check import choose_family
+from .encode import POOLS, encode_plan, forward, vector_size
 from vlm2rec_lab.model.families import (
+    FAMILIES,
     READINGS,
     add_lora,
     check_digests,
     digests,
-    hidden_size,
+    family_of,
     load_model,
     naming,
     read_note,
 )
+from .family import hidden_size
 from .lean import lean
-from .pieces import Prompts
 from .saved import NOTE, base_mark, check_base, find_base, note_of, own_files, read_prompts
+from .templates import check_templates, default_prompts
+
+# %% ../../nbs/02_model/05_embedder.ipynb #ab5e0502
+def _checked_dims(core, dims):
+    "How many numbers of a vector are kept. Raises ValueError for more than there are."
+    size = hidden_size(core)
+    if dims is not None and not 1 <= dims <= size:
+        raise ValueError(
+            f'dims={dims}: a vector of this model has {size} numbers; give 1 to {size}, or leave dims= out'
+        )
+    return dims
+
+# %% ../../nbs/02_model/05_embedder.ipynb #ab5e0501
+def _listed(core):
+    "The fast family of a model. Raises ValueError for a model of another one."
+    family = family_of(core.config)
+    if family is None:
+        raise ValueError(
+            f'{core.config.model_type!r} is not among the fast families ({", ".join(FAMILIES)}): load it by '
+            'VLMEmbedder.from_pretrained, which finds out how it is read, or pass family='
+        )
+    return family
 
 # %% ../../nbs/02_model/05_embedder.ipynb #a7a3a93c
 class VLMEmbedder:
-    "A Qwen2.5-VL as an embedder of items and purchase sequences. Raises ValueError for an unknown fusion."
+    """A vision-language model as an embedder of items and purchase sequences. Raises ValueError for an unknown fusion
+    or pooling, for dims that a vector does not have, and for a model of a family that is not told and not listed."""
 
     def __init__(
         self,
-        model,  # Qwen2.5-VL, with or without adapters
+        model,  # a model of `load_model`, with or without adapters
         tokenizer,  # of the model
         image_processor,  # of the model
         fusion='external',  # 'external': a prompt per modality; 'internal': one for all
-        prompts=None,  # Prompts, or {modality: Prompts}; None: the defaults
+        prompts=None,  # Prompts, or {modality: Prompts}; None: the model's own templates
         max_pixels=50176,  # pictures are scaled down to at most this many pixels (224 x 224)
         base='',  # where the weights came from
         max_text_tokens=64,  # an item's text is cut after so many tokens, with a counted warning
         adapters=(),  # modalities with adapters of their own; none: all share one set
         trainable=True,  # may the adapters be trained?
+        family=None,  # Family that reads it; None: the listed one
+        pool='last',  # of POOLS: which hidden state of a prompt is its vector
+        dims=None,  # how many numbers of it, the first ones; None: all
     ):
         self.model, self.tokenizer, self.image_processor = lean(model), tokenizer, image_processor
-        self.fusion, self.prompts = known(fusion, READINGS, 'fusion'), prompts or Prompts()
+        self.fusion, self.pool = known(fusion, READINGS, 'fusion'), known(pool, POOLS, 'pooling')
+        self.family, self.dims = family or _listed(self.core), _checked_dims(self.core, dims)
+        self.usual = default_prompts(self.family, tokenizer, base)
+        self.prompts = prompts or self.usual
+        if prompts:
+            check_templates(tokenizer, prompts)
         self.max_pixels, self.max_text_tokens = max_pixels, max_text_tokens
         self.base, self.adapters = str(base), tuple(adapters)
         self.sharded = False  # are the frozen weights in parts, one per process? `shard` says so
@@ -69,7 +102,7 @@ class VLMEmbedder:
 
     @property
     def core(self):
-        "The Qwen2.5-VL itself, below any adapters."
+        "The model itself, below any adapters."
         return self.model.get_base_model() if hasattr(self.model, 'get_base_model') else self.model
 
     @property
@@ -120,7 +153,7 @@ def prompts_for(
     modality,  # its name
 ):  # -> Prompts
     "The prompts of a modality."
-    return self.prompts.get(modality, Prompts()) if isinstance(self.prompts, Mapping) else self.prompts
+    return self.prompts.get(modality, self.usual) if isinstance(self.prompts, Mapping) else self.prompts
 
 # %% ../../nbs/02_model/05_embedder.ipynb #3ebbbc18
 @patch
@@ -180,7 +213,9 @@ def item_keys(
     pieces, weights = bank.views[view], embedder.model.state_dict()
     pictures = [m for m in catalogue.modalities if catalogue.kinds[m] == 'image' and view in (m, 'joint')]
     templates = pieces.ids[pieces.offsets[len(catalogue)] :].numpy().tobytes()
-    model = weights_key(weights, view, embedder.fusion, embedder.core.dtype, vision_key(embedder)).encode() + templates
+    how = (embedder.pool, embedder.dims) if (embedder.pool, embedder.dims) != ('last', None) else ()
+    words = view, embedder.fusion, embedder.core.dtype, vision_key(embedder), *how
+    model = weights_key(weights, *words).encode() + templates
 
     def key(i):
         seen = b''.join(content_key(catalogue.content[m][i]) for m in pictures if catalogue.content[m][i] is not None)
@@ -207,7 +242,7 @@ def _stored_items(embedder, bank, catalogue, batch, progress, folder, accelerato
 
     out = {}
     for view in bank.views:
-        store = Store(Path(folder) / view, hidden_size(embedder.core))
+        store = Store(Path(folder) / view, vector_size(embedder))
         keys = item_keys(embedder, bank, catalogue, view)
         new = list({k: i for i, k in enumerate(keys) if k not in store}.values())
         quiet, done = not progress or len(new) < 8 * batch, len(keys) - len(new)
@@ -354,7 +389,7 @@ def _recompute(model):
         module.training = hasattr(module, 'gradient_checkpointing')
 
 # %% ../../nbs/02_model/05_embedder.ipynb #6d3cc9d3
-def _reading_of(note, fusion, prompts, max_pixels, max_text_tokens):
+def _reading_of(note, fusion, prompts, max_pixels, max_text_tokens, pool, dims):
     "How an embedder reads: as asked for, else as the note of a saved one says, else by the defaults."
     saved = read_prompts(note['prompts']) if 'prompts' in note else None
     return dict(
@@ -362,6 +397,8 @@ def _reading_of(note, fusion, prompts, max_pixels, max_text_tokens):
         prompts=prompts or saved,
         max_pixels=max_pixels or note.get('max_pixels', 50176),
         max_text_tokens=max_text_tokens or note.get('max_text_tokens', 64),
+        pool=pool or note.get('pool', 'last'),
+        dims=note.get('dims') if dims is None else dims,
     )
 
 # %% ../../nbs/02_model/05_embedder.ipynb #2450a789
@@ -373,7 +410,7 @@ def from_pretrained(
     lora=None,  # rank of fresh adapters; None: none
     lora_alpha=None,  # None: 2 * rank
     fusion=None,  # 'external' (default) or 'internal'
-    prompts=None,  # Prompts or {modality: Prompts}
+    prompts=None,  # Prompts or {modality: Prompts}; None: the model's own templates
     max_pixels=None,  # at most this many pixels per picture; default 50,176
     max_text_tokens=None,  # at most this many tokens of an item's text; default 64
     dtype=None,  # None: float32 on CPU, bfloat16 on a GPU
@@ -385,13 +422,15 @@ def from_pretrained(
     trainable=True,  # may saved adapters be trained on?
     quantise=None,  # '4bit': weights of the language model in four bits, where bitsandbytes is installed
     recompute=False,  # gradient checkpointing: activations are computed again on the way back, for less memory
+    pool=None,  # of POOLS: 'last' token (default), 'mean' of all, or 'eos', a token of the end that is added
+    dims=None,  # how many numbers of each vector are kept, the first ones (Matryoshka); default all
 ):  # -> VLMEmbedder
     "Load an embedder. Raises FileNotFoundError, ValueError with the remedy, ImportError for a missing bitsandbytes."
     local = Path(path)
     note = read_note(local / NOTE)
     check_digests(local, note.get('files', {}))
     with naming(local, NOTE):
-        reading = _reading_of(note, fusion, prompts, max_pixels, max_text_tokens)
+        reading = _reading_of(note, fusion, prompts, max_pixels, max_text_tokens, pool, dims)
     source, adapted = _source_of(path, note, lora, adapters, base)
     whole = local if local.exists() and not adapted else source
     try:
@@ -400,6 +439,7 @@ def from_pretrained(
         if not adapted or Path(source).is_dir():
             raise
         raise FileNotFoundError(f'{path} holds adapters of {source}, which is not to be had: pass base=') from e
+    family = choose_family(whole, model, tokenizer, image_processor, revision, reading['max_pixels'])
     own = tuple(note.get('adapters', ()))
     if adapted:
         with naming(local, 'the adapters'):
@@ -410,7 +450,8 @@ def from_pretrained(
     model.eval()
     if recompute:
         _recompute(model)
-    embedder = cls(model, tokenizer, image_processor, **reading, base=source, adapters=own, trainable=trainable)
+    how = dict(base=source, adapters=own, trainable=trainable, family=family)
+    embedder = cls(model, tokenizer, image_processor, **reading, **how)
     if adapted and note.get('base_mark'):
         check_base(path, note, source, embedder.mark)
     return embedder

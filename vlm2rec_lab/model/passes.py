@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..base.ragged import PAD
-from .encode import forward, hidden_states, length_groups
+from .encode import forward, hidden_states, length_groups, pooled
 from .pieces import place_tokens, plan_sizes
 
 # %% ../../nbs/02_model/07_passes.ipynb #62fbc75d
@@ -86,6 +86,13 @@ def prefix_present(
     rows, lengths = prefix_pairs(history)
     return (bank.present(view, history).cumsum(1) > 0)[torch.from_numpy(rows), torch.from_numpy(lengths - 1)]
 
+# %% ../../nbs/02_model/07_passes.ipynb #ab5e0401
+def _one_by_one(embedder, bank, view, history):
+    "`forward_tree` by a prompt for each prefix."
+    rows, lengths = prefix_pairs(history)
+    alone = np.where(np.arange(np.shape(history)[1]) < lengths[:, None], np.asarray(history)[rows], PAD)
+    return forward_groups(embedder, bank, view, bank.sequence_plan(alone, view))
+
 # %% ../../nbs/02_model/07_passes.ipynb #14611075
 def forward_tree(
     embedder,  # VLMEmbedder
@@ -94,11 +101,14 @@ def forward_tree(
     history,  # int [rows, L] with PAD at the right
 ):  # -> float32 [P, hidden], in the order of `prefix_pairs`
     """Raw vectors of all prefixes, in one pass, with gradient into the adapters. A prefix without content in the view
-    gets what the template alone gives: mask it."""
+    gets what the template alone gives: mask it. Where a family reads no trees, each prefix is a prompt of its own."""
+    if not embedder.family.tree:
+        return _one_by_one(embedder, bank, view, history)
     ids, position, feature, mask, ends = assemble_tree(bank.views[view], *prefix_plan(bank, history, view))
     ends = ends.to(embedder.device)
     rows, columns = torch.nonzero(ends >= 0, as_tuple=True)
-    return hidden_states(embedder, bank, view, ids, position, feature, mask)[rows, ends[rows, columns]].float()
+    hidden = hidden_states(embedder, bank, view, ids, position, feature, mask)
+    return pooled(embedder, hidden, rows, ends[rows, columns], None if mask is None else mask.to(hidden.device))
 
 # %% ../../nbs/02_model/07_passes.ipynb #4d78d22c
 def prefix_vectors(

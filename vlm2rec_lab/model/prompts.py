@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .families import context_size
+from .family import context_size
 from .pieces import assemble, plan_sizes
 
 # %% ../../nbs/02_model/06_prompts.ipynb #a4fea645
@@ -94,7 +94,7 @@ def cut_texts(
     rows, limit = [], embedder.max_text_tokens
     for m, tokens in embedder.bank(catalogue).text_tokens.items():
         cut = np.flatnonzero(tokens > limit)
-        texts = [' ' + catalogue.content[m][i] for i in cut]
+        texts = [embedder.prompts_for(m).lead + catalogue.content[m][i] for i in cut]
         for i, text, start in zip(cut, texts, _first_lost(embedder, texts)):
             lost = text[start:].strip()
             columns = lost_columns(text, start, catalogue.table.columns)

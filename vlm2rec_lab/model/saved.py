@@ -62,6 +62,12 @@ def _where(base, folder):
     place = Path(base).resolve()
     return dict(base=str(place), base_from_here=Path(os.path.relpath(place, folder)).as_posix())
 
+# %% ../../nbs/02_model/04a_saved.ipynb #ab5e0451
+def _how_pooled(embedder):
+    "What a note says of pooling; nothing where it is the usual one."
+    pool, dims = embedder.pool, embedder.dims
+    return ({} if pool == 'last' else dict(pool=pool)) | ({} if dims is None else dict(dims=dims))
+
 # %% ../../nbs/02_model/04a_saved.ipynb #5a7ed012
 def note_of(
     embedder,  # VLMEmbedder
@@ -81,6 +87,7 @@ def note_of(
         max_pixels=embedder.max_pixels,
         max_text_tokens=embedder.max_text_tokens,
         prompts=prompts,
+        **_how_pooled(embedder),
         files=files,
     )
 

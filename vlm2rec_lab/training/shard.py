@@ -13,6 +13,7 @@ import torch
 
 from ..base.errors import known
 from ..model.encode import forward
+from ..model.family import language_model, sight
 from .step import Work
 
 # %% ../../nbs/02_training/04_shard.ipynb #d74ff896
@@ -81,7 +82,7 @@ def load_settings(
 # %% ../../nbs/02_training/04_shard.ipynb #72b41bc2
 def _layers(core, plugin):
     "The layers that are to travel in one message each. Raises DataError or ValueError for names that are no layers."
-    lm = core.model.language_model
+    lm = language_model(core)
     usual = type(lm.layers[0]).__name__
     there = sorted({type(m).__name__ for m in core.modules()})
     asked = plugin.transformer_cls_names_to_wrap or [usual]
@@ -100,7 +101,7 @@ def _split(core, layers, whole, plugin, accelerator):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    lm = core.model.language_model
+    lm, embeddings, output = language_model(core), core.get_input_embeddings(), core.get_output_embeddings()
     how = dict(
         mesh=init_device_mesh(accelerator.device.type, (accelerator.num_processes,)),
         ignored_params=whole,
@@ -108,11 +109,11 @@ def _split(core, layers, whole, plugin, accelerator):
         offload_policy=plugin.cpu_offload,
         mp_policy=plugin.mixed_precision_policy or MixedPrecisionPolicy(),
     )
-    tied = core.lm_head.weight is lm.embed_tokens.weight
-    for module in (lm.embed_tokens, *layers, lm, *([] if tied else [core.lm_head])):
+    tied = output is not None and output.weight is embeddings.weight
+    for module in (embeddings, *layers, lm, *([] if tied or output is None else [output])):
         fully_shard(module, **how)
     if tied:
-        core.lm_head.weight = lm.embed_tokens.weight
+        output.weight = embeddings.weight
 
 # %% ../../nbs/02_training/04_shard.ipynb #a2d1f5f6
 def _teach_the_order(lm, layers, device):
@@ -121,6 +122,12 @@ def _teach_the_order(lm, layers, device):
         layer.set_modules_to_backward_prefetch([before])  # the first fetches itself, which is there
     with torch.no_grad():
         lm(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+
+# %% ../../nbs/02_training/04_shard.ipynb #ab5e0601
+def _seeing(core):
+    "The weights of what turns pictures into rows: they stay whole."
+    parts = sight(core).values()
+    return [p for x in parts for p in ([x] if isinstance(x, torch.Tensor) else x.parameters())]
 
 # %% ../../nbs/02_training/04_shard.ipynb #0616452e
 def shard(
@@ -133,7 +140,7 @@ def shard(
         return embedder
     if hasattr(embedder, 'passes'):
         raise ValueError(f'{type(embedder).__name__} has no language model to be split: use distributed_type MULTI_GPU')
-    core, lm = embedder.core, embedder.core.model.language_model
+    core, lm = embedder.core, language_model(embedder.core)
     _ = embedder.mark  # taken while the weights are whole
     layers = _layers(core, plugin)
     if not all(p.is_floating_point() for p in lm.parameters()):
@@ -143,7 +150,7 @@ def shard(
         )
     whole = {p for n, p in embedder.model.named_parameters() if 'lora_' in n}
     _split(core, layers, whole, plugin, accelerator)
-    for t in (*whole, *core.model.visual.parameters(), *core.buffers()):
+    for t in (*whole, *_seeing(core), *core.buffers()):
         t.data = t.data.to(accelerator.device)
     _teach_the_order(lm, layers, accelerator.device)
     embedder.sharded = True
