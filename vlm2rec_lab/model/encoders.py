@@ -160,4 +160,6 @@ def load_encoder(
     folder = folder_of(where, revision)
     tower, reader = _tower(folder, kind, dtype, given)
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    return Encoder(Path(where).name if Path(where).is_dir() else where, tower.to(device), reader)
+    return Encoder(
+        Path(where).name if Path(where).is_dir() else where, tower.to(device).eval().requires_grad_(False), reader
+    )

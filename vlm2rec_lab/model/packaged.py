@@ -113,7 +113,7 @@ def _lite_tower(file):
     with naming(file.parent, file.name):
         model.load_state_dict(lite_weights(torch.load(file, map_location='cpu', weights_only=True)))
     words = LITE_EDGE, LITE_SHARE, LITE_MEAN, LITE_SCALE, 'bicubic'
-    return model.eval().requires_grad_(False), PictureReader(lite_pixels, words)
+    return model, PictureReader(lite_pixels, words)
 
 # %% ../../nbs/02_model/09_packaged.ipynb #c5eb83ed
 def packaged_encoder(
@@ -128,7 +128,7 @@ def packaged_encoder(
     else:
         tower, reader = _lite_tower(folder / next(iter(PACKAGED[kind].files)))
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    return Encoder(PACKAGED[kind].package, tower.to(device), reader)
+    return Encoder(PACKAGED[kind].package, tower.to(device).eval().requires_grad_(False), reader)
 
 # %% ../../nbs/02_model/09_packaged.ipynb #23c8431b
 def packaged_encoders(

@@ -194,4 +194,4 @@ def sentence_tower(
     reader = TextReader(tokenizer, limit, prompt or said, pad=getattr(model.config, 'pad_token_id', None))
     skip = 0 if with_prompt else _prompt_tokens(reader)
     tower = TextTower(model, modes, _behind(more, dims), skip)
-    return tower.to(dtype).eval().requires_grad_(False), reader
+    return tower.to(dtype), reader

@@ -131,18 +131,24 @@ def context_of(
             sizes.append(part.num_embeddings - part.padding_idx - 1)
     return int(min(s for s in sizes if s and s > 0))
 
+# %% ../../nbs/02_model/07d_towers.ipynb #e10af966
+def _refuse_both(folder, config):
+    "Raises DataError for a model that reads texts and pictures in one."
+    if hasattr(config, 'vision_config'):
+        what = f"{folder} is a vision-language model ('{config.model_type}'), which reads texts and pictures in one"
+        raise DataError(f'{what}: open it with VLMEmbedder.from_pretrained')
+
 # %% ../../nbs/02_model/07d_towers.ipynb #334ad2de
 def _text_loader(folder, config):
     "The class that loads a text model. Raises DataError for what is none."
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
-    if hasattr(config, 'vision_config'):
-        raise DataError(f"{folder} is a vision-language model ('{config.model_type}'): open it as an embedder")
-    if not config.is_encoder_decoder:
-        return AutoModel
-    if type(config) not in MODEL_FOR_TEXT_ENCODING_MAPPING:
+    _refuse_both(folder, config)
+    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        return AutoModelForTextEncoding  # of T5 and its kin the encoder alone
+    if config.is_encoder_decoder:
         raise DataError(f"{folder} is an encoder with a decoder ('{config.model_type}'): choose an encoder of texts")
-    return AutoModelForTextEncoding
+    return AutoModel
 
 # %% ../../nbs/02_model/07d_towers.ipynb #5c27b459
 def _check_vocabulary(folder, config, tokenizer):
@@ -237,6 +243,7 @@ def image_tower(
     from transformers import AutoModel
 
     config = read_config(folder)
+    _refuse_both(folder, config)
     model, unpooled = load_weights(AutoModel, folder, dtype)
     if model.main_input_name != 'pixel_values':
         what = f"{folder} is no image model ('{config.model_type}') but reads {model.main_input_name}"
