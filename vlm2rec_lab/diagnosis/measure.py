@@ -123,12 +123,13 @@ def _added(few, gains, chance, seed, weak=0.5):
     return {m: x for m, x in found.items() if x is not None}
 
 # %% ../../nbs/04_diagnosis/04_measure.ipynb #c21d0a04
-def _of_reference(ceilings, seed):
-    "Gains of a probe on every modality of the reference, and of its vectors for users that were exchanged."
+def _of_reference(task, ceilings, seed):
+    "Gains of a probe on every modality of the reference, and of it and the task for users that were exchanged."
     out = {('reference probe', m): probe_gain(t, m, seed=seed) for m, t in ceilings.items()}
     for m, t in ceilings.items():
         others = np.random.default_rng(seed).permutation(len(t.targets))
-        out['reference, other users', m] = fused_gain(t, {m: t.items[m]}, {m: t.sequences[m][others]})
+        for name, x in (('reference, other users', t), ('other users', task)):
+            out[name, m] = fused_gain(t, {m: x.items[m]}, {m: x.sequences[m][others]})
     return out
 
 # %% ../../nbs/04_diagnosis/04_measure.ipynb #b1f4b804
@@ -145,7 +146,7 @@ def measure(
     found = _rank_all(task, views, rows, permutations, seed, progress)
     ranked, shapley, nulls, permuted, probes, weights, few = found
     gains = {v: metric_at_k(x, task.k) for v, x in ranked.items()}
-    before = _of_reference(ceilings, seed)
+    before = _of_reference(task, ceilings, seed)
     return dict(
         rows=rows,
         ranks=Rankings({v: x for v, x in views.items() if not isinstance(v, tuple)}),
