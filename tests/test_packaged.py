@@ -12,7 +12,9 @@ from vlm2rec_lab.model import packaged
 from vlm2rec_lab.model.efficientnet import EfficientNetLite0, lite_pixels
 
 there = pytest.mark.skipif(not packaged.is_packaged(), reason='the pre-trained encoders are not installed')
-library = pytest.mark.skipif(find_spec('sentence_transformers') is None, reason='sentence-transformers is not installed')
+library = pytest.mark.skipif(
+    find_spec('sentence_transformers') is None, reason='sentence-transformers is not installed'
+)
 theirs = pytest.mark.skipif(
     find_spec('efficientnet_lite_pytorch') is None, reason='efficientnet_lite_pytorch is not installed'
 )
@@ -105,6 +107,8 @@ def test_a_content_has_its_vector_in_any_batch():
 
 @there
 def test_near_texts_are_near():
-    z = packaged.packaged_encoder('text', device='cpu').vectors(['toys come alive', 'puppets that live', 'a desert war'])
+    z = packaged.packaged_encoder('text', device='cpu').vectors(
+        ['toys come alive', 'puppets that live', 'a desert war']
+    )
     near, far = (z[0] @ z[1]).item(), (z[0] @ z[2]).item()
     assert near > far + 0.1

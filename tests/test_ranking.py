@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm2rec_lab.metrics import evaluate, ranks, sample_negatives, scores, seen_items, tally
+from vlm2rec_lab.metrics import evaluate, metric_at_k, ranks, sample_negatives, scores, seen_items, tally
+from vlm2rec_lab.ranking.ranks import Mix, mixed_ranks
 
 
 def brute(items, sequences, targets, tol, candidates):
@@ -88,6 +89,45 @@ def test_threads_and_blocks_change_nothing(dtype):
                 np.testing.assert_array_equal(r.ties[rows], level - g - 1)
             assert (g == [(np.sort(row)[::-1] > x + tol).argmin() for row, x in zip(s, at[:, 0])]).all()
     assert (found[0].ties > 0).sum() > 20  # the copies tie
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+@pytest.mark.parametrize('how', [{}, dict(chunk=70, threads=3), dict(block=(16, 40), threads=2)])
+def test_blocks_rank_as_one_product_does(dtype, how):
+    rng = np.random.default_rng(3)
+    items, users = rng.normal(size=(500, 6)).round(1).astype(dtype), rng.normal(size=(230, 6)).round(1).astype(dtype)
+    items[250:] = items[:250]  # every item twice
+    targets = rng.integers(0, 500, 230)
+    lists = [rng.choice(np.delete(np.arange(500), t), t % 90, replace=False) for t in targets]
+    for seen in (None, seen_items(lists, targets, 500)):
+        plain = ranks(items, users, targets, seen, progress=False)
+        assert plain.ties.min() >= 0 and (plain.ties > 0).any()
+        for enough in (None, 25):
+            both = mixed_ranks(
+                [(items, users), (items, -users)], [Mix((1, 0)), Mix((2, 1))], targets, seen, enough=enough, **how
+            )
+            for found in both:  # 2 s - s = s
+                here = plain.greater < (enough or 1e9)
+                assert (found.greater[here] == plain.greater[here]).all() and (
+                    found.ties[here] == plain.ties[here]
+                ).all()
+                assert (found.greater[~here] >= (enough or 0)).all() and (found.candidates == plain.candidates).all()
+                assert (metric_at_k(found, 10) == metric_at_k(plain, 10)).all()
+
+
+def test_a_mix_adds_what_it_says():
+    rng = np.random.default_rng(4)
+    items, users, targets = rng.normal(size=(90, 3)), rng.normal(size=(40, 3)), rng.integers(0, 90, 40)
+    item, user, times = rng.normal(size=90), rng.normal(size=40), rng.random(90) + 0.5
+    s = (0.25 * users @ items.T + item + user[:, None]) * times
+    found = mixed_ranks([(items, users)], [Mix((0.25,), user, item, times)], targets, block=(7, 24))[0]
+    assert (found.greater == (s > s[np.arange(40), targets][:, None]).sum(1)).all() and (found.ties == 0).all()
+
+
+def test_ties_are_as_wide_as_the_scores_are_large():
+    items, users = np.array([[1.0], [1 + 1e-5], [2.0]], np.float32), np.ones((1, 1), np.float32)
+    for size, ties in ((None, 0), (np.array([100.0]), 1)):
+        assert mixed_ranks([(items, users)], [Mix(size=size)], np.array([0]))[0].ties == [ties]
 
 
 def test_a_block_smaller_than_a_row():

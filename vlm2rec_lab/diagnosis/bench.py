@@ -87,6 +87,7 @@ PARTS = {
     'checks': ('read_inputs', 'check_task', 'seen_items'),
     'single-view ranking': (),
     'fused ranking': (),
+    'rankings that share products': ('together',),
     'Shapley': ('shapley_values',),
     'knockouts': ('knockout_permuted', 'knockout_mean'),
     'nulls': ('shuffled_gain',),

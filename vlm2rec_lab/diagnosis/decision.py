@@ -47,6 +47,12 @@ def _knows_its_users(found, m, scale, rules):
         return ref.above
     return np.quantile(ref.draws - other.draws, (1 - rules['gate']) / 2) > 0 and ref.value - other.value > least
 
+# %% ../../nbs/04_diagnosis/07_decision.ipynb #5e7a0004
+def _tells_users_apart(found, m, rules):
+    "Whether a modality surely ranks better for the users of its rows than for others; yes where that was not asked."
+    other = found.get(('other users', m))
+    return other is None or bool(np.quantile(found[m].draws - other.draws, (1 - rules['gate']) / 2) > 0)
+
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0004
 def out_of_order(
     found,  # of `lifts`
@@ -54,7 +60,7 @@ def out_of_order(
 ):  # -> modalities far above chance, [] where the reference of any modality knows something of its users
     "Whether the rows of a reference seem to belong to other users or items than those of the vectors."
     before = [v[1] for v in found if isinstance(v, tuple) and v[0] == 'reference']
-    far = [m for m in before if found[m].above]
+    far = [m for m in before if found[m].above and _tells_users_apart(found, m, rules)]
     scale = max((found[m].value for m in far), default=0)
     return [] if any(_knows_its_users(found, m, scale, rules) for m in before) else far
 

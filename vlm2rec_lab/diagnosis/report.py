@@ -176,13 +176,14 @@ def _examples(task, raw, titles, seed):
         return []
     users = len(task.targets)
     drawn = np.sort(np.random.default_rng(seed).choice(users, min(users, 5), replace=False))
+    places = {v: r.expected + 1 for v, r in raw['ranks'].of(drawn).items()}
     return [
         dict(
             user=int(u),
             title=str(titles[task.targets[u]]),
-            places={v: float(r.expected[u]) + 1 for v, r in raw['ranks'].items()},
+            places={v: float(p[n]) for v, p in places.items()},
         )
-        for u in drawn
+        for n, u in enumerate(drawn)
     ]
 
 # %% ../../nbs/04_diagnosis/08_report.ipynb #820310ae
