@@ -1,4 +1,4 @@
-"""Pre-trained encoders that come as packages: refused where they are others, equal to their own code where installed."""
+"""Pre-trained encoders that come as packages: refused where they are others, equal to their own code if installed."""
 
 from dataclasses import replace
 from importlib.util import find_spec
