@@ -323,7 +323,9 @@ def test_lines_are_wrapped_in_a_terminal_and_not_in_a_pipe(hostile, tmp_path):
     assert len(seen) > 5 and all(len(line) <= 60 or ' ' not in line.strip() for line in seen), seen
     done = subprocess.run([sys.executable, '-m', 'vlm2rec_lab', *argv], capture_output=True, text=True)
     assert max(map(len, done.stdout.splitlines())) > 60
-    said = {w for w in done.stdout.split() if not re.fullmatch(r'\d\d:\d\d', w)}  # the minute that a profile was made in
+    said = {
+        w for w in done.stdout.split() if not re.fullmatch(r'\d\d:\d\d', w)
+    }  # the minute that a profile was made in
     assert said - set(words) == set()
 
 
