@@ -17,9 +17,9 @@ from .parser import command, count, unlike
 # %% ../../nbs/11a_commands/05_studies.ipynb #232a35e9
 def _study_options(add):
     "Options of `study`."
-    parts = 'main, missing (items without contents), settings or training (both on development studios)'
+    parts = 'main, missing (items without contents), memory (contents exchanged between items), settings or training'
     add('--part', default='main', help=f'{parts} (default: main)')
-    add('--seeds', type=count, metavar='N', help='how many (default: 5; missing 3, training 2, settings 1)')
+    add('--seeds', type=count, metavar='N', help='how many (default: 5; missing 3, training 2, settings and memory 1)')
     add('--conditions', nargs='+', metavar='NAME', help=f'some of {listed("conditions")} (default: all)')
     data = 'folder with items.csv and interactions.csv, in place of the studio'
     add('--data', metavar='FOLDER', help=data)
