@@ -55,7 +55,7 @@ quarto: setup ## the notebooks by nbdev_docs, where Quarto is installed
 
 study: setup ## the whole study, hours on two cores; stopped, it goes on where it was
 	@mkdir -p data/study
-	@for part in main missing settings training; do $(PY) -m vlm2rec_lab study --part $$part --jobs $$(nproc) && cp runs/study/$$part/table.csv data/study/$$part.csv || exit 1; done
+	@for part in main missing memory settings training; do $(PY) -m vlm2rec_lab study --part $$part --jobs $$(nproc) && cp runs/study/$$part/table.csv data/study/$$part.csv || exit 1; done
 
 bench: setup ## the benchmarks of the docs again, half an hour on a quiet machine; benchmarks/gpu.py is for a machine with a GPU
 	@for b in train ranking interactions images report; do $(PY) benchmarks/$$b.py --out benchmarks/results/$$b.json || exit 1; done

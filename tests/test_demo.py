@@ -20,6 +20,8 @@ def test_demo_prints_and_writes(demo):
         r'''(?:src|href)\s*=\s*["']?(?:https?:)?//''', re.sub(r'<script.*?</script>', '', html, flags=re.S)
     ), 'the report asks for something outside'
     assert 'sft' in html and 'vlm2rec' in html and 'class="headline' in html
+    for text in (printed, html):
+        assert 'with contents exchanged between items the same training reaches' in text
     assert len(html) < 3e6 and 'plotly' not in html
     assert len(re.findall('data-blob="sheet0"', html)) == 1, "the products' pictures are there once"
     print(f'demo took {seconds:.0f} s')

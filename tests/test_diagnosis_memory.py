@@ -100,7 +100,8 @@ def test_either_evidence_is_enough(shop):
     assert by_control.modalities['image']['verdict'] == 'undecided'
     by_cold = collapse_report(**shop.found, **shop.rest(), bought=np.flatnonzero(shop.bought))
     assert by_cold.modalities['image']['reason'] == 'memory'
-    assert by_cold.data['memory']['text']['kind'] == 'content'
+    # alive, and no control tells how much of the score that is
+    assert by_cold.data['memory']['text']['kind'] in ('both', 'unclear')
     drawn = {m: equal_spectrum(x, 3) for m, x in shop.contents.items()}
     by_spectrum = collapse_report(**shop.found, **shop.rest(), control=shop.vectors(drawn))
     assert by_spectrum.data['memory']['image']['kind'] == 'memory'

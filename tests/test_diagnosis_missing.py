@@ -207,3 +207,18 @@ def test_wrong_shares_are_named():
         missing_curve(task, draws=0)
     with pytest.raises(DataError, match='from 0 to 1'):
         collapse_report(**world(60, 30), permutations=2, bootstrap=20, missing=(2,), progress=False)
+
+
+def test_a_mean_and_a_missing_vector_that_disagree_are_explained(tmp_path):
+    how = dict(permutations=2, bootstrap=300, progress=False, name='x')
+    report = collapse_report(**world(800, 200, 1, gap={'image': 3}), **how)
+    mean = report.data['modalities']['text']['evidence']['drop_mean']
+    lost = report.data['missing']['curve']['text'][-1]['lost']
+    assert mean['low'] > 0 > lost['high']
+    said = 'Two figures of text point different ways'
+    html, markdown = (report.save(tmp_path / f'x.{kind}').read_text() for kind in ('html', 'md'))
+    for text in (repr(report), html, markdown):
+        assert text.count(said) == 1 and 'a missing vector keeps neither' in text
+        assert f'falls by {mean["value"]:.3f}' in text and f'rises by {-lost["value"]:.3f}' in text
+    alike = collapse_report(**world(800, 200, 1), **how)
+    assert 'point different ways' not in repr(alike)

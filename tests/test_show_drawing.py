@@ -22,6 +22,7 @@ from vlm2rec_lab.show.drawing import (
     topology_drawing,
 )
 from vlm2rec_lab.show.figures import _unit
+from vlm2rec_lab.show.views import spaces_view, topology_view
 
 
 @pytest.fixture(scope='module')
@@ -109,3 +110,22 @@ def test_a_still_picture_of_eight_values(two):
     img = drawing.drawn(drawing)
     last = tuple(int(PALETTE[7][k : k + 2], 16) for k in (1, 3, 5))
     assert isinstance(img, Image.Image) and last in {c for _, c in img.getcolors(1 << 24)}
+
+
+@pytest.mark.browser
+def test_on_paper_there_is_nothing_to_press(tmp_path, open_page):
+    rng = np.random.default_rng(0)
+    vectors = {m: rng.normal(size=(60, 6)) for m in ('text', 'image')}
+    titles = [f'item {i}' for i in range(60)]
+    cat = Catalogue(titles, {'text': titles, 'image': titles}, dict(text='text', image='text'))
+    parts = [spaces_view(vectors, cat, method='pca').fragment(), topology_view(vectors, cat, sample=40).fragment()]
+    (tmp_path / 'x.html').write_text('<!doctype html><meta charset="utf-8">' + ''.join(parts), encoding='utf-8')
+    page = open_page(width=718)
+    page.goto((tmp_path / 'x.html').as_uri())
+    page.locator('.v2w .plot').first.wait_for()
+    assert page.locator('.tools button:visible').count() >= 5 and page.locator('text=Point at a product').is_visible()
+    page.emulate_media(media='print')
+    assert not page.locator('.tools button:visible, .strip > button:not(.duo):visible').count()
+    assert not page.locator('text=Point at a product').is_visible() and page.locator('.v2w .plot').first.is_visible()
+    assert page.locator('.v2w select').first.evaluate('e => getComputedStyle(e).borderTopWidth') == '0px'
+    assert not page.errors

@@ -2,6 +2,7 @@
 gone on with, verified, and named where they fail."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -17,6 +19,7 @@ from vlm2rec_lab.studies import workers
 from vlm2rec_lab.studies.cell import TRAINING, VIEWS_FUSED, run_cell
 from vlm2rec_lab.studies.remedies import REMEDIES, Remedy
 from vlm2rec_lab.studies.study import study_cells
+from vlm2rec_lab.studies.table import readable, study_table
 from vlm2rec_lab.studies.workers import cell_name, run_study, verify_cells
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,3 +184,30 @@ def test_errors_name_the_cell(tmp_path):
     file.write_text(json.dumps({**json.loads(file.read_text()), 'training': {}}))
     with pytest.raises(ValueError, match='was made with'):
         run_study(tmp_path, [cell], progress=False)
+
+
+def drawn_cell(remedy, seed, hits, **more):
+    "A cell as `run_cell` returns it: a share of customers whose item stands first by the view, of 101."
+    rng = np.random.default_rng([seed, len(more)])
+    ranks = {
+        v: [np.where(rng.random(4000) < share, 0, 100), np.zeros(4000, int), np.full(4000, 101)] for v, share in hits
+    }
+    asked = dict(condition='text-easy', remedy=remedy, seed=seed, missing={}, settings={}, training=TRAINING)
+    return asked | dict(ranks=ranks, cold=[False, True] * 2000, terms={}, agreement={}) | more
+
+
+def test_a_row_says_how_much_is_content():
+    own, other = [[(v, x) for v, x in zip(('text', 'image', 'fused', 'sum', 'concat'), shares)] for shares in SHARES]
+    cells = [drawn_cell('sft', 1, own), drawn_cell('sft', 1, other, control=1), drawn_cell('experts', 1, own)]
+    table = study_table(cells, draws=300).set_index('remedy')
+    row = table.loc['sft']
+    assert len(table) == 2 and row.text == pytest.approx(0.5, abs=0.03), 'a control is no row and moves no figure'
+    assert 0.8 < row['text content low'] < row['text content'] < row['text content high'] < 1.05
+    assert row['image content low'] < 0 < row['image content high'] and abs(row['image content']) < 0.2
+    assert math.isnan(table.loc['experts', 'text content'])
+    shown = readable(table.reset_index())
+    assert shown['text content, %'][0].startswith(f'{100 * row["text content"]:.0f} [')
+    assert shown['image content, %'][1] == '' and not [c for c in shown if c.endswith(' content')]
+
+
+SHARES = (0.5, 0.3, 0.5, 0.5, 0.5), (0.06, 0.3, 0.1, 0.1, 0.1)  # of customers, as it is and with contents exchanged

@@ -17,9 +17,9 @@ from .parser import command, count, unlike
 # %% ../../nbs/11a_commands/05_studies.ipynb #232a35e9
 def _study_options(add):
     "Options of `study`."
-    parts = 'main, missing (items without contents), settings or training (both on development studios)'
+    parts = 'main, missing (items without contents), memory (contents exchanged between items), settings or training'
     add('--part', default='main', help=f'{parts} (default: main)')
-    add('--seeds', type=count, metavar='N', help='how many (default: 5; missing 3, training 2, settings 1)')
+    add('--seeds', type=count, metavar='N', help='how many (default: 5; missing 3, training 2, settings and memory 1)')
     add('--conditions', nargs='+', metavar='NAME', help=f'some of {listed("conditions")} (default: all)')
     data = 'folder with items.csv and interactions.csv, in place of the studio'
     add('--data', metavar='FOLDER', help=data)
@@ -98,20 +98,32 @@ def _calibrate_options(add):
     add('--jobs', type=count, default=2, metavar='N', help='processes of one thread each (default: 2)')
     out = 'where results and trained vectors are kept (default: runs/calibrate)'
     add('--out', default='runs/calibrate', metavar='DIR', help=out)
+    memory = (
+        'judge what is content and what is memory instead, on settings of its own (300, 1,000, 3,000 users, 6 seeds)'
+    )
+    add('--memory', action='store_true', help=memory)
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #dcd19f46
-def _calibration_size(o):
-    "(names of the settings, {users: seeds}) of the options. Raises ValueError for an unknown half."
+def _check_half(o):
+    "Raises ValueError for an unknown half."
     halves = [*names('halves'), 'all']
     if o.half not in halves:
         raise ValueError('--half: ' + unlike(o.half, halves, 'half'))
+
+# %% ../../nbs/11a_commands/05_studies.ipynb #9b530001
+def _of_half(o, settings, half_of):
+    "The settings that the options ask for. Raises ValueError for an unknown one."
+    for name in o.settings or ():
+        known(name, settings, 'setting')
+    return o.settings or [n for n in settings if o.half in ('all', half_of(n))]
+
+# %% ../../nbs/11a_commands/05_studies.ipynb #9b530002
+def _calibration_size(o):
+    "(names of the settings, {users: seeds}) of the options."
     from vlm2rec_lab.diagnosis.calibrate import SIZES
     from vlm2rec_lab.diagnosis.settings import SETTINGS, half_of
 
-    for name in o.settings or ():
-        known(name, SETTINGS, 'setting')
-    chosen = o.settings or [n for n in SETTINGS if o.half in ('all', half_of(n))]
-    return chosen, {n: o.seeds or SIZES.get(n, 10) for n in o.users or SIZES}
+    return _of_half(o, SETTINGS, half_of), {n: o.seeds or SIZES.get(n, 10) for n in o.users or SIZES}
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #9b8e374a
 def _other_rules(table, out):
@@ -132,12 +144,43 @@ def _print_rates(table):
         if len(some):
             print(f'\n{rates_table(some, "hits", f"expected hits, {kind}")}')
 
+# %% ../../nbs/11a_commands/05_studies.ipynb #9b530003
+def _calibrate_memory(o):
+    "How often content and memory are told apart: the rates by what is gone by, and on the first half other thresholds."
+    from vlm2rec_lab.diagnosis.calibrate import run_memory
+    from vlm2rec_lab.diagnosis.memory_settings import (
+        ASKED,
+        MEMORIES,
+        MEMORY_SIZES,
+        choose_limits,
+        memory_half,
+        memory_table,
+    )
+
+    chosen, sizes = _of_half(o, MEMORIES, memory_half), o.users or MEMORY_SIZES
+    seeds, out = range(o.seed, o.seed + (o.seeds or 6)), Path(o.out)
+    print(f'{len(chosen)} settings; users {list(sizes)}; {len(seeds)} seeds from {o.seed}; {o.command}', flush=True)
+    table = run_memory(chosen, sizes, seeds, o.jobs, sys.stderr.isatty())
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / f'memory-{o.half}.csv.gz'
+    table.to_csv(file, index=False)
+    for asked in ASKED:
+        print(f'\n{memory_table(table, asked)}')
+    print(f'\nall cases: {file}')
+    if o.half == 'set':
+        limits = choose_limits(table).round(4)
+        limits.to_csv(out / 'limits.csv', index=False)
+        print(f'\nother thresholds, each varied alone:\n{limits.to_string(index=False)}')
+
 # %% ../../nbs/11a_commands/05_studies.ipynb #c6cd67ed
 @command('how often the verdicts of `report` are right, on settings whose truth is known', _calibrate_options)
 def calibrate(
-    o,  # options: half, users, seeds, settings, jobs, out, seed, command
+    o,  # options: half, users, seeds, settings, jobs, out, memory, seed, command
 ):
     "`vlm2rec calibrate`: sensitivity and false alarms of the verdicts on settings with known truth."
+    _check_half(o)
+    if o.memory:
+        return _calibrate_memory(o)
     chosen, sizes = _calibration_size(o)
     from vlm2rec_lab.diagnosis.calibrate import VARIED, errors, run_calibration
     from vlm2rec_lab.studies.trained import trained_vectors

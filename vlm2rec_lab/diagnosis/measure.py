@@ -293,7 +293,9 @@ def _share_of_moves(task, raw, m):
 
 # %% ../../nbs/04_diagnosis/04_measure.ipynb #0cb3acf2
 EVIDENCE |= {
-    'variance_share': Line('share of the fused score that its items move', _share_of_score, percent=True, decides=True),
+    'variance_share': Line(
+        'share of the fused score over all items that its items move', _share_of_score, percent=True, decides=True
+    ),
     'rank_share': Line("share of the moves of the next item's place", _share_of_moves, percent=True, brief=False),
     'shapley_share': Line(
         'Shapley share of the fused lift',

@@ -19,7 +19,8 @@ from ..ranking.ranks import ranks
 from ..shop.rows import warm_items
 
 # %% ../../nbs/04_diagnosis/04d_memory.ipynb #6ec360cf
-LIMITS = dict(content=0.5, some=0.1, cold=0.2, users=30)  # shares that tell content from memory; users of either kind
+# shares that tell content from memory, `whole` where there is no control; users of either kind
+LIMITS = dict(content=0.5, some=0.1, cold=0.3, whole=0.9, users=30)
 
 # %% ../../nbs/04_diagnosis/04d_memory.ipynb #312f75cc
 def _interval(value, draws):
@@ -118,6 +119,13 @@ def cold_evidence(
         share = _interval((cold - 0.5) / (warm - 0.5), (cold_draws - 0.5) / np.maximum(warm_draws - 0.5, 1e-12))
     return dict(warm_auc=_interval(warm, warm_draws), cold_auc=_interval(cold, cold_draws), cold_share=share)
 
+# %% ../../nbs/04_diagnosis/04d_memory.ipynb #9b510101
+def _by_cold(cold, limits):
+    "What contents that are alive on cold items come to, without a control."
+    if cold.low > limits['whole']:
+        return 'content'
+    return 'both' if cold.high < limits['whole'] else 'unclear'
+
 # %% ../../nbs/04_diagnosis/04d_memory.ipynb #b4c0535a
 def kind_of(
     content=None,  # Estimate of `content_share`, or None
@@ -131,7 +139,9 @@ def kind_of(
     dead = cold is not None and cold.high < limits['cold']
     if low > limits['content']:
         return 'unclear' if dead else 'content'
-    if alive and (content is None or high >= limits['content']):
+    if alive and content is None:
+        return _by_cold(cold, limits)
+    if alive and high >= limits['content']:
         return 'content'
     if alive or low > limits['some']:
         return 'unclear' if dead else 'both'

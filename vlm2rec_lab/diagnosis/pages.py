@@ -446,7 +446,11 @@ CHARTS = {
         'What the fused ranking loses without it (NDCG@{k})',
         'Every vector replaced by the mean of its side. Below zero the ranking is better without it.',
     ),
-    'moves': ('variance_share', 'Who moves the fused score', 'Share of the variance of the score over items.'),
+    'moves': (
+        'variance_share',
+        'Who moves the fused score',
+        'Share of the variance of the score over all items, seen ones too.',
+    ),
 }
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #ba2c8630

@@ -164,16 +164,20 @@ def shop(
     past = taken[:, 1:]
     return dict(items=items, sequences=mean_histories(items, past), targets=taken[:, 0], seen=list(past))
 
-# %% ../../nbs/04_diagnosis/00_worlds.ipynb #a1c0de0c
-def _by_heart(x, bought, dims, ridge):
-    "[items, dims] `x` through the linear head that comes closest to what was bought together."
+# %% ../../nbs/04_diagnosis/00_worlds.ipynb #a1c0de21
+def _bought_together(bought, dims):
+    "[items, dims] vectors whose products are near how often two items were `bought` [users, items] together."
     together = bought.T @ bought
     together = np.log1p(together / np.maximum(together.mean(), 1e-9))
     centred = together - together.mean(0) - together.mean(1, keepdims=True) + together.mean()
     values, vectors = np.linalg.eigh(centred)
-    wanted = vectors[:, -dims:] * np.maximum(values[-dims:], 0) ** 0.5
+    return vectors[:, -dims:] * np.maximum(values[-dims:], 0) ** 0.5
+
+# %% ../../nbs/04_diagnosis/00_worlds.ipynb #a1c0de0c
+def _by_heart(x, bought, dims, ridge):
+    "[items, dims] `x` through the linear head that comes closest to what was bought together."
     gram = x @ x.T
-    return gram @ np.linalg.solve(gram + ridge * np.eye(len(x)), wanted)
+    return gram @ np.linalg.solve(gram + ridge * np.eye(len(x)), _bought_together(bought, dims))
 
 # %% ../../nbs/04_diagnosis/00_worlds.ipynb #a1c0de14
 def _contents(known, dims, alive, rng):

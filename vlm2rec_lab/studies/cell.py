@@ -10,6 +10,7 @@ import time
 import warnings
 
 from ..diagnosis.geometry import neighbour_agreement
+from ..diagnosis.memory import exchanged
 from ..ranking.evaluate import evaluate
 from ..ranking.fusions import score_terms
 from ..shop.drawn import get_condition, make_studio
@@ -154,6 +155,7 @@ def run_cell(
     split=None,  # settings of Studio.split
     model=None,  # checkpoint; None: the shipped one that the condition names
     data=None,  # folder of items and interactions in the studio's place; `condition` is then its name
+    control=None,  # seed of an exchange of contents between the items: what this reaches too is memory
 ):  # -> dict, ready for JSON
     "Train and evaluate one cell: figures, and the rank of every customer. Raises ValueError for unknown names."
     start, r = time.perf_counter(), get_remedy(remedy)
@@ -161,6 +163,7 @@ def run_cell(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # of items without content: that is the point here
         tasks, inputs = _rows_of(condition, seed, world, split, missing, data)
+        tasks = tasks if control is None else exchanged(tasks, control)
         embedder = _embedder(r, tasks.catalogue.modalities, model, reader, rank, seed)
         history = _trained(embedder, tasks, r, settings, steps=steps, batch=batch, lr=lr, tau=tau, seed=seed)
         found = _measured(embedder, tasks, r, history)
@@ -172,6 +175,7 @@ def run_cell(
         settings=settings or {},
         training=dict(steps=steps, batch=batch, lr=lr, tau=tau, rank=rank),
         data=tasks.name,
+        **({} if control is None else dict(control=control)),
         **inputs,
         **found,
         seconds=round(time.perf_counter() - start, 1),

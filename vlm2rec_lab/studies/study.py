@@ -27,7 +27,7 @@ GRID = {
 }
 VARIED = ('text-easy', 'redundant', 'complementary')  # conditions of the grid
 TRAININGS = ({}, {'rank': 2}, {'rank': 16}, {'tau': 0.04}, {'tau': 0.14}, {'steps': 60}, {'steps': 360})
-PARTS = {'main': 5, 'missing': 3, 'settings': 1, 'training': 2}  # part of the study -> how many seeds
+PARTS = {'main': 5, 'missing': 3, 'settings': 1, 'training': 2, 'memory': 1}  # part of the study -> how many seeds
 SEEDS = tuple(range(1, 51))  # of the results; seed 0 is the demo's, seeds from 100 on are for choosing
 
 # %% ../../nbs/11_studies/04_study.ipynb #18cfe9d7
@@ -56,6 +56,17 @@ def _missing_cells(conditions, seeds, remedies):
         for r in remedies or ('sft', 'vlm2rec')
         for m in ('image', 'text')
         for share in (0.25, 0.5, 0.75)
+    ]
+
+# %% ../../nbs/11_studies/04_study.ipynb #9b570004
+def _memory_cells(conditions, seeds, remedies):
+    "Each training as it is, and with contents exchanged between the items."
+    return [
+        dict(condition=c, remedy=r, seed=s, **control)
+        for c in conditions
+        for s in seeds
+        for r in remedies or ('sft', 'vlm2rec', 'experts', RECOMMENDED)
+        for control in ({}, dict(control=1))
     ]
 
 # %% ../../nbs/11_studies/04_study.ipynb #ea1d747c
@@ -116,6 +127,8 @@ def study_cells(
         return _main_cells(everywhere, results, remedies)
     if part == 'missing':
         return _missing_cells(conditions or [default], results, remedies)
+    if part == 'memory':
+        return _memory_cells(conditions or [default], results, remedies)
     if part == 'training':
         return _training_cells(conditions or [default], choosing, remedies)
     grid = _grid_cells(conditions or VARIED, choosing, remedies)

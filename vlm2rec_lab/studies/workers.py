@@ -52,6 +52,7 @@ def _asked(cell):
         seed=cell['seed'],
         missing=cell.get('missing') or {},
         settings=cell.get('settings') or {},
+        control=cell.get('control'),
         training={k: cell.get(k, v) for k, v in TRAINING.items()},
     )
 
@@ -197,6 +198,7 @@ def stored_cells(
 def _again(cell, out, data):
     "A stored cell, computed once more into the folder `out`."
     asked = {k: cell[k] for k in ('condition', 'remedy', 'seed', 'missing', 'settings')} | cell['training']
+    asked |= {'control': cell['control']} if 'control' in cell else {}
     (new,) = run_study(out, [asked | ({'data': str(data)} if data else {})], 1, progress=False)
     return new
 
