@@ -97,3 +97,10 @@ def test_a_metric_from_outside(task):
         assert 'first@1' in found.to_frame() and 'first@1' in found.to_dict()['views']['fused']
     finally:
         del GAINS['first']
+
+
+def test_without_draws_there_is_no_interval_and_figures_can_be_shown():
+    side = {'text': np.eye(20)}
+    found = evaluate(side, side, np.arange(20), bootstrap=0)
+    assert '1.0000' in repr(found) and '1.0' in found._repr_html_() and found['text']['NDCG@10'] == 1
+    assert all(np.isnan(bootstrap_interval(np.ones(5), 0)))

@@ -11,7 +11,7 @@ __all__ = ['KINDS', 'MARGIN', 'PAIRS', 'ROOMS', 'SHAPES', 'MEMORIES', 'MEMORY_SI
 import math
 import warnings
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd

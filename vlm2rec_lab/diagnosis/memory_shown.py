@@ -29,8 +29,8 @@ WORDS = {
 
 # %% ../../nbs/04_diagnosis/04e_memory_shown.ipynb #9bf6ca4c
 CAVEAT = (
-    'One training with one exchange of contents: how far a second one would differ is not in the intervals. What was '
-    'learned from contents need not be memorised, so that the share of content is rather too small. New items are '
+    'One training with one exchange of contents: how far a second one would differ is not in the intervals, which are '
+    'too narrow for it. The share is of this catalogue: what is left of it on another may be less. New items are '
     'ranked among new ones, known ones among known ones; .5 is a random order.'
 )
 

@@ -50,8 +50,9 @@ def bootstrap_interval(
     seed=0,  # of the draws
     level=0.95,  # share of the draws inside
 ):  # -> low, high
-    "Percentile bootstrap interval of the mean over users; (NaN, NaN) with fewer than two users."
-    low, high = np.quantile(bootstrap_means(values, n, seed), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    "Percentile bootstrap interval of the mean over users; NaN at both ends with fewer than two users, or no draws."
+    draws = bootstrap_means(values, n, seed) if n else np.full((1, *np.shape(values)[1:]), np.nan)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #d3c5d3d5
