@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlm2rec_lab.ranking.candidates import sample_negatives, seen_items, with_negatives
-from vlm2rec_lab.ranking.evaluate import evaluate, fusion_name
+from vlm2rec_lab.ranking.evaluate import bootstrap_interval, evaluate, fusion_name
 from vlm2rec_lab.ranking.fusions import score_terms
 from vlm2rec_lab.ranking.ranks import GAINS
 from vlm2rec_lab.shop.catalogue import Catalogue, Interactions
