@@ -13,6 +13,7 @@ from vlm2rec_lab.ranking.fusions import FUSIONS
 from vlm2rec_lab.recommenders.seqrec import ITEMS
 from vlm2rec_lab.shop import readers
 from vlm2rec_lab.shop.drawn import CONDITIONS
+from vlm2rec_lab.studies.shops import SHOP_REMEDIES, WORLDS
 from vlm2rec_lab.studies.study import PARTS
 from vlm2rec_lab.training.losses import LOSSES, loss_settings_of, register_loss
 
@@ -23,6 +24,8 @@ REGISTERED = {
     'verdicts': VERDICTS,
     'fusions': FUSIONS,
     'parts': PARTS,
+    'worlds': WORLDS,
+    'shop remedies': SHOP_REMEDIES,
     'halves': HALVES,
     'starts': ITEMS,
 }
@@ -49,7 +52,7 @@ def test_settings_read_from_the_file_are_those_of_the_function(loss):
     [
         ('demo', ['conditions']),
         ('train', ['losses']),
-        ('study', ['conditions']),
+        ('study', ['conditions', 'worlds']),
         ('report', ['verdicts']),
         ('downstream', ['losses']),
     ],

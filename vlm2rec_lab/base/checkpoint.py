@@ -52,12 +52,14 @@ def save_checkpoint(
     records,  # list of dict, one per step done
     settings,  # of the run
     memory=None,  # dict of floats that the loss keeps from batch to batch
+    best=None,  # {name: tensor} of the best step so far, where it is kept
 ):
     "Write a run's state, atomically; the one before becomes `previous(path)`. Raises OSError where there is no room."
     from safetensors.torch import save
 
     path = Path(path)
     state = _state_of(named, optimiser)
+    state |= {f'best/{n}': t.detach().cpu().contiguous() for n, t in (best or {}).items()}
     run = dict(records=records, settings=settings, memory=memory or {})
     for left in _left_by_the_dead(path):
         left.unlink(missing_ok=True)
@@ -155,6 +157,7 @@ def load_checkpoint(
     optimiser,  # torch.optim.AdamW over them
     settings,  # of this run, which must be those of the file
     memory=None,  # dict to put the loss's memory into
+    best=None,  # dict to put the weights of the best step into
 ):  # -> list of dict, the records of the steps done
     "Put a saved state back. Raises ValueError where it is of another run, or neither file can be read."
     state, run = _last_whole(path)
@@ -163,4 +166,6 @@ def load_checkpoint(
     _put_back(state, named, optimiser)
     if memory is not None:
         memory.update(run.get('memory', {}))
+    if best is not None:
+        best.update({n: state[f'best/{n}'].to(p.device, copy=True) for n, p in named if f'best/{n}' in state})
     return run['records']

@@ -43,6 +43,8 @@ REGISTRIES = {  # kind -> (room, dictionary, decorator or None)
     'verdicts': ('diagnosis.verdict', 'VERDICTS', None),
     'fusions': ('ranking.fusions', 'FUSIONS', None),
     'parts': ('studies.study', 'PARTS', None),
+    'worlds': ('studies.shops', 'WORLDS', None),
+    'shop remedies': ('studies.shops', 'SHOP_REMEDIES', None),
     'halves': ('diagnosis.settings', 'HALVES', None),
     'starts': ('recommenders.seqrec', 'ITEMS', None),
 }

@@ -7,6 +7,7 @@ __all__ = ['study', 'calibrate']
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #5f67fbb9
 import sys
+from functools import partial
 from pathlib import Path
 
 from ..base.errors import known
@@ -17,21 +18,49 @@ from .parser import command, count, unlike
 # %% ../../nbs/11a_commands/05_studies.ipynb #232a35e9
 def _study_options(add):
     "Options of `study`."
-    parts = 'main, missing (items without contents), memory (contents exchanged between items), settings or training'
+    parts = (
+        'main, missing (items without contents), memory (contents exchanged between items), settings or training, or '
+        'shop: heads on frozen encoders on a folder of your own, warm, with holes, on new products, with few customers'
+    )
     add('--part', default='main', help=f'{parts} (default: main)')
-    add('--seeds', type=count, metavar='N', help='how many (default: 5; missing 3, training 2, settings and memory 1)')
-    add('--conditions', nargs='+', metavar='NAME', help=f'some of {listed("conditions")} (default: all)')
+    few = 'how many (default: 5; missing and shop 3, training 2, settings and memory 1)'
+    add('--seeds', type=count, metavar='N', help=few)
+    worlds = listed('worlds')
+    add(
+        '--conditions',
+        nargs='+',
+        metavar='NAME',
+        help=f'some of {listed("conditions")}; of the part shop of {worlds} (default: all)',
+    )
     data = 'folder with items.csv and interactions.csv, in place of the studio'
     add('--data', metavar='FOLDER', help=data)
     remedies = 'some of the remedies, see the notebook 11_studies/00_remedies'
     remedies += ' (default: all in text-easy, the main ones elsewhere)'
     add('--remedies', nargs='+', metavar='NAME', help=remedies)
+    model = "of the part shop: 'real' (default), the packaged encoders, or the folder of a saved pair"
+    add('--model', metavar='MODEL', help=model)
+    add('--effort', type=float, default=1.0, metavar='X', help='of the part shop: share of the epochs (default: 1)')
     add('--jobs', type=count, default=2, metavar='N', help='cells at a time, one thread each (default: 2)')
     add('--out', default='runs/study', metavar='DIR', help='where the cells are kept (default: runs/study)')
     table = 'run nothing: write the table and the page from the cells that are there'
     add('--table', action='store_true', help=table)
     verify = 'run N of the stored cells again and compare every digit'
     add('--verify', type=count, metavar='N', help=verify)
+
+# %% ../../nbs/11a_commands/05_studies.ipynb #a7c10081
+def _check_shop(o):
+    "Raises ValueError for what the part of a shop does not take, FileNotFoundError for data that are not there."
+    for r in o.remedies or ():
+        known(r, names('shop remedies'), 'remedy for a shop', ', --remedies')
+    for c in o.conditions or ():
+        known(c, names('worlds'), 'world of a shop', ', --conditions')
+    if o.data is None:
+        raise ValueError('--part shop trains on a shop of your own: give --data FOLDER')
+    if o.verify:
+        raise ValueError('--verify is not for --part shop: leave it out')
+    if not 0 < o.effort <= 1:
+        raise ValueError(f'--effort {o.effort:g}: a share of the epochs, above 0 and at most 1')
+    check_source(o.data)
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #57d0a001
 def _check_study(o):
@@ -40,6 +69,10 @@ def _check_study(o):
 
     if o.part not in names('parts'):
         raise ValueError('--part: ' + unlike(o.part, names('parts'), 'part of the study'))
+    if o.part == 'shop':
+        return _check_shop(o)
+    if o.model is not None:
+        raise ValueError('--model is for --part shop: leave it out')
     for c in o.conditions or ():
         known(c, names('conditions'), 'condition')
     for r in o.remedies or ():
@@ -67,13 +100,40 @@ def _run_cells(o, out):
     print(f'{len(cells)} cells in {out}, {o.jobs} at a time; {o.command}', flush=True)
     return run_study(out, cells, o.jobs, progress=sys.stderr.isatty())
 
+# %% ../../nbs/11a_commands/05_studies.ipynb #a7c10082
+def _shop_encoders(o, kinds):
+    "{modality: encoder} of the options. Raises ImportError or FileNotFoundError with the remedy."
+    from vlm2rec_lab.model.loading import load_embedder
+
+    return load_embedder(o.model or 'real', kinds=kinds).encoders
+
+# %% ../../nbs/11a_commands/05_studies.ipynb #a7c10083
+def _shop_study(o):
+    "The part of a shop: run, write and print."
+    from vlm2rec_lab.studies.shops import run_shop, shop_markdown, stored_shop, write_shop
+
+    out = Path(o.out) / f'{Path(o.data).resolve().name}-shop'
+    if o.table:
+        cells = stored_shop(out)
+    else:
+        from vlm2rec_lab.shop.tables import load_folder
+
+        whole = load_folder(o.data)
+        print(f'{whole}\ncells, vectors and tables: {out}; {o.command}', flush=True)
+        encoders = _shop_encoders(o, whole.catalogue.kinds)
+        say = partial(print, flush=True)
+        cells = run_shop(out, encoders, whole, o.remedies, o.conditions, o.seeds or 3, effort=o.effort, said=say)
+    print(f'\n{shop_markdown(write_shop(cells, out, o.command))}\n\nshop.csv and shop.md: {out}')
+
 # %% ../../nbs/11a_commands/05_studies.ipynb #dc45af94
 @command('conditions x remedies x seeds: the study of the docs, resumable', _study_options)
 def study(
-    o,  # options: part, seeds, conditions, remedies, data, jobs, out, table, verify, seed, command
+    o,  # options: part, seeds, conditions, remedies, data, model, effort, jobs, out, table, verify, seed, command
 ):
     "`vlm2rec study`: conditions x remedies x seeds; a cell that is there is not computed again."
     _check_study(o)
+    if o.part == 'shop':
+        return _shop_study(o)
     from vlm2rec_lab.studies.study import write_study
     from vlm2rec_lab.studies.table import readable
     from vlm2rec_lab.studies.workers import stored_cells

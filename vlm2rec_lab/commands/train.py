@@ -41,10 +41,14 @@ from vlm2rec_lab.commands.open import (
 )
 from .parser import add_options, check_ending, command, count, fusion, given
 from vlm2rec_lab.training.options import (
+    KEEP,
     POSITIONS,
     Saving,
     Schedule,
     Speed,
+    candidates_of,
+    check_best,
+    check_candidates,
     check_number,
     check_rows,
     check_word,
@@ -69,6 +73,16 @@ class Plan:
         'last',
         'last: a pair per sequence, as in the paper; all: every position of a sequence is a pair, several times as '
         'many per second',
+    )
+    candidates: str = option(
+        'batch',
+        'what a target is told apart from. batch: the other targets of its step; all: every item that occurs in '
+        'training, for heads on frozen encoders; N: as many of them, drawn anew at every step',
+        kind=candidates_of,
+    )
+    eval_every: int = option(None, 'steps between validations (default: at the end only)', kind=count)
+    keep: str = option(
+        'last', 'the weights that are kept. last: of the last step; best: of the step that validated best', choices=KEEP
     )
     same_content: str = option(
         None,
@@ -101,17 +115,21 @@ class Plan:
         if self.lora is not None:
             check_number('lora', self.lora, zero=False)
         check_word('positions', self.positions, POSITIONS)
+        check_candidates(self.candidates)
+        check_best(self.keep, self.eval_every)
 
     @property
     def unusual(self):
         "{option: value} of those that make a run differ from the usual one."
-        positions = {} if self.positions == 'last' else {'positions': self.positions}
+        usual = dict(positions='last', candidates='batch', keep='last')
+        positions = {k: getattr(self, k) for k, v in usual.items() if getattr(self, k) != v}
+        positions |= {'eval_every': self.eval_every} if self.keep == 'best' else {}
         positions |= {'same_content': self.same_content} if self.same_content else {}
         passes = unusual(self.speed, 'chunk', 'vision', 'autocast')
         return positions | passes | unusual(self.schedule, 'schedule', 'warmup')
 
 # %% ../../nbs/11a_commands/04_train.ipynb #f6b392bf
-SPEED = {'positions': 'last'} | {  # those options with what is usual
+SPEED = dict(positions='last', candidates='batch', keep='last', eval_every=None) | {  # those options with what is usual
     name: f.default
     for names, value in ((('chunk', 'vision', 'autocast'), Speed), (('schedule', 'warmup'), Schedule))
     for name, f in ((n, keywords(value)[n]) for n in names)
@@ -265,6 +283,7 @@ def _result(found, base, split, reports):
 def _fit_settings(plan, base, bars, accelerator):
     "What `fit` is given by a plan."
     passed = ('fuse', 'seed', 'resume', 'steps', 'batch', 'tau', 'positions', 'same_content', 'schedule', 'speed')
+    passed += ('candidates', 'eval_every', 'keep')
     return {k: getattr(plan, k) for k in passed} | dict(progress=bars, base=base, accelerator=accelerator)
 
 # %% ../../nbs/11a_commands/04_train.ipynb #3c931652

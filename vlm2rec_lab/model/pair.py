@@ -10,7 +10,7 @@ import copy
 import json
 import shutil
 import weakref
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -309,6 +309,31 @@ def adapters(self: PairEmbedder):  # -> tuple of str
 def device(self: PairEmbedder):  # -> torch.device
     "Where the heads lie."
     return next(self.model.parameters()).device
+
+# %% ../../nbs/02_model/11_pair.ipynb #a7c10041
+@patch(as_prop=True)
+def cheap_items(self: PairEmbedder):  # -> bool
+    "Are vectors of the whole catalogue cheap enough for every step? They are where the encoders stay as they are."
+    return not self.tuned
+
+# %% ../../nbs/02_model/11_pair.ipynb #a7c10071
+@patch(as_prop=True)
+def dropout(self: PairEmbedder):  # -> float
+    "The share of numbers that its sequence heads drop while they learn."
+    return max(getattr(head, 'dropout', 0.0) for head in self.sequences.values())
+
+# %% ../../nbs/02_model/11_pair.ipynb #a7c10072
+@patch
+@contextmanager
+def learning(self: PairEmbedder):
+    "Within it the sequence heads drop what they are to drop; outside they never do."
+    for head in self.sequences.values():
+        head.train()
+    try:
+        yield
+    finally:
+        for head in self.sequences.values():
+            head.eval()
 
 # %% ../../nbs/02_model/11_pair.ipynb #d220001c
 @patch(as_prop=True)

@@ -27,7 +27,14 @@ GRID = {
 }
 VARIED = ('text-easy', 'redundant', 'complementary')  # conditions of the grid
 TRAININGS = ({}, {'rank': 2}, {'rank': 16}, {'tau': 0.04}, {'tau': 0.14}, {'steps': 60}, {'steps': 360})
-PARTS = {'main': 5, 'missing': 3, 'settings': 1, 'training': 2, 'memory': 1}  # part of the study -> how many seeds
+PARTS = {
+    'main': 5,
+    'missing': 3,
+    'settings': 1,
+    'training': 2,
+    'memory': 1,
+    'shop': 3,
+}  # part of the study -> how many seeds
 SEEDS = tuple(range(1, 51))  # of the results; seed 0 is the demo's, seeds from 100 on are for choosing
 
 # %% ../../nbs/11_studies/04_study.ipynb #18cfe9d7
@@ -115,7 +122,8 @@ def study_cells(
     data=None,  # folder of items and interactions in the studio's place
 ):  # -> list of dict, arguments of `run_cell`
     "List of cells for `run_study`, the default condition first. Raises ValueError for unknown names."
-    known(part, PARTS, 'part of the study')
+    if known(part, PARTS, 'part of the study') == 'shop':
+        raise ValueError("the part 'shop' has cells of its own: see `run_shop` of `studies.shops`")
     for r in remedies or ():
         get_remedy(r)
     if data is not None:

@@ -39,11 +39,21 @@ class History:
         "Whether it came to the last of the steps that were asked for."
         return len(self.frame) >= self.settings.get('steps', 0)
 
+# %% ../../nbs/02_training/06_history.ipynb #a7c10021
+@patch(as_prop=True)
+def best(self: History):  # -> int, counted from 0, or None where the last step was kept
+    "The step whose weights were put back at the end, with `keep='best'`: the first of the highest validation score."
+    scores = self.frame.get('valid/fused')
+    if self.settings.get('keep') != 'best' or scores is None or scores.isna().all():
+        return None
+    return int(scores.idxmax())
+
 # %% ../../nbs/02_training/06_history.ipynb #1299a0e0
 @patch(as_prop=True)
 def fuse(self: History):  # -> 'sum', 'concat' or {modality: weight}
-    "The fusion that was trained: for learned weights their last values."
-    learned = self.frame.filter(like='weight/').tail(1)
+    "The fusion that was trained: for learned weights their values in the step that was kept, usually the last."
+    kept = self.frame if self.best is None else self.frame.loc[[self.best]]
+    learned = kept.filter(like='weight/').tail(1)
     return {c.split('/')[1]: float(learned[c].iloc[0]) for c in learned} or self.settings.get('fuse', 'sum')
 
 # %% ../../nbs/02_training/06_history.ipynb #4ebba622

@@ -1,0 +1,217 @@
+"The study of a shop of one's own: heads on frozen encoders, in several worlds."
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from pair_encoders import Colours, HashedWords
+from PIL import Image
+
+from vlm2rec_lab.base.errors import DataError
+from vlm2rec_lab.base.ragged import PAD
+from vlm2rec_lab.cli import main
+from vlm2rec_lab.model import loading
+from vlm2rec_lab.shop.drawn import make_studio
+from vlm2rec_lab.shop.leave_one_out import leave_one_out
+from vlm2rec_lab.shop.rows import Rows, warm_items
+from vlm2rec_lab.studies import shops
+from vlm2rec_lab.studies.shops import (
+    WORLDS,
+    cold_auc,
+    cold_draw,
+    fewer_customers,
+    lacking_of,
+    run_shop,
+    shop_cell,
+    shop_table,
+    without_items,
+    world_of,
+)
+from vlm2rec_lab.training.batches import training_rows
+
+pytestmark = pytest.mark.filterwarnings('ignore::vlm2rec_lab.data.DataWarning')
+
+
+@pytest.fixture(scope='module')
+def studio():
+    return make_studio('balanced', seed=0, items=50, users=90, length=8)
+
+
+@pytest.fixture(scope='module')
+def encoders():
+    return dict(text=HashedWords(), image=Colours())
+
+
+def test_what_is_cold_is_in_no_training_row_and_the_rest_is(studio):
+    split = leave_one_out(studio, history=5)
+    cold = cold_draw(split, 0.3, seed=4)
+    assert cold.sum() == round(0.3 * warm_items(split).sum())
+    bare = without_items(split, studio, cold)
+    assert not (warm_items(bare) & cold).any()
+    training_rows(bare, 'all')  # every purchase that is left is a row, in turn
+    inter = studio.interactions
+    for user in range(0, 90, 7):
+        left = [i for i in inter.sequences[user][:-2] if not cold[i]]
+        mine = np.flatnonzero(bare.train.users == user)
+        assert bare.train.targets[mine].tolist() == left[1:]
+        for row, place in zip(mine, range(1, len(left))):
+            history = bare.train.history[row]
+            assert history[history != PAD].tolist() == left[max(0, place - 5) : place]
+    assert np.array_equal(bare.test.history, split.test.history)
+    assert without_items(split, studio, np.zeros(50, bool)).user_items[1].tolist() == split.user_items[1].tolist()
+
+
+@pytest.mark.parametrize('share', [0, 1, 0.001])
+def test_a_share_that_leaves_nothing_is_refused(studio, share):
+    with pytest.raises(DataError, match='some must be new'):
+        cold_draw(leave_one_out(studio), share)
+
+
+def test_fewer_customers_teach_and_all_are_asked(studio):
+    split = leave_one_out(studio, history=5)
+    small = fewer_customers(split, 0.1, seed=2)
+    who = np.unique(small.train.users)
+    assert len(who) == 9 and len(small.test) == 90
+    assert len(small.train) == np.isin(split.train.users, who).sum()
+
+
+def test_half_is_half_and_one_is_one(studio):
+    lacking = lacking_of(studio.catalogue, draws=3, seed=1)
+    assert list(lacking) == ['all', 'half of text gone', 'half of image gone', 'one of them each']
+    assert lacking['all'] == [{}]
+    assert [list(g) for g in lacking['half of text gone']] == [['text']] * 3
+    assert all(g['text'].sum() == 25 for g in lacking['half of text gone'])
+    for gone in lacking['one of them each']:
+        assert (gone['text'] ^ gone['image']).all()
+
+
+def test_auc_by_hand():
+    items = np.array([[1.0], [0.5], [0.5], [0.2], [9.0]])
+    cold = np.array([True, True, True, True, False])
+    rows = Rows(
+        users=np.zeros(4),
+        history=np.zeros((4, 1)),
+        targets=np.array([1, 0, 3, 1]),
+        seen_offsets=np.array([0, 0, 0, 1, 4]),
+        seen_items=np.array([0, 0, 2, 3]),
+    )
+    found = cold_auc(items, np.ones((4, 1)), rows, cold)
+    assert found[:3].tolist() == pytest.approx([(0 + 0.5 + 1) / 3, 1, 0])
+    assert math.isnan(found[3])  # nothing to tell it apart from
+
+
+@pytest.mark.parametrize('world', WORLDS)
+@pytest.mark.parametrize('remedy', ['sft', 'recommended'])
+def test_every_world_makes_a_cell(studio, encoders, world, remedy, tmp_path):
+    cell = json.loads(json.dumps(shop_cell(encoders, studio, remedy, world, 1, effort=0.2, draws=1)))
+    wanted = {'warm': list(lacking_of(studio.catalogue)), 'cold': ['cold']}.get(world, [world])
+    assert list(cell['figures']) == wanted
+    first = cell['figures'][wanted[0]]
+    assert set(first) == {'text', 'image', 'fused'}
+    assert all(0 <= g <= 1 for views in cell['figures'].values() for v in views.values() for g in v if g == g)
+    if world != 'cold':
+        assert len(first['fused']) == 90
+    again = shop_cell(encoders, studio, remedy, world, 1, effort=0.2, draws=1)
+    assert {**again, 'seconds': 0} == {**cell, 'seconds': 0}
+
+
+def test_what_is_taken_is_taken_from_candidates_and_histories(studio, encoders, monkeypatch):
+    "With every picture gone, the fused ranking is the one by texts alone; of a sum, too."
+    gone = {'all': [{}], 'no image': [{'image': np.ones(50, bool)}]}
+    monkeypatch.setattr(shops, 'lacking_of', lambda *_: gone)
+    for remedy in ('sft', 'per-modality, concat'):
+        figures = shop_cell(encoders, studio, remedy, effort=0.3)['figures']
+        assert figures['no image']['fused'] == figures['all']['text']
+        assert figures['all']['fused'] != figures['all']['text']
+
+
+def test_exchanged_contents_are_others(studio):
+    split, other = world_of(studio, 'warm')[0], world_of(studio, 'exchanged')[0]
+    assert all(a != b for a, b in zip(split.catalogue.content['text'], other.catalogue.content['text']))
+    assert sorted(split.catalogue.content['text']) == sorted(other.catalogue.content['text'])
+    assert np.array_equal(split.train.history, other.train.history)
+
+
+def test_stored_cells_are_of_these_data_and_encoders(studio, encoders, tmp_path):
+    how = dict(remedies=['sft'], worlds=['small'], seeds=1, effort=0.2)
+    run_shop(tmp_path, encoders, studio, **how)
+    with pytest.raises(DataError, match='other data, encoders or effort'):
+        run_shop(tmp_path, encoders | dict(text=HashedWords(seed=5)), studio, **how)
+    with pytest.raises(DataError, match='other data, encoders or effort'):
+        run_shop(tmp_path, encoders, studio, **how | dict(effort=0.1))
+    with pytest.raises(DataError, match="did you mean 'small'"):
+        run_shop(tmp_path, encoders, studio, worlds=['smal'])
+
+
+def cell_of(remedy, seed, gains, condition='all'):
+    return dict(remedy=remedy, seed=seed, world='warm', data='toy', figures={condition: {'fused': gains}})
+
+
+def test_the_table_by_hand():
+    cells = [cell_of('sft', s, [0.1, 0.3]) for s in (0, 1)]
+    cells += [cell_of('per-modality', 0, [0.2, 0.5]), cell_of('per-modality', 1, [0.2, 0.3])]
+    cells += [cell_of('recommended', 0, [0.4, 0.6])]
+    table = shop_table(cells).set_index('remedy')
+    assert table.value.to_dict() == pytest.approx({'sft': 0.2, 'per-modality': 0.3, 'recommended': 0.5})
+    assert table.gain['per-modality'] == pytest.approx(0.5)
+    assert math.isnan(table.gain['sft']) and math.isnan(table.gain['recommended'])  # no SFT with its head
+    assert table['seed sd']['per-modality'] == pytest.approx(np.std([0.35, 0.25], ddof=1))
+    assert table.low['per-modality'] == pytest.approx(0.2) and table.high['per-modality'] == pytest.approx(0.4)
+
+
+def test_cold_rows_of_all_seeds_count(studio):
+    cells = [cell_of('sft', 0, [0.5, float('nan')], 'cold'), cell_of('sft', 1, [0.8, 0.8, 0.9], 'cold')]
+    row = shop_table(cells).iloc[0]
+    assert row.value == pytest.approx(0.75) and row.metric == 'AUC' and row.seeds == 2
+
+
+# ---- the command
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "Forty products with pictures, and forty customers with six purchases each."
+    shop, folder = make_studio('balanced', seed=0, items=40, users=40, length=6), tmp_path_factory.mktemp('own')
+    (folder / 'images').mkdir()
+    for i in range(40):
+        Image.fromarray(shop.catalogue.content['image'][i]).save(folder / 'images' / f'{i}.png')
+    items = shop.catalogue.table[['title', 'description']]
+    named = items.assign(item_id=shop.catalogue.ids, image=[f'images/{i}.png' for i in range(40)])
+    named.to_csv(folder / 'items.csv', index=False)
+    bought = dict(user_id=np.repeat(np.arange(40), 6), item_id=[shop.catalogue.ids[i] for i in shop.interactions.items])
+    pd.DataFrame(bought | dict(timestamp=np.tile(np.arange(6), 40))).to_csv(folder / 'interactions.csv', index=False)
+    return folder
+
+
+def test_the_command_runs_and_goes_on(folder, encoders, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(loading, 'real_encoders', lambda kinds: {m: encoders[k] for m, k in kinds.items()})
+    argv = ['study', '--part', 'shop', '--data', str(folder), '--out', str(tmp_path), '--remedies', 'sft', 'wpcl']
+    argv += ['--conditions', 'warm', 'small', '--seeds', '1', '--effort', '0.2']
+    assert main(argv) == 0
+    first = capsys.readouterr().out
+    assert 'warm--sft--0' in first and 'half of image gone' in first and '| wpcl |' in first
+    made = tmp_path / f'{folder.name}-shop'
+    assert (made / 'shop.csv').exists() and (made / 'shop.md').exists()
+    seen = sum(sum(e.seen.values()) for e in encoders.values())
+    assert main(argv) == 0 and 'warm--sft--0' not in capsys.readouterr().out
+    assert main([*argv, '--table']) == 0 and '| wpcl |' in capsys.readouterr().out
+    assert sum(sum(e.seen.values()) for e in encoders.values()) == seen  # encoded once
+    table = pd.read_csv(made / 'shop.csv')
+    assert set(table.remedy) == {'sft', 'wpcl'} and set(table.condition) >= {'all', 'one of them each', 'small'}
+
+
+@pytest.mark.parametrize(
+    'args, said',
+    [
+        ([], 'give --data FOLDER'),
+        (['--data', '.', '--remedies', 'sftt'], "did you mean 'sft'"),
+        (['--data', '.', '--conditions', 'wram'], "did you mean 'warm'"),
+        (['--data', '.', '--effort', '0'], '--effort 0'),
+        (['--data', '.', '--verify', '1'], '--verify is not for'),
+    ],
+)
+def test_what_the_command_refuses(args, said, capsys):
+    assert main(['study', '--part', 'shop', *args]) == 2
+    assert said in capsys.readouterr().err
