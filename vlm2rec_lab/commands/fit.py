@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAMED_SETTINGS', 'BY_TRAINING', 'RESULTS', 'KNOWS', 'loss_settings', 'check_run', 'open_run', 'item_titles',
            'keep_split', 'keep_inputs', 'save_result', 'fit', 'result_table', 'interval_table', 'interval_text',
-           'below_baseline', 'about_split', 'table_html', 'make_reports']
+           'below_baseline', 'above_baseline', 'about_split', 'table_html', 'make_reports']
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #86675afb
 import json
@@ -367,6 +367,38 @@ def below_baseline(
     unsure = f'not clear of zero, but not surely better than {knows} either'
     verb = 'lies' if len(lower) == 1 else 'lie'
     return f'{far} {verb} below {what}, {base[best][metric]:.4f}: {means if sure else unsure}.'
+
+# %% ../../nbs/11a_commands/03_fit.ipynb #7f1a0b04
+def _fused(metrics):
+    "The view that is ranked by, and its figures."
+    view = 'fused' if 'fused' in metrics else next(iter(metrics))
+    return view, metrics[view]
+
+# %% ../../nbs/11a_commands/03_fit.ipynb #7f1a0b02
+def above_baseline(
+    found,  # of `fit`
+    base,  # Baselines of the same rows
+    kinds,  # modality -> 'text' or 'image', of the catalogue
+    metric='NDCG@10',  # compared by
+):  # -> one sentence, '' where a trained model lies below a baseline
+    "Says by how much the best trained model beats the best baseline, and the words of the last item."
+    from vlm2rec_lab.ranking.baselines import NEIGHBOURS
+    from vlm2rec_lab.ranking.evaluate import paired_difference
+
+    trained = {n: f['metrics'] for n, f in found.items() if f['history'] is not None}
+    if not trained or below_baseline(found, base, kinds, metric):
+        return ''
+    name, m = max(trained.items(), key=lambda one: _fused(one[1])[1][metric])
+    view, figures = _fused(m)
+    words = [b for b in base if b.startswith(NEIGHBOURS) and kinds.get(b.removeprefix(NEIGHBOURS)) == 'text']
+    beaten = []
+    for b in dict.fromkeys([max(base, key=lambda b: base[b][metric]), *words[:1]]):
+        d = paired_difference(m.per_user[view][metric], base.per_user[b][metric], seed=m.seed)
+        sure = '' if d.low > 0 else ', not clear of zero'
+        beaten.append(
+            f'{_knows(b, kinds)[0]} ({base[b][metric]:.4f}; {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]{sure})'
+        )
+    return f'{name} ({figures[metric]:.4f}) beats {" and ".join(beaten)} in {metric}.'
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #5b3695b3
 def about_split(

@@ -141,8 +141,9 @@ def _said(f):
 def add_options(
     add,  # `add_argument` of a parser
     value,  # dataclass whose fields are made by `option`
+    depends=(),  # {keyword: words}: options whose usual value depends on something, and on what
 ):
-    "An option of the command line for every field that has one."
+    "An option of the command line for every field that has one; one that depends is None where it is not given."
     for keyword, f in keywords(value).items():
         if not f.metadata['flag']:
             continue
@@ -152,7 +153,9 @@ def add_options(
         else:
             kind = _kind(f)
             shown = METAVARS.get(kind, name.upper())
-            add(f'--{name}', type=kind, default=f.default, metavar=shown, help=_said(f))
+            late = keyword in depends
+            said = _said(f).replace('%(default)s', f'{f.default}; {depends[keyword]}') if late else _said(f)
+            add(f'--{name}', type=kind, default=None if late else f.default, metavar=shown, help=said)
 
 # %% ../../nbs/11a_commands/01_parser.ipynb #6ea48ace
 def given(
@@ -162,7 +165,7 @@ def given(
 ):  # -> an instance of it
     "The value that the options of a command line make. Raises DataError for a word that is not allowed."
     mine = {f.name: getattr(o, name) for name, f in keywords(value).items() if f.metadata['flag']}
-    return value(**mine, **more)
+    return value(**{k: v for k, v in mine.items() if v is not None}, **more)
 
 # %% ../../nbs/11a_commands/01_parser.ipynb #6d40aa05
 KEYWORD = re.compile(r"""(?<![\w./?&='"-])([a-z_]+)=(?:'([^']*)'|"([^"]*)"|(?=([\w.+-]?)))""")  # name='value' or name=

@@ -8,6 +8,7 @@ __all__ = ['WEIGHTS', 'PairBank', 'make_pair_bank', 'can_be_tuned', 'tuned_copy'
 # %% ../../nbs/02_model/11_pair.ipynb #d2200002
 import copy
 import json
+import os
 import shutil
 import weakref
 from contextlib import contextmanager, nullcontext
@@ -644,11 +645,14 @@ def _state(embedder):
     return {n: t.detach().cpu().contiguous() for n, t in found.items() if '/encoder.' not in n or 'lora_' in n}
 
 # %% ../../nbs/02_model/11_pair.ipynb #d2200043
-def _about(encoder, mark):
-    "An encoder as a note says it. It may say itself `where` it lies; else its name has to do."
+def _about(encoder, mark, folder):
+    "An encoder as a note says it: where it lies, and the way there from the pair. Else its name has to do."
     where = str(getattr(encoder, 'where', None) or encoder.name)
-    where = str(Path(where).resolve()) if Path(where).is_dir() else where
-    return dict(kind=encoder.kind, name=encoder.name, size=encoder.size, mark=mark, where=where)
+    said = dict(kind=encoder.kind, name=encoder.name, size=encoder.size, mark=mark, where=where)
+    if not Path(where).is_dir():
+        return said
+    place = Path(where).resolve()
+    return said | dict(where=str(place), where_from_here=Path(os.path.relpath(place, folder)).as_posix())
 
 # %% ../../nbs/02_model/11_pair.ipynb #d2200044
 @patch
@@ -663,7 +667,7 @@ def save_pretrained(
     """
     from safetensors.torch import save_file
 
-    said = {m: _about(e, self.marks[m]) for m, e in self.encoders.items()}
+    said = {m: _about(e, self.marks[m], Path(path).resolve()) for m, e in self.encoders.items()}
     with whole_folder(path, (*own_files(path), *keep)) as draft:
         save_file(_state(self), draft / WEIGHTS)
         files = dict.fromkeys(foreign_files(draft)) | digests(draft)
@@ -710,6 +714,9 @@ def _load_encoder(said):
 # %% ../../nbs/02_model/11_pair.ipynb #d2200048
 def _sought(folder, modality, said):
     "The encoder that a note names. Raises FileNotFoundError, with the remedy, where it is not to be had."
+    moved = folder / str(said.get('where_from_here', ''))
+    if 'where_from_here' in said and not Path(said['where']).is_dir() and moved.is_dir():
+        said = dict(said, where=str(moved.resolve()))  # both were moved together
     try:
         return _load_encoder(said)
     except (OSError, ValueError) as e:
