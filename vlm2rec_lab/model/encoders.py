@@ -28,8 +28,10 @@ class Encoder:
         name,  # what it is called
         module,  # torch module: {input: tensor} -> [contents, size]
         reader,  # TextReader or PictureReader
+        where=None,  # folder or hub id, for whoever has to find it again
     ):
         self.name, self.module, self.reader, self.kind = str(name), module, reader, reader.kind
+        self.where = where
         with evaluating(module), torch.no_grad():
             self.size = self.forward(self.prepare([SAMPLES[self.kind]])).shape[1]
 
@@ -160,6 +162,5 @@ def load_encoder(
     folder = folder_of(where, revision)
     tower, reader = _tower(folder, kind, dtype, given)
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    return Encoder(
-        Path(where).name if Path(where).is_dir() else where, tower.to(device).eval().requires_grad_(False), reader
-    )
+    name, place = (folder.name, str(folder.resolve())) if Path(where).is_dir() else (where, str(where))
+    return Encoder(name, tower.to(device).eval().requires_grad_(False), reader, place)
