@@ -325,7 +325,7 @@ def test_a_true_configuration_has_the_published_sizes(name):
     core = empty_model(true_config(name))
     core.tie_weights()
     layers = lora_targets(core)
-    sizes = {n: m.in_features + m.out_features for n, m in core.named_modules() if n in set(layers)}
+    sizes = {n: m.in_features + m.out_features for n, m in layers.items()}
     found = sum(p.numel() for p in core.parameters()), len(layers), 16 * sum(sizes.values())
     assert found == TRUE[name]
     assert not [n for n in layers if 'visual' in n]

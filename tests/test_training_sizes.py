@@ -12,6 +12,7 @@ from transformers import AutoConfig, BertConfig, CLIPConfig, Qwen3VLConfig
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.model.encode import forward
+from vlm2rec_lab.model.families import empty_model, lora_targets
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.training.estimate import estimate
 from vlm2rec_lab.training.kept import Kept
@@ -24,9 +25,7 @@ from vlm2rec_lab.training.sizes import (
     estimate_model,
     fits,
     largest_batch,
-    lora_targets,
     model_sizes,
-    on_meta,
     picture_tokens,
     step_memory,
     step_prompts,
@@ -59,7 +58,7 @@ def split():
 def test_families_by_their_default_configuration(family):
     "Each is built without memory; adapters are on layers of the decoder alone, and a token has its price."
     config = AutoConfig.for_model(family)
-    model = on_meta(config)
+    model = empty_model(config)
     assert all(p.is_meta for p in model.parameters())
     targets, inside = lora_targets(model), decoder_layers(model)
     assert set(targets) <= set(inside) and not any('vision' in n or 'visual' in n for n in targets)
@@ -105,7 +104,7 @@ def test_a_token_on_the_meta_device_keeps_what_a_real_one_keeps(checkpoint, spli
     with kept.watch(), torch.autocast('cpu', torch.bfloat16, enabled=autocast is not None):
         forward(e, bank, 'text', plan)
     hook.remove()
-    expected = token_bytes(on_meta(e.core.config, dtype), 4, autocast)
+    expected = token_bytes(empty_model(e.core.config, dtype), 4, autocast)
     assert 0.9 < expected / (kept.tokens.most / lengths[0]) < 1.1
 
 
@@ -190,9 +189,11 @@ def test_what_is_no_model_of_pictures_and_texts(config):
 
 
 def test_a_decoder_with_other_names():
-    "What its layers are called is said."
-    with pytest.raises(DataError, match='has layers dense, .* none of q_proj'):
-        model_sizes(AutoConfig.for_model('fuyu'))
+    "Its linear layers get adapters whatever they are called, here as in training."
+    found, core = model_sizes(AutoConfig.for_model('fuyu')), empty_model(AutoConfig.for_model('fuyu'))
+    names = {n.rpartition('.')[2] for n in lora_targets(core)}
+    assert found.targets == len(lora_targets(core)) == 36 * 4
+    assert names == {'query_key_value', 'dense', 'dense_h_to_4h', 'dense_4h_to_h'}
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_a_decoder_with_other_names():
     ids=str,
 )
 def test_bad_options_are_refused_before_anything_is_built(how, said, monkeypatch):
-    monkeypatch.setattr('vlm2rec_lab.training.sizes.on_meta', None)
+    monkeypatch.setattr('vlm2rec_lab.training.sizes.empty_model', None)
     with pytest.raises(ValueError) as e:
         estimate_model(Qwen3VLConfig(), **how)
     assert said in str(e.value)

@@ -24,7 +24,7 @@ from .parser import amount, check_ending, command, count
 def _profile_options(add):
     "Options of `profile`."
     data_options(add)
-    model = 'Qwen2.5-VL folder or hub id whose tokenizer counts the texts in tokens (default: words)'
+    model = 'folder or hub id of a vision-language model whose tokenizer counts the texts in tokens (default: words)'
     add('--model', metavar='PATH', help=model)
     add('--out', default='profile.html', help='.html, .json or .md file to write (default: profile.html)')
 
@@ -39,7 +39,8 @@ def profile(
     check_ending(o.out, '.html', '.json', '.md')
     tokenizer = o.model and model_at(o.model)
     if tokenizer and makes_pair(tokenizer):
-        raise ValueError(f'--model {o.model}: a pair of encoders counts no tokens; give a Qwen2.5-VL, or leave it out')
+        what = f'--model {o.model}: a pair of encoders counts no tokens'
+        raise ValueError(f'{what}; give a vision-language model, or leave it out')
     split, whole = open_data(o.data, None, o.history, o.seed, o.split, o.core, o.images, columns_of(o))
     found = whole.profile(split, tokenizer=tokenizer, progress=sys.stderr.isatty())
     kind = 'page' if Path(o.out).suffix == '.html' else 'written'

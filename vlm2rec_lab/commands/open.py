@@ -248,7 +248,12 @@ def load_split(
     return open_data(*args, **kw)[0]
 
 # %% ../../nbs/11a_commands/02_open.ipynb #c0de0a07
-MODEL_FILES = ('config.json', 'adapter_config.json', 'embedder.json')  # a folder with one of them holds a model
+MODEL_FILES = (
+    'config.json',
+    'modules.json',
+    'adapter_config.json',
+    'embedder.json',
+)  # a folder with one of them holds a model
 
 # %% ../../nbs/11a_commands/02_open.ipynb #4a1f0402
 def _holds_adapters(folder):
@@ -260,13 +265,11 @@ def has_adapters(
     model,  # of `model_at`
 ):  # -> bool
     "Whether a folder holds adapters, one set or one for each modality, or trained heads; a hub id has none."
-    from vlm2rec_lab.model.loading import REAL, makes_pair
+    from vlm2rec_lab.model.pair import is_pair
     from vlm2rec_lab.model.saved import NOTE, read_note
 
     folder = Path(model)
-    if str(model) == REAL:
-        return False
-    if makes_pair(model):
+    if is_pair(model):
         return not read_note(folder / NOTE).get('fresh')
     return folder.is_dir() and any(True for place in (folder, *folder.iterdir()) if _holds_adapters(place))
 
@@ -342,8 +345,9 @@ def data_options(
 
 # %% ../../nbs/11a_commands/02_open.ipynb #d2400001
 MODEL_HELP = (
-    'Qwen2.5-VL folder or hub id, folder of a saved pair of encoders, or real: packaged encoders with pre-trained '
-    'weights (default: real where it is installed, for the studio the shipped tiny VLM)'
+    'folder or hub id of a vision-language model, of a dual encoder such as CLIP or of sentence-transformers, folder '
+    'of an earlier run, or real: packaged encoders with pre-trained weights (default: real where it is installed, for '
+    'the studio the shipped tiny VLM)'
 )
 
 # %% ../../nbs/11a_commands/02_open.ipynb #499a7b6e

@@ -94,7 +94,7 @@ class Plan:
     )
     prompts: str = option(
         None,
-        'JSON file of prompt templates: item, sequence, separator, missing; or one such object per modality',
+        'JSON file of prompt templates: item, sequence, separator, missing, lead; or one such object per modality',
         kind=str,
     )
     quantise: str = option(None, '4bit: base weights in four bits, where bitsandbytes is installed', kind=str)
@@ -162,7 +162,7 @@ def as_usual(
     return replace(plan, schedule=schedule, speed=speed, **usual)
 
 # %% ../../nbs/11a_commands/04_train.ipynb #82c0dde8
-PARTS = ('item', 'sequence', 'separator', 'missing')  # of a prompt
+PARTS = ('item', 'sequence', 'separator', 'missing', 'lead')  # of a prompt
 
 # %% ../../nbs/11a_commands/04_train.ipynb #5f9c8eb2
 def _prompts_of(found, path):

@@ -89,7 +89,10 @@ def judge_case(
     found = lifts(raw['gains'], task, raw['nulls'], bootstrap, seed, rules)
 
     def by_rules(rules):
-        return {v: replace(x, above=_above(raw['gains'][v], x.draws, raw['nulls'][v], rules)) for v, x in found.items()}
+        return {
+            v: replace(x, above=all(_above(raw['gains'][v], d, raw['nulls'][v], rules) for d in (x.draws, x.wide)))
+            for v, x in found.items()
+        }
 
     said, best = reasons(found, evidence, users, rules)
     other = _other_verdicts(evidence, found, by_rules, users, rules, varied)

@@ -30,8 +30,8 @@ def _check_embedder(embedder, split, given):
     for method in ('encode_items', 'encode_sequences'):
         if not hasattr(embedder, method):
             raise TypeError(
-                f'embedder {type(embedder).__name__} has no {method}; '
-                'pass arrays: collapse_report(items=..., sequences=..., targets=...)'
+                f'embedder {type(embedder).__name__} has no {method}; open it with load_embedder, which takes a '
+                'SentenceTransformer too, or pass arrays: collapse_report(items=..., sequences=..., targets=...)'
             )
 
 # %% ../../nbs/04_diagnosis/06_inputs.ipynb #1a8c68aa

@@ -8,6 +8,7 @@ __all__ = ['FAMILIES', 'READINGS', 'QUANTISED', 'NOTE_KINDS', 'LORA_TARGETS', 'f
            'specials', 'load_model', 'add_lora']
 
 # %% ../../nbs/02_model/02_families.ipynb #ade1b265
+import copy
 import hashlib
 import json
 import re
@@ -89,25 +90,34 @@ def _image_processor(family):
 
 # %% ../../nbs/02_model/02_families.ipynb #ab5e0111
 def empty_model(
-    config,  # of a model, of `AutoConfig`
-):  # -> the model on the meta device, without weights
-    "A model of a configuration that takes no memory. Raises ValueError for a type that reads no pictures and texts."
+    config,  # of a model, of `AutoConfig`; it stays as it is
+    dtype=None,  # torch dtype of the weights; None: as the configuration says
+):  # -> the model on the meta device, frozen, without weights
+    "A model that takes no memory. Raises `DataError` for a configuration that is of no model of pictures and texts."
     import torch
     from transformers import AutoModelForImageTextToText
 
-    with torch.device('meta'):
-        return AutoModelForImageTextToText.from_config(config)
+    try:
+        with torch.device('meta'):
+            model = AutoModelForImageTextToText.from_config(
+                copy.deepcopy(config), **({'dtype': dtype} if dtype else {})
+            )
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        why = ' '.join(str(e).split())[:160]
+        remedy = 'give one that AutoModelForImageTextToText of this transformers reads'
+        raise DataError(f'{config.model_type!r} cannot be built from its configuration ({why}): {remedy}') from e
+    return model.eval().requires_grad_(False)
 
 # %% ../../nbs/02_model/02_families.ipynb #ab5e0112
 def lora_targets(
     model,  # a model without adapters, or its configuration
-):  # -> list of str
-    "The names of the layers that get adapters."
+):  # -> {full name: torch.nn.Linear}
+    "The layers that get adapters."
     import torch
 
     core = model if isinstance(model, torch.nn.Module) else empty_model(model)
     fits = re.compile(lora_pattern(core)).fullmatch
-    return [name for name, m in core.named_modules() if isinstance(m, torch.nn.Linear) and fits(name)]
+    return {name: m for name, m in core.named_modules() if isinstance(m, torch.nn.Linear) and fits(name)}
 
 # %% ../../nbs/02_model/02_families.ipynb #fa110a01
 QUANTISED = ('4bit',)

@@ -29,6 +29,7 @@ from .bank import Bank
 from .embedder import _checked_history
 from .families import check_digests, digests, naming, read_note
 from .heads import Head, read_histories, sequence_head
+from .objects import SAMPLES
 from .passes import prefix_pairs
 from .saved import NOTE, own_files
 
@@ -200,15 +201,36 @@ def can_be_tuned(
     "Does an encoder offer what tuning needs?"
     return all(getattr(encoder, name, None) is not None for name in ('module', 'prepare', 'forward'))
 
+# %% ../../nbs/02_model/11_pair.ipynb #d2310008
+def _note(called, layer, inputs, output):
+    "Remember a layer; a hook of torch."
+    called.add(id(layer))
+
+# %% ../../nbs/02_model/11_pair.ipynb #d2310007
+def _layers_used(encoder):
+    "{name: layer} of those that a vector comes from by a call: adapters on others would never learn."
+    kinds, called = (torch.nn.Linear, torch.nn.Conv2d), set()
+    layers = {n: x for n, x in encoder.module.named_modules() if n and isinstance(x, kinds)}
+    hooks = [x.register_forward_hook(partial(_note, called)) for x in layers.values()]
+    content = partial(SAMPLES.get, 'image') if encoder.kind == 'image' else SAMPLES['text']
+    weights = [x.weight.requires_grad_() for x in layers.values()]
+    try:
+        with torch.enable_grad():
+            z = encoder.forward(encoder.prepare([content]))
+        grads = torch.autograd.grad(z.sum(), weights, allow_unused=True) if weights else ()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {n: x for (n, x), g in zip(layers.items(), grads) if g is not None and id(x) in called}
+
 # %% ../../nbs/02_model/11_pair.ipynb #d2200013
 def _lora_targets(encoder):
     "Names of the layers that get adapters. Raises ValueError where there is none."
-    layers = dict(encoder.module.named_modules())
-    linear = [n for n, x in layers.items() if n and isinstance(x, torch.nn.Linear)]
+    layers = _layers_used(encoder)
+    linear = [n for n, x in layers.items() if isinstance(x, torch.nn.Linear)]
     if linear:
         return linear
-    convolutions = [(n, x) for n, x in layers.items() if n and isinstance(x, torch.nn.Conv2d)]
-    pointwise = [n for n, x in convolutions if x.kernel_size == (1, 1) and x.groups == 1]
+    pointwise = [n for n, x in layers.items() if x.kernel_size == (1, 1) and x.groups == 1]
     if not pointwise:
         raise ValueError(f"the encoder '{encoder.name}' has no layer that adapters fit on: leave lora= out")
     return pointwise
@@ -226,6 +248,8 @@ def tuned_copy(
         raise ValueError(f'lora={rank}: the rank must be 1 or more; None for no adapters')
     twin = copy.deepcopy(encoder)
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_lora_targets(twin), lora_dropout=0.0, bias='none')
+    if not hasattr(twin.module, 'base_model_prefix'):
+        twin.module.base_model_prefix = ''  # peft, by way of transformers, asks every module for it
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, twin.module)
