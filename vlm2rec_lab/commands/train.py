@@ -432,9 +432,10 @@ def _demo_options(add):
     add('--data', metavar='DATA', help=data)
     add('--condition', help=f'of the studio: one of {listed("conditions")} (default: text-easy)')
     model_option(add)
+    users = 'learn from and report on N customers each (default: all; of the studio 400 and 1,000)'
     steps = f'optimiser steps of each loss (default: 120; with a pair of encoders {PAIRS["steps"]})'
     add('--steps', type=count, metavar='N', help=steps)
-    add('--users', type=count, metavar='N', help='learn from and report on N customers each (default: 400 and 1,000)')
+    add('--users', type=count, metavar='N', help=users)
     add('--core', type=count, metavar='K', help='keep users and items of at least K interactions (with a reader)')
     add('--history', type=count, metavar='N', help='purchases that the model may see (default: 10, in the studio 6)')
     add('--images', metavar='FROM', help=IMAGES_HELP)
