@@ -139,7 +139,7 @@ SPEED = dict(positions='last', candidates='batch', keep='last', eval_every=None)
 }
 
 # %% ../../nbs/11a_commands/04_train.ipynb #7f1a1002
-PAIRS = dict(steps=600, batch=64, lr=5e-3, positions='all')  # usual for a pair of encoders
+PAIRS = dict(steps=400, batch=128, lr=5e-3, positions='all')  # usual for a pair of encoders
 
 # %% ../../nbs/11a_commands/04_train.ipynb #7f1a1003
 HEADS = dict(dims=128, sequence='mean')  # usual for the heads on packaged encoders
@@ -451,9 +451,10 @@ def _demo_options(add):
     add('--data', metavar='DATA', help=data)
     add('--condition', help=f'of the studio: one of {listed("conditions")} (default: text-easy)')
     model_option(add)
+    users = 'learn from and report on N customers each (default: all; of the studio 400 and 1,000)'
     steps = f'optimiser steps of each loss (default: 120; with a pair of encoders {PAIRS["steps"]})'
     add('--steps', type=count, metavar='N', help=steps)
-    add('--users', type=count, metavar='N', help='learn from and report on N customers each (default: 400 and 1,000)')
+    add('--users', type=count, metavar='N', help=users)
     add('--core', type=count, metavar='K', help='keep users and items of at least K interactions (with a reader)')
     add('--history', type=count, metavar='N', help='purchases that the model may see (default: 10, in the studio 6)')
     add('--images', metavar='FROM', help=IMAGES_HELP)
@@ -462,17 +463,23 @@ def _demo_options(add):
 # %% ../../nbs/11a_commands/04_train.ipynb #7f1a1010
 STORE = 'vectors'  # folder beside runs and reports that keeps what frozen encoders have made
 
-# %% ../../nbs/11a_commands/04_train.ipynb #7f1a1011
-def _demo_plan(o, data, model):
-    "The plan of a demo. Raises ValueError for options that do not go with the studio, or with data of one's own."
+# %% ../../nbs/11a_commands/04_train.ipynb #7f1a1013
+def _check_demo(o):
+    "Raises ValueError for options that do not go with the studio, or with data of one's own."
     own = [f'--{k}' for k in ('model', 'core', 'history', 'images') if getattr(o, k)]
     if o.data and o.condition:
         raise ValueError('--condition is one of the studio: leave it out, or leave --data out')
     if own and not o.data:
         raise ValueError(f'{", ".join(own)}: for data of your own, give --data too')
-    plan = Plan(lora=None if o.data else 4, seed=o.seed, ceiling=True, repair=True)
+    if o.data:
+        check_data(o.data, o.users, None, o.core, o.images, {})
+
+# %% ../../nbs/11a_commands/04_train.ipynb #7f1a1014
+def _demo_plan(o, model):
+    "The plan of a demo. Raises ValueError for a model that was trained already."
     if o.data and has_adapters(model):
         raise ValueError(f'--model {model} was trained already: give the model that it was trained from')
+    plan = Plan(lora=None if o.data else 4, seed=o.seed, ceiling=True, repair=True)
     plan = replace(plan, steps=o.steps or plan.steps)
     return as_usual(plan, dict(steps=o.steps), model, Path(o.out).parent / 'runs' / STORE)
 
@@ -484,14 +491,14 @@ def demo(
     "`vlm2rec demo`: SFT, VLM2Rec and what the study recommends on the embedded studio, or on data of one's own."
     start = time.time()
     check_ending(o.out, '.html', '.json')
+    _check_demo(o)
     data = o.data or f'studio:{o.condition or "text-easy"}'
-    if o.data:
-        check_data(data, o.users, None, o.core, o.images, {})
     model = model_at(o.model, data)
-    plan, own = _demo_plan(o, data, model), {}
+    plan, own = _demo_plan(o, model), {}
     if o.data:
         own = dict(spaces=Path(o.out).with_name(f'{Path(o.out).stem}-spaces.html'), tell=teller(start))
-        print(f'note: {_tiny_only(o)}' if _tiny_only(o) else '', end='\n' * bool(_tiny_only(o)))
+        if said := _tiny_only(o):
+            print(f'note: {said}')
     split, whole = open_data(data, o.users, o.history, o.seed, None, o.core, o.images)
     losses = loss_settings(['sft', 'vlm2rec'])
     reports, extra, last = run_plan(plan, model, split, whole, losses, o.command, called='demo', **own)
