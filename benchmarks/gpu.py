@@ -31,6 +31,7 @@ from train import ALL, PLAIN, Recipe, works
 from vlm2rec_lab.data import Catalogue, Dataset, Interactions, hold_out_users
 from vlm2rec_lab.embed import VLMEmbedder, add_lora
 from vlm2rec_lab.losses import get_loss
+from vlm2rec_lab.model.family import language_model
 from vlm2rec_lab.model.passes import plan_sizes, prefix_plan
 from vlm2rec_lab.model.tiny import build_tokenizer, studio_corpus
 from vlm2rec_lab.train import batch_rows, make_batch, training_rows
@@ -42,12 +43,6 @@ from vlm2rec_lab.training.step import step_gradients
 def shape_3b(tokenizer):  # -> Qwen2_5_VLConfig
     "The configuration of Qwen2.5-VL-3B."
     return shape_of('qwen2_5_vl', tokenizer)
-
-
-def decoder_of(model):  # with or without adapters -> torch module
-    "The part of a model that reads a prompt."
-    decoder = model.get_decoder()
-    return getattr(decoder, 'model', decoder)
 
 
 def random_embedder(toy, device, recompute=False, rank=16, words=32, seed=0, family='qwen2_5_vl'):  # -> VLMEmbedder
@@ -164,7 +159,7 @@ def token_counts(bank, batch, recipe):  # -> {view: list of lengths}
 def model_flops(embedder, lengths):  # of token_counts
     "Floating-point operations that a step's language model must do."
     c = embedder.core.config.get_text_config()
-    lm = decoder_of(embedder.core)
+    lm = language_model(embedder.core)
     adapters = sum(p.numel() for n, p in lm.named_parameters() if 'lora_' in n)
     weights = sum(p.numel() for n, p in lm.layers.named_parameters() if p.dim() == 2 and 'lora_' not in n)
     n = np.concatenate(list(lengths.values())).astype(float)
@@ -400,7 +395,7 @@ def main():
     def count(ps):
         return int(sum(p.numel() for p in ps))
 
-    decoder = count(p for n, p in decoder_of(embedder.core).named_parameters() if 'lora_' not in n)
+    decoder = count(p for n, p in language_model(embedder.core).named_parameters() if 'lora_' not in n)
     frozen = count(p for n, p in embedder.core.model.named_parameters() if 'lora_' not in n)
     adapters = count(p for _, p in embedder.adapter_parameters())
     note('parameters', dict(language_model=decoder, vision_tower=frozen - decoder, adapters=adapters))

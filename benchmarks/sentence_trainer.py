@@ -30,6 +30,7 @@ from train import PLAIN, RANK, TAU, Recipe, gradients, shop
 
 from vlm2rec_lab.embed import VLMEmbedder
 from vlm2rec_lab.metrics import evaluate
+from vlm2rec_lab.model.family import own_forward
 from vlm2rec_lab.model.tiny import tiny_vlm
 from vlm2rec_lab.train import batch_rows, encode_split, make_batch, training_rows
 
@@ -41,10 +42,13 @@ THEIRS = 'sentence-transformers'
 def prompts(embedder, catalogue):  # -> (function of an item, function of a history), both -> dict(text, pictures)
     "The prompts of the joint view as strings, with the pictures they show."
     p, modalities = embedder.prompts_for('joint'), catalogue.modalities
-    picture = ' <|vision_start|><|image_pad|><|vision_end|>'
+    marks = embedder.family.marks(embedder.tokenizer, embedder.core.config)
+    picture = p.lead + embedder.tokenizer.decode([*marks.opening, marks.place, *marks.closing])
 
     def words(i):
-        return ''.join(picture if catalogue.kinds[m] == 'image' else f' {catalogue.content[m][i]}' for m in modalities)
+        return ''.join(
+            picture if catalogue.kinds[m] == 'image' else f'{p.lead}{catalogue.content[m][i]}' for m in modalities
+        )
 
     def item(i):
         return dict(text=p.item.replace('{}', words(i)), pictures=[int(i)])
@@ -60,38 +64,33 @@ def reader(embedder, catalogue):  # -> a sentence_transformers InputModule
     "Prompts with pictures, read as the model wants them: once per batch and side."
     from sentence_transformers.base.modules.input_module import InputModule
 
+    family, processor, tokenizer = embedder.family, embedder.image_processor, embedder.tokenizer
+    place = family.marks(tokenizer, embedder.core.config).place
+    word, settings = tokenizer.decode([place]), family.settings(processor, embedder.max_pixels)
+
     class Reader(InputModule):
         def __init__(self):
             super().__init__()
-            self.model, self.tokenizer = embedder.model, embedder.tokenizer
+            self.model, self.tokenizer = embedder.model, tokenizer
 
         modalities = property(lambda self: ['text', 'image'])
 
         def preprocess(self, inputs, prompt=None, **kwargs):
             shown = [catalogue.image('image', i) for row in inputs for i in row['pictures']]
-            seen = embedder.image_processor(images=shown, return_tensors='pt')
-            tokens = (seen['image_grid_thw'].prod(1) // embedder.image_processor.merge_size**2).tolist()
+            seen = family.prepared(processor, shown, settings)
+            tokens = family.grids((), seen, processor).prod(1).tolist()
             texts, k = [], 0
             for row in inputs:
-                parts = row['text'].split('<|image_pad|>')
-                texts.append(
-                    parts[0] + ''.join('<|image_pad|>' * tokens[k + j] + part for j, part in enumerate(parts[1:]))
-                )
+                parts = row['text'].split(word)
+                texts.append(parts[0] + ''.join(word * tokens[k + j] + part for j, part in enumerate(parts[1:])))
                 k += len(parts) - 1
             batch = self.tokenizer(texts, return_tensors='pt', padding=True)
-            return dict(
-                input_ids=batch['input_ids'],
-                attention_mask=batch['attention_mask'],
-                pixel_values=seen['pixel_values'],
-                image_grid_thw=seen['image_grid_thw'],
-            )
+            return dict(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], **seen)
 
         def forward(self, features, **kwargs):
-            given = {k: features[k] for k in ('input_ids', 'attention_mask', 'pixel_values', 'image_grid_thw')}
-            out = embedder.core.model(
-                **given, mm_token_type_ids=(given['input_ids'] == embedder.core.config.image_token_id).int()
-            )
-            return features | {'token_embeddings': out.last_hidden_state}
+            ids, there = features['input_ids'], features['attention_mask']
+            hidden = own_forward(embedder.core, features, ids, ids == place, there)
+            return features | {'token_embeddings': hidden}
 
         def save(self, *args, **kwargs):
             pass

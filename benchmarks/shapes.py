@@ -1,10 +1,14 @@
 """Shapes of models by family, as their makers published them, and each once more as a toy.
 
-A family is a key of `SHAPES`: the name of its model, the settings of decoder and vision tower, true and toy, and the
-image processor. One more family is one more entry; what `VLMEmbedder` reads of it is the business of `model.families`.
+A family is a key of `SHAPES`: the name of its model, the settings of decoder and vision tower, true and toy, and how
+its pictures come. One more family is one more entry; what is read of it, and which tokens stand for a picture, is the
+business of `model.families`. Weights are random, so ids of tokens are those of a tokenizer that is made here.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
+
+from vlm2rec_lab.model.families import FAMILIES
 
 TEXT_3B = dict(
     vocab_size=151936,
@@ -39,6 +43,10 @@ TEXT_3 = dict(vocab_size=151936, num_key_value_heads=8, head_dim=128, max_positi
 TEXT_3 |= dict(rms_norm_eps=1e-6, rope_parameters=ROPE_3, use_cache=False)
 VISION_3 = dict(depth=24, hidden_size=1024, intermediate_size=4096, num_heads=16, patch_size=16, out_hidden_size=2048)
 VISION_3 |= dict(spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=2304)
+LLAMA = dict(model_type='llama', use_cache=False)
+SIGLIP = dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, patch_size=14)
+TOY_TOWER = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, patch_size=14)
+TOY_TOWER |= dict(image_size=56)
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,10 @@ class Shape:
     patch: int = 14  # edge of a patch in pixels, of Qwen's image processor
     pixels: int = 224  # edge of a picture
     toy_pixels: int = 56
+    more: dict = field(default_factory=dict)  # further entries of the configuration
+    toy_more: dict = field(default_factory=dict)
+    pictures: str = ''  # class of the image processor, for pictures of one square; '': Qwen's
+    tied: bool = True  # are the embeddings the output layer?
 
 
 SHAPES = {
@@ -79,26 +91,95 @@ SHAPES = {
         patch=16,
         toy_pixels=64,
     ),
+    'smolvlm': Shape(
+        'SmolVLM-Instruct (2.2B)',
+        LLAMA
+        | dict(vocab_size=49155, hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, head_dim=64)
+        | dict(num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=16384),
+        SIGLIP | dict(image_size=384),
+        LLAMA | TOY,
+        TOY_TOWER,
+        pixels=384,
+        more=dict(scale_factor=3),
+        toy_more=dict(scale_factor=2),
+        pictures='SmolVLMImageProcessor',
+        tied=False,
+    ),
+    'idefics3': Shape(
+        'Idefics3-8B-Llama3',
+        LLAMA
+        | dict(vocab_size=128259, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, head_dim=128)
+        | dict(num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=131072),
+        SIGLIP | dict(image_size=364),
+        LLAMA | TOY,
+        TOY_TOWER,
+        pixels=364,
+        more=dict(scale_factor=2),
+        toy_more=dict(scale_factor=2),
+        pictures='Idefics3ImageProcessor',
+        tied=False,
+    ),
+    'llava': Shape(
+        'LLaVA-1.5-7B',
+        LLAMA
+        | dict(vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, head_dim=128)
+        | dict(num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096),
+        dict(model_type='clip_vision_model', hidden_size=1024, intermediate_size=4096, num_hidden_layers=24)
+        | dict(num_attention_heads=16, image_size=336, patch_size=14, projection_dim=768),
+        LLAMA | TOY,
+        dict(model_type='clip_vision_model', projection_dim=16) | TOY_TOWER,
+        pixels=336,
+        pictures='CLIPImageProcessor',
+        tied=False,
+    ),
+    'gemma3': Shape(
+        'Gemma 3 4B',
+        dict(vocab_size=262208, hidden_size=2560, intermediate_size=10240, num_hidden_layers=34, head_dim=256)
+        | dict(num_attention_heads=8, num_key_value_heads=4, sliding_window=1024, use_cache=False),
+        dict(model_type='siglip_vision_model', vision_use_head=False, image_size=896) | SIGLIP,
+        TOY | dict(sliding_window=24),
+        dict(model_type='siglip_vision_model', vision_use_head=False) | TOY_TOWER,
+        pixels=896,
+        more=dict(mm_tokens_per_image=256),
+        toy_more=dict(mm_tokens_per_image=4),
+        pictures='Gemma3ImageProcessor',
+    ),
 }
+
+
+def with_marks(tokenizer, family):  # -> the same tokenizer
+    "A tokenizer that knows the tokens around a family's pictures and in its templates."
+    from transformers import AddedToken
+
+    f = FAMILIES[family]
+    words = [f.opening, f.place, f.closing, *(x for p in f.templates for x in (p.item, p.sequence))]
+    tokens = dict.fromkeys(re.findall(r'<[^<>\s]+>', ''.join(words)))
+    new = [AddedToken(w, special=True, normalized=False) for w in tokens if w not in tokenizer.get_vocab()]
+    tokenizer.add_tokens(new, special_tokens=True)
+    return tokenizer
 
 
 def shape_of(family, tokenizer, toy=False):  # -> configuration of transformers
     "The configuration of a family's model, or of its toy; ids of special tokens are those of a tokenizer made here."
     from transformers import AutoConfig
 
-    shape, token = SHAPES[family], tokenizer.convert_tokens_to_ids
+    shape, token = SHAPES[family], with_marks(tokenizer, family).convert_tokens_to_ids
     text = dict(shape.toy_text, vocab_size=len(tokenizer)) if toy else shape.text
     text = text | dict(bos_token_id=None, eos_token_id=token('<|im_end|>'), pad_token_id=token('<|endoftext|>'))
-    return AutoConfig.for_model(
+    marks, more = FAMILIES[family], shape.toy_more if toy else shape.more
+    if 'qwen' in family:
+        names = dict(video_token_id='<|video_pad|>', vision_start_token_id=marks.opening)
+        more = more | {k: token(v) for k, v in names.items()} | dict(vision_end_token_id=token(marks.closing))
+    config = AutoConfig.for_model(
         family,
         text_config=text,
         vision_config=shape.toy_vision if toy else shape.vision,
-        tie_word_embeddings=True,
-        image_token_id=token('<|image_pad|>'),
-        video_token_id=token('<|video_pad|>'),
-        vision_start_token_id=token('<|vision_start|>'),
-        vision_end_token_id=token('<|vision_end|>'),
+        tie_word_embeddings=shape.tied,
+        **more,
     )
+    place = 'image_token_id' if hasattr(config, 'image_token_id') else 'image_token_index'
+    setattr(config, place, token(marks.place))
+    return config
 
 
 def processor_of(family, toy=False):  # -> image processor for pictures of one size
@@ -106,6 +187,22 @@ def processor_of(family, toy=False):  # -> image processor for pictures of one s
     from vlm2rec_lab.model.tiny import build_image_processor
 
     shape = SHAPES[family]
-    processor = build_image_processor(shape.toy_pixels if toy else shape.pixels)
+    edge = shape.toy_pixels if toy else shape.pixels
+    if shape.pictures:
+        return square_processor(shape.pictures, edge)
+    processor = build_image_processor(edge)
     processor.patch_size = shape.patch
     return processor
+
+
+def square_processor(name, edge):  # -> image processor
+    "An image processor of transformers for squares; the one that needs only Pillow, where there are two."
+    import transformers
+
+    kind = getattr(transformers, f'{name}Pil', None) or getattr(transformers, name)
+    square = dict(height=edge, width=edge)
+    if name == 'CLIPImageProcessor':
+        return kind(size=dict(shortest_edge=edge), crop_size=square)
+    if name == 'Gemma3ImageProcessor':
+        return kind(size=square)
+    return kind(size=dict(longest_edge=edge), max_image_size=dict(longest_edge=edge), do_image_splitting=False)

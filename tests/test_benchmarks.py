@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vlm2rec_lab.model.families import FAMILIES
+
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / 'benchmarks'
 
@@ -238,6 +240,10 @@ def test_gpu_shape_is_that_of_3b(scripts):
         ('qwen2_5_vl', 3_754_622_976, 252, 29_933_568),
         ('qwen2_vl', 2_208_985_600, 196, 18_464_768),
         ('qwen3_vl', 2_127_532_032, 196, 17_432_576),
+        ('smolvlm', 2_246_272_880, 168, 18_087_936),
+        ('idefics3', 8_462_086_384, 224, 41_943_040),
+        ('llava', 7_063_427_072, 224, 39_976_960),
+        ('gemma3', 4_300_079_472, 238, 29_802_496),
     ],
 )
 def test_gpu_shapes_of_families(scripts, family, parameters, targets, adapters):
@@ -249,15 +255,19 @@ def test_gpu_shapes_of_families(scripts, family, parameters, targets, adapters):
     assert (found.parameters, found.targets, found.adapters) == (parameters, targets, adapters)
 
 
-@pytest.mark.parametrize('family', ['qwen2_vl', 'qwen3_vl'])
+@pytest.mark.parametrize('family', [f for f in FAMILIES if f != 'qwen2_5_vl'])
 def test_gpu_takes_a_step_of_every_family(scripts, family):
     "The toy of a family goes through the same functions: a bank with pictures, a step, its arithmetic."
+    import torch
+
     g = scripts['gpu']
     embedder = g.random_embedder(True, 'cpu', words=8, family=family)
     split = g.random_shop(20, 16, 4, g.SHAPES[family].toy_pixels, 8)
     step = g.stepper(embedder, split, g.ALL, 3)(0)
     assert np.isfinite(step['loss']) and step['loss'] > 0 and step['pairs'] == 12 and step['flops'] > 0
-    assert embedder.core.config.model_type == family
+    assert embedder.core.config.model_type == family and embedder.family is FAMILIES[family]
+    bank = embedder.bank(split.catalogue, False)
+    assert torch.is_tensor(bank.features) and len(bank.features) >= 20
     adapted = {n.rpartition('.lora')[0].rpartition('.')[2] for n, _ in embedder.adapter_parameters()}
     assert adapted == {'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'}
 
