@@ -1,14 +1,18 @@
 """The names in the help are those of the registries, and the help is quick."""
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
 from vlm2rec_lab import cli, data
 from vlm2rec_lab.commands import names
+from vlm2rec_lab.commands.train import read_prompts
 from vlm2rec_lab.diagnosis.settings import HALVES
 from vlm2rec_lab.diagnosis.verdict import VERDICTS
+from vlm2rec_lab.model.pieces import Prompts
 from vlm2rec_lab.ranking.fusions import FUSIONS
 from vlm2rec_lab.recommenders.seqrec import ITEMS
 from vlm2rec_lab.shop import readers
@@ -105,3 +109,10 @@ def test_public_names_stay(name):
 
 def test_a_module_without_names_has_none():
     assert names.names_in('x = 1', 'LOSSES', 'register_loss') == []
+
+
+def test_a_file_of_prompts_has_every_part(tmp_path):
+    "Whatever a prompt is made of can be said in a file."
+    prompts = Prompts(item='A thing:{}', sequence='Bought:{}', separator=' and', missing=' nothing', lead='')
+    (tmp_path / 'p.json').write_text(json.dumps(asdict(prompts)))
+    assert read_prompts(tmp_path / 'p.json') == prompts

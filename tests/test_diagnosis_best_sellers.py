@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
+from vlm2rec_lab.diagnosis import calibrate
 from vlm2rec_lab.diagnosis.evidence import Task, fused_gain, shuffled_gain
 from vlm2rec_lab.diagnosis.report import collapse_report
 from vlm2rec_lab.diagnosis.verdict import RULES, _above, by_target, lifts
@@ -66,6 +67,15 @@ def test_luck_with_a_best_seller_is_no_knowledge():
     w, t, m, gain, null = next(lucky())
     assert not lifts({m: gain}, t, {m: null})[m].above
     assert {x['verdict'] for x in judged(w).modalities.values()} == {'undecided'}
+
+
+def test_other_thresholds_are_judged_over_items_too(monkeypatch):
+    "A threshold varied to its own value gives the verdict itself, where luck that users share would change it."
+    _, t, *_ = next(lucky())
+    case = t, None, dict.fromkeys(t.items, 'uninformative'), dict.fromkeys(t.items, 0.0)
+    monkeypatch.setattr(calibrate, 'judged_case', lambda *_: case)
+    rows = calibrate.judge_case('healthy: pair', varied={'gate': (RULES['gate'],)}, permutations=5)
+    assert [row['other'] for row in rows] == [{f'gate={RULES["gate"]:g}': row['verdict']} for row in rows]
 
 
 def test_what_is_known_of_many_items_stays_better_than_chance():

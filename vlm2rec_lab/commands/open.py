@@ -281,6 +281,8 @@ def model_at(
     """Where the model is; of None the shipped tiny VLM, for data other than the studio 'real' where it is installed.
 
     Raises FileNotFoundError for a path that looks like a folder and is none, or holds no model."""
+    if path and not Path(path).is_dir() and str(path).startswith(('.', '/', '~')):
+        raise FileNotFoundError(f'there is no model folder {path}')  # before anything heavy is imported
     from vlm2rec_lab.model.loading import REAL, has_real
 
     if path == REAL or path is None and data is not None and not str(data).startswith('studio:') and has_real():
@@ -297,7 +299,7 @@ def model_at(
                 f'--model {path}: the folder holds no model, as it has none of {", ".join(MODEL_FILES)}'
             )
         return Path(path).resolve()
-    if path.startswith(('.', '/', '~')) or path.count('/') != 1:
+    if path.count('/') != 1:
         raise FileNotFoundError(f'there is no model folder {path}')
     return path
 
