@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMES', 'COLUMNS', 'BOUNDS', 'MODEL_FILES', 'DATA_HELP', 'IMAGES_HELP', 'MODEL_HELP', 'check_source',
            'check_scheme', 'check_data', 'named_columns', 'columns_of', 'open_dataset', 'cut', 'open_data',
-           'load_split', 'has_adapters', 'model_at', 'table_options', 'data_options', 'model_option']
+           'load_split', 'has_adapters', 'check_place', 'model_at', 'table_options', 'data_options', 'model_option']
 
 # %% ../../nbs/11a_commands/02_open.ipynb #86a4dbf7
 import inspect
@@ -265,13 +265,30 @@ def has_adapters(
     model,  # of `model_at`
 ):  # -> bool
     "Whether a folder holds adapters, one set or one for each modality, or trained heads; a hub id has none."
+    folder = Path(model)
+    if not folder.is_dir():
+        return False
+    if any(_holds_adapters(place) for place in (folder, *folder.iterdir())):
+        return True
+    if not (folder / 'embedder.json').is_file():
+        return False
     from vlm2rec_lab.model.pair import is_pair
     from vlm2rec_lab.model.saved import NOTE, read_note
 
-    folder = Path(model)
-    if is_pair(model):
-        return not read_note(folder / NOTE).get('fresh')
-    return folder.is_dir() and any(True for place in (folder, *folder.iterdir()) if _holds_adapters(place))
+    return is_pair(model) and not read_note(folder / NOTE).get('fresh')
+
+# %% ../../nbs/11a_commands/02_open.ipynb #fab07d49
+def check_place(
+    path,  # folder, hub id, or the word for packaged encoders
+):
+    "Raises FileNotFoundError where there can be no model, before anything heavy is imported."
+    if not Path(path).is_dir():
+        if path != 'real' and (str(path).startswith(('.', '/', '~')) or str(path).count('/') != 1):
+            raise FileNotFoundError(f'there is no model folder {path}')
+    elif not any((Path(path) / name).is_file() for name in MODEL_FILES):
+        raise FileNotFoundError(
+            f'--model {path}: the folder holds no model, as it has none of {", ".join(MODEL_FILES)}'
+        )
 
 # %% ../../nbs/11a_commands/02_open.ipynb #fab07d48
 def model_at(
@@ -281,8 +298,8 @@ def model_at(
     """Where the model is; of None the shipped tiny VLM, for data other than the studio 'real' where it is installed.
 
     Raises FileNotFoundError for a path that looks like a folder and is none, or holds no model."""
-    if path and not Path(path).is_dir() and str(path).startswith(('.', '/', '~')):
-        raise FileNotFoundError(f'there is no model folder {path}')  # before anything heavy is imported
+    if path:
+        check_place(path)
     from vlm2rec_lab.model.loading import REAL, has_real
 
     if path == REAL or path is None and data is not None and not str(data).startswith('studio:') and has_real():
@@ -293,15 +310,7 @@ def model_at(
 
         kind, _, condition = str(data).partition(':')
         return tiny_vlm(get_condition(condition).reader if kind == 'studio' else 'text-first')
-    if Path(path).is_dir():
-        if not any((Path(path) / name).is_file() for name in MODEL_FILES):
-            raise FileNotFoundError(
-                f'--model {path}: the folder holds no model, as it has none of {", ".join(MODEL_FILES)}'
-            )
-        return Path(path).resolve()
-    if path.count('/') != 1:
-        raise FileNotFoundError(f'there is no model folder {path}')
-    return path
+    return Path(path).resolve() if Path(path).is_dir() else path
 
 # %% ../../nbs/11a_commands/02_open.ipynb #027a763d
 DATA_HELP = 'folder with items.csv and interactions.csv, or READER:FILE or READER:FILE,ITEMS with one of '

@@ -22,6 +22,7 @@ from vlm2rec_lab.commands.fit import (
     about_split,
     above_baseline,
     below_baseline,
+    check_folder,
     check_run,
     fit,
     interval_text,
@@ -35,6 +36,7 @@ from vlm2rec_lab.commands.fit import (
 from .names import listed
 from vlm2rec_lab.commands.open import (
     check_data,
+    check_place,
     columns_of,
     data_options,
     has_adapters,
@@ -575,7 +577,7 @@ def plan_of(
 ):  # -> Plan
     """The plan that the options of `train` make. Raises DataError for a value that is not allowed, and ImportError for
     weights in four bits where bitsandbytes is missing."""
-    from vlm2rec_lab.model.families import check_quantise
+    from vlm2rec_lab.model.quantise import check_quantise
 
     check_quantise(o.quantise)
     return given(Plan, o, seed=o.seed, resume=o.resume, schedule=given(Schedule, o), speed=given(Speed, o))
@@ -586,9 +588,11 @@ def _checked(o):
     plan, out = plan_of(o), _folder(o)
     losses = loss_settings(o.losses, **{k: getattr(o, k) for k in NAMED_SETTINGS} | dict(o.set))
     check_data(o.data, o.users, o.split, o.core, o.images, columns_of(o))
-    if o.model:
-        _check_adapters(o, model_at(o.model))
     read_prompts(plan.prompts)
+    if o.model:
+        check_place(o.model)
+        _check_adapters(o, o.model)
+    check_folder(out, o.losses, o.resume)
     plan = as_usual(plan, vars(o), model_at(o.model, o.data), out.parent / STORE)
     check_run(out, o.losses, _note(o, plan), o.resume)
     return losses, plan, out

@@ -18,8 +18,9 @@ from fastcore.basics import patch
 from torch.overrides import TorchFunctionMode
 
 from ..base.errors import DataError, known
-from ..model.families import QUANTISED, empty_model, lora_targets, naming, read_note, read_object
+from ..model.families import empty_model, lora_targets, naming, read_note, read_object
 from ..model.family import hidden_size, language_model
+from ..model.quantise import QUANTISED
 from ..model.saved import NOTE, find_base
 from .kept import Kept
 from .options import AUTOCASTS, POSITIONS, check_number, check_word
