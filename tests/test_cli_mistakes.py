@@ -144,7 +144,7 @@ def said(*argv):
 
 
 def test_bitsandbytes_that_is_missing_is_a_line(monkeypatch):
-    monkeypatch.setattr('vlm2rec_lab.model.families.find_spec', lambda name: None)
+    monkeypatch.setattr('vlm2rec_lab.model.quantise.find_spec', lambda name: None)
     status, _, err = said(*STUDIO, '--quantise', '4bit')
     assert status == 2
     assert err == 'vlm2rec train: --quantise 4bit needs bitsandbytes: pip install bitsandbytes, or leave it out\n'

@@ -28,19 +28,25 @@ def _profile_options(add):
     add('--model', metavar='PATH', help=model)
     add('--out', default='profile.html', help='.html, .json or .md file to write (default: profile.html)')
 
+# %% ../../nbs/11a_commands/06_data.ipynb #c0665391
+def _tokenizer_of(model):
+    "Where the model lies whose tokens are counted. Raises ValueError for a pair of encoders."
+    place = model_at(model)
+    from vlm2rec_lab.model.loading import makes_pair
+
+    if makes_pair(place):
+        what = f'--model {model}: a pair of encoders counts no tokens'
+        raise ValueError(f'{what}; give a vision-language model, or leave it out')
+    return place
+
 # %% ../../nbs/11a_commands/06_data.ipynb #c0665390
 @command('what is in the data, and what in it will spoil an experiment', _profile_options)
 def profile(
     o,  # options: data, history, split, core, images, model, out, seed, command
 ):
     "`vlm2rec profile`: what is in the data, as text and as one page."
-    from vlm2rec_lab.model.loading import makes_pair
-
     check_ending(o.out, '.html', '.json', '.md')
-    tokenizer = o.model and model_at(o.model)
-    if tokenizer and makes_pair(tokenizer):
-        what = f'--model {o.model}: a pair of encoders counts no tokens'
-        raise ValueError(f'{what}; give a vision-language model, or leave it out')
+    tokenizer = o.model and _tokenizer_of(o.model)
     split, whole = open_data(o.data, None, o.history, o.seed, o.split, o.core, o.images, columns_of(o))
     found = whole.profile(split, tokenizer=tokenizer, progress=sys.stderr.isatty())
     kind = 'page' if Path(o.out).suffix == '.html' else 'written'

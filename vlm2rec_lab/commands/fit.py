@@ -80,22 +80,6 @@ def loss_settings(
                 _check_value(loss, k, v, (t or {}).get(k))
     return {loss: {k: v for k, v in given.items() if t is None or k in t} for loss, t in takes.items()}
 
-# %% ../../nbs/11a_commands/03_fit.ipynb #471ffe36
-def check_folder(
-    out,  # folder of a run, as a Path
-    losses,  # names
-    resume,  # go on with what is there
-):
-    "Raises ValueError where a run would write over something."
-    for loss in losses:
-        there = out / loss
-        trained = (there / 'embedder.json').exists()
-        if there.exists() and not trained and (not there.is_dir() or any(there.iterdir())):
-            raise ValueError(f'{there} holds something else than a trained embedder: choose another --out')
-    files = [out / name for loss in losses for name in (loss, f'checkpoint-{loss}.safetensors')]
-    if not resume and any(f.exists() for f in files):
-        raise ValueError(f'{out} holds a run already: go on with --resume, or choose another --out')
-
 # %% ../../nbs/11a_commands/03_fit.ipynb #f17a0a03
 def _read_note(file):
     "What a run was started with. Raises ValueError for a file that is damaged."
@@ -107,6 +91,24 @@ def _read_note(file):
         raise ValueError(f'{file} is damaged (it holds no object): remove it, or choose another --out')
     return found
 
+# %% ../../nbs/11a_commands/03_fit.ipynb #471ffe36
+def check_folder(
+    out,  # folder of a run, as a Path
+    losses,  # names
+    resume,  # go on with what is there
+):  # -> dict: what the run was started with
+    "The note of a run that goes on, empty for a new one. Raises ValueError where it would write over something."
+    for loss in losses:
+        there = out / loss
+        trained = (there / 'embedder.json').exists()
+        if there.exists() and not trained and (not there.is_dir() or any(there.iterdir())):
+            raise ValueError(f'{there} holds something else than a trained embedder: choose another --out')
+    files = [out / name for loss in losses for name in (loss, f'checkpoint-{loss}.safetensors')]
+    if not resume and any(f.exists() for f in files):
+        raise ValueError(f'{out} holds a run already: go on with --resume, or choose another --out')
+    file = out / 'run.json'
+    return _read_note(file) if resume and file.exists() else {}
+
 # %% ../../nbs/11a_commands/03_fit.ipynb #6fb32d2a
 def check_run(
     out,  # folder
@@ -115,9 +117,7 @@ def check_run(
     resume,  # go on with what is there
 ):
     "Raises ValueError where a run's folder holds another run, or one without `resume`. Nothing is written."
-    check_folder(out, losses, resume)
-    file = out / 'run.json'
-    before = _read_note(file) if file.exists() and resume else {}
+    before = check_folder(out, losses, resume)
     if before and (other := differing(before, note)):
         raise ValueError(f'{out} was started with {other}: use these, or another --out')
 
