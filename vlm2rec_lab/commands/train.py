@@ -467,14 +467,17 @@ STORE = 'vectors'  # folder beside runs and reports that keeps what frozen encod
 
 # %% ../../nbs/11a_commands/04_train.ipynb #7f1a1013
 def _check_demo(o):
-    "Raises ValueError for options that do not go with the studio, or with data of one's own."
+    "The data of a demo. Raises ValueError for options that do not go with the studio, or with data of one's own."
     own = [f'--{k}' for k in ('model', 'core', 'history', 'images') if getattr(o, k)]
     if o.data and o.condition:
         raise ValueError('--condition is one of the studio: leave it out, or leave --data out')
     if own and not o.data:
         raise ValueError(f'{", ".join(own)}: for data of your own, give --data too')
-    if o.data:
-        check_data(o.data, o.users, None, o.core, o.images, {})
+    data = o.data or f'studio:{o.condition or "text-easy"}'
+    check_data(data, o.users, None, o.core, o.images, {})
+    if o.model:
+        check_place(o.model)
+    return data
 
 # %% ../../nbs/11a_commands/04_train.ipynb #7f1a1014
 def _demo_plan(o, model):
@@ -493,8 +496,7 @@ def demo(
     "`vlm2rec demo`: SFT, VLM2Rec and what the study recommends on the embedded studio, or on data of one's own."
     start = time.time()
     check_ending(o.out, '.html', '.json')
-    _check_demo(o)
-    data = o.data or f'studio:{o.condition or "text-easy"}'
+    data = _check_demo(o)
     model = model_at(o.model, data)
     plan, own = _demo_plan(o, model), {}
     if o.data:
