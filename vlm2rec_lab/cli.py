@@ -77,7 +77,7 @@ _all_ = [
 ]
 
 # %% ../nbs/12_cli.ipynb #2e003896
-ROOMS = ('train', 'studies', 'data', 'vectors')  # of commands, in the order of the help
+ROOMS = ('train', 'estimate', 'studies', 'data', 'vectors')  # of commands, in the order of the help
 
 # %% ../nbs/12_cli.ipynb #94d00eb1
 def _place(command):
