@@ -93,9 +93,9 @@ def test_another_base_is_not_gone_on_with(toy, fresh, tmp_path):
 
 
 def test_a_checkpoint_from_before_is_gone_on_with_and_says_so(toy, fresh, tmp_path, monkeypatch):
-    def as_before(path, named, optimiser, records, settings, memory):
+    def as_before(path, named, optimiser, records, settings, memory, *more):
         settings = {k: v for k, v in settings.items() if k != 'inputs'}
-        save_checkpoint(path, named, optimiser, records, settings, memory)
+        save_checkpoint(path, named, optimiser, records, settings, memory, *more)
 
     with monkeypatch.context() as m:
         m.setattr('vlm2rec_lab.train.save_checkpoint', as_before)
