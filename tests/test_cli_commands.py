@@ -1,7 +1,5 @@
 """The commands of `vlm2rec` from files to results: status, what is printed and what is written."""
 
-import contextlib
-import io
 import json
 import re
 import warnings
@@ -10,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from shell import said
 
-from vlm2rec_lab.cli import cut, main, open_data, open_dataset
+from vlm2rec_lab.cli import cut, open_data, open_dataset
 from vlm2rec_lab.commands.fit import below_baseline
 from vlm2rec_lab.diagnosis.memory import exchange
 from vlm2rec_lab.model.embedder import VLMEmbedder
@@ -25,17 +24,6 @@ from vlm2rec_lab.training.losses import LOSSES, register_loss, sft
 
 SIDES = ('items', 'sequences')
 pytestmark = pytest.mark.filterwarnings('ignore::vlm2rec_lab.data.DataWarning')
-
-
-def said(*argv):
-    "Exit status, output and error stream of a command."
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main(argv)
-        except SystemExit as e:
-            status = e.code
-    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope='module')

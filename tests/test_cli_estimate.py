@@ -1,16 +1,14 @@
 """`vlm2rec estimate`: the counts of real configurations, a catalogue's share in them, and mistakes."""
 
-import contextlib
-import io
 import json
 import re
 import subprocess
 import sys
 
 import pytest
+from shell import said
 from transformers import LlavaConfig, Qwen2_5_VLConfig, Qwen3VLConfig
 
-from vlm2rec_lab.cli import main
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.model.tiny import tiny_vlm
 
@@ -44,17 +42,6 @@ REAL = {  # configuration, parameters, layers with adapters, parameters of adapt
         (7_063_427_072, 224, 39_976_960, 576),
     ),
 }
-
-
-def said(*argv):
-    "Exit status, output and error stream of a command."
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main(argv)
-        except SystemExit as e:
-            status = e.code
-    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.mark.parametrize('name', REAL)

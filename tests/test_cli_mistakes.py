@@ -1,7 +1,6 @@
 """Mistakes at the command: refused before anything heavy is imported, in the words of the shell, safe to print."""
 
 import contextlib
-import io
 import json
 import os
 import pty
@@ -13,10 +12,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from shell import said
 
 from vlm2rec_lab import __version__
 from vlm2rec_lab.base.errors import warned
-from vlm2rec_lab.cli import main
 from vlm2rec_lab.commands.names import loss_arguments
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.ranking.vectors import write_vectors
@@ -130,17 +129,6 @@ def test_a_mistake_takes_less_than_two_seconds():
     subprocess.run([sys.executable, '-m', 'vlm2rec_lab', *STUDIO, '--lr', '-1'], capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
-
-
-def said(*argv):
-    "Exit status, output and error stream of a command."
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main(argv)
-        except SystemExit as e:
-            status = e.code
-    return status, out.getvalue(), err.getvalue()
 
 
 def test_bitsandbytes_that_is_missing_is_a_line(monkeypatch):

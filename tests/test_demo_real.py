@@ -1,20 +1,16 @@
 """The demo on a shop of one's own: folder in, report and spaces out, with encoders from folders or from packages."""
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from shell import own_shop, said
 from small_encoders import image_models, save, sentence_folder
 
-from vlm2rec_lab.cli import main
 from vlm2rec_lab.commands import train as commands
 from vlm2rec_lab.model.encoders import Encoder, load_encoder
 from vlm2rec_lab.model.packaged import is_packaged
@@ -25,30 +21,10 @@ from vlm2rec_lab.show.drawing import spaces_drawing
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def said(*argv):
-    "Exit status, output and error stream of a command."
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main(list(map(str, argv)))
-        except SystemExit as e:
-            status = e.code
-    return status or 0, out.getvalue(), err.getvalue()
-
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     "Sixty products with pictures, and forty customers with six purchases each."
-    shop, folder = make_studio('balanced', seed=0, items=60, users=40, length=6), tmp_path_factory.mktemp('own')
-    (folder / 'images').mkdir()
-    for i in range(60):
-        Image.fromarray(shop.catalogue.content['image'][i]).save(folder / 'images' / f'{i}.jpg')
-    items = shop.catalogue.table[['title', 'description']]
-    items = items.assign(item_id=shop.catalogue.ids, image=[f'images/{i}.jpg' for i in range(60)])
-    items.to_csv(folder / 'items.csv', index=False)
-    bought = dict(user_id=np.repeat(np.arange(40), 6), item_id=[shop.catalogue.ids[i] for i in shop.interactions.items])
-    pd.DataFrame(bought | dict(timestamp=np.tile(np.arange(6), 40))).to_csv(folder / 'interactions.csv', index=False)
-    return folder
+    return own_shop(tmp_path_factory.mktemp('own'), 60, 'jpg')
 
 
 @pytest.fixture(scope='module')

@@ -1,7 +1,5 @@
 """Pairs of ordinary encoders: vectors, steps, trainings, saving, and every place that takes an embedder."""
 
-import contextlib
-import io
 import json
 from dataclasses import replace
 from functools import partial
@@ -14,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from pair_encoders import Colours, HashedWords, encoders
 from PIL import Image
+from shell import said
 
 from vlm2rec_lab import embed
 from vlm2rec_lab.base.errors import DataError, DataWarning
 from vlm2rec_lab.base.ragged import PAD
-from vlm2rec_lab.cli import main
 from vlm2rec_lab.commands import train as commands_train
 from vlm2rec_lab.diagnosis.memory import exchanged
 from vlm2rec_lab.diagnosis.report import collapse_report
@@ -521,17 +519,6 @@ def test_weights_in_parts_are_refused(monkeypatch):
 
 
 # ---- commands
-
-
-def said(*argv):
-    "Exit status, output and error stream of a command."
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main(list(map(str, argv)))
-        except SystemExit as e:
-            status = e.code
-    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope='module')

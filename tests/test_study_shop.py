@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pair_encoders import Colours, HashedWords
-from PIL import Image
+from shell import own_shop
 
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.base.ragged import PAD
@@ -173,16 +173,7 @@ def test_cold_rows_of_all_seeds_count(studio):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     "Forty products with pictures, and forty customers with six purchases each."
-    shop, folder = make_studio('balanced', seed=0, items=40, users=40, length=6), tmp_path_factory.mktemp('own')
-    (folder / 'images').mkdir()
-    for i in range(40):
-        Image.fromarray(shop.catalogue.content['image'][i]).save(folder / 'images' / f'{i}.png')
-    items = shop.catalogue.table[['title', 'description']]
-    named = items.assign(item_id=shop.catalogue.ids, image=[f'images/{i}.png' for i in range(40)])
-    named.to_csv(folder / 'items.csv', index=False)
-    bought = dict(user_id=np.repeat(np.arange(40), 6), item_id=[shop.catalogue.ids[i] for i in shop.interactions.items])
-    pd.DataFrame(bought | dict(timestamp=np.tile(np.arange(6), 40))).to_csv(folder / 'interactions.csv', index=False)
-    return folder
+    return own_shop(tmp_path_factory.mktemp('own'), 40, 'png')
 
 
 def test_the_command_runs_and_goes_on(folder, encoders, monkeypatch, tmp_path, capsys):

@@ -1,0 +1,37 @@
+"""What tests type and what they get back, and a small shop on disk to type it for."""
+
+import contextlib
+import io
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from vlm2rec_lab.cli import main
+from vlm2rec_lab.shop.drawn import make_studio
+
+
+def said(*argv):
+    "Exit status, output and error stream of a command."
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main(list(map(str, argv)))
+        except SystemExit as e:
+            status = e.code
+    return status, out.getvalue(), err.getvalue()
+
+
+def own_shop(folder, items=40, ending='png'):  # -> the folder
+    "So many products with pictures, and forty customers with six purchases each, as a folder of one's own."
+    shop = make_studio('balanced', seed=0, items=items, users=40, length=6)
+    (folder / 'images').mkdir()
+    names = [f'images/{i}.{ending}' for i in range(items)]
+    for name, picture in zip(names, shop.catalogue.content['image']):
+        Image.fromarray(picture).save(folder / name)
+    products = shop.catalogue.table[['title', 'description']].assign(item_id=shop.catalogue.ids, image=names)
+    products.to_csv(folder / 'items.csv', index=False)
+    bought = [shop.catalogue.ids[i] for i in shop.interactions.items]
+    sold = dict(user_id=np.repeat(np.arange(40), 6), item_id=bought, timestamp=np.tile(np.arange(6), 40))
+    pd.DataFrame(sold).to_csv(folder / 'interactions.csv', index=False)
+    return folder
