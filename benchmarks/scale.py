@@ -212,6 +212,7 @@ def there(results):  # -> list of dict
         images='images',
         ranking='full ranking',
         report='the parts of a collapse report',
+        pairs='heads on packaged encoders',
         seqrec='sequential recommenders',
         seqrec_step='their training step',
         flame='FLAME',

@@ -10,9 +10,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pair_encoders
 import pytest
 
+from vlm2rec_lab.commands.train import PAIRS
 from vlm2rec_lab.model.families import FAMILIES
+from vlm2rec_lab.model.pair import PairEmbedder
+from vlm2rec_lab.shop.drawn import make_studio
+from vlm2rec_lab.shop.leave_one_out import leave_one_out
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / 'benchmarks'
@@ -45,11 +50,12 @@ def scripts():
     import common  # noqa: E401
     import flame
     import gpu
+    import pairs
     import scale
     import shapes
     import train
 
-    yield dict(common=common, flame=flame, gpu=gpu, scale=scale, shapes=shapes, train=train)
+    yield dict(common=common, flame=flame, gpu=gpu, pairs=pairs, scale=scale, shapes=shapes, train=train)
     sys.path.remove(str(BENCH))
 
 
@@ -161,6 +167,18 @@ def test_report(tmp_path):
     found, printed = run('report.py', *size, tmp_path / 'report.json')
     assert [r['part'] for r in found['rows']] == ['permuted knockout', 'nulls', 'probe']
     assert all(r['apart'] < 1e-6 and r['ratio'] > 0 for r in found['rows']) and 'ratio' in printed
+
+
+def test_heads_on_encoders(scripts):
+    "A row says what was trained, what it took and what came out; the default of `vlm2rec train` is among the rows."
+    pairs, shop = scripts['pairs'], make_studio('balanced', seed=0, items=40, users=40, length=6)
+    assert PAIRS in pairs.SETTINGS
+    split = leave_one_out(shop, history=5)
+    embedder = PairEmbedder(pair_encoders.encoders(), dims=8)
+    row = pairs.row_of(embedder, split, dict(steps=2, batch=8, lr=0.01, positions='last'), 0)
+    assert not embedder.fresh and set(row['valid']) == set(row['test']) == {'text', 'image', 'fused'}
+    assert pairs.shown(row)['training'] == '2 x 8, lr 0.01, last'
+    assert float(pairs.shown(row)['test, text']) == row['test']['text']
 
 
 def test_gpu_on_the_cpu(tmp_path):
