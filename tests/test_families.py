@@ -186,7 +186,9 @@ def test_a_family_that_is_read_in_another_way_is_noticed(name, embedders, studio
 def test_a_fast_path_that_is_wrong_is_left_with_a_warning(folders, studio, history, monkeypatch):
     right = VLMEmbedder.from_pretrained(folders('qwen3_vl'), fusion='internal', device='cpu')
     monkeypatch.setattr(Deep, 'deeper', WRONG['qwen3_vl'][1])
-    with pytest.warns(DataWarning, match='qwen3_vl.*its fast path: hidden states differ by 1.0e.00 of their spread.*in every pass'):
+    with pytest.warns(
+        DataWarning, match='qwen3_vl.*its fast path: hidden states differ by 1.0e.00 of their spread.*in every pass'
+    ):
         e = VLMEmbedder.from_pretrained(folders('qwen3_vl'), fusion='internal', device='cpu')
     monkeypatch.undo()
     assert e.family.whole and not e.family.tree
