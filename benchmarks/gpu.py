@@ -40,11 +40,6 @@ from vlm2rec_lab.training.step import step_gradients
 # ---------------------------------------------------------------- model and data, made here
 
 
-def shape_3b(tokenizer):  # -> Qwen2_5_VLConfig
-    "The configuration of Qwen2.5-VL-3B."
-    return shape_of('qwen2_5_vl', tokenizer)
-
-
 def random_embedder(toy, device, recompute=False, rank=16, words=32, seed=0, family='qwen2_5_vl'):  # -> VLMEmbedder
     "Random weights, made on the device in its type, with adapters on the language model."
     from transformers import AutoModelForImageTextToText

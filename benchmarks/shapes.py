@@ -10,43 +10,47 @@ from dataclasses import dataclass, field
 
 from vlm2rec_lab.model.families import FAMILIES
 
-TEXT_3B = dict(
-    vocab_size=151936,
-    hidden_size=2048,
-    intermediate_size=11008,
-    num_hidden_layers=36,
-    num_attention_heads=16,
-    num_key_value_heads=2,
-    max_position_embeddings=128000,
-    rms_norm_eps=1e-6,
-    rope_parameters=dict(rope_type='default', rope_theta=1e6, mrope_section=[16, 24, 24]),
-    use_cache=False,
-)
-VISION_3B = dict(
-    depth=32,
-    hidden_size=1280,
-    intermediate_size=3420,
-    num_heads=16,
-    patch_size=14,
-    spatial_merge_size=2,
-    temporal_patch_size=2,
-    window_size=112,
-    fullatt_block_indexes=[7, 15, 23, 31],
-    out_hidden_size=2048,
-)
+
+def decoder(vocab, hidden, inner, layers, heads, shared, longest, **more):  # -> dict
+    "Sizes of a decoder: `heads` for queries, `shared` for keys and values, `longest` prompt in tokens."
+    sizes = dict(vocab_size=vocab, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers)
+    sizes |= dict(num_attention_heads=heads, num_key_value_heads=shared, max_position_embeddings=longest)
+    return sizes | dict(use_cache=False) | more
+
+
+def llama(*sizes, **more):  # -> dict
+    "Sizes of a decoder of Llama's kind."
+    return decoder(*sizes, model_type='llama', **more)
+
+
+def tower(hidden, inner, layers, heads, **more):  # -> dict
+    "Sizes of a tower with patches of 14 pixels, of SigLIP's kind unless more is said."
+    return dict(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads) | (
+        dict(patch_size=14) | more
+    )
+
+
+def rope(theta, *section, **more):  # -> dict
+    "Rotary positions in time, line and column."
+    turns = dict(rope_type='default', rope_theta=theta, mrope_section=list(section))
+    return dict(rms_norm_eps=1e-6, rope_parameters=turns | more)
+
+
+def qwen_tower(depth, hidden, inner, heads, out, patch, **more):  # -> dict
+    "Sizes of a tower of Qwen's own."
+    sizes = dict(depth=depth, hidden_size=hidden, intermediate_size=inner, num_heads=heads, out_hidden_size=out)
+    return sizes | dict(patch_size=patch) | more
+
+
+MERGED = dict(spatial_merge_size=2, temporal_patch_size=2)
 TOY = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2)
 TOY |= dict(head_dim=8, max_position_embeddings=2048)
+TOY_LLAMA = dict(model_type='llama', use_cache=False) | TOY
 TOY_ROPE = dict(rope_type='default', rope_theta=1e4, mrope_section=[1, 1, 2])
-TOY_EYE = dict(depth=1, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=32)
-ROPE_3 = dict(rope_type='default', rope_theta=5e6, mrope_interleaved=True, mrope_section=[24, 20, 20])
-TEXT_3 = dict(vocab_size=151936, num_key_value_heads=8, head_dim=128, max_position_embeddings=262144)
-TEXT_3 |= dict(rms_norm_eps=1e-6, rope_parameters=ROPE_3, use_cache=False)
-VISION_3 = dict(depth=24, hidden_size=1024, intermediate_size=4096, num_heads=16, patch_size=16, out_hidden_size=2048)
-VISION_3 |= dict(spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=2304)
-LLAMA = dict(model_type='llama', use_cache=False)
-SIGLIP = dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, patch_size=14)
-TOY_TOWER = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, patch_size=14)
-TOY_TOWER |= dict(image_size=56)
+TOY_QWEN = TOY | dict(rope_parameters=TOY_ROPE)
+TOY_TOWER = tower(32, 64, 2, 2, image_size=56)
+CLIP = dict(model_type='clip_vision_model')
+BARE_SIGLIP = dict(model_type='siglip_vision_model', vision_use_head=False)
 
 
 @dataclass(frozen=True)
@@ -70,34 +74,33 @@ class Shape:
 SHAPES = {
     'qwen2_5_vl': Shape(
         'Qwen2.5-VL-3B',
-        TEXT_3B,
-        VISION_3B,
-        TOY | dict(rope_parameters=TOY_ROPE),
-        TOY_EYE | dict(patch_size=14, spatial_merge_size=2, window_size=112, fullatt_block_indexes=[0]),
+        decoder(151936, 2048, 11008, 36, 16, 2, 128000, **rope(1e6, 16, 24, 24)),
+        qwen_tower(32, 1280, 3420, 16, 2048, 14, window_size=112, fullatt_block_indexes=[7, 15, 23, 31], **MERGED),
+        TOY_QWEN,
+        qwen_tower(1, 32, 64, 2, 32, 14, window_size=112, fullatt_block_indexes=[0], spatial_merge_size=2),
     ),
     'qwen2_vl': Shape(
         'Qwen2-VL-2B',
-        TEXT_3B | dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12),
+        decoder(151936, 1536, 8960, 28, 12, 2, 128000, **rope(1e6, 16, 24, 24)),
         dict(depth=32, embed_dim=1280, hidden_size=1536, num_heads=16, mlp_ratio=4, patch_size=14),
-        TOY | dict(rope_parameters=TOY_ROPE),
+        TOY_QWEN,
         dict(depth=1, embed_dim=32, hidden_size=32, num_heads=2, mlp_ratio=2, patch_size=14),
     ),
     'qwen3_vl': Shape(
         'Qwen3-VL-2B',
-        TEXT_3 | dict(hidden_size=2048, intermediate_size=6144, num_hidden_layers=28, num_attention_heads=16),
-        VISION_3 | dict(deepstack_visual_indexes=[5, 11, 17]),
+        decoder(151936, 2048, 6144, 28, 16, 8, 262144, head_dim=128, **rope(5e6, 24, 20, 20, mrope_interleaved=True)),
+        qwen_tower(24, 1024, 4096, 16, 2048, 16, num_position_embeddings=2304, **MERGED)
+        | dict(deepstack_visual_indexes=[5, 11, 17]),
         TOY | dict(rope_parameters=TOY_ROPE | dict(mrope_interleaved=True)),
-        TOY_EYE | dict(patch_size=16, num_position_embeddings=64, deepstack_visual_indexes=[0]),
+        qwen_tower(1, 32, 64, 2, 32, 16, num_position_embeddings=64, deepstack_visual_indexes=[0]),
         patch=16,
         toy_pixels=64,
     ),
     'smolvlm': Shape(
         'SmolVLM-Instruct (2.2B)',
-        LLAMA
-        | dict(vocab_size=49155, hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, head_dim=64)
-        | dict(num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=16384),
-        SIGLIP | dict(image_size=384),
-        LLAMA | TOY,
+        llama(49155, 2048, 8192, 24, 32, 32, 16384, head_dim=64),
+        tower(1152, 4304, 27, 16, image_size=384),
+        TOY_LLAMA,
         TOY_TOWER,
         pixels=384,
         more=dict(scale_factor=3),
@@ -107,11 +110,9 @@ SHAPES = {
     ),
     'idefics3': Shape(
         'Idefics3-8B-Llama3',
-        LLAMA
-        | dict(vocab_size=128259, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, head_dim=128)
-        | dict(num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=131072),
-        SIGLIP | dict(image_size=364),
-        LLAMA | TOY,
+        llama(128259, 4096, 14336, 32, 32, 8, 131072, head_dim=128),
+        tower(1152, 4304, 27, 16, image_size=364),
+        TOY_LLAMA,
         TOY_TOWER,
         pixels=364,
         more=dict(scale_factor=2),
@@ -121,24 +122,20 @@ SHAPES = {
     ),
     'llava': Shape(
         'LLaVA-1.5-7B',
-        LLAMA
-        | dict(vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, head_dim=128)
-        | dict(num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096),
-        dict(model_type='clip_vision_model', hidden_size=1024, intermediate_size=4096, num_hidden_layers=24)
-        | dict(num_attention_heads=16, image_size=336, patch_size=14, projection_dim=768),
-        LLAMA | TOY,
-        dict(model_type='clip_vision_model', projection_dim=16) | TOY_TOWER,
+        llama(32064, 4096, 11008, 32, 32, 32, 4096, head_dim=128),
+        tower(1024, 4096, 24, 16, image_size=336, projection_dim=768) | CLIP,
+        TOY_LLAMA,
+        TOY_TOWER | CLIP | dict(projection_dim=16),
         pixels=336,
         pictures='CLIPImageProcessor',
         tied=False,
     ),
     'gemma3': Shape(
         'Gemma 3 4B',
-        dict(vocab_size=262208, hidden_size=2560, intermediate_size=10240, num_hidden_layers=34, head_dim=256)
-        | dict(num_attention_heads=8, num_key_value_heads=4, sliding_window=1024, use_cache=False),
-        dict(model_type='siglip_vision_model', vision_use_head=False, image_size=896) | SIGLIP,
+        decoder(262208, 2560, 10240, 34, 8, 4, 131072, head_dim=256, sliding_window=1024),
+        tower(1152, 4304, 27, 16, image_size=896) | BARE_SIGLIP,
         TOY | dict(sliding_window=24),
-        dict(model_type='siglip_vision_model', vision_use_head=False) | TOY_TOWER,
+        TOY_TOWER | BARE_SIGLIP,
         pixels=896,
         more=dict(mm_tokens_per_image=256),
         toy_more=dict(mm_tokens_per_image=4),

@@ -227,7 +227,7 @@ def test_gpu_shape_is_that_of_3b(scripts):
 
     g = scripts['gpu']
     with torch.device('meta'):
-        model = Qwen2_5_VLForConditionalGeneration(g.shape_3b(build_tokenizer(studio_corpus(50))))
+        model = Qwen2_5_VLForConditionalGeneration(g.shape_of('qwen2_5_vl', build_tokenizer(studio_corpus(50))))
 
     def count(m):
         return sum(p.numel() for p in m.parameters())

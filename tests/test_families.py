@@ -1,5 +1,6 @@
 """The family matrix: tiny random checkpoints of real classes, each measured against its own model, with pictures."""
 
+import random
 import shutil
 
 import numpy as np
@@ -12,9 +13,10 @@ from vlm2rec_lab.base.errors import DataError, DataWarning
 from vlm2rec_lab.base.ragged import PAD
 from vlm2rec_lab.diagnose import collapse_report
 from vlm2rec_lab.model.bank import make_bank, vision_key
+from vlm2rec_lab.model.check import _tried
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.model.encode import forward
-from vlm2rec_lab.model.families import FAMILIES, empty_model, lora_targets
+from vlm2rec_lab.model.families import FAMILIES, empty_model, load_model, lora_targets
 from vlm2rec_lab.model.family import language_model, own_forward, sight
 from vlm2rec_lab.model.fast import Deep
 from vlm2rec_lab.model.general import whole_of
@@ -184,13 +186,62 @@ def test_a_family_that_is_read_in_another_way_is_noticed(name, embedders, studio
 def test_a_fast_path_that_is_wrong_is_left_with_a_warning(folders, studio, history, monkeypatch):
     right = VLMEmbedder.from_pretrained(folders('qwen3_vl'), fusion='internal', device='cpu')
     monkeypatch.setattr(Deep, 'deeper', WRONG['qwen3_vl'][1])
-    with pytest.warns(DataWarning, match='qwen3_vl.*its fast path: hidden states differ by .*e-0.*in every pass'):
+    with pytest.warns(
+        DataWarning, match='qwen3_vl.*its fast path: hidden states differ by 1.0e.00 of their spread.*in every pass'
+    ):
         e = VLMEmbedder.from_pretrained(folders('qwen3_vl'), fusion='internal', device='cpu')
     monkeypatch.undo()
     assert e.family.whole and not e.family.tree
     bank, other = right.bank(studio.catalogue, progress=False), e.bank(studio.catalogue, progress=False)
     one, two = prefix_vectors(right, bank, history)['joint'], prefix_vectors(e, other, history)['joint']
     assert apart(one, two) < 1e-5
+
+
+def one_number_towers_over_all(module, args, output):
+    "The first token's output with a massive activation, as large language models have it."
+    at = torch.zeros_like(output)
+    at[:, 0, 3] = 3000
+    return output + at
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('name', WRONG)
+def test_a_wrong_way_is_noticed_beside_massive_numbers_and_in_half_precision(name, dtype, folders):
+    loaded = load_model(folders(name), dtype=dtype, device='cpu')
+    language_model(loaded[0]).norm.register_forward_hook(one_number_towers_over_all)
+    right, (method, to) = FAMILIES[name], WRONG[name]
+    wrong = type('Wrong', (type(right),), {method: to})(**vars(right))
+    assert _tried(right, *loaded, 50176)[0]
+    said = _tried(wrong, *loaded, 50176)
+    assert not said[0] and 'hidden states differ' in said[1]
+
+
+@pytest.mark.parametrize('only', ['tree', 'second row'])
+def test_a_number_that_is_none_is_never_right(only, folders, monkeypatch):
+    right = FAMILIES['qwen3_vl']
+
+    def read(self, core, features, ids, position, feature, mask=None):
+        out = type(right).read(self, core, features, ids, position, feature, mask)
+        if mask is not None if only == 'tree' else len(out) == 2 and (ids[1] == 0).any():
+            out[-1] = torch.nan
+        return out
+
+    broken = type('Broken', (type(right),), dict(read=read))(**vars(right))
+    assert _tried(broken, *load_model(folders('qwen3_vl'), device='cpu'), 50176) == (
+        False,
+        'hidden states differ by nan of their spread',
+    )
+
+
+@quiet
+@pytest.mark.parametrize('name', ['qwen3_vl', 'idefics2'])
+def test_the_check_of_loading_draws_nothing(name, folders):
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    VLMEmbedder.from_pretrained(folders(name), lora=2, device='cpu')
+    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 
 # ---------------------------------------------------------------- families that are not listed

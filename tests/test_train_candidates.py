@@ -1,6 +1,7 @@
 "Training against more than the batch's targets, and the best step kept."
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from pair_encoders import Colours, HashedWords
 
+from vlm2rec_lab.base.checkpoint import read_checkpoint
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.base.ragged import is_member
 from vlm2rec_lab.cli import main, make_parser
@@ -101,6 +103,32 @@ def test_every_loss_trains_against_more(split, loss, asked):
     assert not same(before, values(embedder))
 
 
+@pytest.mark.parametrize('fuse', ['sum', 'concat', dict(text=0.3, image=0.7)], ids=str)
+@pytest.mark.parametrize('loss', LOSSES)
+def test_what_is_masked_is_not_there_for_any_loss(split, loss, fuse):
+    "A pair among drawn items costs what it costs, value and gradient, where masked items do not exist at all."
+    embedder, rows = pair(), training_rows(split, 'all')[:5]
+    groups = np.arange(60) // 3
+    b = make_batch(split, rows, 'all', groups, drawn_items(warm_items(split), 12, 3, 1))
+    items, told = (
+        embedder.encode_items(split.catalogue, progress=False),
+        embedder.prefix_vectors(embedder.bank(split.catalogue, False), b.history),
+    )
+    items['image'][b.items[:4]] = 0  # some lack a picture
+    objective = partial(LOSSES[loss], fuse=fuse)
+    for k in (0, 7, len(b.targets) - 1):
+        keep = (~b.exclude[k]).nonzero()[:, 0]
+        assert len(keep) < len(b.items)
+        costs = []
+        for columns, masks in ((torch.arange(len(b.items)), b.exclude[k : k + 1]), (keep, None)):
+            users = {m: z[k : k + 1].detach().requires_grad_() for m, z in told.items()}
+            shown = {m: z[torch.as_tensor(b.items)[columns]] for m, z in items.items()}
+            cost = objective(users, shown, (columns == b.positives[k]).nonzero()[0], masks)
+            slopes = torch.autograd.grad(cost, list(users.values()), allow_unused=True)
+            costs.append([cost.detach()[None], *(s[0] for s in slopes if s is not None)])
+        assert all(torch.allclose(one, two, rtol=1e-4, atol=1e-6) for one, two in zip(*costs, strict=True))
+
+
 def test_chunks_change_nothing(split):
     ways = [train(pair('recent'), split, steps=3, candidates='all', seed=3, **HOW, **kw) for kw in ({}, dict(chunk=4))]
     assert ways[0].frame.loss.tolist() == pytest.approx(ways[1].frame.loss.tolist(), abs=1e-5)
@@ -159,7 +187,34 @@ def test_the_fusion_of_the_best_step_is_the_one_that_is_told(split):
     assert run.fuse == {m: row[f'weight/{m}'] for m in ('text', 'image')}
 
 
-@pytest.mark.parametrize('every', [None, 0])
+def test_there_must_be_room_for_the_best_step_too(split, tmp_path, monkeypatch):
+    "Values, two numbers of the optimiser for each, and the values that are set aside."
+    size = sum(p.numel() * p.element_size() for _, p in pair().adapter_parameters())
+    how = HOW | dict(steps=2, eval_every=1, checkpoint=tmp_path / 'run.safetensors')
+    monkeypatch.setattr('shutil.disk_usage', lambda folder: SimpleNamespace(free=3 * size))
+    assert len(train(pair(), split, **how).frame) == 2
+    with pytest.raises(OSError, match=f'takes {4 * size / 1e6:.2f} MB'):
+        train(pair(), split, **how, keep='best')
+    monkeypatch.setattr('shutil.disk_usage', lambda folder: SimpleNamespace(free=4 * size))
+    train(pair(), split, **how, keep='best')
+    held = sum(t.numel() * t.element_size() for t in read_checkpoint(tmp_path / 'run.safetensors')[0].values())
+    assert 4 * size <= held < 4.1 * size
+
+
+def test_a_checkpoint_without_a_best_step_goes_on(split, tmp_path):
+    "As all were before there was `keep`: no entry of the best step, no word of it in the settings."
+    file = tmp_path / 'run.safetensors'
+    saving, how = Saving(file, every=1, resume=True), dict(steps=4, loss='sft')
+    whole = train(pair(), split, **how, **HOW)
+    train(pair(), split, **how, **HOW, saving=saving, callback=lambda r: 'stop' if len(r) == 2 else None)
+    state, run = read_checkpoint(file)
+    assert not any(k.startswith('best/') for k in state) and not {'keep', 'candidates'} & set(run['settings'])
+    assert train(pair(), split, **how, **HOW, saving=saving).frame.equals(whole.frame)
+    with pytest.raises(ValueError, match='keep'):
+        train(pair(), split, **how, **HOW | dict(eval_every=1), saving=saving, keep='best')
+
+
+@pytest.mark.parametrize('every', [None, 0, 3])
 def test_the_best_of_one_is_refused(split, every):
     with pytest.raises(DataError, match='eval_every='):
         train(pair(), split, steps=2, keep='best', **HOW | dict(eval_every=every))

@@ -323,10 +323,11 @@ def _check_finite(record, batch, run, checkpoint):
     raise error
 
 # %% ../nbs/03_train.ipynb #4a1f0101
-def _check_room(checkpoint, named):
-    "Raises OSError where a checkpoint of these parameters cannot fit on its disk: values, and two numbers for each."
+def _check_room(checkpoint, named, best=False):
+    "Raises OSError where a checkpoint cannot fit on its disk: values, two numbers for each, and values of the best."
     folder = next(p for p in Path(checkpoint).resolve().parents if p.is_dir())
-    needed, free = sum(3 * p.numel() * p.element_size() for _, p in named), shutil.disk_usage(folder).free
+    size, free = sum(p.numel() * p.element_size() for _, p in named), shutil.disk_usage(folder).free
+    needed = size * (4 if best else 3)
     if free < needed:
         raise OSError(
             f'{checkpoint}: a checkpoint takes {needed / 1e6:,.2f} MB and the disk has {free / 1e6:,.2f} MB left: make '
@@ -361,7 +362,7 @@ def _go_on(run, saving, settings):
     "Put the state of the last checkpoint back, where one is asked for and there."
     file = saving.checkpoint
     if file:
-        _check_room(file, run.named)
+        _check_room(file, run.named, settings.get('keep') == 'best')
     if saving.resume and file and (Path(file).exists() or previous(file).exists()):
         run.records = load_checkpoint(file, run.named, run.optimiser, settings, run.memory, run.best)
     _same_in_all(run.records, run)
@@ -445,7 +446,7 @@ def train(
     (schedule, speed, saving), loss_settings = sort_options(settings, schedule, speed, saving)
     _check_speed(speed, positions, candidates, accelerator)
     _check_candidates(candidates, embedder, split)
-    check_best(keep, eval_every)
+    check_best(keep, eval_every, steps)
     fixed = ({'tau': tau} if isinstance(loss, str) else {}) | loss_settings
     check_rows(batch, alone=True)
     get_loss(loss, **fixed | read_controls(controls, 0))  # a wrong name is told before anything is loaded

@@ -121,7 +121,7 @@ class Plan:
             check_number('lora', self.lora, zero=False)
         check_word('positions', self.positions, POSITIONS)
         check_candidates(self.candidates)
-        check_best(self.keep, self.eval_every)
+        check_best(self.keep, self.eval_every, self.steps)
 
     @property
     def unusual(self):

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 
 import torch
+from fastcore.basics import patch
 
 from .pieces import Marks, picture_piece
 
@@ -175,67 +176,93 @@ class Family:
         place = tokenizer.convert_tokens_to_ids(self.place) if self.place else place_id(config)
         return Marks(tuple(text_ids(tokenizer, self.opening)), place, tuple(text_ids(tokenizer, self.closing)))
 
-    def settings(self, image_processor, max_pixels):  # -> dict
-        "What the image processor is told beside the pictures; of fixed sizes nothing."
-        return {}
+# %% ../../nbs/02_model/01a_family.ipynb #5c3f0b02
+@patch
+def settings(self: Family, image_processor, max_pixels):  # -> dict
+    "What the image processor is told beside the pictures; of fixed sizes nothing."
+    return {}
 
-    def scaling(self, image_processor):  # -> tuple of words
-        "What a picture's rows depend on beside weights and `settings`."
-        return (sorted(image_processor.to_dict().items()),)
+# %% ../../nbs/02_model/01a_family.ipynb #5c3f0b03
+@patch
+def scaling(self: Family, image_processor):  # -> tuple of words
+    "What a picture's rows depend on beside weights and `settings`."
+    return (sorted(image_processor.to_dict().items()),)
 
-    def prepared(self, image_processor, pictures, settings):  # -> dict
-        "Pictures as the tower takes them."
-        return image_processor(images=pictures, return_tensors='pt', **settings)
+# %% ../../nbs/02_model/01a_family.ipynb #5c3f0b04
+@patch
+def prepared(self: Family, image_processor, pictures, settings):  # -> dict
+    "Pictures as the tower takes them."
+    return image_processor(images=pictures, return_tensors='pt', **settings)
 
-    def width(self, core):  # -> int
-        "Length of a row in the table of features."
-        return hidden_size(core)
+# %% ../../nbs/02_model/01a_family.ipynb #5c3f0b05
+@patch
+def width(self: Family, core):  # -> int
+    "Length of a row in the table of features."
+    return hidden_size(core)
 
-    def grids(self, rows, inputs, image_processor):  # -> long [pictures, 2]
-        "Lines and columns of each picture's places: one line."
-        return torch.tensor([[1, len(r)] for r in rows], dtype=torch.long).reshape(-1, 2)
+# %% ../../nbs/02_model/01a_family.ipynb #5c3f0b06
+@patch
+def grids(self: Family, rows, inputs, image_processor):  # -> long [pictures, 2]
+    "Lines and columns of each picture's places: one line."
+    return torch.tensor([[1, len(r)] for r in rows], dtype=torch.long).reshape(-1, 2)
 
-    def look(self, core, image_processor, pictures, settings):  # -> features [rows, width], grids long [pictures, 2]
-        "The rows of pictures, by the model's own method, and how many each picture has."
-        inputs = self.prepared(image_processor, pictures, settings)
-        see = body(core).get_image_features
-        found = see(**placed(core, accepted(see, inputs)))
-        rows = picture_rows(found)
-        return self.rows(rows, found), self.grids(rows, inputs, image_processor)
+# %% ../../nbs/02_model/01a_family.ipynb #5c3f0b07
+@patch
+def look(
+    self: Family, core, image_processor, pictures, settings
+):  # -> features [rows, width], grids long [pictures, 2]
+    "The rows of pictures, by the model's own method, and how many each picture has."
+    inputs = self.prepared(image_processor, pictures, settings)
+    see = body(core).get_image_features
+    found = see(**placed(core, accepted(see, inputs)))
+    rows = picture_rows(found)
+    return self.rows(rows, found), self.grids(rows, inputs, image_processor)
 
-    def rows(self, rows, found):  # -> [rows, width]
-        "The table's rows of some pictures."
-        return torch.cat(rows)
+# %% ../../nbs/02_model/01a_family.ipynb #5c3f0b08
+@patch
+def rows(self: Family, rows, found):  # -> [rows, width]
+    "The table's rows of some pictures."
+    return torch.cat(rows)
 
-    def piece(self, marks, grid, first, lead=()):  # -> a loose piece
-        "A picture in a prompt, given lines and columns, its first row in the table, and ids of a text in front."
-        return picture_piece(marks, *grid, first, lead)
+# %% ../../nbs/02_model/01a_family.ipynb #5c3f0b0a
+@patch
+def piece(self: Family, marks, grid, first, lead=()):  # -> a loose piece
+    "A picture in a prompt, given lines and columns, its first row in the table, and ids of a text in front."
+    return picture_piece(marks, *grid, first, lead)
 
-    def positions(self, position, mask):  # -> long [1 or rows, L], or [3, rows, L]
-        "Positions as the decoder takes them, given those of the pieces, long [3, rows, L], and the mask of a tree."
-        return position[0] if mask is not None else torch.arange(position.shape[2])[None]
+# %% ../../nbs/02_model/01a_family.ipynb #5c3f0b0b
+@patch
+def positions(self: Family, position, mask):  # -> long [1 or rows, L], or [3, rows, L]
+    "Positions as the decoder takes them, given those of the pieces, long [3, rows, L], and the mask of a tree."
+    return position[0] if mask is not None else torch.arange(position.shape[2])[None]
 
-    def masks(self, config, mask, position, seen):  # -> as in `reading_mask`
-        "What each token may read."
-        return reading_mask(config, mask, position[0], seen)
+# %% ../../nbs/02_model/01a_family.ipynb #5c3f0b0c
+@patch
+def masks(self: Family, config, mask, position, seen):  # -> as in `reading_mask`
+    "What each token may read."
+    return reading_mask(config, mask, position[0], seen)
 
-    def deeper(self, seen, rows, hidden):  # -> dict
-        "Further arguments of the decoder: what the table holds beside the rows that stand in the prompt."
-        return {}
+# %% ../../nbs/02_model/01a_family.ipynb #5c3f0b0d
+@patch
+def deeper(self: Family, seen, rows, hidden):  # -> dict
+    "Further arguments of the decoder: what the table holds beside the rows that stand in the prompt."
+    return {}
 
-    def read(self, core, features, ids, position, feature, mask=None):  # -> [rows, L, hidden]
-        "The decoder's output at every token of padded prompts, as `place_tokens` lays them out."
-        device, seen = core.device, feature >= 0
-        e = core.get_input_embeddings()(ids.masked_fill(seen, 0).to(device))
-        more = {}
-        if seen.any():
-            found = features[feature[seen]].to(device, e.dtype)
-            e = e.index_put((seen.to(device),), found[:, : e.shape[-1]])
-            more = self.deeper(seen.to(device), found[:, e.shape[-1] :], e.shape[-1])
-        reads = self.masks(language_model(core).config, mask, position, seen)
-        where = self.positions(position, mask).to(device)
-        how = dict(position_ids=where, attention_mask=on(reads, device), use_cache=False, **more)
-        return language_model(core)(inputs_embeds=e, **how).last_hidden_state
+# %% ../../nbs/02_model/01a_family.ipynb #5c3f0b0e
+@patch
+def read(self: Family, core, features, ids, position, feature, mask=None):  # -> [rows, L, hidden]
+    "The decoder's output at every token of padded prompts, as `place_tokens` lays them out."
+    device, seen = core.device, feature >= 0
+    e = core.get_input_embeddings()(ids.masked_fill(seen, 0).to(device))
+    more = {}
+    if seen.any():
+        found = features[feature[seen]].to(device, e.dtype)
+        e = e.index_put((seen.to(device),), found[:, : e.shape[-1]])
+        more = self.deeper(seen.to(device), found[:, e.shape[-1] :], e.shape[-1])
+    reads = self.masks(language_model(core).config, mask, position, seen)
+    where = self.positions(position, mask).to(device)
+    how = dict(position_ids=where, attention_mask=on(reads, device), use_cache=False, **more)
+    return language_model(core)(inputs_embeds=e, **how).last_hidden_state
 
 # %% ../../nbs/02_model/01a_family.ipynb #3d225b47
 def place_id(

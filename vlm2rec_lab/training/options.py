@@ -95,13 +95,15 @@ def candidates_of(
 def check_best(
     keep,  # of KEEP
     eval_every,  # steps between validations; None: at the end only; 0: never
+    steps,  # of the run
 ):
     "Raises DataError where the best step is to be kept and nothing says which it is."
     check_word('keep', keep, KEEP)
-    if keep == 'best' and not eval_every:
+    if keep == 'best' and not 1 <= (eval_every or 0) <= steps:
+        said = f'the last of {steps:,} steps alone' if eval_every is None else f'none of {steps:,} steps'
         raise DataError(
-            f"keep='best' chooses among steps that are validated, and eval_every={eval_every} validates "
-            f'{"never" if eval_every == 0 else "the last one alone"}: give eval_every=, such as a tenth of the steps'
+            f"keep='best' chooses among steps that are validated, and eval_every={eval_every} validates {said}: give "
+            'eval_every=, such as a tenth of the steps'
         )
 
 # %% ../../nbs/02_training/00_options.ipynb #5b2e0c0a
