@@ -12,7 +12,8 @@ from ..base.errors import DataError
 from .encoders import KINDS, load_encoder
 from .objects import is_sentence_object, object_reads
 from .packaged import is_packaged, packaged_encoders
-from .pair import PairEmbedder, is_pair
+from .pair import PairEmbedder
+from .pair_saved import is_pair
 from .saved import HUB_ID
 from .towers import is_dual
 
