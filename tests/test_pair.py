@@ -592,7 +592,9 @@ def test_trained_heads_go_on_and_take_no_fresh_start(folder, known_encoders, tmp
 
 def test_data_of_ones_own_are_read_by_real_encoders_where_there_are_some(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(loading, 'has_real', lambda: True)
-    monkeypatch.setattr(loading, 'real_encoders', lambda kinds: {m: encoders()[k] for m, k in kinds.items()})
+    monkeypatch.setattr(
+        loading, 'real_encoders', lambda kinds, device=None: {m: encoders()[k] for m, k in kinds.items()}
+    )
     status, text, err = said('train', '--data', folder, *TRAIN, '--out', tmp_path / 'run')
     assert status == 0 and 'PairEmbedder(' in text, err
     assert json.loads((tmp_path / 'run/run.json').read_text())['model'] == 'real'
@@ -621,7 +623,9 @@ def test_downstream_takes_a_pair(folder, known_encoders, tmp_path):
 
 def test_several_modalities_of_one_kind(monkeypatch, studio):
     monkeypatch.setattr(loading, 'has_real', lambda: True)
-    monkeypatch.setattr(loading, 'real_encoders', lambda kinds: {m: encoders()[k] for m, k in kinds.items()})
+    monkeypatch.setattr(
+        loading, 'real_encoders', lambda kinds, device=None: {m: encoders()[k] for m, k in kinds.items()}
+    )
     cat = studio.catalogue
     three = Catalogue(
         cat.ids, {**cat.content, 'plot': cat.content['text'][::-1]}, {**cat.kinds, 'plot': 'text'}, cat.table

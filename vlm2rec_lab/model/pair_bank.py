@@ -31,8 +31,8 @@ class _Kept:
 
     def add(self, keys, values):
         "More vectors, float32 [keys, width]."
-        self.places |= {k: len(self.values) + i for i, k in enumerate(keys)}
-        self.values = torch.cat([self.values, values])
+        start, self.values = len(self.values), torch.cat([self.values, values])
+        self.places |= {k: start + i for i, k in enumerate(keys)}  # last: a key never leads to nothing
 
     def find(self, keys):
         "float32 [keys, width]."
