@@ -20,7 +20,7 @@ from vlm2rec_lab.base.ragged import PAD
 from vlm2rec_lab.commands import train as commands_train
 from vlm2rec_lab.diagnosis.memory import exchanged
 from vlm2rec_lab.diagnosis.report import collapse_report
-from vlm2rec_lab.model import loading, pair
+from vlm2rec_lab.model import loading, pair_bank, pair_saved
 from vlm2rec_lab.model.heads import principal_axes
 from vlm2rec_lab.model.pair import PairEmbedder
 from vlm2rec_lab.model.passes import prefix_pairs
@@ -109,7 +109,7 @@ def test_other_weights_find_nothing_in_a_folder(studio, tmp_path):
 
 
 def test_a_stopped_encoding_goes_on(studio, tmp_path, monkeypatch):
-    monkeypatch.setattr(pair, '_fill', partial(pair._fill, block=10))
+    monkeypatch.setattr(pair_bank, '_fill', partial(pair_bank._fill, block=10))
     lazy, calls = make(), []
     usual = HashedWords.vectors
 
@@ -456,7 +456,7 @@ def test_an_encoder_in_a_folder_is_found_again(tmp_path, monkeypatch):
     monkeypatch.setattr(HashedWords, 'where', str(tmp_path / 'mine'), raising=False)
     asked = []
     monkeypatch.setattr(
-        'vlm2rec_lab.model.encoders.load_encoder', lambda where, kind: asked.append((where, kind)) or encoders()[kind]
+        pair_saved, 'load_encoder', lambda where, kind, device: asked.append((where, kind)) or encoders()[kind]
     )
     loaded = PairEmbedder.from_pretrained(make().save_pretrained(tmp_path / 'pair'))
     assert asked == [(str((tmp_path / 'mine').resolve()), 'text'), ('colours', 'image')] and loaded.fresh
@@ -541,7 +541,7 @@ def folder(tmp_path_factory):
 def known_encoders(monkeypatch):
     "A note's words lead to the encoders of these tests."
     made = {'hashed words': HashedWords, 'colours': Colours}
-    monkeypatch.setattr(pair, '_load_encoder', lambda note: made[note['where']]())
+    monkeypatch.setattr(pair_saved, '_load_encoder', lambda note, device: made[note['where']]())
 
 
 TRAIN = ('--users', 12, '--steps', 2, '--batch', 4, '--losses', 'sft')
@@ -579,7 +579,9 @@ def test_trained_heads_go_on_and_take_no_fresh_start(folder, known_encoders, tmp
 
 def test_data_of_ones_own_are_read_by_real_encoders_where_there_are_some(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(loading, 'has_real', lambda: True)
-    monkeypatch.setattr(loading, 'real_encoders', lambda kinds: {m: encoders()[k] for m, k in kinds.items()})
+    monkeypatch.setattr(
+        loading, 'real_encoders', lambda kinds, device=None: {m: encoders()[k] for m, k in kinds.items()}
+    )
     status, text, err = said('train', '--data', folder, *TRAIN, '--out', tmp_path / 'run')
     assert status == 0 and 'PairEmbedder(' in text, err
     assert json.loads((tmp_path / 'run/run.json').read_text())['model'] == 'real'
@@ -608,7 +610,9 @@ def test_downstream_takes_a_pair(folder, known_encoders, tmp_path):
 
 def test_several_modalities_of_one_kind(monkeypatch, studio):
     monkeypatch.setattr(loading, 'has_real', lambda: True)
-    monkeypatch.setattr(loading, 'real_encoders', lambda kinds: {m: encoders()[k] for m, k in kinds.items()})
+    monkeypatch.setattr(
+        loading, 'real_encoders', lambda kinds, device=None: {m: encoders()[k] for m, k in kinds.items()}
+    )
     cat = studio.catalogue
     three = Catalogue(
         cat.ids, {**cat.content, 'plot': cat.content['text'][::-1]}, {**cat.kinds, 'plot': 'text'}, cat.table

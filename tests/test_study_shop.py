@@ -177,7 +177,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_command_runs_and_goes_on(folder, encoders, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(loading, 'real_encoders', lambda kinds: {m: encoders[k] for m, k in kinds.items()})
+    monkeypatch.setattr(loading, 'real_encoders', lambda kinds, device=None: {m: encoders[k] for m, k in kinds.items()})
     argv = ['study', '--part', 'shop', '--data', str(folder), '--out', str(tmp_path), '--remedies', 'sft', 'wpcl']
     argv += ['--conditions', 'warm', 'small', '--seeds', '1', '--effort', '0.2']
     assert main(argv) == 0

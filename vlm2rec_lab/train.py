@@ -93,6 +93,16 @@ _all_ = [
     'works_of',
 ]
 
+# %% ../nbs/03_train.ipynb #b7d20001
+def _check_embedder(embedder):
+    "Raises TypeError, with the remedy, for what cannot encode items and sequences, such as a bare encoder."
+    for method in ('encode_items', 'encode_sequences'):
+        if not hasattr(embedder, method):
+            raise TypeError(
+                f'{type(embedder).__name__} is no embedder (it has no {method}): open it with load_embedder, which '
+                'takes folders, hub ids and a SentenceTransformer'
+            )
+
 # %% ../nbs/03_train.ipynb #43db0cac
 def encode_split(
     embedder,  # VLMEmbedder
@@ -106,6 +116,7 @@ def encode_split(
     "One part of a split as vectors: `evaluate(**encode_split(embedder, split))`. Raises ValueError for another part."
     if part not in ('train', 'valid', 'test'):
         raise ValueError(f"unknown part {part!r} of the split: 'train', 'valid' or 'test'")
+    _check_embedder(embedder)
     rows = getattr(split, part)
     items = items or embedder.encode_items(split.catalogue, progress=progress, accelerator=accelerator)
     sequences = embedder.encode_sequences(split.catalogue, rows.history, progress=progress, accelerator=accelerator)
@@ -444,6 +455,7 @@ def train(
 
     schedule = Schedule(shape=schedule) if isinstance(schedule, str) else schedule
     (schedule, speed, saving), loss_settings = sort_options(settings, schedule, speed, saving)
+    _check_embedder(embedder)
     _check_speed(speed, positions, candidates, accelerator)
     _check_candidates(candidates, embedder, split)
     check_best(keep, eval_every, steps)

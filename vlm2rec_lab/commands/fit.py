@@ -366,8 +366,8 @@ def below_baseline(
         return ''
     sure = all(d.high < 0 for _, d in lower.values())
     far = ' and '.join(f'{n} ({x:.4f}, {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}])' for n, (x, d) in lower.items())
-    who, have = ('it', 'has') if len(lower) == 1 else ('they', 'have')
-    means = f'{who} {have} learned nothing that {knows} does not know'
+    who = 'it' if len(lower) == 1 else 'any of them'
+    means = f'{knows}, without any training, ranks better than {who}'
     unsure = f'not clear of zero, but not surely better than {knows} either'
     verb = 'lies' if len(lower) == 1 else 'lie'
     return f'{far} {verb} below {what}, {base[best][metric]:.4f}: {means if sure else unsure}.'

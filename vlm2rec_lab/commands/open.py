@@ -272,7 +272,7 @@ def has_adapters(
         return True
     if not (folder / 'embedder.json').is_file():
         return False
-    from vlm2rec_lab.model.pair import is_pair
+    from vlm2rec_lab.model.pair_saved import is_pair
     from vlm2rec_lab.model.saved import NOTE, read_note
 
     return is_pair(model) and not read_note(folder / NOTE).get('fresh')

@@ -29,9 +29,10 @@ class Encoder:
         module,  # torch module: {input: tensor} -> [contents, size]
         reader,  # TextReader or PictureReader
         where=None,  # folder or hub id by which `load_encoder` opens it again; None: by its name
+        given=None,  # {argument: str} of `load_encoder` that were not as usual
     ):
         self.name, self.module, self.reader, self.kind = str(name), module, reader, reader.kind
-        self.where = str(where or name)
+        self.where, self.given = str(where or name), dict(given or {})
         with evaluating(module), torch.no_grad():
             self.size = self.forward(self.prepare([SAMPLES[self.kind]])).shape[1]
 
@@ -137,6 +138,14 @@ def _tower(folder, kind, dtype, given):
     _refuse(given, ('prompt', 'pooling'), 'a model without prompts of its own')
     return text_tower(folder, given['pooling'] or 'mean', given['prompt'], dtype)
 
+# %% ../../nbs/02_model/08_encoders.ipynb #b6d20001
+def _dtype_of(dtype):
+    "A torch dtype, also by its name. Raises DataError for another word."
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype):
+        raise DataError(f'dtype={dtype!r} is no type of numbers: give one such as torch.float32')
+    return found
+
 # %% ../../nbs/02_model/08_encoders.ipynb #50b00938
 def load_encoder(
     where,  # folder, hub id, or object of sentence_transformers.SentenceTransformer
@@ -146,7 +155,7 @@ def load_encoder(
     prompt='',  # words before every text
     prompt_name=None,  # of the prompts that a sentence-transformers model has; None: its own choice
     device=None,  # torch device; None: a GPU where there is one. An object stays where it is
-    dtype=torch.float32,  # of the weights
+    dtype=torch.float32,  # of the weights: torch dtype, or its name
     revision=None,  # of the hub repository
 ):  # -> Encoder or SentenceEncoder
     """Open an encoder of texts or of pictures, frozen. Only safetensors are read, and no code of a checkpoint is run.
@@ -155,13 +164,14 @@ def load_encoder(
     part, for a module that is not understood, and for an argument that would have no effect.
     """
     known(kind, KINDS, 'kind of content')
-    given = dict(pooling=pooling, prompt=prompt, prompt_name=prompt_name)
+    given, dtype = dict(pooling=pooling, prompt=prompt, prompt_name=prompt_name), _dtype_of(dtype)
     if is_sentence_object(where):
         _refuse(given | dict(revision=revision, device=device), ('prompt', 'prompt_name'), 'a SentenceTransformer')
         return SentenceEncoder(where, kind, prompt, prompt_name)
     folder = folder_of(where, revision)
     tower, reader = _tower(folder, kind, dtype, given)
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    own = Path(where).is_dir()
+    name, place = (Path(where).resolve().name, Path(where).resolve()) if Path(where).is_dir() else (where, where)
     tower = tower.to(device).eval().requires_grad_(False)
-    return Encoder(Path(where).name if own else where, tower, reader, Path(where).resolve() if own else where)
+    unusual = given | dict(revision=revision, dtype=None if dtype == torch.float32 else str(dtype).split('.')[-1])
+    return Encoder(name, tower, reader, place, {k: v for k, v in unusual.items() if v})

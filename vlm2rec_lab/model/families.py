@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'READINGS', 'NOTE_KINDS', 'LORA_TARGETS', 'family_of', 'empty_model', 'lora_targets', 'naming',
-           'read_object', 'read_note', 'check_index', 'digests', 'check_digests', 'specials', 'load_model', 'add_lora']
+           'read_object', 'read_note', 'check_index', 'digests', 'check_digests', 'load_weights', 'specials',
+           'load_model', 'add_lora']
 
 # %% ../../nbs/02_model/02_families.ipynb #ade1b265
 import copy
@@ -253,11 +254,22 @@ def _check_folder(path):
         check_index(Path(path))
 
 # %% ../../nbs/02_model/02_families.ipynb #fa110a0e
-def _check_found(path, found):
-    "Raises DataError where tensors of the model are not in its files: they would be drawn at random."
+def load_weights(
+    loader,  # class of transformers with `from_pretrained`
+    path,  # folder or hub id of a model
+    spare=(),  # parts of names: tensors of these may be missing
+    **how,  # further arguments of `from_pretrained`
+):  # -> model, names of spare tensors that are missing
+    """A model from safetensors; no code of a checkpoint is run. Raises `DataError` where tensors are not in its files:
+    they would be drawn at random."""
+    how |= dict(use_safetensors=True, trust_remote_code=False, output_loading_info=True)
+    with naming(path, 'the weights'):
+        model, found = loader.from_pretrained(path, **how)
     lacking = sorted(map(str, (*found['missing_keys'], *found['mismatched_keys'])))
-    if lacking:
-        raise DataError(f'{path}: the weights lack {few(lacking)}: the file is damaged or of another model')
+    wrong = [name for name in lacking if not set(spare) & set(name.split('.'))]
+    if wrong:
+        raise DataError(f'{path}: the weights lack {few(wrong)}: the file is damaged or of another model')
+    return model, lacking
 
 # %% ../../nbs/02_model/02_families.ipynb #ab5e0113
 def specials(
@@ -308,10 +320,8 @@ def load_model(
         config = AutoConfig.from_pretrained(path, **safe)
         family = family_of(config)
     _check_type(path, config)
-    how = dict(dtype=dtype, use_safetensors=True, **safe, **_quantised(quantise, config, dtype, device))
-    with naming(path, 'the weights'):
-        model, found = AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True, **how)
-    _check_found(path, found)
+    how = dict(dtype=dtype, revision=revision, **_quantised(quantise, config, dtype, device))
+    model, _ = load_weights(AutoModelForImageTextToText, path, **how)
     model = model if quantise else model.to(device)
     with naming(path, 'the tokenizer'):
         tokenizer = AutoTokenizer.from_pretrained(path, **safe)

@@ -12,7 +12,8 @@ from ..base.errors import DataError
 from .encoders import KINDS, load_encoder
 from .objects import is_sentence_object, object_reads
 from .packaged import is_packaged, packaged_encoders
-from .pair import PairEmbedder, is_pair
+from .pair import PairEmbedder
+from .pair_saved import is_pair
 from .saved import HUB_ID
 from .towers import is_dual
 
@@ -27,9 +28,10 @@ def has_real():  # -> bool
 # %% ../../nbs/02_model/12_loading.ipynb #d2300009
 def real_encoders(
     kinds,  # {modality: 'text' or 'image'}, such as `catalogue.kinds`
+    device=None,  # None: a GPU where there is one
 ):  # -> {modality: encoder}
     "Packaged encoders for the modalities of a catalogue. Raises ImportError, with the remedy, where they are missing."
-    found = packaged_encoders(tuple(dict.fromkeys(kinds.values())))
+    found = packaged_encoders(tuple(dict.fromkeys(kinds.values())), device)
     return {m: found[kind] for m, kind in kinds.items()}
 
 # %% ../../nbs/02_model/12_loading.ipynb #d2310002
@@ -138,7 +140,7 @@ def load_embedder(
         own = {k: more.pop(k) for k in ('dims', 'rank', 'sequence', 'start') if k in more}
         _refuse(_called(where), more)
         if real:
-            found = encoders or real_encoders(kinds or {'text': 'text', 'image': 'image'})
+            found = encoders or real_encoders(kinds or {'text': 'text', 'image': 'image'}, device)
         else:
             found = encoders or encoders_of(where, kinds, device)
         return PairEmbedder(found, lora=lora, seed=seed, device=device, **own)

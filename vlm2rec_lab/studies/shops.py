@@ -160,8 +160,9 @@ def lacking_of(
     draws=3,  # of the items
     seed=0,  # of the draws
 ):  # -> {condition: list of {modality: bool [items]}}, one a draw
-    "What is taken away: nothing, half of the contents of one modality, and all but one modality of each item."
-    there = {m: ~gone for m, gone in catalogue.missing().items()}
+    """What is taken away: nothing, half of the contents of one modality, and all but one modality of each item. A
+    modality that no item has is passed over."""
+    there = {m: ~gone for m, gone in catalogue.missing().items() if not gone.all()}
     out = {'all': [{}]}
     for j, (m, has) in enumerate(there.items()):
         out[f'half of {m} gone'] = [{m: gone[0]} for gone in taken_out(has, [0.5], draws, [seed, j])]
