@@ -8,21 +8,28 @@ import re
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from shell import said
 
 from vlm2rec_lab import __version__
 from vlm2rec_lab.base.errors import warned
 from vlm2rec_lab.commands.names import loss_arguments
+from vlm2rec_lab.commands.open import check_place
+from vlm2rec_lab.commands.parser import COMMANDS
 from vlm2rec_lab.model.embedder import VLMEmbedder
+from vlm2rec_lab.model.encoders import load_encoder
+from vlm2rec_lab.model.families import load_model
 from vlm2rec_lab.ranking.vectors import write_vectors
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.train import train
 from vlm2rec_lab.training.losses import LOSSES, get_loss
 from vlm2rec_lab.training.options import LOSS_NUMBERS, LOSS_WORDS, Schedule, Speed, check_loss_setting
+from vlm2rec_lab.training.sizes import read_config
 
 STUDIO = ['train', '--data', 'studio:text-easy']
 HEAVY = ('torch', 'numpy', 'pandas', 'transformers', 'plotly', 'PIL')
@@ -47,6 +54,7 @@ MISTAKES = [  # what is typed, how the one line begins after the command's name,
     ([*STUDIO, '--split', 'temporal'], 'the studio has a split and pictures of its own'),
     ([*STUDIO, '--model', './nowhere'], 'there is no model folder ./nowhere'),
     ([*STUDIO, '--model', 'empty'], '--model empty: the folder holds no model'),
+    ([*STUDIO, '--model', 'some/model'], '--model some/model: HF_HUB_OFFLINE forbids the hub'),
     ([*STUDIO, '--prompts', 'prompts.json'], 'prompts.json is no JSON'),
     ([*STUDIO, '--out', 'used'], 'used holds a run already: go on with --resume'),
     ([*STUDIO, '--out', 'damaged', '--resume'], 'damaged/run.json is damaged'),
@@ -136,6 +144,49 @@ def test_bitsandbytes_that_is_missing_is_a_line(monkeypatch):
     status, _, err = said(*STUDIO, '--quantise', '4bit')
     assert status == 2
     assert err == 'vlm2rec train: --quantise 4bit needs bitsandbytes: pip install bitsandbytes, or leave it out\n'
+
+
+@pytest.mark.parametrize(
+    'error', [MemoryError('no room'), torch.OutOfMemoryError('CUDA out of memory. Tried')], ids=str
+)
+def test_memory_that_runs_out_is_a_line_with_what_to_take_away(error, monkeypatch):
+    def train(o):
+        raise error
+
+    monkeypatch.setitem(COMMANDS, 'train', replace(COMMANDS['train'], run=train))
+    status, _, err = said(*STUDIO)
+    assert status == 2 and f'out of memory ({error})' in err and '--chunk 8' in err and 'vlm2rec estimate' in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_another_failure_of_a_library_keeps_its_traceback(monkeypatch):
+    def train(o):
+        raise RuntimeError('a shape that does not fit')
+
+    monkeypatch.setitem(COMMANDS, 'train', replace(COMMANDS['train'], run=train))
+    with pytest.raises(RuntimeError, match='a shape'):
+        said(*STUDIO)
+
+
+@pytest.mark.parametrize('name', ['HF_HUB_CACHE', 'HF_HOME', 'XDG_CACHE_HOME'])
+def test_a_model_in_the_cache_is_not_refused(name, monkeypatch, tmp_path):
+    below = dict(HF_HUB_CACHE='', HF_HOME='hub', XDG_CACHE_HOME='huggingface/hub')[name]
+    for other in ('HF_HUB_CACHE', 'HUGGINGFACE_HUB_CACHE', 'HF_HOME', 'XDG_CACHE_HOME'):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    with pytest.raises(FileNotFoundError, match='hf download some/model'):
+        check_place('some/model')
+    (tmp_path / below / 'models--some--model').mkdir(parents=True)
+    check_place('some/model')
+    monkeypatch.setenv('HF_HUB_OFFLINE', '0')
+    check_place('another/model')  # the hub may have it
+
+
+@pytest.mark.parametrize('open_it', [load_model, read_config, lambda name: load_encoder(name, 'text')], ids=str)
+def test_a_hub_id_that_cannot_be_had_names_the_remedy(open_it):
+    with pytest.raises(FileNotFoundError, match='some/model: no folder, and no model.*hf download some/model'):
+        open_it('some/model')
 
 
 def test_the_version():

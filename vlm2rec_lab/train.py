@@ -455,7 +455,6 @@ def train(
 
     schedule = Schedule(shape=schedule) if isinstance(schedule, str) else schedule
     (schedule, speed, saving), loss_settings = sort_options(settings, schedule, speed, saving)
-    _check_embedder(embedder)
     _check_speed(speed, positions, candidates, accelerator)
     _check_candidates(candidates, embedder, split)
     check_best(keep, eval_every, steps)
@@ -470,6 +469,7 @@ def train(
     first = accelerator is None or accelerator.is_main_process
     file = saving.checkpoint if first else None
     rows, warm = training_rows(split, positions), warm_items(split)
+    _check_embedder(embedder)
     with _alone(file):
         groups = None if same_content is None else content_groups(split.catalogue, same_content)
         shard(embedder, accelerator)  # only where Accelerate is configured for FSDP

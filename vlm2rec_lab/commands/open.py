@@ -9,6 +9,7 @@ __all__ = ['SCHEMES', 'COLUMNS', 'BOUNDS', 'MODEL_FILES', 'DATA_HELP', 'IMAGES_H
 
 # %% ../../nbs/11a_commands/02_open.ipynb #86a4dbf7
 import inspect
+import os
 import sys
 from pathlib import Path
 
@@ -277,6 +278,21 @@ def has_adapters(
 
     return is_pair(model) and not read_note(folder / NOTE).get('fresh')
 
+# %% ../../nbs/11a_commands/02_open.ipynb #c0de0b02
+def _is_offline():
+    "Is the hub forbidden, by the words that `huggingface_hub` takes for yes?"
+    said = [os.environ.get(name, '').upper() for name in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE')]
+    return any(word in ('1', 'ON', 'YES', 'TRUE') for word in said)
+
+# %% ../../nbs/11a_commands/02_open.ipynb #c0de0b03
+def _in_cache(
+    name,  # hub id
+):  # -> bool
+    "Does the hub's cache on this machine have a folder of a model?"
+    home = os.environ.get('HF_HOME') or Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache') / 'huggingface'
+    cache = os.environ.get('HF_HUB_CACHE') or os.environ.get('HUGGINGFACE_HUB_CACHE') or Path(home) / 'hub'
+    return (Path(os.path.expandvars(cache)).expanduser() / f'models--{name.replace("/", "--")}').is_dir()
+
 # %% ../../nbs/11a_commands/02_open.ipynb #fab07d49
 def check_place(
     path,  # folder, hub id, or the word for packaged encoders
@@ -285,6 +301,11 @@ def check_place(
     if not Path(path).is_dir():
         if path != 'real' and (str(path).startswith(('.', '/', '~')) or str(path).count('/') != 1):
             raise FileNotFoundError(f'there is no model folder {path}')
+        if path != 'real' and _is_offline() and not _in_cache(path):
+            raise FileNotFoundError(
+                f'--model {path}: HF_HUB_OFFLINE forbids the hub, and its cache on this machine has no such model: '
+                f'unset it, or fetch the model with a connection, once: hf download {path}'
+            )
     elif not any((Path(path) / name).is_file() for name in MODEL_FILES):
         raise FileNotFoundError(
             f'--model {path}: the folder holds no model, as it has none of {", ".join(MODEL_FILES)}'

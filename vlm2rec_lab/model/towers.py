@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..base.errors import DataError
-from .families import check_index, load_weights, naming, read_object
+from .families import check_index, load_weights, naming, not_there, read_object
 from .pixels import PictureReader
 from .pooling import pool_tokens
 from .saved import HUB_ID
@@ -30,8 +30,8 @@ def folder_of(
     where,  # folder, or hub id
     revision=None,  # of the hub repository
 ):  # -> pathlib.Path
-    """The folder that a model lies in. Raises FileNotFoundError where there is none, DataError where an index of its
-    weights leads elsewhere; errors of the hub stay as they are."""
+    """The folder that a model lies in. Raises FileNotFoundError where there is none, or the hub gives none, DataError
+    where an index of its weights leads elsewhere."""
     path = Path(where)
     if not path.is_dir():
         if isinstance(where, Path) or not HUB_ID.fullmatch(where):
@@ -39,7 +39,10 @@ def folder_of(
         from huggingface_hub import snapshot_download
 
         how = dict(allow_patterns=HUB_FILES, ignore_patterns=OTHER_FORMATS)
-        path = Path(snapshot_download(str(where), revision=revision, **how))
+        try:
+            path = Path(snapshot_download(str(where), revision=revision, **how))
+        except OSError as e:
+            raise not_there(where, why=e) from e
     if not any((path / name).is_file() for name in ('config.json', 'modules.json')):
         raise FileNotFoundError(f'no model in {where}: neither config.json nor modules.json is there')
     check_index(path)

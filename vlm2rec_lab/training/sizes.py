@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch.overrides import TorchFunctionMode
 
 from ..base.errors import DataError, known
-from ..model.families import empty_model, lora_targets, naming, read_note, read_object
+from ..model.families import empty_model, lora_targets, naming, not_there, read_note, read_object
 from ..model.family import hidden_size, language_model
 from ..model.quantise import QUANTISED
 from ..model.saved import NOTE, find_base
@@ -53,10 +53,7 @@ def read_config(
         with naming(where, 'config.json'):
             return AutoConfig.from_pretrained(where, trust_remote_code=False)
     except OSError as e:
-        raise FileNotFoundError(f'{where}: {_NOT_THERE}: hf download {where} config.json') from e
-
-# %% ../../nbs/02_training/07a_sizes.ipynb #e57c000b
-_NOT_THERE = 'no folder, and no model that the hub, or its cache on this machine, gives; with a connection, once'
+        raise not_there(where, 'config.json') from e
 
 # %% ../../nbs/02_training/07a_sizes.ipynb #e57c0010
 def decoder_layers(
