@@ -37,12 +37,14 @@ from .names import listed
 from vlm2rec_lab.commands.open import (
     check_data,
     check_place,
+    column_options,
     columns_of,
     data_options,
     has_adapters,
     model_at,
     model_option,
     open_data,
+    recall_columns,
 )
 from .parser import add_options, check_ending, command, count, fusion, given
 from vlm2rec_lab.training.options import (
@@ -460,6 +462,7 @@ def _demo_options(add):
     add('--core', type=count, metavar='K', help='keep users and items of at least K interactions (with a reader)')
     add('--history', type=count, metavar='N', help='purchases that the model may see (default: 10, in the studio 6)')
     add('--images', metavar='FROM', help=IMAGES_HELP)
+    column_options(add)
     add('--out', default='report.html', help='.html or .json file to write (default: report.html)')
 
 # %% ../../nbs/11a_commands/04_train.ipynb #7f1a1010
@@ -474,7 +477,7 @@ def _check_demo(o):
     if own and not o.data:
         raise ValueError(f'{", ".join(own)}: for data of your own, give --data too')
     data = o.data or f'studio:{o.condition or "text-easy"}'
-    check_data(data, o.users, None, o.core, o.images, {})
+    check_data(data, o.users, None, o.core, o.images, columns_of(o))
     if o.model:
         check_place(o.model)
     return data
@@ -503,7 +506,7 @@ def demo(
         own = dict(spaces=Path(o.out).with_name(f'{Path(o.out).stem}-spaces.html'), tell=teller(start))
         if said := _tiny_only(o):
             print(f'note: {said}')
-    split, whole = open_data(data, o.users, o.history, o.seed, None, o.core, o.images)
+    split, whole = open_data(data, o.users, o.history, o.seed, None, o.core, o.images, columns_of(o))
     losses = loss_settings(['sft', 'vlm2rec'])
     reports, extra, last = run_plan(plan, model, split, whole, losses, o.command, called='demo', **own)
     title = f'SFT, VLM2Rec and what the study recommends, on {split.name}'
@@ -588,6 +591,7 @@ def plan_of(
 def _checked(o):
     "The losses with their settings, the plan and the folder of the options. Raises what makes them unusable."
     plan, out = plan_of(o), _folder(o)
+    recall_columns(o, out if o.resume else None)
     losses = loss_settings(o.losses, **{k: getattr(o, k) for k in NAMED_SETTINGS} | dict(o.set))
     check_data(o.data, o.users, o.split, o.core, o.images, columns_of(o))
     read_prompts(plan.prompts)

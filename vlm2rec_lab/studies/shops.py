@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, differing, known
 from ..base.files import sole_writer, write_bytes
 from ..base.ragged import is_member
 from ..diagnosis.memory import exchanged
@@ -232,6 +232,7 @@ def shop_cell(
     dims=64,  # of the heads
     draws=3,  # of the items that lose something
     effort=1.0,  # of the remedy's epochs, for a quick look
+    columns=None,  # what the data were read with beside what is usual, to be kept: of `load_folder`
 ):  # -> dict, ready for JSON
     "Train one remedy in one world and rank with it. Raises DataError for an unknown remedy or world."
     from vlm2rec_lab.model.pair import PairEmbedder
@@ -247,6 +248,8 @@ def shop_cell(
         found = _figures(embedder, split, world, how.fuse, cold, draws, seed)
     said = dict(remedy=remedy, world=world, seed=seed, data=dataset.name, rows=split.fingerprint[:16], effort=effort)
     marks = {m: e.mark[:16] for m, e in used.items()}
+    said |= dict(columns=columns) if columns else {}
+    said |= dict(contents={m: mark[:16] for m, mark in dataset.catalogue.marks().items()})
     return said | dict(encoders=marks, kept=kept, figures=found, seconds=round(time.process_time() - start, 1))
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c2001b
@@ -255,14 +258,23 @@ def _file(remedy, world, seed):
     return f'{world}--{remedy.replace(", ", "+")}--{seed}.json'
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c2001c
-def _stored(file, dataset, encoders, effort):
-    "A cell that is there, or None. Raises DataError for one of other data, encoders or effort."
+def _asked(dataset, encoders, effort, columns):
+    "What a cell must have been made with."
+    marks = {m: encoders[m].mark[:16] for m in dataset.catalogue.modalities}
+    contents = {m: mark[:16] for m, mark in dataset.catalogue.marks().items()}
+    return dict(data=dataset.name, encoders=marks, effort=effort, columns=columns or None, contents=contents)
+
+# %% ../../nbs/11_studies/06_shops.ipynb #5e1a0c21
+def _stored(file, asked):
+    "A cell that is there, or None. Raises DataError for one of other data, columns, encoders or effort."
     if not file.exists():
         return None
     found = json.loads(file.read_text())
-    now = {m: encoders[m].mark[:16] for m in dataset.catalogue.modalities}
-    if (found['data'], found['encoders'], found['effort']) != (dataset.name, now, effort):
-        raise DataError(f'{file} is of other data, encoders or effort: choose another folder, or remove the file')
+    older = () if 'contents' in found else ('contents',)  # of a version that kept no marks of them
+    if other := differing({k: found.get(k) for k in asked}, asked, older):
+        raise DataError(
+            f'{file} is of other data, encoders or effort: {other}; choose another folder, or remove the file'
+        )
     return found
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c2001d
@@ -275,18 +287,21 @@ def run_shop(
     seeds=3,  # how many, from 0
     *,
     effort=1.0,  # as in `shop_cell`
+    columns=None,  # what the data were read with beside what is usual, as in `shop_cell`
     said=None,  # called with a line after each cell; None: nothing is said
 ):  # -> list of dict, of `shop_cell`
     "Make the cells that are not there yet, seed by seed. Raises DataError for unknown names and for foreign files."
     remedies = [known(r, SHOP_REMEDIES, 'remedy for a shop') for r in remedies or SHOP_REMEDIES]
     worlds = [known(w, WORLDS, 'world of a shop') for w in worlds or WORLDS]
     out, found = Path(out), []
+    asked = _asked(dataset, encoders, effort, columns)
     with sole_writer(out):
         for seed, world, remedy in ((s, w, r) for s in range(seeds) for w in worlds for r in remedies):
             file = out / _file(remedy, world, seed)
-            cell = _stored(file, dataset, encoders, effort)
+            cell = _stored(file, asked)
             if cell is None:
-                cell = shop_cell(encoders, dataset, remedy, world, seed, store=out / 'vectors', effort=effort)
+                how = dict(store=out / 'vectors', effort=effort, columns=columns)
+                cell = shop_cell(encoders, dataset, remedy, world, seed, **how)
                 write_bytes(file, json.dumps(cell).encode())
                 if said is not None:
                     said(f'{file.stem}: {cell["seconds"]:.0f} CPU s')
