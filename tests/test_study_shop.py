@@ -106,7 +106,7 @@ def test_auc_by_hand():
 @pytest.mark.parametrize('remedy', ['sft', 'recommended'])
 def test_every_world_makes_a_cell(studio, encoders, world, remedy, tmp_path):
     cell = json.loads(json.dumps(shop_cell(encoders, studio, remedy, world, 1, effort=0.2, draws=1)))
-    wanted = {'warm': list(lacking_of(studio.catalogue)), 'cold': ['cold']}.get(world, [world])
+    wanted = {'warm': list(lacking_of(studio.catalogue)), 'cold': list(shops.COLD)}.get(world, [world])
     assert list(cell['figures']) == wanted
     first = cell['figures'][wanted[0]]
     assert set(first) == {'text', 'image', 'fused'}
