@@ -73,8 +73,9 @@ def test_the_whole_story_on_a_folder(folder, home, tmp_path, monkeypatch):
         'per-modality',
         'popularity',
         'last item by text',
+        'sum or concat: ',
         'report: mine.html',
-        'done; the spaces: mine-spaces.html',
+        ' MB at most; the spaces: mine-spaces.html',
     ):
         assert words in text, words
     last = text.splitlines()[-1]

@@ -119,7 +119,7 @@ def _shop_encoders(o, kinds):
 # %% ../../nbs/11a_commands/05_studies.ipynb #a7c10083
 def _shop_study(o):
     "The part of a shop: run, write and print."
-    from vlm2rec_lab.studies.shops import run_shop, shop_markdown, stored_shop, write_shop
+    from vlm2rec_lab.studies.shops import run_shop, shop_choice, shop_markdown, stored_shop, write_shop
 
     out = Path(o.out) / f'{Path(o.data).resolve().name}-shop'
     if o.table:
@@ -134,7 +134,10 @@ def _shop_study(o):
         say = partial(print, flush=True)
         how = dict(effort=o.effort, columns=columns, said=say)
         cells = run_shop(out, encoders, whole, o.remedies, o.conditions, o.seeds or 3, **how)
-    print(f'\n{shop_markdown(write_shop(cells, out, o.command))}\n\nshop.csv and shop.md: {out}')
+    print(f'\n{shop_markdown(write_shop(cells, out, o.command))}')
+    if choice := shop_choice(cells):
+        print(f'\nsum or concat: {choice}')
+    print(f'\nshop.csv and shop.md: {out}')
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #dc45af94
 @command('conditions x remedies x seeds: the study of the docs, resumable', _study_options)

@@ -446,6 +446,7 @@ def run_plan(
     tell('baselines')
     base = baselines(split, dataset=whole, seed=plan.seed, negatives=split.test.negatives, progress=bars)
     how = _fit_settings(plan, base, bars, accelerator)
+    how |= dict(valid=plan.repair and len(split.valid) > 1 and hasattr(embedder, 'again'))
     if tell is not _silent:
         how |= dict(callback=_steps_told(plan.steps, _trainings(plan, losses), tell))
     found = fit(embedder, split, losses, out=out, **how)
@@ -459,6 +460,10 @@ def run_plan(
     tell('reports')
     reports = make_reports(found, split, plan.fuse, plan.seed, ceiling, called, apart, controls)
     print(_result(found, base, split, reports))
+    if how['valid'] and 'sft' in found and plan.fuse == 'sum':
+        from vlm2rec_lab.ranking.evaluate import sum_or_concat
+
+        print(f'\nsum or concat: {sum_or_concat(found["sft"]["valid"], found["per-modality"]["valid"], plan.seed)}')
     last = below_baseline(found, base, split.catalogue.kinds)
     more = {'Beside what needs no model': table_html(found, base, split)}
     if spaces:

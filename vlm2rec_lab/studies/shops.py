@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LONG', 'SHOP_REMEDIES', 'WORLDS', 'COLD', 'COLD_SHARE', 'SMALL_SHARE', 'MOST_CANDIDATES', 'ShopRemedy', 'cold_draw',
            'without_items', 'fewer_customers', 'world_of', 'lacking_of', 'cold_auc', 'shop_cell', 'run_shop',
-           'stored_shop', 'columns_said', 'shop_table', 'shop_markdown', 'write_shop']
+           'stored_shop', 'columns_said', 'shop_table', 'shop_markdown', 'shop_choice', 'write_shop']
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20003
 import json
@@ -23,7 +23,7 @@ from ..base.files import sole_writer, write_bytes
 from ..base.ragged import is_member
 from ..diagnosis.memory import exchanged
 from ..diagnosis.missing import one_left, taken_out, without_contents
-from ..ranking.evaluate import bootstrap_means, evaluate
+from ..ranking.evaluate import bootstrap_means, evaluate, sum_or_concat
 from ..ranking.fusions import fuse_vectors
 from ..ranking.ranks import metric_at_k
 from ..shop.leave_one_out import leave_one_out
@@ -251,6 +251,8 @@ def shop_cell(
         embedder.bank(split.catalogue, False, store)
         kept = _trained(embedder, split, how, seed, effort)
         found = _figures(embedder, split, world, how.fuse, cold, draws, seed)
+        if world == 'warm':
+            kept['users'] = _gains(embedder, replace(split, test=split.valid), how.fuse)['fused'].round(6).tolist()
     said = dict(remedy=remedy, world=world, seed=seed, data=dataset.name, rows=split.fingerprint[:16], effort=effort)
     marks = {m: e.mark[:16] for m, e in used.items()}
     said |= dict(columns=columns) if columns else {}
@@ -422,6 +424,19 @@ def shop_markdown(
         parts.append('\n'.join(f'| {" | ".join(line)} |' for line in lines))
     return '\n\n'.join(parts)
 
+# %% ../../nbs/11_studies/06_shops.ipynb #5e1a0c67
+def shop_choice(
+    cells,  # of `run_shop`
+):  # -> FusionChoice, each customer the mean over seeds; None where the cells cannot tell
+    "Whether to keep the sum, by warm cells of 'sft' and of 'per-modality, concat'."
+    users = {'sft': {}, 'per-modality, concat': {}}
+    for c in cells:
+        if c['world'] == 'warm' and c['remedy'] in users and 'users' in c['kept']:
+            users[c['remedy']][c['seed']] = c['kept']['users']
+    summed, apart = users.values()
+    both = sorted(summed.keys() & apart.keys())
+    return sum_or_concat(*(np.mean([u[s] for s in both], 0) for u in (summed, apart))) if both else None
+
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20025
 def write_shop(
     cells,  # of `run_shop`
@@ -438,5 +453,7 @@ def write_shop(
         'In brackets 95 % intervals, bootstrapped over customers; in percent the gain over SFT with the same sequence '
         f'head. {command}'
     )
-    write_bytes(Path(out) / 'shop.md', f'{about}\n\n{shop_markdown(table)}\n'.encode())
+    choice = shop_choice(cells)
+    last = f'\nSum or concat: {choice}\n' if choice else ''
+    write_bytes(Path(out) / 'shop.md', f'{about}\n\n{shop_markdown(table)}\n{last}'.encode())
     return table
