@@ -49,13 +49,15 @@ def scripts():
     sys.path.insert(0, str(BENCH))
     import common  # noqa: E401
     import flame
+    import fusions
     import gpu
     import pairs
     import scale
     import shapes
     import train
 
-    yield dict(common=common, flame=flame, gpu=gpu, pairs=pairs, scale=scale, shapes=shapes, train=train)
+    found = (common, flame, fusions, gpu, pairs, scale, shapes, train)
+    yield {m.__name__: m for m in found}
     sys.path.remove(str(BENCH))
 
 
@@ -604,3 +606,28 @@ def test_kept_results(path):
     "What the pages show was measured at full size, and names its machine."
     found = json.loads(path.read_text())
     assert not found.get('small') and not found.get('toy') and found['machine']
+
+
+def test_sum_or_concat_in_principal_dimensions(scripts, tmp_path):
+    "The vectors are the catalogue's in fewer dimensions, and a row says what validation chose."
+    import torch
+    from pair_encoders import encoders
+    from shell import own_shop
+
+    from vlm2rec_lab.data import load_folder
+    from vlm2rec_lab.model.pair import PairEmbedder
+
+    fusions, base = scripts['fusions'], encoders()
+    data = load_folder(own_shop(tmp_path), progress=False)
+    few = fusions.in_dims(base, data, 3, None)
+    assert {m: e.size for m, e in few.items()} == {'text': 3, 'image': 3}
+    whole = PairEmbedder(base, device='cpu').bank(data.catalogue, False).views['text']
+    x = whole - whole.mean(0)
+    kept = few['text'].vectors(data.catalogue.content['text'])
+    assert torch.allclose(kept.var(0).sum(), torch.linalg.svdvals(x)[:3].square().sum() / (len(x) - 1), rtol=1e-4)
+    row = fusions.row_of(few, data, 3, 0, None, 0.2)
+    assert row['chosen'] in ('sum', 'concat') and (row['chosen'] == 'sum') == (row['difference']['low'] > 0)
+    assert row['valid']['sft'] - row['valid']['per-modality, concat'] == pytest.approx(
+        row['difference']['value'], abs=2e-4
+    )
+    assert fusions.shown(row)['dims'] == '3' and fusions.in_dims(base, data, 0, None) is base

@@ -64,15 +64,18 @@ def test_the_whole_story_on_a_folder(folder, home, tmp_path, monkeypatch):
     for words in (
         'PairEmbedder(text: texts (32), image: pictures (32)',
         '5 steps of 128, lr 0.005, tau 0.07, fusion sum, positions all, vision runs/vectors',
-        'training 1 of 4, sft: step 1 of 5',
-        'training 3 of 4, experts: step 5 of 5',
-        'training 4 of 4, what the study recommends: step 5 of 5',
+        'training 1 of 7, sft: step 1 of 5',
+        'training 3 of 7, experts: step 5 of 5',
+        'training 5 of 7, control of vlm2rec: step 5 of 5',
+        'training 6 of 7, what the study recommends: step 5 of 5',
+        'control of per-modality: contents exchanged between items, NDCG@10: text',
         'ceiling: experts of one modality each',
         'per-modality',
         'popularity',
         'last item by text',
+        'sum or concat: ',
         'report: mine.html',
-        'done; the spaces: mine-spaces.html',
+        ' MB at most; the spaces: mine-spaces.html',
     ):
         assert words in text, words
     last = text.splitlines()[-1]

@@ -1,9 +1,16 @@
 """Reports side by side."""
 
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
-from vlm2rec_lab.diagnosis.compare import SideBySide, pair_html, side_by_side
+from vlm2rec_lab.diagnosis import pages
+from vlm2rec_lab.diagnosis.compare import SideBySide, _pair_action, pair_html, side_by_side
+from vlm2rec_lab.diagnosis.pages import figure, report_html
 from vlm2rec_lab.diagnosis.report import collapse_report
+from vlm2rec_lab.diagnosis.tables import flagged
 from vlm2rec_lab.diagnosis.worlds import world
 
 QUICK = dict(permutations=3, bootstrap=200)
@@ -33,3 +40,44 @@ def test_reports_with_other_modalities_stand_side_by_side(one, three):
 
 def test_what_a_report_lacks_is_not_available(one, three):
     assert 'n/a' in repr(side_by_side({'a': one, 'b': three}))
+
+
+def test_what_missing_contents_cost_stands_in_the_table(three):
+    "Central figures: half of a modality gone, and one modality per item; a report that has not looked has none."
+    pair = side_by_side({'a': three, 'b': replace(three, data={**three.data, 'missing': None})})
+    found = three.data['missing']
+    half = found['curve']['image'][list(found['shares']).index(0.5)]['ndcg']
+    text, html = repr(pair), pair_html(pair)
+    row = next(line for line in text.splitlines() if line.startswith('NDCG, half of image missing'))
+    assert row.split()[5:] == [*figure(half).split(), 'n/a']
+    assert f'{found["one_each"]["ndcg"]["value"]:.3f}' in next(x for x in text.splitlines() if 'one modality per' in x)
+    head, rest = html.split('<td>NDCG@10, half of image missing</td>')
+    assert rest.startswith(f'<td data-of="a">{figure(half)}</td><td data-of="b">n/a</td>')
+    assert 'NDCG@10, one modality per item' in rest and 'half of audio missing' in rest
+
+
+def test_of_two_that_help_alike_the_healthy_one_is_advised():
+    gain = dict(value=0.1, low=0.05, high=0.15)
+    verdicts = {'sft': 'collapsed', 'wpcl': 'under-used', 'per-modality': 'healthy'}
+    stub = SimpleNamespace(
+        changes=lambda: {n: {'text': gain, 'image': gain} for n in list(verdicts)[1:]},
+        reports={n: SimpleNamespace(data=dict(modalities={'text': dict(verdict=v)})) for n, v in verdicts.items()},
+    )
+    assert _pair_action(stub).startswith('Go on with per-modality,')
+    more = {'wpcl': {'text': gain, 'image': gain, 'fused': gain}, 'per-modality': {'text': gain, 'image': gain}}
+    stub.changes = lambda: more
+    assert _pair_action(stub).startswith('Go on with wpcl,')
+
+
+def test_options_in_advice_are_not_broken_over_lines(three):
+    told = {m: dict(x, advice='Give --text-columns.') for m, x in three.data['modalities'].items()}
+    page = report_html(dict(three.data, modalities=told))
+    assert page.count('Give <span class="flag">--text-columns</span>.') == 3
+    assert flagged('give --fuse concat, not a--b') == 'give <span class="flag">--fuse</span> concat, not a--b'
+    assert flagged('<b> & --apart') == '&lt;b&gt; &amp; <span class="flag">--apart</span>'
+
+
+def test_a_row_without_a_figure_has_no_empty_line_where_a_table_folds():
+    css = (Path(pages.__file__).parent / 'report.css').read_text()
+    assert '.folds td:not(:first-child):empty {\n    display: none;' in css
+    assert '.v2r .flag {\n  white-space: nowrap;' in css

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlm2rec_lab.ranking.candidates import sample_negatives, seen_items, with_negatives
-from vlm2rec_lab.ranking.evaluate import bootstrap_interval, evaluate, fusion_name
+from vlm2rec_lab.ranking.evaluate import bootstrap_interval, evaluate, fusion_name, sum_or_concat
 from vlm2rec_lab.ranking.fusions import score_terms
 from vlm2rec_lab.ranking.ranks import GAINS
 from vlm2rec_lab.shop.catalogue import Catalogue, Interactions
@@ -104,3 +104,25 @@ def test_without_draws_there_is_no_interval_and_figures_can_be_shown():
     found = evaluate(side, side, np.arange(20), bootstrap=0)
     assert '1.0000' in repr(found) and '1.0' in found._repr_html_() and found['text']['NDCG@10'] == 1
     assert all(np.isnan(bootstrap_interval(np.ones(5), 0)))
+
+
+@pytest.mark.parametrize(
+    'gain, fuse', [(0.05, 'sum'), (0.0005, 'concat'), (0.0, 'concat'), (-0.05, 'concat')], ids=lambda x: str(x)
+)
+def test_the_sum_is_kept_where_it_is_surely_better_only(gain, fuse):
+    "Of 400 validation users each better by about `gain`; a mean above zero is not enough."
+    rng = np.random.default_rng(0)
+    apart = rng.uniform(0, 0.6, 400)
+    summed = apart + gain + rng.normal(0, 0.1, 400)
+    choice = sum_or_concat(summed, apart, seed=1)
+    assert choice.fuse == fuse and choice.users == 400
+    assert choice.difference.value == pytest.approx((summed - apart).mean())
+    assert ('features hardly identify items here' in repr(choice)) == (fuse == 'sum')
+    assert f'{choice.difference.value:+.4f} [' in repr(choice)
+    if gain == 0.0005:
+        assert choice.difference.value > 0  # and yet not clear of zero
+
+
+def test_a_choice_needs_the_same_users():
+    with pytest.raises(ValueError, match='same users'):
+        sum_or_concat([0.1, 0.2], [0.1])

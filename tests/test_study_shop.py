@@ -25,6 +25,7 @@ from vlm2rec_lab.studies.shops import (
     lacking_of,
     run_shop,
     shop_cell,
+    shop_choice,
     shop_table,
     without_items,
     world_of,
@@ -106,7 +107,7 @@ def test_auc_by_hand():
 @pytest.mark.parametrize('remedy', ['sft', 'recommended'])
 def test_every_world_makes_a_cell(studio, encoders, world, remedy, tmp_path):
     cell = json.loads(json.dumps(shop_cell(encoders, studio, remedy, world, 1, effort=0.2, draws=1)))
-    wanted = {'warm': list(lacking_of(studio.catalogue)), 'cold': ['cold']}.get(world, [world])
+    wanted = {'warm': list(lacking_of(studio.catalogue)), 'cold': list(shops.COLD)}.get(world, [world])
     assert list(cell['figures']) == wanted
     first = cell['figures'][wanted[0]]
     assert set(first) == {'text', 'image', 'fused'}
@@ -167,6 +168,30 @@ def test_cold_rows_of_all_seeds_count(studio):
     assert row.value == pytest.approx(0.75) and row.metric == 'AUC' and row.seeds == 2
 
 
+def test_the_fusion_is_chosen_by_warm_validation_customers():
+    def warm(remedy, seed, users, world='warm'):
+        return dict(remedy=remedy, seed=seed, world=world, kept=dict(users=users))
+
+    low, high = [0.1, 0.0, 0.2, 0.1], [0.6, 0.7, 0.6, 0.8]
+    both = [warm('sft', 0, high), warm('per-modality, concat', 0, low)]
+    assert shop_choice(both).fuse == 'sum' and shop_choice(both).users == 4
+    assert shop_choice([warm('sft', 0, low), warm('per-modality, concat', 0, high)]).fuse == 'concat'
+    more = [*both, warm('sft', 1, low), warm('per-modality, concat', 2, high), warm('wpcl', 0, high)]
+    assert shop_choice(more) == shop_choice(both)  # seeds of both alone count
+    mean = [*both, warm('sft', 1, low), warm('per-modality, concat', 1, high)]
+    assert shop_choice(mean).difference.value == pytest.approx(0)
+    assert shop_choice([warm('sft', 0, high), warm('per-modality, concat', 0, low, 'small')]) is None
+    older = [dict(c, kept={}) for c in both]
+    assert shop_choice(older) is None
+
+
+def test_the_rows_of_validation_are_not_those_of_test(studio, encoders):
+    cell = shop_cell(encoders, studio, 'sft', 'warm', effort=0.2, draws=1)
+    assert len(cell['kept']['users']) == 90 and cell['kept']['users'] != cell['figures']['all']['fused']
+    assert np.mean(cell['kept']['users']) == pytest.approx(cell['kept']['valid'], abs=1e-4)
+    assert 'users' not in shop_cell(encoders, studio, 'sft', 'small', effort=0.2)['kept']
+
+
 # ---- the command
 
 
@@ -179,10 +204,12 @@ def folder(tmp_path_factory):
 def test_the_command_runs_and_goes_on(folder, encoders, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(loading, 'real_encoders', lambda kinds, device=None: {m: encoders[k] for m, k in kinds.items()})
     argv = ['study', '--part', 'shop', '--data', str(folder), '--out', str(tmp_path), '--remedies', 'sft', 'wpcl']
+    argv += ['per-modality, concat']
     argv += ['--conditions', 'warm', 'small', '--seeds', '1', '--effort', '0.2']
     assert main(argv) == 0
     first = capsys.readouterr().out
     assert 'warm--sft--0' in first and 'half of image gone' in first and '| wpcl |' in first
+    assert '\nsum or concat: ' in first and 'validation users)' in first
     made = tmp_path / f'{folder.name}-shop'
     assert (made / 'shop.csv').exists() and (made / 'shop.md').exists()
     seen = sum(sum(e.seen.values()) for e in encoders.values())
@@ -190,7 +217,11 @@ def test_the_command_runs_and_goes_on(folder, encoders, monkeypatch, tmp_path, c
     assert main([*argv, '--table']) == 0 and '| wpcl |' in capsys.readouterr().out
     assert sum(sum(e.seen.values()) for e in encoders.values()) == seen  # encoded once
     table = pd.read_csv(made / 'shop.csv')
-    assert set(table.remedy) == {'sft', 'wpcl'} and set(table.condition) >= {'all', 'one of them each', 'small'}
+    assert set(table.remedy) == {'sft', 'wpcl', 'per-modality, concat'} and set(table.condition) >= {
+        'all',
+        'one of them each',
+        'small',
+    }
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,15 @@ __all__ = ['estimate']
 import json
 
 from ..base.files import write_bytes
-from .open import check_data, columns_of, data_options, model_at, model_option, open_data
+from vlm2rec_lab.commands.open import (
+    check_data,
+    columns_of,
+    data_options,
+    model_at,
+    model_option,
+    open_data,
+    recall_columns,
+)
 from .parser import amount, check_ending, command, count
 from ..training.options import AUTOCASTS, POSITIONS, check_word
 
@@ -99,6 +107,7 @@ def _check(o):
     if o.out:
         check_ending(o.out, '.json')
     if o.data:
+        recall_columns(o)
         check_data(o.data, None, o.split, o.core, o.images, columns_of(o))
 
 # %% ../../nbs/11a_commands/04a_estimate.ipynb #e57d000f

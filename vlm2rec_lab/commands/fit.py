@@ -229,6 +229,15 @@ def _measured(embedder, split, history, fuse, seed, progress, accelerator):
     metrics = evaluate(**vectors, fuse=fuse, seed=seed, negatives=split.test.negatives)
     return dict(vectors=vectors, history=history, metrics=metrics)
 
+# %% ../../nbs/11a_commands/03_fit.ipynb #5e1a0c65
+def _in_validation(embedder, split, fuse):
+    "[users] fused NDCG@10 of the validation users as the embedder is now."
+    from vlm2rec_lab.ranking.evaluate import evaluate
+    from vlm2rec_lab.train import encode_split
+
+    found = evaluate(**encode_split(embedder, split, 'valid', progress=False), fuse=fuse, bootstrap=0, progress=False)
+    return next(iter(reversed(found.per_user.values())))['NDCG@10']
+
 # %% ../../nbs/11a_commands/03_fit.ipynb #e065832f
 def fit(
     embedder,  # VLMEmbedder with adapters
@@ -242,6 +251,7 @@ def fit(
     progress=True,  # show bars
     base=None,  # Baselines of the test users, to be kept with the results
     accelerator=None,  # accelerate.Accelerator of several processes; the first one writes
+    valid=False,  # True measures the validation users too: [users] NDCG@10 of the fused ranking as 'valid'
     **settings,  # steps, batch, tau, schedule, speed and more of `train`
 ):  # -> {'before' or loss: dict(vectors, metrics, history)}
     """Train each loss and measure it on the test users.
@@ -271,6 +281,8 @@ def fit(
         found[name] = _measured(embedder, split, history, accelerator=accelerator, **how)
         if writes:
             save_result(Path(out), name, split, **found[name], base=base)
+        if valid:
+            found[name]['valid'] = _in_validation(embedder, split, fuse)
     if lost is not None:
         raise lost
     return found

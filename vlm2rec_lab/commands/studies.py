@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..base.errors import known
 from .names import listed, names
-from .open import check_source
+from .open import check_source, column_options, columns_of
 from .parser import command, count, unlike
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #232a35e9
@@ -34,6 +34,7 @@ def _study_options(add):
     )
     data = 'folder with items.csv and interactions.csv, in place of the studio'
     add('--data', metavar='FOLDER', help=data)
+    column_options(add)
     remedies = 'some of the remedies, see the notebook 11_studies/00_remedies'
     remedies += ' (default: all in text-easy, the main ones elsewhere)'
     add('--remedies', nargs='+', metavar='NAME', help=remedies)
@@ -61,6 +62,7 @@ def _check_shop(o):
     if not 0 < o.effort <= 1:
         raise ValueError(f'--effort {o.effort:g}: a share of the epochs, above 0 and at most 1')
     check_source(o.data)
+    columns_of(o)
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #57d0a001
 def _check_study(o):
@@ -79,6 +81,8 @@ def _check_study(o):
         get_remedy(r)
     if o.data is not None:
         check_source(o.data)
+    elif columns_of(o):
+        raise ValueError('the studio has columns of its own: options that name columns go with --data')
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #bb122664
 def _verified(o, out):
@@ -96,7 +100,12 @@ def _run_cells(o, out):
     from vlm2rec_lab.studies.study import study_cells
     from vlm2rec_lab.studies.workers import run_study
 
-    cells = study_cells(o.part, o.seeds, o.conditions, o.remedies, o.data)
+    columns = columns_of(o)
+    if o.data and columns:
+        from vlm2rec_lab.shop.tables import load_folder
+
+        load_folder(o.data, check=False, progress=False, **columns)  # a column that is not there is said here
+    cells = study_cells(o.part, o.seeds, o.conditions, o.remedies, o.data, columns)
     print(f'{len(cells)} cells in {out}, {o.jobs} at a time; {o.command}', flush=True)
     return run_study(out, cells, o.jobs, progress=sys.stderr.isatty())
 
@@ -110,7 +119,7 @@ def _shop_encoders(o, kinds):
 # %% ../../nbs/11a_commands/05_studies.ipynb #a7c10083
 def _shop_study(o):
     "The part of a shop: run, write and print."
-    from vlm2rec_lab.studies.shops import run_shop, shop_markdown, stored_shop, write_shop
+    from vlm2rec_lab.studies.shops import run_shop, shop_choice, shop_markdown, stored_shop, write_shop
 
     out = Path(o.out) / f'{Path(o.data).resolve().name}-shop'
     if o.table:
@@ -118,12 +127,17 @@ def _shop_study(o):
     else:
         from vlm2rec_lab.shop.tables import load_folder
 
-        whole = load_folder(o.data)
+        columns = columns_of(o)
+        whole = load_folder(o.data, **columns)
         print(f'{whole}\ncells, vectors and tables: {out}; {o.command}', flush=True)
         encoders = _shop_encoders(o, whole.catalogue.kinds)
         say = partial(print, flush=True)
-        cells = run_shop(out, encoders, whole, o.remedies, o.conditions, o.seeds or 3, effort=o.effort, said=say)
-    print(f'\n{shop_markdown(write_shop(cells, out, o.command))}\n\nshop.csv and shop.md: {out}')
+        how = dict(effort=o.effort, columns=columns, said=say)
+        cells = run_shop(out, encoders, whole, o.remedies, o.conditions, o.seeds or 3, **how)
+    print(f'\n{shop_markdown(write_shop(cells, out, o.command))}')
+    if choice := shop_choice(cells):
+        print(f'\nsum or concat: {choice}')
+    print(f'\nshop.csv and shop.md: {out}')
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #dc45af94
 @command('conditions x remedies x seeds: the study of the docs, resumable', _study_options)

@@ -37,12 +37,14 @@ from .names import listed
 from vlm2rec_lab.commands.open import (
     check_data,
     check_place,
+    column_options,
     columns_of,
     data_options,
     has_adapters,
     model_at,
     model_option,
     open_data,
+    recall_columns,
 )
 from .parser import add_options, check_ending, command, count, fusion, given
 from vlm2rec_lab.training.options import (
@@ -283,23 +285,34 @@ def _ceiling(plan, model, split, out, how):
     return {k: found['vectors'][k] for k in ('items', 'sequences')}
 
 # %% ../../nbs/11a_commands/04_train.ipynb #c0a17f01
+def _control_of(name, found):
+    "Say what a training on exchanged contents reached; its vectors, for `control=`."
+    reached = ', '.join(f'{v} {x["NDCG@10"]:.4f}' for v, x in found['metrics'].items())
+    print(f'\ncontrol of {name}: contents exchanged between items, NDCG@10: {reached}', flush=True)
+    return {k: found['vectors'][k] for k in ('items', 'sequences')}
+
+
 def _controls(plan, model, split, losses, out, how):
     "Vectors of every loss where contents were exchanged between items; for `control=`."
     from vlm2rec_lab.diagnosis.memory import exchanged
 
     fresh, other = _load(plan, model, split.catalogue, how['accelerator'], plan.apart), exchanged(split, plan.seed)
     found = fit(fresh, other, losses, out=out and out / 'control', **how)
-    for name in losses:
-        reached = ', '.join(f'{v} {x["NDCG@10"]:.4f}' for v, x in found[name]['metrics'].items())
-        print(f'\ncontrol of {name}: contents exchanged between items, NDCG@10: {reached}', flush=True)
-    return {name: {k: found[name]['vectors'][k] for k in ('items', 'sequences')} for name in losses}
+    return {name: _control_of(name, found[name]) for name in losses}
 
 # %% ../../nbs/11a_commands/04_train.ipynb #7f1a000d
 def _repaired(plan, model, split, how):
-    "{'per-modality': what `fit` found} of the training that the study recommends."
-    embedder = _load(plan, model, split.catalogue, how['accelerator'], apart=True)
-    found = fit(embedder, split, {'per-modality': {'weight': 3.0}}, **how | {'fuse': 'concat'})
-    return {'per-modality': dict(found['per-modality'], fuse='concat', apart=True)}
+    "What `fit` found of the training that the study recommends, and the vectors of its control, or None."
+    from vlm2rec_lab.diagnosis.memory import exchanged
+
+    def trained(rows):
+        "The training on some rows."
+        embedder = _load(plan, model, split.catalogue, how['accelerator'], apart=True)
+        return fit(embedder, rows, {'per-modality': {'weight': 3.0}}, **how | {'fuse': 'concat'})['per-modality']
+
+    found = dict(trained(split), fuse='concat', apart=True)
+    control = _control_of('per-modality', trained(exchanged(split, plan.seed))) if plan.control else None
+    return found, control
 
 # %% ../../nbs/11a_commands/04_train.ipynb #bc2c36a7
 def _result(found, base, split, reports):
@@ -339,11 +352,20 @@ def teller(
 
     return tell
 
+# %% ../../nbs/11a_commands/04_train.ipynb #5e1a0c51
+def _cost():
+    "What a run took of processor and memory, where the system says so: ', 213 CPU s and 1,120 MB at most'."
+    from vlm2rec_lab.diagnosis.bench import peak_memory
+
+    peak = peak_memory()
+    return f', {time.process_time():,.0f} CPU s' + (f' and {peak / 1e6:,.0f} MB at most' if peak else '')
+
 # %% ../../nbs/11a_commands/04_train.ipynb #7f1a1009
 def _trainings(plan, losses):
     "What a plan trains, in its order."
     names = [*losses, *['experts'] * plan.ceiling, *[f'control of {n}' for n in losses if plan.control]]
-    return [*names, *['what the study recommends'] * plan.repair]
+    names += ['what the study recommends'] * plan.repair
+    return names + ['control of what the study recommends'] * (plan.repair and plan.control)
 
 # %% ../../nbs/11a_commands/04_train.ipynb #7f1a100a
 def _steps_told(steps, names, tell):
@@ -424,6 +446,7 @@ def run_plan(
     tell('baselines')
     base = baselines(split, dataset=whole, seed=plan.seed, negatives=split.test.negatives, progress=bars)
     how = _fit_settings(plan, base, bars, accelerator)
+    how |= dict(valid=plan.repair and len(split.valid) > 1 and hasattr(embedder, 'again'))
     if tell is not _silent:
         how |= dict(callback=_steps_told(plan.steps, _trainings(plan, losses), tell))
     found = fit(embedder, split, losses, out=out, **how)
@@ -431,10 +454,16 @@ def run_plan(
     controls = _controls(plan, model, split, losses, out, how) if plan.control else None
     if not first:
         return None
-    found |= _repaired(plan, model, split, how) if plan.repair else {}
+    if plan.repair:
+        found['per-modality'], control = _repaired(plan, model, split, how)
+        controls = control and {**controls, 'per-modality': control}
     tell('reports')
     reports = make_reports(found, split, plan.fuse, plan.seed, ceiling, called, apart, controls)
     print(_result(found, base, split, reports))
+    if how['valid'] and 'sft' in found and plan.fuse == 'sum':
+        from vlm2rec_lab.ranking.evaluate import sum_or_concat
+
+        print(f'\nsum or concat: {sum_or_concat(found["sft"]["valid"], found["per-modality"]["valid"], plan.seed)}')
     last = below_baseline(found, base, split.catalogue.kinds)
     more = {'Beside what needs no model': table_html(found, base, split)}
     if spaces:
@@ -460,6 +489,7 @@ def _demo_options(add):
     add('--core', type=count, metavar='K', help='keep users and items of at least K interactions (with a reader)')
     add('--history', type=count, metavar='N', help='purchases that the model may see (default: 10, in the studio 6)')
     add('--images', metavar='FROM', help=IMAGES_HELP)
+    column_options(add)
     add('--out', default='report.html', help='.html or .json file to write (default: report.html)')
 
 # %% ../../nbs/11a_commands/04_train.ipynb #7f1a1010
@@ -474,7 +504,7 @@ def _check_demo(o):
     if own and not o.data:
         raise ValueError(f'{", ".join(own)}: for data of your own, give --data too')
     data = o.data or f'studio:{o.condition or "text-easy"}'
-    check_data(data, o.users, None, o.core, o.images, {})
+    check_data(data, o.users, None, o.core, o.images, columns_of(o))
     if o.model:
         check_place(o.model)
     return data
@@ -484,7 +514,9 @@ def _demo_plan(o, model):
     "The plan of a demo. Raises ValueError for a model that was trained already."
     if o.data and has_adapters(model):
         raise ValueError(f'--model {model} was trained already: give the model that it was trained from')
-    plan = Plan(lora=None if o.data else 4, seed=o.seed, ceiling=True, repair=True)
+    from vlm2rec_lab.model.loading import makes_pair
+
+    plan = Plan(lora=None if o.data else 4, seed=o.seed, ceiling=True, repair=True, control=makes_pair(model))
     plan = replace(plan, steps=o.steps or plan.steps)
     return as_usual(plan, dict(steps=o.steps), model, Path(o.out).parent / 'runs' / STORE)
 
@@ -503,13 +535,13 @@ def demo(
         own = dict(spaces=Path(o.out).with_name(f'{Path(o.out).stem}-spaces.html'), tell=teller(start))
         if said := _tiny_only(o):
             print(f'note: {said}')
-    split, whole = open_data(data, o.users, o.history, o.seed, None, o.core, o.images)
+    split, whole = open_data(data, o.users, o.history, o.seed, None, o.core, o.images, columns_of(o))
     losses = loss_settings(['sft', 'vlm2rec'])
     reports, extra, last = run_plan(plan, model, split, whole, losses, o.command, called='demo', **own)
     title = f'SFT, VLM2Rec and what the study recommends, on {split.name}'
     print(f'\nreport: {reports.save(o.out, extra, title=title)}')
     if o.data:
-        own['tell'](f'done; the spaces: {own["spaces"]}')
+        own['tell'](f'done{_cost()}; the spaces: {own["spaces"]}')
     if last:
         print(last + (_why_below(o) if o.data else ''))
 
@@ -588,6 +620,7 @@ def plan_of(
 def _checked(o):
     "The losses with their settings, the plan and the folder of the options. Raises what makes them unusable."
     plan, out = plan_of(o), _folder(o)
+    recall_columns(o, out if o.resume else None)
     losses = loss_settings(o.losses, **{k: getattr(o, k) for k in NAMED_SETTINGS} | dict(o.set))
     check_data(o.data, o.users, o.split, o.core, o.images, columns_of(o))
     read_prompts(plan.prompts)

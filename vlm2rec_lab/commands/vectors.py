@@ -20,6 +20,7 @@ from vlm2rec_lab.commands.open import (
     model_option,
     open_data,
     open_dataset,
+    recall_columns,
 )
 from .parser import check_ending, command, count, fusion, seed
 
@@ -192,6 +193,7 @@ def _check_downstream(o):
         known(source, ['raw', *names('losses')], 'source of vectors')
     for start in o.how:
         known(start, [s for s in names('starts') if s != 'ids'], 'way to use vectors')
+    recall_columns(o)
     check_data(o.data, None, o.split, o.core, o.images, columns_of(o))
     if o.model:
         model_at(o.model)

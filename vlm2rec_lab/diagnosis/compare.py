@@ -26,6 +26,7 @@ from vlm2rec_lab.diagnosis.pages import (
     write_atomic,
 )
 from .report import Report
+from .tables import flagged
 from .verdict import VERDICTS, severity
 from ..ranking.evaluate import paired_difference
 
@@ -142,7 +143,8 @@ def _pair_action(pair):
     score = {n: _weighed(views) for n, views in changes.items() if views}
     helps = {n: up for n, (up, down) in score.items() if up and not down}
     if helps:
-        best = max(helps, key=helps.get)
+        hurt = {n: severity(pair.reports[n].data['modalities']) for n in helps}
+        best = max(helps, key=lambda n: (helps[n], -hurt[n]))
         return f'Go on with {best}, and settle it on other users than these.'
     trades = [n for n, (up, down) in score.items() if up]
     if trades:
@@ -164,6 +166,22 @@ def pair_headline(
     act = f'{act} To repair what was lost: {more}.' if more and not good else act
     return dict(said=said, action=act, tone=tone)
 
+# %% ../../nbs/04_diagnosis/09_compare.ipynb #5e1a0c45
+def _when_missing(pair):
+    "{what is missing: [figure of the fused NDCG or None] of the reports}; {} where no report has looked."
+    out = {}
+    for k, r in enumerate(pair.reports.values()):
+        found = r.data.get('missing') or {}
+        said = {}
+        if 0.5 in found.get('shares', ()):
+            half = list(found['shares']).index(0.5)
+            said = {f'half of {m} missing': xs[half]['ndcg'] for m, xs in found['curve'].items()}
+        if found.get('one_each'):
+            said['one modality per item'] = found['one_each']['ndcg']
+        for what, e in said.items():
+            out.setdefault(what, [None] * len(pair.reports))[k] = e
+    return out
+
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #3996782d
 def _columns(pair):
     "Heading -> a cell per report: verdicts of the whole and of every modality, then NDCG of every view."
@@ -175,7 +193,8 @@ def _columns(pair):
     for m in cells:
         if m != 'fused':
             out[f'  {m}'] = [r.modalities.get(m, {'verdict': 'n/a'})['verdict'] for r in reports]
-    return out | {f'NDCG of {v}': c for v, c in cells.items()}
+    out |= {f'NDCG of {v}': c for v, c in cells.items()}
+    return out | {f'NDCG, {what}': list(map(figure, each)) for what, each in _when_missing(pair).items()}
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #7e20a00e
 def _headline_lines(pair):
@@ -233,7 +252,7 @@ def _headline(pair):
     for n, views in found['said'].items():
         told = [_told(escape(words), change(changes[n][v])) for v, words in views.items()]
         lines.append(f'<strong>{escape(n)}:</strong> {"; ".join(told) or "other users"}.')
-    return headline_html(lines, escape(found['action']), found['tone']) if lines else ''
+    return headline_html(lines, flagged(found['action']), found['tone']) if lines else ''
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #4d220257
 def _pair_table(pair):
@@ -241,6 +260,7 @@ def _pair_table(pair):
     ds, rows = [r.data for r in pair.reports.values()], {}
     for view, _, e, d in pair.rows():
         rows.setdefault(f'NDCG@{ds[0]["k"]}, {escape(view)}', []).append(_pair_cell(e, d))
+    rows |= {f'NDCG@{ds[0]["k"]}, {escape(w)}': list(map(figure, each)) for w, each in _when_missing(pair).items()}
     verdicts = ['verdict', *(pill(d['verdict']) for d in ds)]
     return table(['', *map(escape, pair.reports)], [verdicts, *([head, *cells] for head, cells in rows.items())])
 

@@ -179,4 +179,5 @@ def missing_html(
     lead = f'<p class="find">{escape(said)}</p>' if said else ''
     figure = f'<figure>{curve_chart(found)}<figcaption>{escape(missing_note(found))}{dashed}</figcaption></figure>'
     also = ''.join(f'<p>{escape(x)}</p>' for x in two_answers(d))
-    return f'<div><h3>When contents are missing</h3>{lead}{figure}{table(heads, body)}{also}</div>'
+    figures = f'<details><summary>The figures of the lines</summary>{table(heads, body)}</details>'
+    return f'<div><h3>When contents are missing</h3>{lead}{figure}{figures}{also}</div>'

@@ -19,7 +19,7 @@ from .measure import EVIDENCE, Line
 from .memory_shown import memory_html, memory_markdown, memory_text
 from .missing_shown import missing_html, missing_markdown, missing_text
 from .segments import segments_html, segments_text
-from .tables import markdown_table, safe, table, text_table
+from .tables import flagged, markdown_table, safe, table, text_table
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #97a24f49
 # figure of the fusion -> label; others are called by their name
@@ -423,7 +423,7 @@ def pill(
 def _card(m, x):
     "One modality."
     head = f'<header><h3 style="margin:0">{escape(m)}</h3>{pill(x["verdict"])}</header>'
-    advice = f'<p class="do"><strong>What to do:</strong> {escape(x["advice"])}</p>'
+    advice = f'<p class="do"><strong>What to do:</strong> {flagged(x["advice"])}</p>'
     return f'<section class="card {x["verdict"]}">{head}<p>{escape(x["sentence"])}</p>{advice}</section>'
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #c3b96f2f
@@ -549,7 +549,7 @@ def headline_html(
 def _headline_section(d, level, scales):
     "What happened, and one thing to do."
     said = headline(d)
-    return headline_html([escape(said['said'])], escape(said['action']), said['tone'])
+    return headline_html([escape(said['said'])], flagged(said['action']), said['tone'])
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a001
 def _cards_section(d, level, scales):

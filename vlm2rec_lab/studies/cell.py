@@ -66,9 +66,10 @@ def measure_cell(
 def shop_tasks(
     data,  # folder of items and interactions
     split=None,  # settings of `leave_one_out`
+    columns=None,  # further arguments of `load_folder`, such as the columns of the text
 ):  # -> Split
     "The tasks of a shop of one's own."
-    return leave_one_out(load_folder(data), **{'history': 5, **(split or {})})
+    return leave_one_out(load_folder(data, **(columns or {})), **{'history': 5, **(split or {})})
 
 # %% ../../nbs/11_studies/01_cell.ipynb #4a1f0312
 def shop_inputs(
@@ -79,12 +80,12 @@ def shop_inputs(
     return dict(rows=tasks.fingerprint[:16]) | contents
 
 # %% ../../nbs/11_studies/01_cell.ipynb #4645e1c5
-def _rows_of(condition, seed, world, split, missing, data):  # -> Split, dict
+def _rows_of(condition, seed, world, split, missing, data, columns=None):  # -> Split, dict
     "The split of a cell, without the contents that are to be missing; of a shop also what it holds with them."
     if data is None:
         tasks, inputs = make_studio(condition, seed=seed, **(world or {})).split(**(split or {})), {}
     else:
-        tasks = shop_tasks(data, split)
+        tasks = shop_tasks(data, split, columns)
         inputs = dict(inputs=shop_inputs(tasks))
     for m, share in (missing or {}).items():
         tasks = drop_content(tasks, m, share, seed=seed)
@@ -155,6 +156,7 @@ def run_cell(
     split=None,  # settings of Studio.split
     model=None,  # checkpoint; None: the shipped one that the condition names
     data=None,  # folder of items and interactions in the studio's place; `condition` is then its name
+    columns=None,  # further arguments of `load_folder`, such as the columns of the text
     control=None,  # seed of an exchange of contents between the items: what this reaches too is memory
 ):  # -> dict, ready for JSON
     "Train and evaluate one cell: figures, and the rank of every customer. Raises ValueError for unknown names."
@@ -162,7 +164,7 @@ def run_cell(
     reader = get_condition(condition).reader if data is None else 'text-first'
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # of items without content: that is the point here
-        tasks, inputs = _rows_of(condition, seed, world, split, missing, data)
+        tasks, inputs = _rows_of(condition, seed, world, split, missing, data, columns)
         tasks = tasks if control is None else exchanged(tasks, control)
         embedder = _embedder(r, tasks.catalogue.modalities, model, reader, rank, seed)
         history = _trained(embedder, tasks, r, settings, steps=steps, batch=batch, lr=lr, tau=tau, seed=seed)
@@ -176,6 +178,7 @@ def run_cell(
         training=dict(steps=steps, batch=batch, lr=lr, tau=tau, rank=rank),
         data=tasks.name,
         **({} if control is None else dict(control=control)),
+        **(dict(columns=columns) if columns else {}),
         **inputs,
         **found,
         seconds=round(time.perf_counter() - start, 1),

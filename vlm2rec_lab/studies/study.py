@@ -104,11 +104,11 @@ def _grid_cells(conditions, seeds, remedies):
     ]
 
 # %% ../../nbs/11_studies/04_study.ipynb #e0ad1a04
-def _shop_cells(data, seeds, remedies):
+def _shop_cells(data, seeds, remedies, columns):
     "Trainings on a shop of one's own."
-    folder = Path(data).resolve()
+    folder, read = Path(data).resolve(), {'columns': columns} if columns else {}
     return [
-        dict(condition=folder.name, remedy=r, seed=s, data=str(folder))
+        dict(condition=folder.name, remedy=r, seed=s, data=str(folder), **read)
         for s in seeds
         for r in remedies or ('before', 'sft', 'vlm2rec', 'per-modality')
     ]
@@ -120,6 +120,7 @@ def study_cells(
     conditions=None,  # names; None: the part's
     remedies=None,  # names; None: the part's
     data=None,  # folder of items and interactions in the studio's place
+    columns=None,  # further arguments of `load_folder` for it, such as the columns of the text
 ):  # -> list of dict, arguments of `run_cell`
     "List of cells for `run_study`, the default condition first. Raises ValueError for unknown names."
     if known(part, PARTS, 'part of the study') == 'shop':
@@ -127,7 +128,7 @@ def study_cells(
     for r in remedies or ():
         get_remedy(r)
     if data is not None:
-        return _shop_cells(data, SEEDS[: seeds or 3], remedies)
+        return _shop_cells(data, SEEDS[: seeds or 3], remedies, columns)
     everywhere = [known(c, CONDITIONS, 'condition') for c in conditions or CONDITIONS]
     default, n = next(iter(CONDITIONS)), seeds or PARTS[part]
     results, choosing = SEEDS[:n], range(100, 100 + n)

@@ -40,7 +40,7 @@ def cell_name(
 ):  # -> str, such as 'text-easy--sft--alpha=2--0.json'
     "File name of a cell."
     told = [pair for given in (missing, settings, training) for pair in (given or {}).items()]
-    extra = [_said(k, v) for k, v in told if k not in ('model', 'world', 'split', 'data')]
+    extra = [_said(k, v) for k, v in told if k not in ('model', 'world', 'split', 'data', 'columns')]
     return '--'.join([condition, remedy.replace(', ', '+'), *extra, str(seed)]) + '.json'
 
 # %% ../../nbs/11_studies/02_workers.ipynb #3608eacc
@@ -53,6 +53,7 @@ def _asked(cell):
         missing=cell.get('missing') or {},
         settings=cell.get('settings') or {},
         control=cell.get('control'),
+        columns=cell.get('columns') or None,
         training={k: cell.get(k, v) for k, v in TRAINING.items()},
     )
 
@@ -61,9 +62,10 @@ def _other_shop(done, cell, shops):
     "What a shop of one's own held when a cell was made, where that differs from now; `shops` keeps what was read."
     if not cell.get('data') or 'inputs' not in done:
         return {}
-    which = str(cell['data']), json.dumps(cell.get('split'), sort_keys=True)
+    split, columns = cell.get('split'), cell.get('columns')
+    which = str(cell['data']), json.dumps([split, columns], sort_keys=True)
     if which not in shops:
-        shops[which] = shop_inputs(shop_tasks(cell['data'], cell.get('split')))
+        shops[which] = shop_inputs(shop_tasks(cell['data'], split, columns))
     return {k: done['inputs'].get(k) for k, v in shops[which].items() if done['inputs'].get(k) != v}
 
 # %% ../../nbs/11_studies/02_workers.ipynb #5d4f6f58
@@ -198,7 +200,7 @@ def stored_cells(
 def _again(cell, out, data):
     "A stored cell, computed once more into the folder `out`."
     asked = {k: cell[k] for k in ('condition', 'remedy', 'seed', 'missing', 'settings')} | cell['training']
-    asked |= {'control': cell['control']} if 'control' in cell else {}
+    asked |= {k: cell[k] for k in ('control', 'columns') if k in cell}
     (new,) = run_study(out, [asked | ({'data': str(data)} if data else {})], 1, progress=False)
     return new
 
