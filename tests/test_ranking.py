@@ -124,6 +124,31 @@ def test_a_mix_adds_what_it_says():
     assert (found.greater == (s > s[np.arange(40), targets][:, None]).sum(1)).all() and (found.ties == 0).all()
 
 
+@pytest.mark.parametrize('enough', [None, 5])
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+@pytest.mark.parametrize('noise', [0.1, 1.0, 9.0])
+def test_rows_that_are_not_looked_at_count_nothing(noise, dtype, enough):
+    "Good and bad rankings with copies and seen items, for every kind of mix, beside a count of all scores."
+    rng = np.random.default_rng(6)
+    items, targets = rng.normal(size=(400, 6)).astype(dtype), rng.integers(0, 400, 150)
+    items[200:] = items[:200]
+    users = [(items[targets] + noise * rng.normal(size=(150, 6))).astype(dtype) for _ in 'ab']
+    item, user, times = (x.astype(dtype) for x in (rng.normal(size=400), rng.normal(size=150), rng.random(400) + 0.5))
+    item[200:], times[200:] = item[:200], times[:200]
+    seen = seen_items([rng.choice(np.delete(np.arange(400), t), 9, replace=False) for t in targets], targets, 400)
+    mixes = [Mix((1, 0)), Mix((0, 3)), Mix((1, 2)), Mix((1, 1), user, item, times), Mix((0, 1), user)]
+    found = mixed_ranks([(items, u) for u in users], mixes, targets, seen, enough=enough, block=(40, 64))
+    shown = np.ones((150, 400), bool)
+    shown[np.repeat(np.arange(150), np.diff(seen[0])), seen[1]] = False
+    for m, r in zip(mixes, found):
+        s = m([u.astype(float) @ items.T.astype(float) for u in users], np.arange(150)[:, None], np.arange(400))
+        more = np.where(shown, s - s[np.arange(150), targets][:, None], -np.inf)
+        greater, ties = (more > 1e-5).sum(1), (np.abs(more) <= 1e-5).sum(1) - 1
+        here = greater < (enough or 1e9)
+        assert here.any() and (r.greater[here] == greater[here]).all() and (r.ties[here] == ties[here]).all()
+        assert (r.greater[~here] >= (enough or 0)).all()
+
+
 def test_ties_are_as_wide_as_the_scores_are_large():
     items, users = np.array([[1.0], [1 + 1e-5], [2.0]], np.float32), np.ones((1, 1), np.float32)
     for size, ties in ((None, 0), (np.array([100.0]), 1)):

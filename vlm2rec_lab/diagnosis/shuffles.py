@@ -8,11 +8,12 @@ __all__ = ['first_return', 'shuffled_ranks', 'Pieces', 'pieces_of', 'Chunk', 'ex
 # %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a0003
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 
 from ..ranking.fusions import fuse_vectors, fusion_weights
-from ..ranking.ranks import Ranks, _threads, metric_at_k, scores, tally
+from ..ranking.ranks import Ranks, _alone, _threads, metric_at_k, scores, tally
 
 # %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a0006
 def first_return(
@@ -121,8 +122,8 @@ def _summed_pieces(items, sequences, modality):
     user = fuse_vectors(items, sequences, 'sum')[1]
     rest, own = sum(x for m, x in items.items() if m != modality), items[modality]
 
-    def scale(i, j, most=20_000):
-        "Lengths of some exchanged items, a block at a time."
+    def scale(i, j, most=max(1, 100_000 // own.shape[1])):
+        "Lengths of some exchanged items, a block at a time that stays in the processor's cache."
         blocks = range(0, max(len(i), 1), most)
         return _one_over(
             np.concatenate([np.linalg.norm(rest[i[a : a + most]] + own[j[a : a + most]], axis=1) for a in blocks])
@@ -212,21 +213,143 @@ def _mixed(c, order, scale, pairs, rows, width):
     s[place[users[use]], i[use]] = value[use]
     return s
 
+# %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a1001
+@dataclass(frozen=True)
+class _Order:
+    "A permutation of the items, its inverse, and the scale of what it makes."
+
+    to: np.ndarray  # [items]
+    back: np.ndarray  # [items]
+    scale: np.ndarray  # [items], or None for 1
+    most: float  # a scale that few items exceed
+    large: np.ndarray  # items that do
+
+
+def _order(pieces, to, few=0.005):
+    "A permutation with its scale."
+    every, back = np.arange(len(to)), np.empty_like(to)
+    back[to] = every
+    if pieces.scale is None:
+        return _Order(to, back, None, 1.0, every[:0])
+    scale = pieces.scale(every, to)
+    most = float(np.quantile(scale, 1 - few))
+    return _Order(to, back, scale, most, np.flatnonzero(scale > most))
+
+# %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a1002
+@dataclass(frozen=True)
+class _Asked:
+    "A chunk under one permutation."
+
+    order: _Order
+    pairs: tuple  # of `_own_pairs`
+    own: np.ndarray  # [users, 1] the target's score
+
+
+def _asked(c, order):
+    "What differs from user to user under a permutation."
+    users = np.arange(len(c.targets))
+    own = _exchanged(c, users, c.targets, first_return(order.to, c.hidden, users, c.targets)[0])
+    return _Asked(order, _own_pairs(c, order.to), own[:, None])
+
+
+def _in_full(c, a, users, tol):
+    "int [2, n] of `tally` for some users, by all their scores."
+    rows = None if len(users) == len(c.targets) else users
+    return tally(_mixed(c, a.order.to, a.order.scale, a.pairs, rows, c.rest.shape[1]), a.own[users], tol)
+
+# %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a1004
+def _middle(x, width=1024):
+    "[users, 1] mean and standard deviation of a part of the scores, those at minus infinity left out."
+    x = x[:, :width].astype(float)
+    there = np.isfinite(x)
+    n, x = np.maximum(there.sum(1, keepdims=True), 1), np.where(there, x, 0)
+    mean = x.sum(1, keepdims=True) / n
+    return mean, np.sqrt(np.maximum((x * x).sum(1, keepdims=True) / n - mean * mean, 0))
+
+
+def _limits(a, rest, part, tol, kind):
+    "[users, 1] limits of rest and part under a permutation, and how many deviations above the means they are."
+    top = np.asarray(a.own - tol, float) / a.order.most
+    by = (top - rest[0] - part[0]) / np.maximum(rest[1] + part[1], 1e-12)
+    limits = [mean + by * far for mean, far in (rest, part)]
+    spare = 1e-5 * (np.abs(top) + sum(map(np.abs, limits)))
+    return *((x - spare).astype(kind) for x in limits), np.where(top > 0, by, -np.inf)
+
+# %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a1005
+def _listed(s, limit):
+    "Users, items and scores of what reaches each user's limit."
+    mask = s >= limit
+    at = np.flatnonzero(mask)
+    return np.repeat(np.arange(len(s)), np.count_nonzero(mask, axis=1)), at % s.shape[1], s.ravel()[at]
+
+
+def _pair_scores(c, a, users, i, j, x, y):
+    "Scores of listed pairs from rest and part; not a number where a user's own way is another."
+    s = x + y
+    s = s if a.order.scale is None else s * a.order.scale[i]
+    return np.where(c.hidden.ravel()[users * c.rest.shape[1] + j], np.nan, s) if len(c.seen[0]) else s
+
+
+def _of_rest(c, a, users, i, x):
+    "Scores of items that were listed for their rest `x`."
+    j = a.order.to[i]
+    return _pair_scores(c, a, users, i, j, x, c.part.ravel()[users * c.rest.shape[1] + j])
+
+
+def _of_part(c, a, users, j, y):
+    "Scores, and rests, of items that were listed for the part `y` that they get."
+    i = a.order.back[j]
+    x = c.rest.ravel()[users * c.rest.shape[1] + i]
+    return _pair_scores(c, a, users, i, j, x, y), x
+
+# %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a1007
+def _near(c, asked, middles, k, tol):
+    "bool [P, users] who may gain something, by the items that are most likely to beat their targets."
+    users, n_items = c.rest.shape
+    deep = NormalDist().inv_cdf(1 - min(0.5, max(16 * k / n_items, 0.01)))
+    (mean, far), by_part = max(zip(middles, (False, True)), key=lambda x: x[0][1].mean())
+    s = c.part if by_part else c.rest
+    u, at, x = _listed(s, (mean + deep * far).astype(s.dtype))
+    out = np.ones((len(asked), users), bool)
+    for p, a in enumerate(asked):
+        found = _of_part(c, a, u, at, x)[0] if by_part else _of_rest(c, a, u, at, x)
+        out[p] = np.bincount(u[found > (a.own + tol)[u, 0]], minlength=users) < k
+    return out
+
+# %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a1006
+def _from_lists(c, a, lists, limits, mine, tol):
+    "int [2, users] of `tally` by what is on the lists; `mine` are the users who are asked."
+    low = [np.where(mine, x[:, 0], np.inf).astype(x.dtype) for x in limits[:2]]
+    (u, i, x), (v, j, y) = ([z[n] for z in some] for some, b in zip(lists, low) for n in [some[2] >= b[some[0]]])
+    s, (t, z) = _of_rest(c, a, u, i, x), _of_part(c, a, v, j, y)
+    few, large = np.flatnonzero(mine), a.order.large
+    w, h = np.repeat(few, len(large)), np.tile(large, len(few))
+    p, q = c.rest[w, h], c.part[w, a.order.to[h]]
+    users, own = a.pairs[0][mine[a.pairs[0]]], a.pairs[2][mine[a.pairs[0]]]
+    fresh, extra = z < low[0][v], (p < low[0][w]) & (q < low[1][w])
+    users = np.concatenate([u, v[fresh], w[extra], users])
+    p = _pair_scores(c, a, w, h, a.order.to[h], p, q)
+    s = np.concatenate([s, t[fresh], p[extra], own])
+    reach = (s > (a.own + tol)[users, 0], s >= (a.own - tol)[users, 0])
+    return np.stack([np.bincount(users[r], minlength=len(mine)) for r in reach])
+
 # %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a001e
-def _exchanged_gains(c, order, scale, k, tol):
-    "[users] NDCG@k of a chunk under one permutation."
-    users, n_items = np.arange(len(c.targets)), c.rest.shape[1]
-    pairs = _own_pairs(c, order)
-    own = _exchanged(c, users, c.targets, first_return(order, c.hidden, users, c.targets)[0])[:, None]
-    open_, width = users, max(n_items // 16, 64 * k)
-    if 2 * width < n_items:
-        s = _mixed(c, order, scale, pairs, None, width)
-        open_ = np.flatnonzero(np.count_nonzero(s > own + tol, axis=1) < k)
-    out = np.zeros(len(users))
-    if len(open_):
-        s = _mixed(c, order, scale, pairs, None if len(open_) == len(users) else open_, n_items)
-        above, least = tally(s, own[open_], tol)
-        out[open_] = metric_at_k(Ranks(above, least - above - 1, None), k)
+def _exchanged_gains(c, orders, k, tol, deep=1.8):
+    "[P, users] NDCG@k of a chunk; by lists where the limits are `deep` deviations above the means, else in full."
+    asked, middles = [_asked(c, o) for o in orders], (_middle(c.rest), _middle(c.part))
+    limits, near = [_limits(a, *middles, tol, c.rest.dtype) for a in asked], _near(c, asked, middles, k, tol)
+    mine = near & np.stack([by[:, 0] >= deep for _, _, by in limits])
+    least = (np.min([np.where(m[:, None], x[n], np.inf) for m, x in zip(mine, limits)], 0) for n in (0, 1))
+    lists = [_listed(s, x.astype(s.dtype)) for s, x in zip((c.rest, c.part), least)]
+    out = np.zeros((len(orders), len(c.targets)))
+    for p, (a, x, m) in enumerate(zip(asked, limits, mine)):
+        found, others = np.zeros((2, len(m)), np.int64), np.flatnonzero(near[p] & ~m)
+        if m.any():
+            found = _from_lists(c, a, lists, x, m, tol)
+        if len(others):
+            found[:, others] = _in_full(c, a, others, tol)
+        above, least = found[:, near[p]]
+        out[p, near[p]] = metric_at_k(Ranks(above, least - above - 1, None), k)
     return out
 
 # %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a001f
@@ -239,16 +362,17 @@ def exchanged_gains(
 ):  # -> [P, users] NDCG@k
     "Gains of a fused ranking when one modality's item vectors are permuted among what each user can be shown."
     (rest, a), (part, b) = pieces.rest, pieces.part
-    every, out = np.arange(len(rest)), np.zeros((len(orders), len(targets)))
-    scaled = [pieces.scale and pieces.scale(every, o) for o in orders]
-    with ThreadPoolExecutor(_threads()) as pool:
-        for rows in _chunks(len(targets), len(rest)):
-            some = _of_rows(seen, rows)
-            hidden, *pairs = _mask(some, len(rest))
-            c = Chunk(scores(rest, a[rows], some), b[rows] @ part.T, targets[rows], hidden, pairs, pieces.scale)
-            found = pool.map(lambda o, s: _exchanged_gains(c, o, s, k, pieces.tol), orders, scaled)
-            for p, g in enumerate(found):
-                out[p, rows] = g
+    out, threads = np.zeros((len(orders), len(targets))), _threads()
+
+    def count(rows):
+        some = _of_rows(seen, rows)
+        hidden, *pairs = _mask(some, len(rest))
+        c = Chunk(scores(rest, a[rows], some), b[rows] @ part.T, targets[rows], hidden, pairs, pieces.scale)
+        out[:, rows] = _exchanged_gains(c, orders, k, pieces.tol)
+
+    with ThreadPoolExecutor(threads) as pool, _alone(threads):
+        orders = list(pool.map(lambda o: _order(pieces, o), orders))
+        list(pool.map(count, _chunks(len(targets), len(rest))))
     return out
 
 # %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a0021

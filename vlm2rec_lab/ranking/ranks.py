@@ -163,6 +163,22 @@ class Mix:
         s = s if self.item is None else np.add(s, self.item[items], out=out)
         return s if self.times is None else np.multiply(s, self.times[items], out=out)
 
+    @property
+    def bare(self):
+        "Whether the scores are those of one product."
+        return sum(w != 0 for w in self.weights) == 1 and self.user is None and self.item is None and self.times is None
+
+    def most(self, tops, users, items, kind):
+        "[rows, 1] what no mixed score of these items exceeds, from each row's best by every product; `kind` of number."
+        if min(self.weights) < 0:
+            return np.full(tops[0].shape, np.inf)
+        best = None if self.item is None else self.item[items].max(keepdims=True)
+        s = replace(self, item=best, times=None)(tops, users, [0], np.empty(tops[0].shape, kind))
+        if self.times is None:
+            return s
+        times = self.times[items]
+        return np.maximum(*(np.multiply(s, t, out=np.empty(s.shape, kind)) for t in (times.min(), times.max())))
+
     def of(self, rows):
         "The same for some of the users, a slice."
         return replace(
@@ -215,6 +231,23 @@ def _tally_block(s, at, tol, mask):
     least = np.greater_equal(s, at - tol, out=mask)
     return np.stack([above, _set_bits(least)])
 
+# %% ../../nbs/01_ranking/03_ranks.ipynb #5a100026
+def _reaching(s, at, tol):
+    "Rows whose best score reaches the target, as a slice where they are more than half."
+    rows = np.flatnonzero(~(s < at - tol))
+    return slice(None) if 2 * len(rows) > len(s) else rows
+
+
+def _open_counts(m, found, tops, limits, users, columns, mixed, mask):
+    "What `tally` gives for a mix in one block, where only rows that may reach the target are looked at."
+    out, rows = np.zeros((2, len(users)), np.int64), _reaching(m.most(tops, users, columns, mixed.dtype), *limits)
+    at, tol = (x[rows] for x in limits)
+    s = m([x[rows] if w else x for x, w in zip(found, m.weights)], users[rows], columns, mixed[: len(at)])
+    again = slice(None) if m.bare else _reaching(s.max(1, keepdims=True), at, tol)
+    some = _tally_block(s[again], at[again], tol[again], mask[: len(at[again])])
+    out[:, np.arange(len(users))[rows][again]] = some
+    return out
+
 # %% ../../nbs/01_ranking/03_ranks.ipynb #5a100023
 def _mixed_counts(left, blocks, mixes, columns, part, pairs, room):
     "int64 [mixes, 2, n] of `tally` for a slice of the users; `pairs`: rows, columns and whether it is the target."
@@ -224,9 +257,10 @@ def _mixed_counts(left, blocks, mixes, columns, part, pairs, room):
         np.matmul(users[part], block.T, out=s)
         s[rows - part.start, places] = np.where(asked, own[rows, 0], -np.inf)
     users, out = left.rows[part, None], []
+    tops = [s.max(1, keepdims=True) for s in found]
     for m, at, tol in zip(mixes, left.least, left.tol):
-        s = m(found, users, columns, mixed)
-        out.append(_tally_block(s, at[part], tol[part] if np.ndim(tol) else tol, mask))
+        limits = at[part], tol[part] if np.ndim(tol) else np.broadcast_to(tol, users.shape)
+        out.append(_open_counts(m, found, tops, limits, users, columns, mixed, mask))
     return np.stack(out)
 
 # %% ../../nbs/01_ranking/03_ranks.ipynb #5a100007
@@ -248,13 +282,13 @@ def _start(products, mixes, targets, tol):
     "All users, before the first block."
     every = np.arange(len(targets))
     own = [_own_scores(i, u, targets) for i, u in products]
-    least = [m(own, every[:, None], targets[:, None]) for m in mixes]
+    least = [np.copy(m(own, every[:, None], targets[:, None])) for m in mixes]
     tols = [tol if m.size is None else tol * m.size[:, None] for m in mixes]
     return _Left(every, [u for _, u in products], own, least, tols)
 
 # %% ../../nbs/01_ranking/03_ranks.ipynb #5a100008
 def _in_blocks(products, mixes, targets, seen, enough, tol, run, rooms, step, width):
-    "int64 [mixes, 2, n] of `tally`, block by block; who is beaten by `enough` in every mix drops out."
+    "int64 [mixes, 2, n] of `tally`, block by block; counted no further once `enough` beat the target."
     n, n_items = len(targets), len(products[0][0])
     blocks = -(-n_items // width)
     seen = [None] * blocks if seen is None else _by_block(seen, blocks)
@@ -263,7 +297,10 @@ def _in_blocks(products, mixes, targets, seen, enough, tol, run, rooms, step, wi
         pairs = _instead(place, seen[j], left.rows, targets, j, blocks)
         some, columns = [np.ascontiguousarray(i[j::blocks]) for i, _ in products], np.arange(j, n_items, blocks)
         out[:, :, left.rows] += _block_counts(left, some, mixes, columns, pairs, run, step, rooms)
-        stays = (out[:, 0, left.rows] < enough).any(0)
+        beaten = out[:, 0, left.rows] >= enough
+        for least, b in zip(left.least, beaten):
+            least[b] = np.inf
+        stays = ~beaten.all(0)
         if stays.mean() < 0.9:
             left = left.keep(stays)
             place[:] = -1
