@@ -265,6 +265,8 @@ def test_notebooks_are_clean(path):
     for c in nb['cells']:
         assert c['cell_type'] != 'code' or c['execution_count'] is None or 'outputs' in c
         for o in c.get('outputs', []):
+            kept = ''.join(o.get('data', {}).get('text/html', ''))
+            assert 'class="v2r-saved"' not in kept, 'the linked view of a widget: run it by tools/run_nbs.py'
             assert o['output_type'] != 'error' and o.get('name') != 'stderr'
 
 

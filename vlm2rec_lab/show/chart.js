@@ -163,6 +163,7 @@ function runKey(keys, r, on) {
 
 function render({model, el}) {
   const root = add(el, 'div', {class: 'v2l', 'data-lm-suppress-shortcuts': 'true'})
+  if (model.get('mark')) root.dataset.v2rMark = model.get('mark')
   const title = add(root, 'h3')
   const status = add(root, 'p', {class: 'soft', role: 'status'})
   const bad = add(root, 'p', {class: 'bad', role: 'alert'})

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PANELS', 'CSS', 'CHART_JS', 'SHELF_JS', 'SCRIPTS', 'PANEL', 'smoothed', 'turns', 'run_lines', 'view_class',
-           'widget_bundle', 'live_page', 'Still', 'still', 'panels_html']
+           'widget_bundle', 'live_page', 'live_fragment', 'Still', 'still', 'panels_html']
 
 # %% ../../nbs/05_show/04_chart.ipynb #787bac78
 import functools
 import json
 import math
+import zlib
 from html import escape
 
 import numpy as np
@@ -105,7 +106,7 @@ def view_class(
     "The widget class of a kind. Raises ImportError with the remedy where anywidget is not installed."
     try:
         import anywidget
-        from traitlets import Dict, Int
+        from traitlets import Dict, Int, Unicode
     except ImportError as e:
         raise ImportError(
             "live widgets need anywidget and ipywidgets: pip install 'vlm2rec_lab[lab]'; to_html works without"
@@ -114,7 +115,8 @@ def view_class(
         'chart': {'scene': Dict().tag(sync=True)},
         'shelf': {'page': Dict().tag(sync=True), 'pictures': Dict().tag(sync=True), 'at': Int(0).tag(sync=True)},
     }
-    return type(f'{kind.title()}View', (anywidget.AnyWidget,), {'_esm': SCRIPTS[kind], '_css': CSS, **states[kind]})
+    common = {'_esm': SCRIPTS[kind], '_css': CSS, 'mark': Unicode().tag(sync=True)}  # see show.saved
+    return type(f'{kind.title()}View', (anywidget.AnyWidget,), {**common, **states[kind]})
 
 # %% ../../nbs/05_show/04_chart.ipynb #8174fec8
 def widget_bundle(
@@ -137,6 +139,13 @@ def _for_script(state):  # -> JSON
         text = text.replace(c, f'\\u{ord(c):04x}')
     return text
 
+# %% ../../nbs/05_show/04_chart.ipynb #598c8cd7
+def _page_script(kind, state, host):  # 'chart' or 'shelf', dict of plain types, CSS selector -> HTML
+    "The script that draws a state into the first such element."
+    code = SCRIPTS[kind].replace('export default {render}\n', '') + asset('show', 'page.js')
+    where = f'document.querySelector({json.dumps(host)})'
+    return f'<script type="module">const STATE = {_for_script(state)};\nconst HOST = {where};\n{code}</script>'
+
 # %% ../../nbs/05_show/04_chart.ipynb #598c8cd8
 def live_page(
     kind,  # 'chart' or 'shelf'
@@ -145,9 +154,19 @@ def live_page(
     still='',  # HTML or SVG for readers without scripts
 ):  # -> HTML
     "One self-contained page that draws a state. Raises ValueError for numbers that are not finite."
-    code = SCRIPTS[kind].replace('export default {render}\n', '') + asset('show', 'page.js')
-    script = f'<script type="module">const STATE = {_for_script(state)};\n{code}</script>'
-    return whole_page(title, f'<div id="view"></div><noscript>{still}</noscript>{script}', CSS)
+    return whole_page(
+        title, f'<div id="view"></div><noscript>{still}</noscript>{_page_script(kind, state, "#view")}', CSS
+    )
+
+# %% ../../nbs/05_show/04_chart.ipynb #598c8cd9
+def live_fragment(
+    kind,  # 'chart' or 'shelf'
+    state,  # dict of plain types
+):  # -> HTML
+    "The same for a page of your own, where several may stand. Raises ValueError for numbers that are not finite."
+    name = f'{kind}-{zlib.crc32(_for_script(state).encode()):08x}'
+    script = _page_script(kind, state, f'[data-v2l-view="{name}"]:empty')
+    return f'<style>{CSS}</style><div data-v2l-view="{name}"></div>{script}'
 
 # %% ../../nbs/05_show/04_chart.ipynb #ce989db0
 class Still(str):

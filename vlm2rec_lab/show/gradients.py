@@ -6,6 +6,7 @@
 __all__ = ['Throttle', 'GradientWidget']
 
 # %% ../../nbs/05_show/05_gradients.ipynb #fc3a63ea
+import base64
 import threading
 import time
 
@@ -13,9 +14,11 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..diagnosis.pages import write_atomic
-from .chart import PANELS, live_page, panels_html, run_lines, view_class, widget_bundle
+from .chart import PANELS, live_fragment, live_page, panels_html, run_lines, view_class, widget_bundle
 from .chart import still as still_of
 from .figures import _by_name
+from .raster import svg_png
+from .saved import Shown
 
 # %% ../../nbs/05_show/05_gradients.ipynb #fc5979dc
 class Throttle:
@@ -26,8 +29,9 @@ class Throttle:
         send,  # function without arguments
         every=0.4,  # seconds
         share=25,  # rest so many times as long as sending took
+        after=None,  # function without arguments: called when nothing new has come for five seconds
     ):
-        self.send, self.every, self.share = send, every, share
+        self.send, self.every, self.share, self.after = send, every, share, after
         self.error = None  # what the last picture failed with
         self._wish, self._lock, self._thread = threading.Event(), threading.Lock(), None
 
@@ -66,6 +70,11 @@ def _work(self: Throttle):
         except Exception as e:
             self.error = e  # a picture that fails must not end a training
         time.sleep(max(self.every, self.share * (time.perf_counter() - start)))
+    try:
+        if self.after is not None:
+            self.after()
+    except Exception as e:
+        self.error = e
 
 # %% ../../nbs/05_show/05_gradients.ipynb #a66a6fcc
 class GradientWidget:
@@ -81,7 +90,8 @@ class GradientWidget:
         self.smooth, self.title = smooth, title
         self.status, self.error, self.total = '', '', 0
         self._runs, self._done, self._view, self._lock = {}, {}, None, threading.RLock()
-        self.throttle = Throttle(self.flush, every)
+        self.shown = Shown(self.view, self._kept, self._linked, self._alt)
+        self.throttle = Throttle(self.flush, every, after=self.shown.renew)
         for name, h in (_by_name(histories) or {}).items():
             for k, one in enumerate(h if isinstance(h, (list, tuple)) else [h]):
                 self.add(name, one, k)
@@ -157,7 +167,7 @@ def view(self: GradientWidget):  # -> the anywidget
     "The widget itself, made when it is first asked for. Raises ImportError where anywidget is not installed."
     with self._lock:
         if self._view is None:
-            self._view = view_class('chart')(scene=self.scene())
+            self._view = view_class('chart')(scene=self.scene(), mark=self.shown.mark)
         return self._view
 
 # %% ../../nbs/05_show/05_gradients.ipynb #e35fba6d
@@ -184,6 +194,32 @@ def to_html(
         return live_page('chart', {'scene': self.scene()}, self.title, self.still())
 
     return write_atomic(path, {'.html': whole})
+
+# %% ../../nbs/05_show/05_gradients.ipynb #6b494c2b
+@patch
+def _alt(self: GradientWidget):  # -> str
+    "What the curves show, in words."
+    names = ', '.join(self._runs) or 'no runs yet'
+    return f'{self.title} {", ".join(PANELS.values())} over the steps of training of {names}'
+
+# %% ../../nbs/05_show/05_gradients.ipynb #183325ec
+@patch
+def _kept(self: GradientWidget):  # -> {MIME type: data}
+    "The curves as a picture; of points, since a notebook that is not trusted shows no SVG."
+    return {'image/png': base64.b64encode(svg_png(self.still())).decode()}
+
+# %% ../../nbs/05_show/05_gradients.ipynb #0135eef4
+@patch
+def _linked(self: GradientWidget):  # -> HTML
+    "The curves as a fragment that answers, without a kernel."
+    scene = self.scene()
+    return live_fragment('chart', {'scene': scene}) if scene['runs'] else ''
+
+# %% ../../nbs/05_show/05_gradients.ipynb #6b494c2d
+@patch
+def _ipython_display_(self: GradientWidget, **_):
+    "The widget, and what a saved notebook keeps of it."
+    self.shown.show(repr(self))
 
 # %% ../../nbs/05_show/05_gradients.ipynb #6b494c2c
 @patch

@@ -1,4 +1,4 @@
-// A saved page in place of a kernel: the widget's state is the constant STATE, written before this.
+// A saved page in place of a kernel: the constants STATE, which is the widget's, and HOST stand before this.
 
 const heard = []
 const model = {
@@ -14,4 +14,4 @@ const model = {
   },
 }
 if (STATE.pages) STATE.page = STATE.pages[STATE.at]
-render({model, el: document.getElementById('view')})
+render({model, el: HOST})

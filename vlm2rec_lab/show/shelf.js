@@ -41,6 +41,7 @@ function render({model, el}) {
     'aria-label': SHELF_WAYS,
     'data-lm-suppress-shortcuts': 'true',
   })
+  if (model.get('mark')) root.dataset.v2rMark = model.get('mark')
   const nav = add(root, 'nav')
   const back = add(nav, 'button', {type: 'button'}, '← previous')
   const on = add(nav, 'button', {type: 'button'}, 'next →')

@@ -19,7 +19,8 @@ from ..ranking.fusions import fuse_vectors
 from ..ranking.ranks import ranks, scores
 from ..ranking.task import check_task
 from ..shop.pictures import thumbnail
-from .chart import live_page, view_class, widget_bundle
+from .chart import live_fragment, live_page, view_class, widget_bundle
+from .saved import Shown
 
 # %% ../../nbs/05_show/06_shelf.ipynb #b9e5c177
 @dataclass(repr=False)
@@ -39,6 +40,7 @@ class Shelf:
         self._seen = seen_items(seen, self.rows.targets, len(self.catalogue))
         self.places = {v: self._places(v) for v in self.items}
         self._pictures, self._view = {}, None
+        self.shown = Shown(lambda: self.view(), lambda: self._kept(), lambda: self._linked(), self.__repr__)
 
 # %% ../../nbs/05_show/06_shelf.ipynb #350fd15b
 @patch
@@ -171,7 +173,7 @@ def view(self: Shelf):  # -> the anywidget
     "The widget itself, made when it is first asked for. Raises ImportError where anywidget is not installed."
     if self._view is None:
         first = self.page(0)
-        self._view = view_class('shelf')(page=first, pictures=self.pictures([first]), at=0)
+        self._view = view_class('shelf')(page=first, pictures=self.pictures([first]), at=0, mark=self.shown.mark)
         self._view.observe(self._turn, 'at')
     return self._view
 
@@ -222,6 +224,14 @@ def still(
         f'{_table_html(page["columns"], pictures)}<p>{escape(self.name)}</p>'
     )
 
+# %% ../../nbs/05_show/06_shelf.ipynb #f07100c9
+@patch
+def _pages(self: Shelf, customers):  # how many -> dict of plain types
+    "What a page without a kernel holds: the first customers, and the pictures they need."
+    n = min(customers, len(self))
+    pages = [dict(self.page(i), rows=n) for i in range(n)]
+    return dict(pages=pages, at=0, pictures=self.pictures(pages))
+
 # %% ../../nbs/05_show/06_shelf.ipynb #f07100ca
 @patch
 def to_html(
@@ -230,14 +240,29 @@ def to_html(
     customers=20,  # how many of them
 ):  # -> Path
     "Write one self-contained page of the first customers, in one go. Raises ValueError for another suffix."
-    n = min(customers, len(self))
-    pages = [dict(self.page(i), rows=n) for i in range(n)]
 
     def whole():
-        state = dict(pages=pages, at=0, pictures=self.pictures(pages))
-        return live_page('shelf', state, f'Recommendations: {self.name}', self.still())
+        return live_page('shelf', self._pages(customers), f'Recommendations: {self.name}', self.still())
 
     return write_atomic(path, {'.html': whole})
+
+# %% ../../nbs/05_show/06_shelf.ipynb #b377fe16
+@patch
+def _kept(self: Shelf):  # -> {MIME type: data}
+    "The first customer as a table."
+    return {'text/html': self.still()}
+
+# %% ../../nbs/05_show/06_shelf.ipynb #8540348b
+@patch
+def _linked(self: Shelf, customers=4):  # -> HTML
+    "The first customers as a fragment that answers, without a kernel."
+    return live_fragment('shelf', self._pages(customers))
+
+# %% ../../nbs/05_show/06_shelf.ipynb #b377fe18
+@patch
+def _ipython_display_(self: Shelf, **_):
+    "The widget, and what a saved notebook keeps of it."
+    self.shown.show(repr(self))
 
 # %% ../../nbs/05_show/06_shelf.ipynb #b377fe17
 @patch

@@ -330,6 +330,7 @@ export default {
   render({model, el: root}) {
     const host = el('div')
     root.append(host)
+    if (model.get('mark')) host.dataset.v2rMark = model.get('mark')
     return mount(host, fromKernel(model))
   },
 }
