@@ -212,7 +212,7 @@ def all_neighbours(
 # %% ../../nbs/05_show/02_drawing.ipynb #d1c4a553
 def script():  # -> str
     "The JavaScript of the linked views."
-    return '\n'.join(asset('show', name) for name in ('spaces.js', 'topology.js', 'views.js'))
+    return '\n'.join(asset('show', name) for name in ('frames.js', 'spaces.js', 'topology.js', 'views.js'))
 
 # %% ../../nbs/05_show/02_drawing.ipynb #dc8c31ac
 def style():  # -> str
@@ -292,7 +292,8 @@ def _make_pages(drawing):
         blobs |= {f'sheet{k}': s for k, s in enumerate(sheets)}
     if drawing.vectors:
         near = [all_neighbours(z, drawing.meta['k']) for z in drawing.vectors.values()]
-        blobs['near'] = np.stack(near).tobytes()
+        short = drawing.meta.get('film', {}).get('near') == 16  # their places fit in 16 bits
+        blobs['near'] = np.stack(near).astype(np.uint16 if short else np.uint32).tobytes()
     drawing.pages.update(meta=meta, blobs=blobs)
 
 # %% ../../nbs/05_show/02_drawing.ipynb #f3282700

@@ -151,7 +151,7 @@ function spaces(root, src) {
     'div',
     {class: 'bar'},
     el('label', {}, 'Colour', colourBy),
-    el('label', {}, 'Map', map),
+    ...(meta.film ? [] : [el('label', {}, 'Map', map)]),
     el('div', {class: 'tools', role: 'group', 'aria-label': 'what dragging does'}, ...modes),
     el(
       'div',
@@ -173,14 +173,13 @@ function spaces(root, src) {
     const ways = 'Arrow keys move from product to product, Enter pins, Space selects, Escape clears.'
     const p = plot(`${name} space, ${word(n)} products. ${ways}`, 'map')
     const said = el('span')
-    const head = el('div', {class: 'head'}, el('h4', {class: 'h', textContent: name}), said)
+    const short = meta.film ? meta.film.spaces[s % meta.film.spaces.length] : name // its model stands above
+    const head = el('div', {class: 'head'}, el('h4', {class: 'h', textContent: short}), said)
     const fig = el('div', {class: 'panel'}, head, p.box)
     Object.assign(p, {s, name, said, view: whole(), path: null, fig})
     p.scale = () => 0.92 * Math.min(p.w, p.h) * p.view.k
-    p.to = i => {
-      const k = p.scale()
-      return [p.w / 2 + (p.xy[2 * i] - p.view.x) * k, p.h / 2 - (p.xy[2 * i + 1] - p.view.y) * k]
-    }
+    p.at = (x, y) => [p.w / 2 + (x - p.view.x) * p.scale(), p.h / 2 - (y - p.view.y) * p.scale()]
+    p.to = i => p.at(p.xy[2 * i], p.xy[2 * i + 1])
     p.back = (x, y) => {
       const k = p.scale()
       return [p.view.x + (x - p.w / 2) / k, p.view.y - (y - p.h / 2) / k]
@@ -188,13 +187,36 @@ function spaces(root, src) {
     listen(p)
     return p
   })
-  const grid = el('div', {class: 'panels'}, ...panels.map(p => p.fig), wires)
+  const grid = el('div', {class: 'panels'}, ...rowsOf(panels), wires)
+  // The panels; where several models stand side by side, a row for each under its name.
+  function rowsOf(all) {
+    const models = meta.film?.models || ['']
+    if (models.length < 2) return all.map(p => p.fig)
+    const per = all.length / models.length
+    return models.map((m, k) =>
+      el(
+        'div',
+        {class: 'model', role: 'group', 'aria-label': m},
+        el('h3', {class: 'h', textContent: m}),
+        el('div', {class: 'panels'}, ...all.slice(k * per, (k + 1) * per).map(p => p.fig)),
+      ),
+    )
+  }
   const card = el('div', {class: 'item one'})
   const near = el('div', {class: 'near'})
   const strip = el('div', {class: 'strip'})
+  const film = meta.film && new Film(meta, src.blob('film'), panels, () => paint(), filmTurned)
+  // Another checkpoint: its neighbours, and its figures in words.
+  function filmTurned() {
+    if (focus() >= 0 && st.told === focus()) neighbours()
+    live.textContent = film.said()
+    paint()
+  }
+  const nearIn = p => st.near[(film ? film.now * S : 0) + p.s] || []
   root.append(
     bar,
     legend,
+    ...(film ? [film.bar] : []),
     grid,
     el('p', {class: 'soft note'}, el('span', {textContent: meta.note + ' '}), status),
     el('div', {class: 'foot'}, card, near),
@@ -205,6 +227,7 @@ function spaces(root, src) {
 
   // Positions of the chosen map.
   function lay() {
+    if (film) return paint()
     const all = src.positions()
     const names = Object.keys(all)
     if (!names.includes(st.method)) st.method = names[names.length - 1]
@@ -337,6 +360,16 @@ function spaces(root, src) {
       g.stroke()
     }
   }
+  // Where a product came from and where it goes, over the checkpoints.
+  function trail(g, places) {
+    g.strokeStyle = ink
+    g.lineWidth = 1
+    g.globalAlpha = 0.55
+    g.beginPath()
+    places.forEach((q, k) => g[k ? 'lineTo' : 'moveTo'](...q))
+    g.stroke()
+    g.globalAlpha = 1
+  }
   function lasso(p, g) {
     g.strokeStyle = ink
     g.lineWidth = 1.5
@@ -361,7 +394,8 @@ function spaces(root, src) {
       g.clearRect(0, 0, w, h)
       if (!p.xy || !p.w) continue
       if (i >= 0) {
-        if (st.told === i) for (const j of st.near[p.s] || []) ring(g, ...p.to(j), 5, 1.3)
+        if (film) trail(g, film.trail(p, i))
+        if (st.told === i) for (const j of nearIn(p)) ring(g, ...p.to(j), 5, 1.3)
         ring(g, ...p.to(i), 8.5, 2.6)
       }
       if (p.path) lasso(p, g)
@@ -451,13 +485,14 @@ function spaces(root, src) {
     return b
   }
   function neighbours() {
-    const common = S > 1 ? st.near.reduce((a, b) => a.filter(j => b.includes(j))) : []
+    const lists = panels.map(nearIn)
+    const common = S > 1 ? lists.reduce((a, b) => a.filter(j => b.includes(j))) : []
     const dotted = common.length ? ', dotted' : ''
-    const shared = S > 1 ? `${common.length} of ${st.near[0].length} in every space${dotted}` : ''
+    const shared = S > 1 ? `${common.length} of ${lists[0].length} in every space${dotted}` : ''
     const row = p => {
       const note = el('small', {textContent: p.s ? '' : shared})
       const head = el('h4', {class: 'h'}, `Nearest in ${p.name} `, note)
-      const tiles = st.near[p.s].map(j => small(j, common.includes(j)))
+      const tiles = lists[p.s].map(j => small(j, common.includes(j)))
       return el('div', {}, head, el('div', {class: 'row'}, ...tiles))
     }
     near.replaceChildren(...panels.map(row))
@@ -487,7 +522,7 @@ function spaces(root, src) {
     src.near(i).then(found => {
       if (focus() !== i) return
       const first = p =>
-        found[p.s]
+        found[(film ? film.now * S : 0) + p.s]
           .slice(0, 3)
           .map(j => titles[j])
           .join(', ')
@@ -719,8 +754,10 @@ function spaces(root, src) {
     },
     state: st,
     panels,
+    film,
   }
   return () => {
+    film?.close()
     untheme()
     sizes.disconnect()
   }

@@ -17,7 +17,7 @@ function el(tag, props = {}, ...kids) {
     else e[k] = v
   }
   // JupyterLab's keys (d d deletes a cell) stay away from what has the focus
-  const takesFocus = tag === 'button' || tag === 'select' || props.tabIndex === 0
+  const takesFocus = tag === 'button' || tag === 'select' || tag === 'input' || props.tabIndex === 0
   if (takesFocus) e.setAttribute('data-lm-suppress-shortcuts', 'true')
   e.append(...kids)
   return e
@@ -310,8 +310,9 @@ function fromPage(host) {
     positions: () =>
       Object.fromEntries(meta.maps.map(m => [m.name, {xy: blob('map-' + m.name), trust: m.trust}])),
     near: async i => {
-      near ||= typed(Uint32Array, blob('near'))
-      return meta.spaces.map((_, s) => [...near.subarray((s * n + i) * k, (s * n + i + 1) * k)])
+      const lists = meta.spaces.length * (meta.film?.frames.length || 1)
+      near ||= typed(meta.film?.near === 16 ? Uint16Array : Uint32Array, blob('near'))
+      return Array.from({length: lists}, (_, s) => [...near.subarray((s * n + i) * k, (s * n + i + 1) * k)])
     },
   }
 }
