@@ -8,6 +8,7 @@ const MODES = [
   ['box', 'Box', 'Drag a box around points to select them (Shift adds)'],
   ['move', 'Move', 'Drag to move, turn the wheel to zoom'],
 ]
+const MANY = 50000 // products; above, the maps show density until one zooms in
 const whole = () => ({k: 1, x: 0.5, y: 0.5}) // the view that shows everything
 
 // Points in the unit square by cell, for the nearest one under the pointer.
@@ -76,8 +77,14 @@ function spaces(root, src) {
   const S = meta.spaces.length
   const {live, tip, place} = frame(root, meta.heading)
   const pictures = new Pictures(src)
-  const titles = lines(src.blob('titles'))
-  const ids = lines(src.blob('ids'))
+  let titles = []
+  let ids = []
+  const named = () => {
+    titles = lines(src.blob('titles'))
+    ids = lines(src.blob('ids'))
+  }
+  if (src.ready) src.ready.then(named) // a large page shows its points before it has arrived
+  else named()
   const codes = meta.columns.map((_, c) => bytes(src.blob('column' + c)))
   const st = {
     hover: -1,
@@ -233,7 +240,8 @@ function spaces(root, src) {
     if (!names.includes(st.method)) st.method = names[names.length - 1]
     map.replaceChildren(...names.map(m => option(m, m.toUpperCase())))
     map.value = st.method
-    const xy = typed(Float32Array, all[st.method].xy)
+    const packed = all[st.method].bits === 16
+    const xy = packed ? Float32Array.from(typed(Uint16Array, all[st.method].xy)) : typed(Float32Array, all[st.method].xy)
     panels.forEach(p => {
       p.xy = unit(xy.subarray(2 * n * p.s, 2 * n * (p.s + 1)))
       p.grid = new Grid(p.xy)
@@ -289,8 +297,59 @@ function spaces(root, src) {
     g.fillRect(0, 0, p.base.width, p.base.height)
     const passes = st.count || st.lit >= 0 ? [0, 1] : [1] // where some are dimmed, the bright ones lie on top
     const grow = Math.min(2, Math.sqrt(p.view.k)) * (p.w < 260 ? 0.75 : 1)
-    if (n <= 4000) discs(p, g, passes, grow)
+    const dense = n > MANY && seenIn(p) > 8000
+    p.dense = dense
+    if (dense) density(p, g)
+    else if (n <= 4000) discs(p, g, passes, grow)
     else squares(p, g, passes, grow)
+  }
+  // How many points the panel's window holds.
+  function seenIn(p) {
+    const [x0, y1] = p.back(0, 0)
+    const [x1, y0] = p.back(p.w, p.h)
+    let seen = 0
+    for (let i = 0; i < n; i++) {
+      const x = p.xy[2 * i]
+      const y = p.xy[2 * i + 1]
+      seen += x >= x0 && x <= x1 && y >= y0 && y <= y1
+    }
+    return seen
+  }
+  // Very many points: how many lie in each small square, in the mean of their colours. What is dimmed hardly counts.
+  function density(p, g) {
+    const size = 2 * Math.max(1, Math.round(p.d))
+    const [W, H] = [Math.ceil(p.base.width / size), Math.ceil(p.base.height / size)]
+    const sum = new Float32Array(4 * W * H)
+    const k = (p.scale() * p.d) / size
+    const cx = W / 2 - p.view.x * k
+    const cy = H / 2 + p.view.y * k
+    const plain = !st.count && st.lit < 0
+    let most = 0
+    for (let i = 0; i < n; i++) {
+      const x = Math.floor(cx + p.xy[2 * i] * k)
+      const y = Math.floor(cy - p.xy[2 * i + 1] * k)
+      if (x < 0 || y < 0 || x >= W || y >= H) continue
+      const t = tints[code(i)]
+      const weight = plain || bright(i) ? 1 : 0.04
+      const at = 4 * (y * W + x)
+      for (let c = 0; c < 3; c++) sum[at + c] += weight * t[c]
+      most = Math.max(most, (sum[at + 3] += weight))
+    }
+    const image = new ImageData(W, H)
+    const paper = rgb(bg)
+    for (let at = 0; at < sum.length; at += 4) {
+      const count = sum[at + 3]
+      const level = count && 0.22 + 0.78 * Math.min(1, Math.log1p(count) / Math.log1p(0.6 * most || 1))
+      const faint = count < 1 ? count * level : level
+      for (let c = 0; c < 3; c++) {
+        image.data[at + c] = count ? paper[c] + (sum[at + c] / count - paper[c]) * faint : paper[c]
+      }
+      image.data[at + 3] = 255
+    }
+    const small = new OffscreenCanvas(W, H)
+    small.getContext('2d').putImageData(image, 0, 0)
+    g.imageSmoothingEnabled = false
+    g.drawImage(small, 0, 0, W * size, H * size)
   }
   // Few points: a disc each, one path per colour.
   function discs(p, g, passes, grow) {

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 
 from ..base.errors import known
 from vlm2rec_lab.show.drawing import (
+    MANY,
     add_map,
     as_jpeg,
     neighbours_of,
@@ -166,14 +167,16 @@ def _add_umap(view, seed):
 def spaces_view(
     items,  # {space: [items, d]}, as in `spaces_drawing`
     catalogue=None,  # Catalogue of the same items
-    method='umap',  # or 'pca'
+    method=None,  # 'umap' or 'pca'; None: UMAP of up to 50,000 items, PCA of more
     seed=0,  # of the maps
     **kw,  # more of `spaces_drawing`
 ):  # -> View
     "The spaces side by side, linked, as a widget: PCA at once, UMAP when it is ready. Raises as `spaces_drawing` does."
-    known(method, ('pca', 'umap'), 'method')
+    known(method or 'pca', ('pca', 'umap'), 'method')
     view = view_class()(spaces_drawing(items, catalogue, seed=seed, **kw))
-    if method == 'umap':
+    if method is None and len(view.drawing.rows) > MANY:
+        view.status = f"UMAP of {len(view.drawing.rows):,} products takes many minutes: ask for it with method='umap'."
+    elif method != 'pca':
         view.status = (
             'This is PCA. UMAP is being computed and will take its place; '
             'its very first run compiles for about half a minute.'
