@@ -6,10 +6,10 @@
 __all__ = ['PALETTE', 'colours', 'gradient_figure', 'flat_map', 'spaces_figure', 'Topology', 'topology', 'topology_figure',
            'figures_html', 'cache_folder', 'cached_map', 'maps_elsewhere', 'turned', 'titles_of', 'colour_column',
            'small_picture', 'as_jpeg', 'picture_sheets', 'neighbours_of', 'all_neighbours', 'script', 'Drawing',
-           'spaces_drawing', 'add_map', 'topology_drawing', 'places', 'answer', 'view_class', 'spaces_view',
-           'topology_view', 'PANELS', 'CSS', 'CHART_JS', 'SHELF_JS', 'SCRIPTS', 'smoothed', 'turns', 'run_lines',
-           'live_page', 'Still', 'still', 'Throttle', 'GradientWidget', 'Shelf', 'recommend', 'ADJUSTABLE',
-           'adjustable', 'Run', 'Bench', 'check_controls', 'Panel']
+           'spaces_drawing', 'Checkpoints', 'spaces_over', 'spaces_over_view', 'add_map', 'topology_drawing', 'places',
+           'answer', 'view_class', 'spaces_view', 'topology_view', 'PANELS', 'CSS', 'CHART_JS', 'SHELF_JS', 'SCRIPTS',
+           'smoothed', 'turns', 'run_lines', 'live_page', 'Still', 'still', 'Throttle', 'GradientWidget', 'Shelf',
+           'recommend', 'ADJUSTABLE', 'adjustable', 'Run', 'Bench', 'check_controls', 'Panel']
 
 # %% ../nbs/06_widgets.ipynb #83de2a68
 from .base.theme import PALETTE, colours, figures_html
@@ -49,10 +49,11 @@ from vlm2rec_lab.show.figures import (
     topology,
     topology_figure,
 )
+from .show.frames import Checkpoints, spaces_over
 from .show.gradients import GradientWidget, Throttle
 from .show.maps import cache_folder, cached_map, maps_elsewhere, turned
 from .show.shelf import Shelf, recommend
-from .show.views import answer, places, spaces_view, topology_view, view_class
+from .show.views import answer, places, spaces_over_view, spaces_view, topology_view, view_class
 
 # %% ../nbs/06_widgets.ipynb #7d0dd3f6
 # fmt: off
@@ -60,9 +61,9 @@ _all_ = [
     'PALETTE', 'colours', 'gradient_figure', 'flat_map', 'spaces_figure', 'Topology', 'topology', 'topology_figure',
     'figures_html', 'cache_folder', 'cached_map', 'maps_elsewhere', 'turned', 'titles_of', 'colour_column',
     'small_picture', 'as_jpeg', 'picture_sheets', 'neighbours_of', 'all_neighbours', 'script', 'Drawing',
-    'spaces_drawing', 'add_map', 'topology_drawing', 'places', 'answer', 'view_class', 'spaces_view', 'topology_view',
-    'PANELS', 'CSS', 'CHART_JS', 'SHELF_JS', 'SCRIPTS', 'smoothed', 'turns', 'run_lines', 'live_page', 'Still',
-    'still', 'Throttle', 'GradientWidget', 'Shelf', 'recommend', 'ADJUSTABLE', 'adjustable', 'Run', 'Bench',
-    'check_controls', 'Panel',
+    'spaces_drawing', 'Checkpoints', 'spaces_over', 'spaces_over_view', 'add_map', 'topology_drawing', 'places',
+    'answer', 'view_class', 'spaces_view', 'topology_view', 'PANELS', 'CSS', 'CHART_JS', 'SHELF_JS', 'SCRIPTS',
+    'smoothed', 'turns', 'run_lines', 'live_page', 'Still', 'still', 'Throttle', 'GradientWidget', 'Shelf',
+    'recommend', 'ADJUSTABLE', 'adjustable', 'Run', 'Bench', 'check_controls', 'Panel',
 ]
 # fmt: on

@@ -8,6 +8,7 @@ const MODES = [
   ['box', 'Box', 'Drag a box around points to select them (Shift adds)'],
   ['move', 'Move', 'Drag to move, turn the wheel to zoom'],
 ]
+const MANY = 50000 // products; above, the maps show density until one zooms in
 const whole = () => ({k: 1, x: 0.5, y: 0.5}) // the view that shows everything
 
 // Points in the unit square by cell, for the nearest one under the pointer.
@@ -76,8 +77,14 @@ function spaces(root, src) {
   const S = meta.spaces.length
   const {live, tip, place} = frame(root, meta.heading)
   const pictures = new Pictures(src)
-  const titles = lines(src.blob('titles'))
-  const ids = lines(src.blob('ids'))
+  let titles = []
+  let ids = []
+  const named = () => {
+    titles = lines(src.blob('titles'))
+    ids = lines(src.blob('ids'))
+  }
+  if (src.ready) src.ready.then(named) // a large page shows its points before it has arrived
+  else named()
   const codes = meta.columns.map((_, c) => bytes(src.blob('column' + c)))
   const st = {
     hover: -1,
@@ -151,7 +158,7 @@ function spaces(root, src) {
     'div',
     {class: 'bar'},
     el('label', {}, 'Colour', colourBy),
-    el('label', {}, 'Map', map),
+    ...(meta.film ? [] : [el('label', {}, 'Map', map)]),
     el('div', {class: 'tools', role: 'group', 'aria-label': 'what dragging does'}, ...modes),
     el(
       'div',
@@ -173,14 +180,13 @@ function spaces(root, src) {
     const ways = 'Arrow keys move from product to product, Enter pins, Space selects, Escape clears.'
     const p = plot(`${name} space, ${word(n)} products. ${ways}`, 'map')
     const said = el('span')
-    const head = el('div', {class: 'head'}, el('h4', {class: 'h', textContent: name}), said)
+    const short = meta.film ? meta.film.spaces[s % meta.film.spaces.length] : name // its model stands above
+    const head = el('div', {class: 'head'}, el('h4', {class: 'h', textContent: short}), said)
     const fig = el('div', {class: 'panel'}, head, p.box)
     Object.assign(p, {s, name, said, view: whole(), path: null, fig})
     p.scale = () => 0.92 * Math.min(p.w, p.h) * p.view.k
-    p.to = i => {
-      const k = p.scale()
-      return [p.w / 2 + (p.xy[2 * i] - p.view.x) * k, p.h / 2 - (p.xy[2 * i + 1] - p.view.y) * k]
-    }
+    p.at = (x, y) => [p.w / 2 + (x - p.view.x) * p.scale(), p.h / 2 - (y - p.view.y) * p.scale()]
+    p.to = i => p.at(p.xy[2 * i], p.xy[2 * i + 1])
     p.back = (x, y) => {
       const k = p.scale()
       return [p.view.x + (x - p.w / 2) / k, p.view.y - (y - p.h / 2) / k]
@@ -188,13 +194,36 @@ function spaces(root, src) {
     listen(p)
     return p
   })
-  const grid = el('div', {class: 'panels'}, ...panels.map(p => p.fig), wires)
+  const grid = el('div', {class: 'panels'}, ...rowsOf(panels), wires)
+  // The panels; where several models stand side by side, a row for each under its name.
+  function rowsOf(all) {
+    const models = meta.film?.models || ['']
+    if (models.length < 2) return all.map(p => p.fig)
+    const per = all.length / models.length
+    return models.map((m, k) =>
+      el(
+        'div',
+        {class: 'model', role: 'group', 'aria-label': m},
+        el('h3', {class: 'h', textContent: m}),
+        el('div', {class: 'panels'}, ...all.slice(k * per, (k + 1) * per).map(p => p.fig)),
+      ),
+    )
+  }
   const card = el('div', {class: 'item one'})
   const near = el('div', {class: 'near'})
   const strip = el('div', {class: 'strip'})
+  const film = meta.film && new Film(meta, src.blob('film'), panels, () => paint(), filmTurned)
+  // Another checkpoint: its neighbours, and its figures in words.
+  function filmTurned() {
+    if (focus() >= 0 && st.told === focus()) neighbours()
+    live.textContent = film.said()
+    paint()
+  }
+  const nearIn = p => st.near[(film ? film.now * S : 0) + p.s] || []
   root.append(
     bar,
     legend,
+    ...(film ? [film.bar] : []),
     grid,
     el('p', {class: 'soft note'}, el('span', {textContent: meta.note + ' '}), status),
     el('div', {class: 'foot'}, card, near),
@@ -205,12 +234,14 @@ function spaces(root, src) {
 
   // Positions of the chosen map.
   function lay() {
+    if (film) return paint()
     const all = src.positions()
     const names = Object.keys(all)
     if (!names.includes(st.method)) st.method = names[names.length - 1]
     map.replaceChildren(...names.map(m => option(m, m.toUpperCase())))
     map.value = st.method
-    const xy = typed(Float32Array, all[st.method].xy)
+    const packed = all[st.method].bits === 16
+    const xy = packed ? Float32Array.from(typed(Uint16Array, all[st.method].xy)) : typed(Float32Array, all[st.method].xy)
     panels.forEach(p => {
       p.xy = unit(xy.subarray(2 * n * p.s, 2 * n * (p.s + 1)))
       p.grid = new Grid(p.xy)
@@ -266,8 +297,59 @@ function spaces(root, src) {
     g.fillRect(0, 0, p.base.width, p.base.height)
     const passes = st.count || st.lit >= 0 ? [0, 1] : [1] // where some are dimmed, the bright ones lie on top
     const grow = Math.min(2, Math.sqrt(p.view.k)) * (p.w < 260 ? 0.75 : 1)
-    if (n <= 4000) discs(p, g, passes, grow)
+    const dense = n > MANY && seenIn(p) > 8000
+    p.dense = dense
+    if (dense) density(p, g)
+    else if (n <= 4000) discs(p, g, passes, grow)
     else squares(p, g, passes, grow)
+  }
+  // How many points the panel's window holds.
+  function seenIn(p) {
+    const [x0, y1] = p.back(0, 0)
+    const [x1, y0] = p.back(p.w, p.h)
+    let seen = 0
+    for (let i = 0; i < n; i++) {
+      const x = p.xy[2 * i]
+      const y = p.xy[2 * i + 1]
+      seen += x >= x0 && x <= x1 && y >= y0 && y <= y1
+    }
+    return seen
+  }
+  // Very many points: how many lie in each small square, in the mean of their colours. What is dimmed hardly counts.
+  function density(p, g) {
+    const size = 2 * Math.max(1, Math.round(p.d))
+    const [W, H] = [Math.ceil(p.base.width / size), Math.ceil(p.base.height / size)]
+    const sum = new Float32Array(4 * W * H)
+    const k = (p.scale() * p.d) / size
+    const cx = W / 2 - p.view.x * k
+    const cy = H / 2 + p.view.y * k
+    const plain = !st.count && st.lit < 0
+    let most = 0
+    for (let i = 0; i < n; i++) {
+      const x = Math.floor(cx + p.xy[2 * i] * k)
+      const y = Math.floor(cy - p.xy[2 * i + 1] * k)
+      if (x < 0 || y < 0 || x >= W || y >= H) continue
+      const t = tints[code(i)]
+      const weight = plain || bright(i) ? 1 : 0.04
+      const at = 4 * (y * W + x)
+      for (let c = 0; c < 3; c++) sum[at + c] += weight * t[c]
+      most = Math.max(most, (sum[at + 3] += weight))
+    }
+    const image = new ImageData(W, H)
+    const paper = rgb(bg)
+    for (let at = 0; at < sum.length; at += 4) {
+      const count = sum[at + 3]
+      const level = count && 0.22 + 0.78 * Math.min(1, Math.log1p(count) / Math.log1p(0.6 * most || 1))
+      const faint = count < 1 ? count * level : level
+      for (let c = 0; c < 3; c++) {
+        image.data[at + c] = count ? paper[c] + (sum[at + c] / count - paper[c]) * faint : paper[c]
+      }
+      image.data[at + 3] = 255
+    }
+    const small = new OffscreenCanvas(W, H)
+    small.getContext('2d').putImageData(image, 0, 0)
+    g.imageSmoothingEnabled = false
+    g.drawImage(small, 0, 0, W * size, H * size)
   }
   // Few points: a disc each, one path per colour.
   function discs(p, g, passes, grow) {
@@ -337,6 +419,16 @@ function spaces(root, src) {
       g.stroke()
     }
   }
+  // Where a product came from and where it goes, over the checkpoints.
+  function trail(g, places) {
+    g.strokeStyle = ink
+    g.lineWidth = 1
+    g.globalAlpha = 0.55
+    g.beginPath()
+    places.forEach((q, k) => g[k ? 'lineTo' : 'moveTo'](...q))
+    g.stroke()
+    g.globalAlpha = 1
+  }
   function lasso(p, g) {
     g.strokeStyle = ink
     g.lineWidth = 1.5
@@ -361,7 +453,8 @@ function spaces(root, src) {
       g.clearRect(0, 0, w, h)
       if (!p.xy || !p.w) continue
       if (i >= 0) {
-        if (st.told === i) for (const j of st.near[p.s] || []) ring(g, ...p.to(j), 5, 1.3)
+        if (film) trail(g, film.trail(p, i))
+        if (st.told === i) for (const j of nearIn(p)) ring(g, ...p.to(j), 5, 1.3)
         ring(g, ...p.to(i), 8.5, 2.6)
       }
       if (p.path) lasso(p, g)
@@ -451,13 +544,14 @@ function spaces(root, src) {
     return b
   }
   function neighbours() {
-    const common = S > 1 ? st.near.reduce((a, b) => a.filter(j => b.includes(j))) : []
+    const lists = panels.map(nearIn)
+    const common = S > 1 ? lists.reduce((a, b) => a.filter(j => b.includes(j))) : []
     const dotted = common.length ? ', dotted' : ''
-    const shared = S > 1 ? `${common.length} of ${st.near[0].length} in every space${dotted}` : ''
+    const shared = S > 1 ? `${common.length} of ${lists[0].length} in every space${dotted}` : ''
     const row = p => {
       const note = el('small', {textContent: p.s ? '' : shared})
       const head = el('h4', {class: 'h'}, `Nearest in ${p.name} `, note)
-      const tiles = st.near[p.s].map(j => small(j, common.includes(j)))
+      const tiles = lists[p.s].map(j => small(j, common.includes(j)))
       return el('div', {}, head, el('div', {class: 'row'}, ...tiles))
     }
     near.replaceChildren(...panels.map(row))
@@ -487,7 +581,7 @@ function spaces(root, src) {
     src.near(i).then(found => {
       if (focus() !== i) return
       const first = p =>
-        found[p.s]
+        found[(film ? film.now * S : 0) + p.s]
           .slice(0, 3)
           .map(j => titles[j])
           .join(', ')
@@ -719,8 +813,10 @@ function spaces(root, src) {
     },
     state: st,
     panels,
+    film,
   }
   return () => {
+    film?.close()
     untheme()
     sizes.disconnect()
   }

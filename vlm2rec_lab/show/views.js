@@ -17,7 +17,7 @@ function el(tag, props = {}, ...kids) {
     else e[k] = v
   }
   // JupyterLab's keys (d d deletes a cell) stay away from what has the focus
-  const takesFocus = tag === 'button' || tag === 'select' || props.tabIndex === 0
+  const takesFocus = tag === 'button' || tag === 'select' || tag === 'input' || props.tabIndex === 0
   if (takesFocus) e.setAttribute('data-lm-suppress-shortcuts', 'true')
   e.append(...kids)
   return e
@@ -99,6 +99,7 @@ class Pictures {
   }
   async get(i) {
     // {img, x, y, w, h} or null
+    await this.src.ready
     const p = this.p
     if (p?.at) i = p.at[i] // a place in the pictures of another view
     if (!p || this.blank.has(i)) return null
@@ -297,9 +298,12 @@ function fromPage(host) {
   const k = meta.k
   const n = meta.n
   let near = null
+  const loading = document.readyState === 'loading' // of a large page the points come first
+  const ready = loading && new Promise(done => document.addEventListener('DOMContentLoaded', done, {once: true}))
   return {
     meta,
     blob,
+    ready,
     slow: false,
     status: () => meta.status || '',
     chosen: () => [],
@@ -308,10 +312,12 @@ function fromPage(host) {
     ask: () => new Promise(() => {}),
     close: () => {},
     positions: () =>
-      Object.fromEntries(meta.maps.map(m => [m.name, {xy: blob('map-' + m.name), trust: m.trust}])),
+      Object.fromEntries(meta.maps.map(m => [m.name, {xy: blob('map-' + m.name), trust: m.trust, bits: m.bits}])),
     near: async i => {
-      near ||= typed(Uint32Array, blob('near'))
-      return meta.spaces.map((_, s) => [...near.subarray((s * n + i) * k, (s * n + i + 1) * k)])
+      await ready
+      const lists = meta.spaces.length * (meta.film?.frames.length || 1)
+      near ||= typed(meta.film?.near === 16 ? Uint16Array : Uint32Array, blob('near'))
+      return Array.from({length: lists}, (_, s) => [...near.subarray((s * n + i) * k, (s * n + i + 1) * k)])
     },
   }
 }
