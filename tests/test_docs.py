@@ -246,6 +246,101 @@ def test_search_finds(site, page):
     assert any('Evidence' in w for w in words), words[:10]
 
 
+ANSWERS = [  # what is asked, the page that answers, among the first so many
+    ('collapse', 'docs/alive.html', 1),
+    ('out of memory', 'docs/troubleshooting.html', 1),
+    ('troubleshooting', 'docs/troubleshooting.html', 1),
+    ('glossary', 'docs/glossary.html', 1),
+    ('install cuda', 'docs/gpu.html', 1),
+    ('offline', 'docs/troubleshooting.html', 2),
+    ('own model', 'docs/your_model.html', 1),
+    ('compare tools', 'docs/compare.html', 3),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_the_page_that_answers_comes_first(site, page):
+    found = {}
+    with served(site) as base:
+        for words, _, _ in ANSWERS:
+            page.goto(f'{base}search.html?q={words.replace(" ", "+")}')
+            page.locator('ul.search li a').first.wait_for(timeout=20_000)
+            page.wait_for_timeout(500)  # the list grows
+            links = page.locator('ul.search li a').evaluate_all('all => all.map(a => a.getAttribute("href"))')
+            found[words] = list(dict.fromkeys(link.split('?')[0].split('#')[0] for link in links))
+    wrong = {w: found[w][:5] for w, to, n in ANSWERS if not any(link.endswith(to) for link in found[w][:n])}
+    assert not wrong, wrong
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_print_has_all_figures_on_white(site, open_page):
+    page = open_page(1200, 900, True)
+    with served(site) as base:
+        page.goto(f'{base}docs/alive.html')
+        there = page.locator('.lab-figure').count()
+        assert there == 2
+        page.pdf()
+        assert page.locator('.lab-figure:has(.main-svg)').count() == there
+        page.emulate_media(media='print')
+        page.evaluate('dispatchEvent(new Event("beforeprint"))')
+        inks = page.evaluate(
+            "[...document.querySelectorAll('.lab-figure .xtick text')].map(t => getComputedStyle(t).fill)"
+        )
+        assert set(inks) == {'rgb(50, 50, 50)'}, set(inks)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_code_in_tables_breaks_between_words_only(site, open_page):
+    page = open_page(390, 800)
+    with served(site) as base:
+        for name in ('docs/fast', 'docs/your_model', 'docs/house', 'api/index'):
+            page.goto(f'{base}{name}.html')
+            heights = page.evaluate(
+                "[...document.querySelectorAll('.bd-article td code span.pre')]"
+                '.filter(e => e.getClientRects().length > 1).map(e => e.textContent)'
+            )
+            assert not heights, (name, heights[:5])
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_a_page_that_is_not_there(site, page):
+    with served(site) as base:
+        assert page.goto(f'{base}nbs/02_old_model.html').status == 404
+        page.get_by_role('heading', name='No such page').wait_for()
+        assert page.get_by_label('Search the documentation').input_value() == 'old model'
+        page.get_by_role('button', name='Search').click()
+        page.locator('ul.search li a').first.wait_for(timeout=20_000)
+        page.goto(f'{base}docs/nowhere/at/all.html')
+        page.get_by_text('To the first page').click()
+        page.locator('h1').first.wait_for()
+        assert page.url == f'{base}index.html'
+
+
+@pytest.mark.slow
+def test_every_picture_and_figure_has_a_text(site):
+    for path in sorted(site.rglob('*.html')):
+        if '_static' not in path.parts:
+            images = re.findall(r'<img\b[^>]*>', path.read_text())
+            silent = [i[:120] for i in images if not re.search(r'\balt="[^"]*\w', i)]
+            assert not silent, (path.relative_to(site), silent[:3])
+
+
+@pytest.mark.slow
+def test_the_pages_of_the_api_begin_with_what_people_import(site):
+    for room, first in (
+        ('train', 'train'),
+        ('diagnosis.report', 'collapse_report'),
+        ('diagnosis.calibrate', 'calibrate'),
+    ):
+        text = api(site, room).read_text()
+        names = re.findall(rf'<dt class="sig sig-object py" id="{docs.PACKAGE}.{re.escape(room)}.(\w+)"', text)
+        assert names[0] == first, (room, names[:4])
+
+
 @pytest.mark.slow
 @pytest.mark.browser
 def test_widgets_live_without_a_kernel(tmp_path, page):

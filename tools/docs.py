@@ -37,6 +37,7 @@ from site_scripts import NotToBeHad, vendor
 
 BUILD = ROOT / 'build' / 'docs'  # sources as Sphinx gets them, executed pages, vendored scripts
 SITE = ROOT / '_docs'
+SHOWN = ('nbs/images', 'data', PACKAGE, 'CONTRIBUTING.md', 'CHANGELOG.md', 'CITATION.cff')  # pages include them
 
 
 def front(nb, text):
@@ -98,7 +99,7 @@ def write_pages(src, static):
 def prepare(src, static):  # folders for Sphinx's sources and for scripts, to be made
     "Write the sources. Returns whether any page shows Jupyter widgets."
     (src / 'nbs').mkdir(parents=True)
-    for there in ('nbs/images', 'data', PACKAGE, 'CONTRIBUTING.md'):  # pages show, include and offer files of these
+    for there in SHOWN:
         (src / there).symlink_to(ROOT / there)
     shown = [*write_notebooks(src, static), *write_pages(src, static)]
     write_folders(src)
@@ -137,7 +138,19 @@ def build(site=SITE):
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    "Serves files and keeps quiet about it."
+    "Serves files and keeps quiet about it; the site's own page where there is none."
+
+    def send_error(self, code, message=None, explain=None):
+        own = Path(self.directory) / '404.html'
+        if code != 404 or not own.is_file():
+            return super().send_error(code, message, explain)
+        body = own.read_bytes()
+        self.send_response(404)
+        self.send_header('Content-Type', 'text/html; charset=utf-8')
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        if self.command != 'HEAD':
+            self.wfile.write(body)
 
     def log_message(self, *args):
         pass

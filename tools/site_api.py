@@ -240,12 +240,27 @@ def table_of_names(room):
     return '\n'.join(['', '| name | | made in |', '|---|---|---|', *rows, '']) if rows else ''
 
 
+def main_first(names, room):
+    "Names of a room, the one that it is named after first, then functions and classes that users import, then others."
+    handed = {n for top in rooms() if '.' not in top for n in exported(top)}
+    leaf = room.rpartition('.')[2].replace('_', '')
+    return sorted(names, key=lambda n: (n.lower().replace('_', '') != leaf, n not in handed, names.index(n)))
+
+
+def directive(room, name):
+    "What has autodoc show a function or a class, in the place where it stands."
+    node = next(n for n in parsed(room).body if getattr(n, 'name', None) == name)
+    if isinstance(node, ast.ClassDef):
+        return f'\n\n.. autoclass:: {PACKAGE}.{room}.{name}\n   :members:'
+    return f'\n\n.. autofunction:: {PACKAGE}.{room}.{name}'
+
+
 def api_page(room):  # -> Markdown
     "The API page of a room: what autodoc says of its own names, and a table of those that it hands on."
     notebook = rooms()[room]
     made = definitions(source(room))
-    functions = [n for n in own(room) if n in made]
-    members = f'\n   :members: {", ".join(functions)}' if functions else ''
+    functions = main_first([n for n in own(room) if n in made], room)
+    members = ''.join(directive(room, n) for n in functions)
     members += ''.join(f'\n\n.. autodata:: {PACKAGE}.{room}.{n}' for n in own(room) if n not in made)
     asked = ', '.join(f'`{n}`' for n in late(room))
     asked = f'\nMade when they are asked for: {asked}.\n' if asked else ''

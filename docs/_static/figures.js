@@ -1,6 +1,8 @@
-// Draws the figures of a page when they come into view, in the colours of its theme, and again when the theme changes.
+// Draws the figures of a page when they come into view, in the colours of its theme, again when the theme changes, and
+// all of them before a page is printed, on white.
 (function () {
-  const dark = () => document.documentElement.dataset.theme === 'dark';
+  let printing = false;
+  const dark = () => !printing && document.documentElement.dataset.theme === 'dark';
   function themed(layout) {
     const ink = dark() ? '#ced6dd' : '#323232',
       grid = dark() ? '#3a414b' : '#e4e8ee';
@@ -26,11 +28,21 @@
     const narrow = place.clientWidth < 560,
       layout = themed(f.layout);
     if (narrow) narrowed(layout, place.clientWidth);
+    name(place, f.layout);
     return Plotly.react(place, f.data, layout, {
       responsive: true,
       displaylogo: false,
       displayModeBar: narrow ? false : 'hover',
     }).then(() => place.classList.add('drawn'));
+  }
+  function name(place, layout) {
+    // what a screen reader says of the figure
+    const axes = Object.entries(layout)
+      .filter(([k, a]) => /^[xy]axis/.test(k) && a.title && a.title.text)
+      .map(([, a]) => a.title.text);
+    const title = (layout.title && layout.title.text) || `figure of ${[...new Set(axes)].join(' and ') || 'values'}`;
+    place.setAttribute('role', 'img');
+    place.setAttribute('aria-label', title.replace(/<[^>]*>/g, ' ').trim());
   }
   function narrowed(layout, width) {
     layout.margin = Object.assign({}, layout.margin, { l: 42, r: 12 });
@@ -106,10 +118,19 @@
       { rootMargin: '300px' },
     );
     places.forEach(p => eye.observe(p));
-    new MutationObserver(() => places.forEach(p => p.classList.contains('drawn') && draw(p))).observe(
-      document.documentElement,
-      { attributes: true, attributeFilter: ['data-theme'] },
-    );
+    const redraw = () => places.forEach(p => p.classList.contains('drawn') && draw(p));
+    new MutationObserver(redraw).observe(document.documentElement, {
+      attributes: true,
+      attributeFilter: ['data-theme'],
+    });
+    addEventListener('beforeprint', () => {
+      printing = true;
+      places.forEach(draw);
+    });
+    addEventListener('afterprint', () => {
+      printing = false;
+      redraw();
+    });
   }
   if (document.readyState === 'loading') document.addEventListener('DOMContentLoaded', start);
   else start();

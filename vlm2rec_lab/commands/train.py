@@ -33,7 +33,7 @@ from vlm2rec_lab.commands.fit import (
     open_run,
     table_html,
 )
-from .names import listed
+from .names import listed, loss_arguments, names
 from vlm2rec_lab.commands.open import (
     check_data,
     check_place,
@@ -559,14 +559,20 @@ def _setting(text):
     except (ValueError, SyntaxError):
         return name, value
 
+# %% ../../nbs/11a_commands/04_train.ipynb #04d0b001
+def _that_take(name):
+    "The losses that have a setting of this name, as a list in words."
+    found = [loss for loss in names('losses') if name in (loss_arguments(loss) or ())]
+    return f'{", ".join(found[:-1])} and {found[-1]}' if len(found) > 1 else ''.join(found)
+
 # %% ../../nbs/11a_commands/04_train.ipynb #a01610f0
 def _loss_options(add):
     "Options that name the losses and set them."
     losses = f'one or more of {listed("losses")} (default: sft vlm2rec)'
     add('--losses', nargs='+', default=['sft', 'vlm2rec'], metavar='LOSS', help=losses)
     for name in NAMED_SETTINGS:
-        add(f'--{name}', type=float, metavar='X', help="of the losses that take it (default: the loss's own)")
-    more = 'any other setting of the losses that take it, such as gap=user; may be given several times'
+        add(f'--{name}', type=float, metavar='X', help=f"for {_that_take(name)} (default: the loss's own)")
+    more = 'another setting of a loss that has it, such as gap=user for wpcl; may be given several times'
     add('--set', type=_setting, action='append', default=[], metavar='NAME=VALUE', help=more)
 
 # %% ../../nbs/11a_commands/04_train.ipynb #2d5a6ac1
