@@ -44,7 +44,7 @@ toc_object_entries_show_parents = 'hide'
 
 html_theme = 'sphinx_book_theme'
 html_title = project
-html_search_scorer = 'scorer.js'
+html_search_scorer = str(here / 'scorer.js')
 html_static_path = ['_static', os.environ['LAB_STATIC']]
 html_extra_path = ['_extra']  # what a host shows for a page that is not there
 html_css_files = ['lab.css']
