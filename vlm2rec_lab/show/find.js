@@ -100,7 +100,8 @@ class Finder {
     return c.kind === 'number' ? this.bounds(c, k) : this.choice(c, k)
   }
   choice(c, k) {
-    const select = el('select', {onfocus: () => fill(), onpointerdown: () => fill()}, el('option', {value: '', textContent: 'any'}))
+    const any = el('option', {value: '', textContent: 'any'})
+    const select = el('select', {onfocus: () => fill(), onpointerdown: () => fill()}, any)
     const fill = () => {
       if (select.options.length > 1) return
       const words = this.view.values.column(k).words

@@ -290,8 +290,9 @@ function spaces(root, src) {
     if (!names.includes(st.method)) st.method = names[names.length - 1]
     map.replaceChildren(...names.map(m => option(m, m.toUpperCase())))
     map.value = st.method
-    const packed = all[st.method].bits === 16
-    const xy = packed ? Float32Array.from(typed(Uint16Array, all[st.method].xy)) : typed(Float32Array, all[st.method].xy)
+    const chosen = all[st.method]
+    const packed = chosen.bits === 16
+    const xy = packed ? Float32Array.from(typed(Uint16Array, chosen.xy)) : typed(Float32Array, chosen.xy)
     panels.forEach(p => {
       p.xy = unit(xy.subarray(2 * n * p.s, 2 * n * (p.s + 1)))
       p.grid = new Grid(p.xy)
