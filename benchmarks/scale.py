@@ -211,6 +211,7 @@ def there(results):  # -> list of dict
         interactions='interactions',
         images='images',
         ranking='full ranking',
+        pictures='spaces of many products',
         report='the parts of a collapse report',
         pairs='heads on packaged encoders',
         seqrec='sequential recommenders',

@@ -171,6 +171,15 @@ def test_report(tmp_path):
     assert all(r['apart'] < 1e-6 and r['ratio'] > 0 for r in found['rows']) and 'ratio' in printed
 
 
+@pytest.mark.slow
+def test_pictures(tmp_path):
+    "A row for each size, with what its page weighs."
+    found, printed = run('pictures.py', '--items', '200,400', '--dims', '8', tmp_path / 'pictures.json')
+    small, large = found['pictures']
+    assert (small['items'], large['items']) == (200, 400) and 0 < small['page_mb'] < large['page_mb']
+    assert small['first_cpu'] > 0 and 'not measured' in printed and 'first picture' in printed
+
+
 def test_heads_on_encoders(scripts):
     "A row says what was trained, what it took and what came out; the default of `vlm2rec train` is among the rows."
     pairs, shop = scripts['pairs'], make_studio('balanced', seed=0, items=40, users=40, length=6)

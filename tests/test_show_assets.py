@@ -44,9 +44,17 @@ def strings(tree):
 
 
 def test_they_are_there():
-    assert {'chart.js', 'shelf.js', 'live.js', 'page.js', 'spaces.js', 'topology.js', 'views.js'} <= {
-        p.name for p in SCRIPTS
-    }
+    assert {
+        'chart.js',
+        'shelf.js',
+        'live.js',
+        'page.js',
+        'spaces.js',
+        'frames.js',
+        'find.js',
+        'topology.js',
+        'views.js',
+    } <= {p.name for p in SCRIPTS}
     assert {'live.css', 'views.css', 'page.css'} <= {p.name for p in STYLES}
 
 

@@ -58,12 +58,17 @@ def _number_column(values):  # pd.Series -> dict for the picture, uint8 [items]
     code = np.where(np.isfinite(level), np.clip(np.nan_to_num(level), 0, 254), 255)
     return dict(name=str(values.name), kind='number', lo=f'{lo:.4g}', hi=f'{hi:.4g}'), code.astype(np.uint8)
 
+# %% ../../nbs/05_show/02_drawing.ipynb #ba0ff301
+def _texts(values):  # pd.Series -> str [items]
+    "The values of a column as they are read; 'missing' where there is none."
+    if values.dtype.kind == 'f' and (values.dropna() % 1 == 0).all() and values.abs().max() < 2**53:
+        values = values.astype('Int64')  # 1001 and not 1001.0, where some are missing
+    return values.astype('string').fillna('missing').to_numpy(str)
+
 # %% ../../nbs/05_show/02_drawing.ipynb #99c83634
 def _word_column(values, named):  # pd.Series, how many have a colour -> dict for the picture, uint8 [items]
     "The most frequent values by number, then the others together."
-    if values.dtype.kind == 'f' and (values.dropna() % 1 == 0).all() and values.abs().max() < 2**53:
-        values = values.astype('Int64')  # 1001 and not 1001.0, where some are missing
-    text = values.astype('string').fillna('missing').to_numpy(str)
+    text = _texts(values)
     word, code, count = np.unique(text, return_inverse=True, return_counts=True)
     first = np.argsort(-count, kind='stable')
     first = first[: 8 if len(word) == 8 else named]  # no "other" for a single value
@@ -258,7 +263,7 @@ def near_by_cells(
 # %% ../../nbs/05_show/02_drawing.ipynb #d1c4a553
 def script():  # -> str
     "The JavaScript of the linked views."
-    return '\n'.join(asset('show', name) for name in ('frames.js', 'spaces.js', 'topology.js', 'views.js'))
+    return '\n'.join(asset('show', name) for name in ('frames.js', 'find.js', 'spaces.js', 'topology.js', 'views.js'))
 
 # %% ../../nbs/05_show/02_drawing.ipynb #dc8c31ac
 def style():  # -> str
@@ -577,7 +582,7 @@ def _drawing(kind, heading, note, rows, catalogue, picture, total, **more):  # -
     return out
 
 # %% ../../nbs/05_show/02_drawing.ipynb #d9735920
-def _columns(catalogue, colour, kind=None):  # -> [(dict, uint8 [items])], place of the first one shown
+def _columns(catalogue, colour, kind=None):  # -> [(name, dict, uint8 [items])], place of the first one shown
     "The columns one can colour by. Raises DataError for an unknown one."
     table = () if catalogue is None else catalogue.table
     if colour is not None:
@@ -586,9 +591,31 @@ def _columns(catalogue, colour, kind=None):  # -> [(dict, uint8 [items])], place
     suits = [c for c in table if c == colour or table[c].dtype.kind in 'iuf' or table[c].nunique() <= most]
     if kind is not None and colour is None:
         raise DataError(f"colour_as='{kind}' is about a column: name it with colour='...'")
-    columns = [colour_column(table[c], kind=kind if c == colour else None) for c in suits]
-    first = next((j for j, (c, _) in enumerate(columns) if c['name'] == colour), 0 if columns else -1)
+    columns = [(c, *colour_column(table[c], kind=kind if c == colour else None)) for c in suits]
+    first = next((j for j, (_, c, _) in enumerate(columns) if c['name'] == colour), 0 if columns else -1)
     return columns, first
+
+# %% ../../nbs/05_show/02_drawing.ipynb #ba0ff303
+def _values(place, kind, values):  # of a column -> {name: bytes}
+    "All values of a column: numbers in 64 bits, or words in lines and the line of every item in 32 bits."
+    if kind == 'number':
+        return {f'value{place}': values.to_numpy(float, na_value=np.nan).tobytes()}
+    word, code = np.unique(_texts(values), return_inverse=True)
+    return {f'words{place}': _lines(word), f'value{place}': code.astype(np.uint32).tobytes()}
+
+# %% ../../nbs/05_show/02_drawing.ipynb #ba0ff304
+def _add_columns(drawing, colour, colour_as):
+    "What the products are coloured by, filtered by and said to lack. Raises DataError for an unknown column."
+    catalogue, rows = drawing.catalogue, drawing.rows
+    columns, first = _columns(catalogue, colour, colour_as)
+    drawing.meta |= dict(columns=[c for _, c, _ in columns], column=first, lacking=[])
+    for j, (name, column, code) in enumerate(columns):
+        drawing.blobs[f'column{j}'] = code[rows].tobytes()
+        drawing.blobs |= _values(j, column['kind'], catalogue.table[name].iloc[rows])
+    lacking = {} if catalogue is None else {m: x[rows] for m, x in catalogue.missing().items() if x[rows].any()}
+    if lacking:
+        drawing.meta['lacking'] = list(lacking)
+        drawing.blobs['lacking'] = np.stack(list(lacking.values())).astype(np.uint8).tobytes()
 
 # %% ../../nbs/05_show/02_drawing.ipynb #8055707c
 def add_map(
@@ -650,9 +677,8 @@ def spaces_drawing(
     known(method, ('pca', 'umap'), 'method')
     heading, more = 'The same products in each space', dict(vectors=z, drawn=_draw_spaces)
     out = _drawing('spaces', heading, _spaces_note(z, left_out), rows, catalogue, picture, total, **more)
-    columns, first = _columns(catalogue, colour, colour_as)
-    out.meta |= dict(spaces=list(z), k=min(k, n - 1), columns=[c for c, _ in columns], column=first)
-    out.blobs |= {f'column{j}': code[rows].tobytes() for j, (_, code) in enumerate(columns)}
+    out.meta |= dict(spaces=list(z), k=min(k, n - 1))
+    _add_columns(out, colour, colour_as)
     add_map(out, 'pca', {m: flat_map(x, 'pca', seed) for m, x in z.items()})
     if method == 'umap':
         add_map(out, 'umap', maps_elsewhere(z, 'umap', seed))

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..base.errors import DataError, known
 from ..base.theme import LIGHT
 from ..diagnosis.geometry import effective_rank, mean_cosine
-from .drawing import _columns, _drawing, _legend, _shortened, _tints, _unit_spaces
+from .drawing import _add_columns, _drawing, _legend, _shortened, _tints, _unit_spaces
 from .figures import _left_out, _pca, _shared
 
 # %% ../../nbs/05_show/02a_frames.ipynb #9325e5dc
@@ -225,13 +225,12 @@ def spaces_over(
     more = dict(vectors=order, drawn=_draw_film)
     note = _film_note(len(rows), shared, left_out, models)
     out = _drawing('spaces', heading, note, rows, catalogue, picture, total, **more)
-    columns, first = _columns(catalogue, colour, colour_as)
     names = [f'{s}, {m}' if m else s for m in models for s in spaces]
-    out.meta |= dict(spaces=names, k=min(k, len(rows) - 1), columns=[c for c, _ in columns], column=first)
+    out.meta |= dict(spaces=names, k=min(k, len(rows) - 1))
+    _add_columns(out, colour, colour_as)
     figures = _figures(z, models, frames, spaces, alone, alone_name)
     out.meta['film'] = dict(frames=frames, models=list(models), spaces=spaces, figures=figures)
     out.meta['film']['near'] = 16 if len(rows) < 2**16 else 32  # bits of a neighbour's place
-    out.blobs |= {f'column{j}': code[rows].tobytes() for j, (_, code) in enumerate(columns)}
     out.blobs['film'] = _films(z, models, frames, spaces, seed).tobytes()
     return out
 

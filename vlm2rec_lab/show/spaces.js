@@ -85,6 +85,7 @@ function spaces(root, src) {
   }
   if (src.ready) src.ready.then(named) // a large page shows its points before it has arrived
   else named()
+  const values = new Values(meta, src)
   const codes = meta.columns.map((_, c) => bytes(src.blob('column' + c)))
   const st = {
     hover: -1,
@@ -220,17 +221,66 @@ function spaces(root, src) {
     paint()
   }
   const nearIn = p => st.near[(film ? film.now * S : 0) + p.s] || []
+  const finder = new Finder({
+    root,
+    meta,
+    src,
+    values,
+    panels,
+    pictures,
+    film,
+    link: src.name,
+    titles: () => titles,
+    ids: () => ids,
+    select: mask => select(mask),
+    paint: () => paint(),
+    pin: i => pin(i),
+    say: text => {
+      status.textContent = text
+    },
+    shade: i => `rgb(${(bright(i) ? tints : dims)[code(i)]})`,
+    state,
+    restore,
+  })
   root.append(
     bar,
+    finder.bar,
     legend,
     ...(film ? [film.bar] : []),
     grid,
     el('p', {class: 'soft note'}, el('span', {textContent: meta.note + ' '}), status),
     el('div', {class: 'foot'}, card, near),
     strip,
+    finder.grid,
     live,
     tip,
   )
+  // What a link restores; a selection of very many products would not fit in an address.
+  function state() {
+    const chosen = st.count <= 2000 ? [...st.mask.keys()].filter(i => st.mask[i]) : []
+    const views = panels.map(p => [p.view.k, p.view.x, p.view.y].map(v => Math.round(v * 1e4) / 1e4))
+    return {map: st.method, colour: st.column, lit: st.lit, pin: st.pin, frame: film?.now, views, chosen}
+  }
+  // Show what a link asks for, as far as it fits this view.
+  function restore(asked) {
+    const place = (v, below) => (Number.isInteger(v) && v >= -1 && v < below ? v : -1)
+    st.column = place(asked.colour, meta.columns.length)
+    colourBy.value = st.column
+    st.lit = place(asked.lit, 256)
+    if (typeof asked.map === 'string') st.method = asked.map
+    panels.forEach((p, s) => {
+      const v = asked.views?.[s]
+      if (Array.isArray(v) && v.every(Number.isFinite) && v[0] >= 1 && v[0] <= 200) {
+        p.view = {k: v[0], x: v[1], y: v[2]}
+      }
+    })
+    lay()
+    if (film) film.go(place(asked.frame, film.frames.length))
+    const mask = new Uint8Array(n)
+    for (const i of Array.isArray(asked.chosen) ? asked.chosen : []) if (place(i, n) >= 0) mask[i] = 1
+    select(mask)
+    pin(place(asked.pin, n))
+  }
 
   // Positions of the chosen map.
   function lay() {
@@ -240,8 +290,9 @@ function spaces(root, src) {
     if (!names.includes(st.method)) st.method = names[names.length - 1]
     map.replaceChildren(...names.map(m => option(m, m.toUpperCase())))
     map.value = st.method
-    const packed = all[st.method].bits === 16
-    const xy = packed ? Float32Array.from(typed(Uint16Array, all[st.method].xy)) : typed(Float32Array, all[st.method].xy)
+    const chosen = all[st.method]
+    const packed = chosen.bits === 16
+    const xy = packed ? Float32Array.from(typed(Uint16Array, chosen.xy)) : typed(Float32Array, chosen.xy)
     panels.forEach(p => {
       p.xy = unit(xy.subarray(2 * n * p.s, 2 * n * (p.s + 1)))
       p.grid = new Grid(p.xy)
@@ -287,7 +338,9 @@ function spaces(root, src) {
     return el('button', props, dot, el('span', {textContent: text}))
   }
   const code = i => (st.column < 0 ? 0 : codes[st.column][i])
-  const bright = i => (!st.count || st.mask[i]) && (st.lit < 0 || code(i) === st.lit)
+  const bright = i =>
+    (!finder.found || finder.found[i]) && (!st.count || st.mask[i]) && (st.lit < 0 || code(i) === st.lit)
+  const someDimmed = () => st.count || st.lit >= 0 || finder.found
   function points(p) {
     ;[p.w, p.h, p.d] = fit(p.base, n > 20000 ? 1.5 : 2)
     if (!p.w || !p.h || !p.xy) return
@@ -295,7 +348,7 @@ function spaces(root, src) {
     g.setTransform(1, 0, 0, 1, 0, 0)
     g.fillStyle = bg
     g.fillRect(0, 0, p.base.width, p.base.height)
-    const passes = st.count || st.lit >= 0 ? [0, 1] : [1] // where some are dimmed, the bright ones lie on top
+    const passes = someDimmed() ? [0, 1] : [1] // where some are dimmed, the bright ones lie on top
     const grow = Math.min(2, Math.sqrt(p.view.k)) * (p.w < 260 ? 0.75 : 1)
     const dense = n > MANY && seenIn(p) > 8000
     p.dense = dense
@@ -323,7 +376,7 @@ function spaces(root, src) {
     const k = (p.scale() * p.d) / size
     const cx = W / 2 - p.view.x * k
     const cy = H / 2 + p.view.y * k
-    const plain = !st.count && st.lit < 0
+    const plain = !someDimmed()
     let most = 0
     for (let i = 0; i < n; i++) {
       const x = Math.floor(cx + p.xy[2 * i] * k)
@@ -521,9 +574,8 @@ function spaces(root, src) {
     const facts = el('dl')
     const fact = (name, value) => facts.append(el('dt', {textContent: name}), el('dd', {textContent: value}))
     fact('id', ids[i])
-    meta.columns.forEach((c, k) => {
-      if (c.kind !== 'number') fact(c.name, c.labels[codes[k][i]])
-    })
+    if (titles.length) meta.columns.forEach((c, k) => fact(c.name, values.text(k, i) || 'missing'))
+    values.lacking(i).forEach(m => fact(m, 'missing'))
     const name = el('p', {class: 'name', textContent: titles[i]})
     card.replaceChildren(...(meta.pictures ? [pictures.tile(i, 104, titles[i])] : []), name, facts)
   }
@@ -598,6 +650,7 @@ function spaces(root, src) {
     for (let i = 0, k = 0; i < n; i++) if (mask[i]) chosen[k++] = i
     if (tell) src.choose(chosen)
     drawStrip(chosen)
+    if (!st.count || !finder.grid.hidden) finder.gallery([...chosen])
     if (tell) live.textContent = `${word(st.count)} selected`
     paint()
   }
@@ -606,12 +659,19 @@ function spaces(root, src) {
       el('strong', {textContent: st.count ? `${word(st.count)} selected` : 'None selected'}),
     )
     if (!st.count) return
-    const room = Math.max(6, Math.min(14, Math.floor((root.clientWidth - 420) / 66)))
+    const room = Math.max(6, Math.min(14, Math.floor((root.clientWidth - 600) / 66)))
     const first = [...chosen.slice(0, room)]
     const onclick = () => copy([...chosen].map(i => ids[i]).join('\n'), button)
     const button = el('button', {type: 'button', textContent: 'Copy ids', onclick})
     const clear = () => select(new Uint8Array(n))
-    strip.append(button, el('button', {type: 'button', textContent: 'Clear', onclick: clear}))
+    const csv = el('button', {
+      type: 'button',
+      textContent: 'Copy as CSV',
+      onclick: () => copy(finder.csv(chosen), csv),
+    })
+    const grid = el('button', {type: 'button', textContent: 'Grid', onclick: () => finder.gallery([...chosen])})
+    grid.title = 'All of them with their pictures'
+    strip.append(button, csv, grid, el('button', {type: 'button', textContent: 'Clear', onclick: clear}))
     strip.append(...first.map(i => small(i, false)))
     const more = st.count - first.length
     if (more > 0) strip.append(el('span', {class: 'soft', textContent: `and ${word(more)} more`}))
@@ -774,6 +834,7 @@ function spaces(root, src) {
       p.path = null
     })
     hover(-1)
+    finder.clear()
     show()
     if (st.count) select(new Uint8Array(n))
     else paint()
@@ -805,7 +866,10 @@ function spaces(root, src) {
   select(st.mask, false)
   chosen()
   show()
+  if (src.ready) src.ready.then(() => finder.restore())
+  else finder.restore()
   root.view = {
+    finder,
     place: (s, i) => {
       const b = panels[s].base.getBoundingClientRect()
       const [x, y] = panels[s].to(i)

@@ -304,6 +304,7 @@ function fromPage(host) {
     meta,
     blob,
     ready,
+    name: host.parentNode.id, // of this view in a link
     slow: false,
     status: () => meta.status || '',
     chosen: () => [],
