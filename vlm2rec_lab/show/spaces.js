@@ -635,6 +635,7 @@ function spaces(root, src) {
       const [a, b] = p.back(...at(e))
       const i = p.grid.near(a, b, 14 / p.scale())
       pin(i === st.pin ? -1 : i)
+      if (i >= 0 && i === st.pin) intoSight(card)
     })
     p.box.addEventListener('pointercancel', () => {
       drag = p.path = null

@@ -250,7 +250,10 @@ function topology(root, src) {
       last = null
       hover(null)
     })
-    p.box.addEventListener('click', e => open(at(e)))
+    p.box.addEventListener('click', e => {
+      open(at(e))
+      intoSight(card)
+    })
     p.box.addEventListener('keydown', e => {
       const ways = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]}
       const now = focus() || [0, 0]
