@@ -12,6 +12,11 @@ from test_widgets import ROOT, VIEW, place, run_notebook
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 BUSY = "import time\nprint('now', 'busy')\ntime.sleep(20)"
 
+DRAWN = '''() => {
+    const c = document.querySelector('.v2w .plot canvas')
+    return c.width && c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0)
+}'''
+
 
 def story():
     "The cells of the section, the one that says what follows left out."
@@ -110,6 +115,7 @@ def test_a_tapped_product_comes_into_sight(told):
         assert box['y'] > 0 and box['y'] + min(box['height'], 150) <= height, (name, box)
         for on in (False, True):
             dark(page, on)
+            page.wait_for_function(DRAWN, timeout=20_000)
             shot(page, f'story_card_{"dark" if on else "light"}_{width}')
         dark(page, False)
         page.evaluate(f'{VIEW}[0].view.state.pin = -1')
@@ -123,6 +129,7 @@ def test_the_first_screen(told):
         page.wait_for_timeout(1000)
         for on in (False, True):
             dark(page, on)
+            page.wait_for_function(DRAWN, timeout=20_000)  # JupyterLab hides all while it changes its theme
             shot(page, f'story_top_{"dark" if on else "light"}_{width}')
         dark(page, False)
     wide = '[...document.querySelectorAll(".v2l, .v2w")].every(e => e.scrollWidth <= e.clientWidth + 1)'

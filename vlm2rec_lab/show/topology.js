@@ -165,7 +165,14 @@ function topology(root, src) {
       }
     }
   })
+  let again = false
   const paint = later(() => {
+    if (!panels[0].box.clientWidth) {
+      if (!again) setTimeout(paint, 300) // as in spaces.js
+      again = !again
+      return
+    }
+    again = false
     panels.forEach(heat)
     over()
   })
