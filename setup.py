@@ -42,7 +42,8 @@ setuptools.setup(
     data_files=[
         (f'share/vlm2rec_lab/tiny_vlm/{d.name}', sorted(str(p.relative_to(here)) for p in d.glob('*')))
         for d in sorted(shipped.glob('*'))
-    ],
+    ]
+    + [('share/vlm2rec_lab/story', sorted(str(p.relative_to(here)) for p in (here / 'data' / 'story').glob('*')))],
     entry_points={'console_scripts': needs('console_scripts'), 'nbdev': [f"{s['lib_path']}={s['lib_path']}._modidx:d"]},
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else '',
     long_description_content_type='text/markdown',

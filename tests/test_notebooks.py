@@ -50,12 +50,16 @@ def test_slow_cells_are_run_by_the_demo():
     assert flagged('slow') == {'03_train'}
 
 
-def test_nothing_is_checked_in_the_cell_that_exports():
-    "It is not run by the tests, so a check in it could never fail."
+NOT_YET = ('00_shop/', '01_ranking/', '04_diagnosis/', '11a_commands/')  # notebooks that still end with an export
+
+
+def test_no_notebook_writes_the_package():
+    "Run All must not rewrite the installed modules: `make export` does."
     for name, path in NOTEBOOKS.items():
         for cell in json.loads(path.read_text())['cells']:
             source = ''.join(cell['source'])
             if 'nbdev_export(' in source:
+                assert name.startswith(NOT_YET), f'{name}: Run All would rewrite the package'
                 assert not re.search(r'\bassert\b|\btest_\w+\(', source), name
 
 

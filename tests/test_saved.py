@@ -69,8 +69,8 @@ def reopen(page, lab, name, width=1200, height=1100, dark=False):
     page.set_viewport_size({'width': width, 'height': height})
     page.goto(f'{url}/doc/tree/{name}?token=t&reset')
     page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=60_000)
-    if dark:
-        page.evaluate('window.jupyterapp.commands.execute("apputils:change-theme", {theme: "JupyterLab Dark"})')
+    name = 'JupyterLab Dark' if dark else 'JupyterLab Light'
+    page.evaluate(f'window.jupyterapp.commands.execute("apputils:change-theme", {{theme: "{name}"}})')
 
 
 def walk(page, wait=400):

@@ -558,6 +558,7 @@ def _lay_out(self: Panel):
     rows = [row(fields), row(self.sliders.values()), row(self.buttons.values())]
     layout = w.Layout(overflow='visible', max_width='1180px')
     self.box = w.VBox([*rows, self.bench.chart.view(), self.below], layout=layout)
+    self.box.add_class('v2l-bench')
 
 # %% ../../nbs/05_show/07_bench.ipynb #b476a31a
 @patch
@@ -580,13 +581,14 @@ def _do(self: Panel, what):
 # %% ../../nbs/05_show/07_bench.ipynb #c709b0bc
 @patch
 def press(self: Panel, what, _=None):
-    "A button was pressed; what goes wrong is shown."
+    "A button was pressed; what goes wrong is shown, and the script is told that the press was heard."
     self.bench.chart.error = ''
     try:
         self._do(what)
     except Exception as e:
         self.bench.chart.error = f'{type(e).__name__}: {e}'
     self.bench.chart.flush()
+    self.bench.chart.view().heard += 1
 
 # %% ../../nbs/05_show/07_bench.ipynb #3a1e1387
 @patch

@@ -5,8 +5,10 @@ const LEFT = 54
 const RIGHT = 14
 const GAP = 30
 const STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
+const SOON = 400 // ms after which a press that Python has not heard counts as queued
 const PREFIX = {ratio: '', grad: 'gradient ', loss: 'loss', valid: 'NDCG '}
 const WAYS = 'Curves over the steps of training. Left and right arrows move along the steps.'
+const NONE = 'No step has been done yet: the curves appear with the first one.'
 const NOTE =
   'Lines are running medians, over seeds the median with a band from lowest to highest; ' +
   'dotted upright: a control was changed. A ratio of 1 is no target.'
@@ -161,14 +163,39 @@ function runKey(keys, r, on) {
   return key
 }
 
+// A bench's buttons answer at once: until Python has heard of a press, it is said to be queued.
+function heed(model, root, said) {
+  let asked = null // what was pressed last, and how many presses Python had heard before
+  const tell = () => {
+    if (asked && model.get('heard') > asked.heard) asked = null
+    said.hidden = !asked
+    if (asked) said.textContent = `${asked.what}: queued. Python is busy with a cell, and comes to it after that.`
+  }
+  const press = e => {
+    const button = e.target.closest?.('.v2l-bench .jupyter-button')
+    if (!button || button.disabled || !button.closest('.v2l-bench').contains(root)) return
+    const mine = {what: button.textContent.trim(), heard: model.get('heard')}
+    asked = mine
+    if (mine.what === 'recommend') button.closest('.v2l-bench').dataset.wants = Date.now()
+    said.hidden = true
+    setTimeout(() => asked === mine && tell(), SOON)
+  }
+  document.addEventListener('click', press, true)
+  model.on('change:heard', tell)
+  said.hidden = true
+  return () => document.removeEventListener('click', press, true)
+}
+
 function render({model, el}) {
   const root = add(el, 'div', {class: 'v2l', 'data-lm-suppress-shortcuts': 'true'})
   if (model.get('mark')) root.dataset.v2rMark = model.get('mark')
   const title = add(root, 'h3')
+  const pressed = add(root, 'p', {class: 'pressed', role: 'status'})
   const status = add(root, 'p', {class: 'soft', role: 'status'})
   const bad = add(root, 'p', {class: 'bad', role: 'alert'})
   const tints = add(root, 'p', {class: 'soft'})
   const keys = add(root, 'div', {class: 'keys'})
+  const none = add(root, 'p', {}, NONE)
   const hold = add(root, 'div', {tabindex: 0, role: 'group', 'aria-label': WAYS})
   const svg = add(hold, 'svg', {'aria-hidden': 'true'})
   const read = add(root, 'div', {class: 'read'})
@@ -216,6 +243,9 @@ function render({model, el}) {
     status.hidden = !scene.status
     bad.textContent = scene.error ?? ''
     bad.hidden = !scene.error
+    none.hidden = hold.hidden = false
+    if (scene.runs.length) none.hidden = true
+    else hold.hidden = true
     const runs = scene.runs.map((r, rank) => ({...r, rank}))
     shown = runs.filter(r => !off.has(r.name))
     tintKeys(tints, runs)
@@ -261,11 +291,15 @@ function render({model, el}) {
   const watch = new ResizeObserver(() => {
     if (Math.abs(hold.clientWidth - wide) <= 1) return
     wide = hold.clientWidth
-    draw()
+    if (wide) draw()
   })
   watch.observe(hold)
   draw()
-  return () => watch.disconnect()
+  const unheed = heed(model, root, pressed)
+  return () => {
+    watch.disconnect()
+    unheed()
+  }
 }
 
 export default {render}

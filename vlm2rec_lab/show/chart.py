@@ -112,7 +112,7 @@ def view_class(
             "live widgets need anywidget and ipywidgets: pip install 'vlm2rec_lab[lab]'; to_html works without"
         ) from e
     states = {
-        'chart': {'scene': Dict().tag(sync=True)},
+        'chart': {'scene': Dict().tag(sync=True), 'heard': Int(0).tag(sync=True)},
         'shelf': {'page': Dict().tag(sync=True), 'pictures': Dict().tag(sync=True), 'at': Int(0).tag(sync=True)},
     }
     common = {'_esm': SCRIPTS[kind], '_css': CSS, 'mark': Unicode().tag(sync=True)}  # see show.saved
@@ -262,7 +262,10 @@ def still(
         drawn = _panel_svg(runs, panel, said, top, right, last)
         out += drawn
         top += 150 if drawn else 0
-    out += _names_svg(runs, top, right, last)
+    if runs:
+        out += _names_svg(runs, top, right, last)
+    else:
+        out += f'<text x="12" y="{top + 10}">No step has been done yet: the curves appear with the first one.</text>'
     return Still(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {top + 20}" width="{width}" '
         f'font-family="system-ui,sans-serif" font-size="12" fill="{LIGHT["ink"]}" role="img">'

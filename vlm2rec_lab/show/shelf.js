@@ -85,6 +85,14 @@ function render({model, el}) {
   })
   model.on('change:page', draw)
   draw()
+  // it stands below a bench: into sight, where its button was pressed a moment ago
+  const calm = matchMedia('(prefers-reduced-motion: reduce)').matches
+  setTimeout(() => {
+    const bench = root.closest('.v2l-bench')
+    if (!bench?.dataset.wants) return
+    delete bench.dataset.wants
+    root.scrollIntoView({block: 'start', behavior: calm ? 'auto' : 'smooth'})
+  }, 120)
 }
 
 export default {render}

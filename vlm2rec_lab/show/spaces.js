@@ -539,7 +539,15 @@ function spaces(root, src) {
     chosen.forEach(j => line(j, Math.max(0.07, Math.min(0.45, 14 / chosen.length)), 1))
     if (i >= 0) line(i, 0.9, 1.8)
   }
+  let again = false
   const paint = later(() => {
+    // JupyterLab hides everything while it changes its theme: what has no size is drawn a moment later
+    if (!panels[0].box.clientWidth) {
+      if (!again) setTimeout(paint, 300)
+      again = !again
+      return
+    }
+    again = false
     palette()
     panels.forEach(points)
     over()
@@ -789,6 +797,7 @@ function spaces(root, src) {
       const [a, b] = p.back(...at(e))
       const i = p.grid.near(a, b, 14 / p.scale())
       pin(i === st.pin ? -1 : i)
+      if (i >= 0 && i === st.pin) intoSight(card)
     })
     p.box.addEventListener('pointercancel', () => {
       drag = p.path = null

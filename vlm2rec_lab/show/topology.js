@@ -165,7 +165,14 @@ function topology(root, src) {
       }
     }
   })
+  let again = false
   const paint = later(() => {
+    if (!panels[0].box.clientWidth) {
+      if (!again) setTimeout(paint, 300) // as in spaces.js
+      again = !again
+      return
+    }
+    again = false
     panels.forEach(heat)
     over()
   })
@@ -250,7 +257,10 @@ function topology(root, src) {
       last = null
       hover(null)
     })
-    p.box.addEventListener('click', e => open(at(e)))
+    p.box.addEventListener('click', e => {
+      open(at(e))
+      intoSight(card)
+    })
     p.box.addEventListener('keydown', e => {
       const ways = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]}
       const now = focus() || [0, 0]

@@ -214,6 +214,11 @@ function plot(label, kind, extra = '') {
   )
   return {base, top, box}
 }
+// Bring what answers into sight. Nothing moves where it is seen already.
+function intoSight(e) {
+  const calm = matchMedia('(prefers-reduced-motion: reduce)').matches
+  requestAnimationFrame(() => e.scrollIntoView({block: 'nearest', behavior: calm ? 'auto' : 'smooth'}))
+}
 const tipAt = e => (e.pointerType === 'touch' ? [] : [e.clientX, e.clientY]) // a finger would hide it
 function copy(text, button) {
   const said = ok => {
