@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from html import escape
 
 import numpy as np
-import pandas as pd
 from fastcore.basics import patch
 
 from ..base.errors import suggestion
@@ -23,7 +22,6 @@ from .fusions import FUSIONS, fuse_vectors
 from .ranks import ranks
 from .sets import chance_of, figure_at_k, metric_names, set_ranks
 from .task import check_task
-from ..shop.rows import few_rows
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #bc922c23
 def bootstrap_means(
@@ -141,6 +139,8 @@ def to_dict(self: Metrics):  # -> plain dictionary, ready for JSON (NaN becomes 
 @patch
 def to_frame(self: Metrics):  # -> DataFrame: views x metrics
     "All figures, and those of chance."
+    import pandas as pd
+
     return pd.DataFrame({**{v: self[v] for v in self}, 'chance': self.chance}).T
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #e4910348
@@ -153,6 +153,8 @@ def _with_ends(self: Metrics, view):  # -> [(figure, interval)] as text, a pair 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #5e7a0001
 @patch
 def __repr__(self: Metrics):
+    import pandas as pd
+
     rows = [(name, row) for v in self for name, row in zip((v, ''), zip(*self._with_ends(v)))]
     rows.append(('chance', [f'{x:.4f}' for x in self.chance.values()]))
     names, cells = zip(*rows)
@@ -161,6 +163,8 @@ def __repr__(self: Metrics):
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #50b96916
 @patch
 def _repr_html_(self: Metrics):
+    import pandas as pd
+
     rows = {escape(v): [f'{x}<br><small>{ends}</small>' for x, ends in self._with_ends(v)] for v in self}
     rows['chance'] = [f'{x:.4f}' for x in self.chance.values()]
     shown = pd.DataFrame(rows, list(self.chance)).T.to_html(escape=False)
@@ -254,6 +258,8 @@ def few_words(
     n,  # users that were ranked
 ):  # -> str, empty where there are enough
     "A second sentence of a protocol, where so few users were ranked that the figures say little."
+    from vlm2rec_lab.shop.rows import few_rows
+
     said = few_rows(n)
     return f' Few users: {said}.' if said else ''
 
