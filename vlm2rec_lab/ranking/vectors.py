@@ -82,12 +82,12 @@ def read_side(
     side,  # 'items' or 'sequences'
 ):  # -> {modality: [rows, dims]}, {column: [rows]}
     "Vectors and links of one side. Raises FileNotFoundError, TypeError, or ValueError that names the column and row."
-    import pandas as pd
-
     if isinstance(source, Mapping):
         return dict(source), {}
     if isinstance(source, (str, Path)):
         return _read_file(Path(source), side)
+    import pandas as pd
+
     frame = source.to_pandas() if hasattr(source, 'to_pandas') else source
     if not isinstance(frame, pd.DataFrame):
         raise TypeError(
@@ -133,12 +133,17 @@ def _unused(names, side):
         )
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #b61ea582
-def _read_file(path, side):
-    "Vectors and links of a file, by its suffix."
+def _read_parquet(path):
+    "A Parquet file as a table."
     import pandas as pd
 
+    return pd.read_parquet(path)
+
+
+def _read_file(path, side):
+    "Vectors and links of a file, by its suffix."
     readers = {
-        '.parquet': (pd.read_parquet, _read_frame),
+        '.parquet': (_read_parquet, _read_frame),
         '.npz': (_read_npz, _split),
         '.safetensors': (_read_safetensors, _split),
     }
