@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from html import escape
 
 import numpy as np
@@ -23,11 +24,21 @@ from .ranks import ranks
 from .sets import chance_of, figure_at_k, metric_names, set_ranks
 from .task import check_task
 
+# %% ../../nbs/01_ranking/05_evaluate.ipynb #5f0a3002
+@lru_cache(maxsize=1)
+def _times_drawn(users, n, seed):
+    "uint8 [n, users] how often each user is in each of `n` resamples."
+    rng, out = np.random.default_rng(seed), np.empty((n, users), np.uint8)
+    for row in out:
+        row[:] = np.bincount(rng.integers(0, users, users), minlength=users)
+    return out
+
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #bc922c23
 def bootstrap_means(
     values,  # [users] or [users, columns]
     n=1000,  # draws
     seed=0,  # of the draws; the same seed and number of users give the same draws
+    kept=100_000_000,  # numbers of the latest draws that are kept for the next call, a byte each
 ):  # -> [n] or [n, columns] means
     "Means of `values` over `n` resamples of the users; NaN with fewer than two users."
     v = np.asarray(values, float)
@@ -35,10 +46,10 @@ def bootstrap_means(
     if users < 2:
         return np.full((n, *v.shape[1:]), np.nan)
     out, chunk = np.empty((n, *v.shape[1:])), max(1, 2_000_000 // users)
+    whole = _times_drawn(users, n, seed) if n * users <= kept and isinstance(seed, (int, np.integer)) else None
     for a in range(0, n, chunk):
-        b = min(chunk, n - a)
-        draws = rng.integers(0, users, (b, users)) + np.arange(b)[:, None] * users
-        out[a : a + b] = np.bincount(draws.ravel(), minlength=b * users).reshape(b, users).astype(float) @ v / users
+        times = _times_drawn.__wrapped__(users, min(chunk, n - a), rng) if whole is None else whole[a : a + chunk]
+        out[a : a + chunk] = times.astype(float) @ v / users
     return out
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #31a37b01
