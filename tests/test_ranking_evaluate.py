@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlm2rec_lab.ranking.candidates import sample_negatives, seen_items, with_negatives
-from vlm2rec_lab.ranking.evaluate import bootstrap_interval, evaluate, fusion_name
+from vlm2rec_lab.ranking.evaluate import bootstrap_interval, bootstrap_means, evaluate, fusion_name
 from vlm2rec_lab.ranking.fusions import score_terms
 from vlm2rec_lab.ranking.ranks import GAINS
 from vlm2rec_lab.shop.catalogue import Catalogue, Interactions
@@ -104,3 +104,16 @@ def test_without_draws_there_is_no_interval_and_figures_can_be_shown():
     found = evaluate(side, side, np.arange(20), bootstrap=0)
     assert '1.0000' in repr(found) and '1.0' in found._repr_html_() and found['text']['NDCG@10'] == 1
     assert all(np.isnan(bootstrap_interval(np.ones(5), 0)))
+
+
+@pytest.mark.parametrize('users', [2, 3, 255, 999])
+def test_draws_that_are_kept_are_those_that_are_made_anew(users):
+    "Also where another number of users, of draws or another seed came in between."
+    v = np.random.default_rng(1).normal(size=(users, 3))
+    for n, seed in ((7, 0), (7, 5), (30, 0), (7, 0)):
+        rng = np.random.default_rng(seed)
+        plain = np.stack([np.bincount(rng.integers(0, users, users), minlength=users) @ v / users for _ in range(n)])
+        for kept in (10**8, 0):
+            np.testing.assert_allclose(bootstrap_means(v, n, seed, kept), plain, atol=1e-12)
+    with_nothing = bootstrap_means(v, 5, None), bootstrap_means(v, 5, None)
+    assert users == 2 or (with_nothing[0] != with_nothing[1]).any()
