@@ -10,7 +10,7 @@ from fastcore.test import test_close as close
 from vlm2rec_lab.diagnose import collapse_report
 from vlm2rec_lab.diagnosis import shuffles
 from vlm2rec_lab.diagnosis.evidence import Task, fused_gain, knockout_mean, knockout_permuted, shuffled_gain
-from vlm2rec_lab.diagnosis.shuffles import exchanged_gains, first_return, pieces_of, shuffled_ranks
+from vlm2rec_lab.diagnosis.shuffles import Pieces, exchanged_gains, first_return, pieces_of, shuffled_ranks
 from vlm2rec_lab.diagnosis.worlds import world
 from vlm2rec_lab.ranking.candidates import seen_items
 from vlm2rec_lab.ranking.ranks import metric_at_k, ranks
@@ -275,3 +275,14 @@ def test_lists_add_up_to_what_all_scores_do(fuse, case, monkeypatch):
             full = exchanged_gains(pieces, y, orders, task.seen)
         assert (fast == full).all() and 0.01 < full.mean() < 0.9999
     assert sum(asked) > 20
+
+
+def test_few_items_of_a_large_scale_are_always_looked_at(monkeypatch):
+    rng, n, users = np.random.default_rng(2), 900, 200
+    y, base = rng.integers(3, n, users), unit(rng.normal(size=(n, 48)))
+    asks = unit(base[y] + 0.1 * rng.normal(size=(users, 48)))
+    few = Pieces((base, asks), (unit(rng.normal(size=(n, 48))), asks), lambda i, j: np.where(i < 3, 9.0, 1.0), 1e-12)
+    orders, nothing = np.stack([rng.permutation(n) for _ in range(4)]), seen_items(None, y, n)
+    fast = exchanged_gains(few, y, orders, nothing)
+    monkeypatch.setattr(shuffles._exchanged_gains, '__defaults__', (np.inf,))
+    assert (fast == exchanged_gains(few, y, orders, nothing)).all() and 0.1 < fast.mean() < 0.99
