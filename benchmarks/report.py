@@ -1,16 +1,24 @@
-"""What the shuffles and probes of a collapse report cost, beside the plain way of doing the same.
+"""What whole collapse reports cost, and their shuffles and probes beside the plain way of doing the same.
 
 python benchmarks/report.py --items 20000 --users 2500 --dims 128 --out benchmarks/results/report.json
+OMP_NUM_THREADS says with how many threads.
 """
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
-from common import interleave, machine, quantiles, quiet, table, write
+from common import Clock, interleave, machine, quantiles, quiet, table, write
 
-from vlm2rec_lab.diagnosis.bench import synthetic_task
+from vlm2rec_lab.diagnosis.bench import peak_memory, synthetic_task
 from vlm2rec_lab.diagnosis.evidence import Task, fused_gain, knockout_permuted, probe_gain, shuffled_gain
+from vlm2rec_lab.diagnosis.report import collapse_report
 from vlm2rec_lab.ranking.ranks import metric_at_k, ranks
+
+SIZES = ('2000,2000,128', '10000,20000,128', '50000,20000,128', '13114,1000,1280')
 
 
 def plain_knockout(task, modality, n, seed=0):  # -> [users]
@@ -70,16 +78,37 @@ def measured(part, plain, fast, rounds):  # -> dict
     return dict(part=part, wall=wall, cpu=cpu, ratio=round(cpu['plain'][0] / cpu['fast'][0], 2), apart=apart)
 
 
+def whole(users, items, dims):  # -> dict
+    "A whole report of two modalities: seconds, and the most memory that this process held, its vectors among it."
+    task = synthetic_task(items, users, 2, dims)
+    with Clock() as c:
+        collapse_report(**task, progress=False)
+    size = dict(users=users, items=items, dims=dims)
+    return size | dict(cpu=round(c.cpu, 2), wall=round(c.wall, 2), peak_mb=round(peak_memory() / 2**20))
+
+
+def wholes(sizes):  # texts users,items,dims -> list of dict
+    "Every whole report in a process of its own."
+    run = [sys.executable, __file__, '--one']
+    return [json.loads(subprocess.run([*run, x], check=True, stdout=subprocess.PIPE).stdout) for x in sizes]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in dict(items=20_000, users=2500, dims=128, permutations=20, rounds=3).items():
         parser.add_argument(f'--{name}', type=int, default=default)
+    parser.add_argument('--whole', nargs='*', default=SIZES, metavar='USERS,ITEMS,DIMS', help='whole reports')
+    parser.add_argument('--one', metavar='USERS,ITEMS,DIMS', help='one of them, as JSON to the standard output')
     parser.add_argument('--out', help='JSON file to write')
     o = parser.parse_args()
-    quiet()
+    if o.one:
+        print(json.dumps(whole(*map(int, o.one.split(',')))))
+        return
+    reports = wholes(o.whole)  # first: a process begins with the peak of the one that starts it
+    quiet(int(os.environ.get('OMP_NUM_THREADS') or 1))
     task = Task.of(**synthetic_task(o.items, o.users, 2, o.dims))
     rows = [measured(part, *both, o.rounds) for part, both in ways(task, 'm1', o.permutations).items()]
-    write(o.out, dict(benchmark='report', machine=machine(), settings=vars(o), rows=rows))
+    write(o.out, dict(benchmark='report', machine=machine(), settings=vars(o), rows=rows, whole=reports))
     shown = [
         dict(part=r['part'], plain=f'{r["cpu"]["plain"][0]} s', fast=f'{r["cpu"]["fast"][0]} s', ratio=r['ratio'])
         | dict(apart=f'{r["apart"]:.0e}')
@@ -87,6 +116,7 @@ def main():
     ]
     print(f'{o.items:,} items, {o.users:,} users, {o.dims} dimensions; seconds of the processor, median\n')
     print(table(shown))
+    print(table(reports))
 
 
 if __name__ == '__main__':

@@ -164,11 +164,14 @@ def test_cells_are_kept_by_their_settings(scripts, tmp_path):
 
 @pytest.mark.slow
 def test_report(tmp_path):
-    "Both ways give the same answers, and every part has its ratio."
+    "Both ways give the same answers, every part has its ratio, and whole reports say what they cost."
     size = ['--items', '300', '--users', '200', '--dims', '16', '--permutations', '3', '--rounds', '1']
+    size += ['--whole', '300,200,8', '200,300,16']
     found, printed = run('report.py', *size, tmp_path / 'report.json')
     assert [r['part'] for r in found['rows']] == ['permuted knockout', 'nulls', 'probe']
     assert all(r['apart'] < 1e-6 and r['ratio'] > 0 for r in found['rows']) and 'ratio' in printed
+    assert [(x['users'], x['items'], x['dims']) for x in found['whole']] == [(300, 200, 8), (200, 300, 16)]
+    assert all(x['cpu'] > 0 and x['wall'] > 0 and x['peak_mb'] > 30 for x in found['whole']) and 'peak_mb' in printed
 
 
 @pytest.mark.slow

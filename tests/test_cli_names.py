@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 from vlm2rec_lab import cli, data
@@ -14,6 +15,7 @@ from vlm2rec_lab.diagnosis.settings import HALVES
 from vlm2rec_lab.diagnosis.verdict import VERDICTS
 from vlm2rec_lab.model.pieces import Prompts
 from vlm2rec_lab.ranking.fusions import FUSIONS
+from vlm2rec_lab.ranking.vectors import write_vectors
 from vlm2rec_lab.recommenders.seqrec import ITEMS
 from vlm2rec_lab.shop import readers
 from vlm2rec_lab.shop.drawn import CONDITIONS
@@ -100,6 +102,22 @@ def test_the_rooms_of_the_commands_are_light():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.strip() == '[]', done.stderr
+
+
+def test_a_report_of_arrays_loads_nothing_heavy(tmp_path):
+    rng = np.random.default_rng(0)
+    sides = {side: {m: rng.normal(size=(40, 4)) for m in 'ab'} for side in ('items', 'sequences')}
+    file = tmp_path / 'v.npz'
+    write_vectors(file, dict(**sides, targets=np.arange(40), seen=None))
+    code = (
+        'import sys, vlm2rec_lab.cli as cli\n'
+        f'cli.main(["report", {str(file)!r}, "--out", {str(tmp_path / "r.html")!r}])\n'
+        'heavy = ("torch", "pandas", "pyarrow", "scipy", "matplotlib", "transformers", "plotly")\n'
+        'print([m for m in heavy if m in sys.modules])'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == '[]', done.stdout + done.stderr
+    assert (tmp_path / 'r.html').stat().st_size > 10_000
 
 
 @pytest.mark.parametrize('name', cli.__all__)

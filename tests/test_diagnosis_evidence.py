@@ -225,3 +225,13 @@ def test_an_item_that_lacks_a_modality_is_ranked_apart():
 
 def test_weights_without_users_are_equal(task):
     assert better_weights(task.take(np.arange(0)))[0] == {'text': 1, 'image': 1}
+
+
+@pytest.mark.parametrize('fuse', ['sum', 'concat', {'text': 1, 'image': 3}])
+def test_the_score_is_divided_for_some_users_at_a_time(healthy, fuse):
+    task = Task.of(**healthy, fuse=fuse)
+    whole, parts = score_variance(task), score_variance(task, most=1000)
+    assert list(whole) == list(parts)
+    for k, x in whole.items():
+        assert x.shape == parts[k].shape == (len(task.targets),)
+        close(x, parts[k], 1e-12)

@@ -8,8 +8,9 @@ import pytest
 from fastcore.test import test_close as close
 
 from vlm2rec_lab.diagnose import collapse_report
+from vlm2rec_lab.diagnosis import shuffles
 from vlm2rec_lab.diagnosis.evidence import Task, fused_gain, knockout_mean, knockout_permuted, shuffled_gain
-from vlm2rec_lab.diagnosis.shuffles import first_return, shuffled_ranks
+from vlm2rec_lab.diagnosis.shuffles import Pieces, exchanged_gains, first_return, pieces_of, shuffled_ranks
 from vlm2rec_lab.diagnosis.worlds import world
 from vlm2rec_lab.ranking.candidates import seen_items
 from vlm2rec_lab.ranking.ranks import metric_at_k, ranks
@@ -239,3 +240,49 @@ def test_noise_is_never_needed_over_many_worlds(fuse):
         assert fused_gain(task).mean() < knockout_mean(task, 'image').mean()
     assert np.mean(drops) < 0.006
     assert np.mean(drops) < 2 * np.std(drops, ddof=1) / 6**0.5 + 0.002
+
+
+@pytest.mark.parametrize('fuse', ['sum', 'concat', {'text': 3, 'image': 1}])
+@pytest.mark.parametrize('case', ['plain', 'single precision', 'lacking', 'alike', 'seen', 'far from the origin'])
+def test_lists_add_up_to_what_all_scores_do(fuse, case, monkeypatch):
+    "Good rankings, where few items can beat the next one: to the last digit what counting all of them gives."
+    rng, n, users = np.random.default_rng(7), 900, 250
+    y, base = rng.integers(0, n, users), rng.normal(size=(n, 48)) + 3 * (case == 'far from the origin')
+    items = {m: base + 0.5 * rng.normal(size=base.shape) for m in ('text', 'image')}
+    if case == 'lacking':
+        items['image'][::7] = 0
+    if case == 'alike':
+        items = {m: np.repeat(x[::3], 3, 0) for m, x in items.items()}
+    sequences = {m: base[y] + 1.2 * rng.normal(size=(users, 48)) for m in items}
+    if case == 'single precision':
+        items, sequences = ({m: x.astype(np.float32) for m, x in side.items()} for side in (items, sequences))
+    seen = [rng.integers(0, n, 30) for _ in y] if case == 'seen' else None
+    task = task_of(dict(items=items, sequences=sequences, targets=y), seen, fuse)
+    orders, asked, plain = np.stack([rng.permutation(n) for _ in range(4)]), [], shuffles._from_lists
+
+    def watched(c, a, lists, limits, mine, tol):
+        "The same, and how many users were asked."
+        asked.append(mine.sum())
+        return plain(c, a, lists, limits, mine, tol)
+
+    monkeypatch.setattr(shuffles, '_from_lists', watched)
+    for m in items:
+        pieces = pieces_of(task.items, task.sequences, m, fuse)
+        fast = exchanged_gains(pieces, y, orders, task.seen)
+        with monkeypatch.context() as patch:
+            patch.setattr(shuffles, '_near', lambda c, asked, *how: np.ones((len(asked), len(c.targets)), bool))
+            patch.setattr(shuffles._exchanged_gains, '__defaults__', (np.inf,))
+            full = exchanged_gains(pieces, y, orders, task.seen)
+        assert (fast == full).all() and 0.01 < full.mean() < 0.9999
+    assert sum(asked) > 20
+
+
+def test_few_items_of_a_large_scale_are_always_looked_at(monkeypatch):
+    rng, n, users = np.random.default_rng(2), 900, 200
+    y, base = rng.integers(3, n, users), unit(rng.normal(size=(n, 48)))
+    asks = unit(base[y] + 0.1 * rng.normal(size=(users, 48)))
+    few = Pieces((base, asks), (unit(rng.normal(size=(n, 48))), asks), lambda i, j: np.where(i < 3, 9.0, 1.0), 1e-12)
+    orders, nothing = np.stack([rng.permutation(n) for _ in range(4)]), seen_items(None, y, n)
+    fast = exchanged_gains(few, y, orders, nothing)
+    monkeypatch.setattr(shuffles._exchanged_gains, '__defaults__', (np.inf,))
+    assert (fast == exchanged_gains(few, y, orders, nothing)).all() and 0.1 < fast.mean() < 0.99

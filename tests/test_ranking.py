@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from vlm2rec_lab.metrics import evaluate, metric_at_k, ranks, sample_negatives, scores, seen_items, tally
 from vlm2rec_lab.ranking.ranks import Mix, mixed_ranks
+from vlm2rec_lab.ranking.task import _row_keys
 
 
 def brute(items, sequences, targets, tol, candidates):
@@ -176,3 +177,15 @@ def test_tensors_rank_as_arrays_do():
     for v in plain:
         np.testing.assert_array_equal(plain.ranks[v].greater, tensors.ranks[v].greater)
         np.testing.assert_array_equal(plain.ranks[v].ties, tensors.ranks[v].ties)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_rows_have_equal_keys_only_where_they_are_equal(dtype):
+    "Vectors of signs, of which many differ in one bit or two, with copies."
+    rng = np.random.default_rng(0)
+    x, y = rng.choice([-1.0, 1.0], (4000, 9)).astype(dtype), rng.integers(0, 3, 4000)
+    rows = np.column_stack([y, x, -x[:, ::-1]])
+    keys = _row_keys(y, {'a': x, 'b': np.ascontiguousarray(-x[:, ::-1])})
+    assert (keys == _row_keys(y, {'a': x, 'b': np.ascontiguousarray(-x[:, ::-1])}, most=100)).all()
+    same, by_key = np.unique(rows, axis=0, return_inverse=True)[1].ravel(), np.unique(keys, return_inverse=True)[1]
+    assert same.max() == by_key.max() and len(set(zip(same, by_key))) == same.max() + 1

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from vlm2rec_lab.ranking.candidates import sample_negatives, seen_items, with_negatives
-from vlm2rec_lab.ranking.evaluate import bootstrap_interval, evaluate, fusion_name, sum_or_concat
+from vlm2rec_lab.ranking.evaluate import (
+    bootstrap_interval,
+    bootstrap_means,
+    evaluate,
+    fusion_name,
+    sum_or_concat,
+)
 from vlm2rec_lab.ranking.fusions import score_terms
 from vlm2rec_lab.ranking.ranks import GAINS
 from vlm2rec_lab.shop.catalogue import Catalogue, Interactions
@@ -126,3 +132,16 @@ def test_the_sum_is_kept_where_it_is_surely_better_only(gain, fuse):
 def test_a_choice_needs_the_same_users():
     with pytest.raises(ValueError, match='same users'):
         sum_or_concat([0.1, 0.2], [0.1])
+
+
+@pytest.mark.parametrize('users', [2, 3, 255, 999])
+def test_draws_that_are_kept_are_those_that_are_made_anew(users):
+    "Also where another number of users, of draws or another seed came in between."
+    v = np.random.default_rng(1).normal(size=(users, 3))
+    for n, seed in ((7, 0), (7, 5), (30, 0), (7, 0)):
+        rng = np.random.default_rng(seed)
+        plain = np.stack([np.bincount(rng.integers(0, users, users), minlength=users) @ v / users for _ in range(n)])
+        for kept in (10**8, 0):
+            np.testing.assert_allclose(bootstrap_means(v, n, seed, kept), plain, atol=1e-12)
+    with_nothing = bootstrap_means(v, 5, None), bootstrap_means(v, 5, None)
+    assert users == 2 or (with_nothing[0] != with_nothing[1]).any()

@@ -240,21 +240,28 @@ def _inverse(length):
     return np.divide(1, length, out=np.zeros_like(length), where=length > 1e-9)
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #b4c0f20f
-def _sum_parts(items, users):
-    "Under sum: fused items, fused users, each modality's part in the users, [items, 1] one over the items' lengths."
-    f, u = (np.asarray(x, float) for x in fuse_vectors(items, users, 'sum'))
-    inverse = _inverse(np.linalg.norm(sum(items.values()), axis=1))[:, None]
+def _fused(side):
+    "One side's normalised sums."
+    return fuse_vectors(side, {m: x[:1] for m, x in side.items()}, 'sum')[0]
+
+
+def _summed_users(users):
+    "Under sum: fused users, and each modality's part in them."
     norm = np.linalg.norm(sum(users.values()), axis=1, keepdims=True)
     part = {m: np.divide(x, norm, out=np.zeros_like(x), where=norm > 1e-9) for m, x in users.items()}
-    return f, u, part, inverse
+    return _fused(users), part
+
+
+def _summed_items(items):
+    "Under sum: fused items, [items, 1] one over the items' lengths."
+    return _fused(items), _inverse(np.linalg.norm(sum(items.values()), axis=1))[:, None]
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #0c498ce2
-def _weighted_parts(items, users, fuse):
-    "The same under concat and weights, where the items keep their lengths."
-    w = fusion_weights(dict.fromkeys(items, 1) if isinstance(fuse, str) else fuse, list(items))
+def _weighted_users(users, fuse):
+    "The same under concat and weights."
+    w = fusion_weights(dict.fromkeys(users, 1) if isinstance(fuse, str) else fuse, list(users))
     part = {m: w[m] * x for m, x in users.items()}
-    f, u = np.concatenate(list(items.values()), 1), np.concatenate(list(part.values()), 1)
-    return f, u, part, np.ones((len(f), 1))
+    return np.concatenate(list(part.values()), 1), part
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #60c1d271
 def _own_variance(task):
@@ -273,26 +280,36 @@ def _own_variance(task):
     return out | {'length': total - sum(out.values()), 'total': total}
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #242d29ac
+def _variance_of(users, summed, fuse, maps, mean, lengths, whole):
+    "What `score_variance` gives for some users, from what it knows of the items."
+    u, part = _summed_users(users) if summed else _weighted_users(users, fuse)
+    out = {}
+    for n, x in maps.items():
+        right = u @ x.T  # [users, dims of n]: covariance of the item part with the score
+        out |= {(m, n): np.einsum('ud,ud->u', part[m], right) for m in (users if summed else [n])}
+    out['length'] = (u @ sum(mean.values())) * (u @ lengths) if summed else np.zeros(len(u))
+    return out | {'total': np.einsum('ud,ud->u', u @ whole, u)}
+
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0a4001
 def score_variance(
     task,  # Task
+    most=2_000_000,  # numbers of a modality's users that are held in double precision at a time
 ):  # -> {(user modality, item modality): [users], 'length': [users], 'total': [users]}
     """Exact decomposition of each user's variance of the fused score over the catalogue: covariances of the terms with
     the score over items, which add up to 'total'."""
     if callable(task.fuse):
         return _own_variance(task)
-    items, users = ({m: np.asarray(x, float) for m, x in side.items()} for side in (task.items, task.sequences))
-    summed = _is_sum(task)
-    f, u, part, inverse = _sum_parts(items, users) if summed else _weighted_parts(items, users, task.fuse)
-    fc = (f - f.mean(0)) / task.n_items
-    out, mean = {}, {m: x.mean(0) for m, x in items.items()}
-    for n in items:
-        # [users, dims of n]: covariance of the item part with the score
-        right = u @ (((items[n] - mean[n]) * inverse).T @ fc).T
-        for m in items if summed else [n]:
-            out[m, n] = np.einsum('ud,ud->u', part[m], right)
-    out['length'] = (u @ sum(mean.values())) * (u @ (fc.T @ inverse)[:, 0]) if summed else np.zeros(len(u))
-    out['total'] = np.einsum('ud,ud->u', u @ (fc.T @ (f - f.mean(0))), u)
-    return out
+    items, summed = {m: np.asarray(x, float) for m, x in task.items.items()}, _is_sum(task)
+    f, inverse = _summed_items(items) if summed else (np.concatenate(list(items.values()), 1), np.ones((1, 1)))
+    mean, fc = {m: x.mean(0) for m, x in items.items()}, (f - f.mean(0)) / task.n_items
+    maps = {n: ((x - mean[n]) * inverse).T @ fc for n, x in items.items()}
+    lengths = (fc.T @ inverse)[:, 0] if summed else None
+    known = summed, task.fuse, maps, mean, lengths, fc.T @ (f - f.mean(0))
+    step, found = max(1, most // f.shape[1]), []
+    for a in range(0, max(len(task.targets), 1), step):
+        users = {m: np.asarray(x[a : a + step], float) for m, x in task.sequences.items()}
+        found.append(_variance_of(users, *known))
+    return {k: np.concatenate([x[k] for x in found]) for k in found[0]}
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #8ca8ff8d
 def _terms(task, kept):

@@ -16,7 +16,6 @@ from ..base.errors import DataError, known
 from .evidence import fused_gain
 from ..ranking.evaluate import Estimate, bootstrap_means
 from ..ranking.ranks import ranks
-from ..shop.rows import warm_items
 
 # %% ../../nbs/04_diagnosis/04d_memory.ipynb #6ec360cf
 # shares that tell content from memory, `whole` where there is no control; users of either kind
@@ -79,8 +78,11 @@ def items_bought(
 ):  # -> bool [items], or None where nobody knows
     "The items that the training's purchases held. Raises DataError for what are no rows of items."
     if bought is None:
-        there = getattr(split, 'train', None) is not None and len(split.train.targets)
-        return warm_items(split) if there else None
+        if getattr(split, 'train', None) is None or not len(split.train.targets):
+            return None
+        from vlm2rec_lab.shop.rows import warm_items
+
+        return warm_items(split)
     x = np.asarray(sorted(bought) if isinstance(bought, (set, frozenset)) else bought)
     x = x.astype(int) if x.size == 0 else x
     if x.dtype == bool and x.shape == (n,):

@@ -33,6 +33,7 @@ from .pages import fragment, page, report_html, report_markdown, report_text, wr
 from .segments import segment_figures, segment_notes, training_counts
 from .verdict import RULES, explain, worst
 from ..ranking.candidates import leave_out_others
+from ..ranking.evaluate import _times_drawn
 
 # %% ../../nbs/04_diagnosis/08_report.ipynb #11051adb
 SCHEMA = 1
@@ -402,4 +403,5 @@ def collapse_report(
     data |= {'memory': memory} if memory else {}
     data |= _when_missing(task, ceilings, missing, bootstrap, seed)
     data = spoken(data, run_of(history))
+    _times_drawn.cache_clear()
     return Report(data, {v: g for v, g in raw['gains'].items() if not isinstance(v, tuple)}, task.targets)

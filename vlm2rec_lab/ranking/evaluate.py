@@ -11,10 +11,10 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from html import escape
 
 import numpy as np
-import pandas as pd
 from fastcore.basics import patch
 
 from ..base.errors import suggestion
@@ -23,13 +23,22 @@ from .fusions import FUSIONS, fuse_vectors
 from .ranks import ranks
 from .sets import chance_of, figure_at_k, metric_names, set_ranks
 from .task import check_task
-from ..shop.rows import few_rows
+
+# %% ../../nbs/01_ranking/05_evaluate.ipynb #5f0a3002
+@lru_cache(maxsize=1)
+def _times_drawn(users, n, seed):
+    "uint8 [n, users] how often each user is in each of `n` resamples."
+    rng, out = np.random.default_rng(seed), np.empty((n, users), np.uint8)
+    for row in out:
+        row[:] = np.bincount(rng.integers(0, users, users), minlength=users)
+    return out
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #bc922c23
 def bootstrap_means(
     values,  # [users] or [users, columns]
     n=1000,  # draws
     seed=0,  # of the draws; the same seed and number of users give the same draws
+    kept=100_000_000,  # numbers of the latest draws that are kept for the next call, a byte each
 ):  # -> [n] or [n, columns] means
     "Means of `values` over `n` resamples of the users; NaN with fewer than two users."
     v = np.asarray(values, float)
@@ -37,10 +46,10 @@ def bootstrap_means(
     if users < 2:
         return np.full((n, *v.shape[1:]), np.nan)
     out, chunk = np.empty((n, *v.shape[1:])), max(1, 2_000_000 // users)
+    whole = _times_drawn(users, n, seed) if n * users <= kept and isinstance(seed, (int, np.integer)) else None
     for a in range(0, n, chunk):
-        b = min(chunk, n - a)
-        draws = rng.integers(0, users, (b, users)) + np.arange(b)[:, None] * users
-        out[a : a + b] = np.bincount(draws.ravel(), minlength=b * users).reshape(b, users).astype(float) @ v / users
+        times = _times_drawn.__wrapped__(users, min(chunk, n - a), rng) if whole is None else whole[a : a + chunk]
+        out[a : a + chunk] = times.astype(float) @ v / users
     return out
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #31a37b01
@@ -171,6 +180,8 @@ def to_dict(self: Metrics):  # -> plain dictionary, ready for JSON (NaN becomes 
 @patch
 def to_frame(self: Metrics):  # -> DataFrame: views x metrics
     "All figures, and those of chance."
+    import pandas as pd
+
     return pd.DataFrame({**{v: self[v] for v in self}, 'chance': self.chance}).T
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #e4910348
@@ -183,6 +194,8 @@ def _with_ends(self: Metrics, view):  # -> [(figure, interval)] as text, a pair 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #5e7a0001
 @patch
 def __repr__(self: Metrics):
+    import pandas as pd
+
     rows = [(name, row) for v in self for name, row in zip((v, ''), zip(*self._with_ends(v)))]
     rows.append(('chance', [f'{x:.4f}' for x in self.chance.values()]))
     names, cells = zip(*rows)
@@ -191,6 +204,8 @@ def __repr__(self: Metrics):
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #50b96916
 @patch
 def _repr_html_(self: Metrics):
+    import pandas as pd
+
     rows = {escape(v): [f'{x}<br><small>{ends}</small>' for x, ends in self._with_ends(v)] for v in self}
     rows['chance'] = [f'{x:.4f}' for x in self.chance.values()]
     shown = pd.DataFrame(rows, list(self.chance)).T.to_html(escape=False)
@@ -284,6 +299,8 @@ def few_words(
     n,  # users that were ranked
 ):  # -> str, empty where there are enough
     "A second sentence of a protocol, where so few users were ranked that the figures say little."
+    from vlm2rec_lab.shop.rows import few_rows
+
     said = few_rows(n)
     return f' Few users: {said}.' if said else ''
 

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
 
 from ..base.errors import suggestion
 from .candidates import seen_items
@@ -113,6 +112,8 @@ def score_terms(
     k=10,  # cut-off
 ):  # -> DataFrame: sequence, item, alone, without, worth
     "NDCG@k of every term of the summed score alone, of the sum without it, and what leaving it out costs."
+    import pandas as pd
+
     items, sequences, targets = check_task(items, sequences, targets)
     total, _ = fuse_vectors(items, sequences, 'sum')
     out = seen_items(seen, targets, len(total))

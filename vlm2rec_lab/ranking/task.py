@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
 
 from ..base.errors import suggestion
 
@@ -93,6 +92,20 @@ def _note_flat(x, unit, name):
             stacklevel=4,
         )
 
+# %% ../../nbs/01_ranking/01_task.ipynb #5f0a2001
+def _row_keys(targets, sequences, most=4_000_000):
+    "uint64 [users] keys of 64 bits: equal where next items and vectors are equal, else hardly ever."
+    rng, keys = np.random.default_rng(0), targets.astype(np.uint64)
+    for x in sequences.values():
+        bits = x.view(np.uint32 if x.dtype.itemsize == 4 else np.uint64)
+        factors = rng.integers(0, 2**64, bits.shape[1], np.uint64)
+        keys, step = keys * np.uint64(0x9E3779B97F4A7C15), max(1, most // bits.shape[1])
+        for a in range(0, len(bits), step):
+            mixed = (bits[a : a + step] + factors) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed ^= mixed >> np.uint64(29)
+            keys[a : a + step] ^= (mixed * (factors | np.uint64(1))).sum(1, dtype=np.uint64)
+    return keys
+
 # %% ../../nbs/01_ranking/01_task.ipynb #46bb538b
 def _note_users(items, sequences, targets):
     "Warn of a catalogue of one, of next items without a modality, and of users who stand in more than one row."
@@ -106,10 +119,9 @@ def _note_users(items, sequences, targets):
                 f'the next item of {_of(without, users)} users has no {m} vector: {m} alone cannot find it',
                 stacklevel=3,
             )
-    keys = pd.Series(targets.astype(np.uint64))
-    for x in sequences.values():
-        keys = keys * np.uint64(1_000_003) ^ pd.util.hash_pandas_object(pd.DataFrame(x), index=False)  # of 64 bits
-    again = np.flatnonzero(keys.duplicated())
+    keys = _row_keys(targets, sequences)
+    order = np.argsort(keys, kind='stable')
+    again = np.sort(order[1:][keys[order][1:] == keys[order][:-1]])
     again = again[
         np.any([x[again].any(1) for x in sequences.values()], 0)
     ]  # users without any history are no repetitions

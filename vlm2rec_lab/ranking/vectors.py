@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from ..base.errors import known
 from ..base.files import write_bytes
@@ -27,6 +26,8 @@ def _is_list(cell):
 # %% ../../nbs/01_ranking/00_vectors.ipynb #e7b14cba
 def _one_length(cells, there, name):
     "The number of dimensions of the cells that are there. Raises ValueError where they differ."
+    import pandas as pd
+
     sizes = pd.Series([len(c) for c, ok in zip(cells, there) if ok])
     if not len(sizes):
         raise ValueError(f"column '{name}' has no vector in any row")
@@ -63,6 +64,8 @@ def _vector_column(
 # %% ../../nbs/01_ranking/00_vectors.ipynb #1e4392f5
 def _is_vectors(cells):
     "Does a column hold lists of numbers?"
+    import pandas as pd
+
     first = next((c for c in cells if c is not None and not (np.isscalar(c) and pd.isna(c))), None)
     return isinstance(first, (list, tuple, np.ndarray)) and np.asarray(first).dtype.kind in 'fiu'
 
@@ -83,6 +86,8 @@ def read_side(
         return dict(source), {}
     if isinstance(source, (str, Path)):
         return _read_file(Path(source), side)
+    import pandas as pd
+
     frame = source.to_pandas() if hasattr(source, 'to_pandas') else source
     if not isinstance(frame, pd.DataFrame):
         raise TypeError(
@@ -94,6 +99,8 @@ def read_side(
 # %% ../../nbs/01_ranking/00_vectors.ipynb #70da4599
 def _read_frame(frame, side):
     "Vectors and links of a table."
+    import pandas as pd
+
     vectors, links, odd = {}, {}, []
     if not len(frame):
         raise ValueError(f'{side} has no rows')
@@ -126,10 +133,17 @@ def _unused(names, side):
         )
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #b61ea582
+def _read_parquet(path):
+    "A Parquet file as a table."
+    import pandas as pd
+
+    return pd.read_parquet(path)
+
+
 def _read_file(path, side):
     "Vectors and links of a file, by its suffix."
     readers = {
-        '.parquet': (pd.read_parquet, _read_frame),
+        '.parquet': (_read_parquet, _read_frame),
         '.npz': (_read_npz, _split),
         '.safetensors': (_read_safetensors, _split),
     }
@@ -219,6 +233,8 @@ def item_rows(
     at=None,  # [n] rows of the table that the names stand in; None: one per row
 ):  # -> int [n]
     "Row numbers of items. Raises ValueError for an empty, unknown or repeated id."
+    import pandas as pd
+
     at = range(len(names)) if at is None else at
     empty = np.flatnonzero(pd.isna(pd.Series(names, dtype=object)))
     if len(empty):
@@ -240,6 +256,8 @@ def item_rows(
 # %% ../../nbs/01_ranking/00_vectors.ipynb #ea97de30
 def _seen_of(cells, ids):
     "A column of lists of items as (offsets, item rows). Raises ValueError for a row that is no list."
+    import pandas as pd
+
     rows = [[] if s is None or np.isscalar(s) and pd.isna(s) else s for s in cells]
     lists = [isinstance(s, (list, tuple, np.ndarray)) and np.ndim(s) == 1 for s in rows]
     if not all(lists):
