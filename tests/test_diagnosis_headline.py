@@ -96,3 +96,11 @@ def test_what_is_not_clear_of_zero_is_neither_better_nor_worse(healthy):
     html = pair_html(pair)
     assert 'class="worse"' not in html and 'class="better"' not in html and 'not clear of zero' in html
     assert pair_headline(pair)['action'].startswith('Bring more users')
+
+
+def test_cold_items_are_asked_for_in_the_words_of_the_shell():
+    from vlm2rec_lab.diagnosis.headline import in_words_of
+
+    said = 'Ask it about items that nobody had bought (split with cold_items, or pass bought=).'
+    assert in_words_of('', said) == said
+    assert in_words_of('train', said).endswith('had bought (--split cold-items when you train).')

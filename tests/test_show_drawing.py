@@ -11,6 +11,7 @@ from PIL import Image
 from vlm2rec_lab.base.theme import PALETTE
 from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.shop.drawn import make_studio
+from vlm2rec_lab.show import drawing as drawing_room
 from vlm2rec_lab.show.drawing import (
     _tints,
     colour_column,
@@ -129,3 +130,19 @@ def test_on_paper_there_is_nothing_to_press(tmp_path, open_page):
     assert not page.locator('text=Point at a product').is_visible() and page.locator('.v2w .plot').first.is_visible()
     assert page.locator('.v2w select').first.evaluate('e => getComputedStyle(e).borderTopWidth') == '0px'
     assert not page.errors
+
+
+def test_lists_are_coloured_by_what_comes_first(two):
+    "Sixty films of sixty lists of genres have three first genres; titles and makers have none that are shared."
+    first = ['Drama', 'Comedy', 'War']
+    table = pd.DataFrame(
+        dict(
+            title=[f'film {k}, the {k}th' for k in range(60)],
+            genres=[f'{first[k % 3]}, genre {k}' for k in range(60)],
+            maker=[f'maker {k}' for k in range(60)],
+        )
+    )
+    cat = Catalogue(tuple(f'p{i}' for i in range(60)), {'text': ['a text'] * 60}, {'text': 'text'}, table)
+    found = {c['name']: c.get('labels') for c, _ in drawing_room._columns(cat, None)[0]}
+    assert list(found) == ['genres, first'] and sorted(found['genres, first']) == sorted(first)
+    assert 'genres, first' in spaces_drawing(two, cat).fragment()

@@ -164,3 +164,14 @@ def test_cells_of_the_study_keep_to_one_text(shop, tmp_path, checkpoint):
     assert run_study(tmp_path, [cell], progress=False) == [json.loads(json.dumps(found))]
     with pytest.raises(ValueError, match='was made with.*columns'):
         run_study(tmp_path, [cell | dict(columns=dict(text=['title']))], progress=False)
+
+
+def test_no_bar_of_pictures_in_a_pipe(shop, tmp_path, monkeypatch):
+    "However long the pictures take: every bar of a reader is off where nobody looks."
+    from vlm2rec_lab.shop import tables
+
+    seen, bar = [], tables.tqdm
+    monkeypatch.setattr(tables, 'tqdm', lambda *a, **kw: seen.append(kw['disable']) or bar(*a, **kw))
+    for data in (shop, f'log:{shop / "interactions.csv"},{shop / "items.csv"}'):
+        assert said('profile', '--data', data, '--out', tmp_path / 'p.json')[0] == 0
+    assert seen and all(seen)

@@ -9,6 +9,7 @@ __all__ = ['NAMED_SETTINGS', 'BY_TRAINING', 'RESULTS', 'KNOWS', 'loss_settings',
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #86675afb
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -462,6 +463,7 @@ def make_reports(
     from vlm2rec_lab.shop.rows import warm_items
 
     how = dict(seed=seed, titles=item_titles(split), reference=reference, bought=warm_items(split))
+    how |= dict(progress=sys.stderr.isatty())
     trained = {name: f for name, f in found.items() if f['history'] is not None}
     reports = {}
     for name, f in trained.items():

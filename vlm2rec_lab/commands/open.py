@@ -209,6 +209,8 @@ def _read(data, core, **how):
     if len(paths) > READERS[kind].files:
         raise ValueError(f'--data {data}: too many files for {kind}')
     _check_taken(kind, READERS[kind].read, how)
+    if 'progress' in inspect.signature(READERS[kind].read).parameters:
+        how = dict(progress=sys.stderr.isatty(), **how)
     return READERS[kind](*paths, core=core, **how)
 
 # %% ../../nbs/11a_commands/02_open.ipynb #43daac0c
@@ -240,7 +242,7 @@ def open_dataset(
         return _pictured(open_dataset(data, core, **how), images)
     if ':' in str(data) and not Path(data).is_dir():
         return _read(str(data), core, **how)
-    return load_folder(data, **how)
+    return load_folder(data, progress=sys.stderr.isatty(), **how)
 
 # %% ../../nbs/11a_commands/02_open.ipynb #e0a5f1e9
 def cut(

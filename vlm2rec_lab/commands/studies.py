@@ -128,7 +128,7 @@ def _shop_study(o):
         from vlm2rec_lab.shop.tables import load_folder
 
         columns = columns_of(o)
-        whole = load_folder(o.data, **columns)
+        whole = load_folder(o.data, progress=sys.stderr.isatty(), **columns)
         print(f'{whole}\ncells, vectors and tables: {out}; {o.command}', flush=True)
         encoders = _shop_encoders(o, whole.catalogue.kinds)
         say = partial(print, flush=True)

@@ -42,6 +42,7 @@ def in_words_of(
     text = re.sub(r'fuse=\{+([^{}]*)\}+', _weights_flag, _reference_flag(text, called))
     text = re.sub(r"\b(loss|fuse)='([^']*)'", lambda found: f'--{FLAGS.get(found[1], found[1])} {found[2]}', text)
     text = re.sub(r'\b(weight|alpha|lam|steps)[= ](\d+(?:\.\d+)?)', r'--\1 \2', text)
+    text = text.replace('split with cold_items, or pass bought=', '--split cold-items when you train')
     return text.replace('adapters apart', '--apart')
 
 # %% ../../nbs/04_diagnosis/04c_headline.ipynb #9ead000c

@@ -111,7 +111,7 @@ class FusionChoice:
                 f'Keep the sum: features hardly identify items here, and SFT with the sum is better by {said}, than a '
                 'loss of each modality with concat.'
             )
-        why = f'it keeps them all, and SFT with the sum is not surely better ({said})'
+        why = f'it keeps them all, and SFT with the sum is not surely better by a tenth ({said})'
         return f'Take concat with a loss of each modality: {why}.'
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #5e1a0c63
@@ -119,10 +119,13 @@ def sum_or_concat(
     summed,  # [users] NDCG@10 of validation users: SFT, fused by sum
     apart,  # [users] the same of a loss of each modality's own, fused by concat
     seed=0,  # of the bootstrap
+    margin=0.1,  # part of the figure of concat that its living modalities are worth
 ):  # -> FusionChoice
-    "The sum where it is surely better in validation, else concat. Raises ValueError where the users differ in number."
+    """The sum where it is surely better in validation by more than the margin, else concat.
+    Raises ValueError where the users differ in number."""
     d = paired_difference(summed, apart, seed=seed)
-    return FusionChoice('sum' if d.low > 0 else 'concat', d, len(summed))
+    beyond = paired_difference(summed, (1 + margin) * np.asarray(apart, float), seed=seed)
+    return FusionChoice('sum' if beyond.low > 0 else 'concat', d, len(summed))
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #1f6480f4
 @dataclass(frozen=True, repr=False)

@@ -581,8 +581,18 @@ def _drawing(kind, heading, note, rows, catalogue, picture, total, **more):  # -
         out.blobs |= {f'sheet{k}': s for k, s in enumerate(sheets)}
     return out
 
+# %% ../../nbs/05_show/02_drawing.ipynb #5e1a0c72
+def _first_parts(values, most):  # pd.Series, how many values are few -> pd.Series, or None
+    "The first part of each list in words, where these are few and mostly shared; None for any other column."
+    if values.dtype.kind in 'iufb' or not values.map(type).isin((str, type(None), float)).all():
+        return None
+    parts = values.astype('string').str.split(r'\s*[,;|]\s*', n=1, regex=True).str[0]
+    listed = (parts != values.astype('string')).mean()
+    few = 2 <= parts.nunique() <= most and 4 * parts.nunique() <= parts.count()
+    return parts.rename(f'{values.name}, first') if few and listed > 0.5 else None
+
 # %% ../../nbs/05_show/02_drawing.ipynb #d9735920
-def _columns(catalogue, colour, kind=None):  # -> [(name, dict, uint8 [items])], place of the first one shown
+def _columns(catalogue, colour, kind=None):  # -> [(values, dict, uint8 [items])], place of the first one shown
     "The columns one can colour by. Raises DataError for an unknown one."
     table = () if catalogue is None else catalogue.table
     if colour is not None:
@@ -591,7 +601,9 @@ def _columns(catalogue, colour, kind=None):  # -> [(name, dict, uint8 [items])],
     suits = [c for c in table if c == colour or table[c].dtype.kind in 'iuf' or table[c].nunique() <= most]
     if kind is not None and colour is None:
         raise DataError(f"colour_as='{kind}' is about a column: name it with colour='...'")
-    columns = [(c, *colour_column(table[c], kind=kind if c == colour else None)) for c in suits]
+    parts = (_first_parts(table[c], most) for c in table if c not in suits)
+    columns = [(table[c], *colour_column(table[c], kind=kind if c == colour else None)) for c in suits]
+    columns += [(p, *colour_column(p)) for p in parts if p is not None]
     first = next((j for j, (_, c, _) in enumerate(columns) if c['name'] == colour), 0 if columns else -1)
     return columns, first
 
@@ -609,9 +621,9 @@ def _add_columns(drawing, colour, colour_as):
     catalogue, rows = drawing.catalogue, drawing.rows
     columns, first = _columns(catalogue, colour, colour_as)
     drawing.meta |= dict(columns=[c for _, c, _ in columns], column=first, lacking=[])
-    for j, (name, column, code) in enumerate(columns):
+    for j, (values, column, code) in enumerate(columns):
         drawing.blobs[f'column{j}'] = code[rows].tobytes()
-        drawing.blobs |= _values(j, column['kind'], catalogue.table[name].iloc[rows])
+        drawing.blobs |= _values(j, column['kind'], values.iloc[rows])
     lacking = {} if catalogue is None else {m: x[rows] for m, x in catalogue.missing().items() if x[rows].any()}
     if lacking:
         drawing.meta['lacking'] = list(lacking)
