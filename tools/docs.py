@@ -40,14 +40,17 @@ SITE = ROOT / '_docs'
 SHOWN = ('nbs/images', 'data', PACKAGE, 'CONTRIBUTING.md', 'CHANGELOG.md', 'CITATION.cff')  # pages include them
 
 
-def front(nb, text):
-    "The front page: nbs/index.ipynb, with docs/index.md behind its first cell."
+APART = ('index', 'landing')  # pages of docs/ that become parts of the front page
+
+
+def front(nb, text, shown=()):  # notebook, docs/index.md, executed cells of docs/landing.md
+    "The front page: nbs/index.ipynb, with what shows it behind its first cell, and then the ways on."
     for c in nb.cells:
         if c.cell_type == 'markdown':
             c.source = c.source.replace('](images/', '](nbs/images/').replace('](../', '](')
             c.source = re.sub(r'\]\((\d\d\w*(?:/\w+)?\.ipynb)', r'](nbs/\1', c.source)
             c.source = re.sub(r'\]\((\d\d\w*)/?\)', r'](nbs/\1/index.md)', c.source)
-    nb.cells.insert(1, new_markdown_cell(link_pages(text)))
+    nb.cells[1:1] = [*shown, new_markdown_cell(link_pages(text))]
     return nb
 
 
@@ -66,7 +69,8 @@ def write_notebooks(src, static):
         here = path.relative_to(ROOT).with_suffix('')
         nb = convert(nb, linked_names(), made.get(str(here.relative_to('nbs'))), static)
         if path.stem == 'index':
-            nb, here = front(nb, (ROOT / 'docs' / 'index.md').read_text()), Path('index')
+            landing = convert(execute_page(ROOT / 'docs' / 'landing.md', BUILD / 'pages'), {}, static=static)
+            nb, here = front(nb, (ROOT / 'docs' / 'index.md').read_text(), landing.cells), Path('index')
         to = src / f'{here}.ipynb'
         to.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(nb, to)
@@ -87,7 +91,7 @@ def write_folders(src):
 def write_pages(src, static):
     "Execute the pages of `docs/` and write them for Sphinx; yields each."
     (src / 'docs').mkdir()
-    pages = [p for p in sorted((ROOT / 'docs').glob('*.md')) if p.stem != 'index']
+    pages = [p for p in sorted((ROOT / 'docs').glob('*.md')) if p.stem not in APART]
     with ThreadPoolExecutor(2) as pool:  # each page has a kernel of one thread
         executed = list(pool.map(lambda p: execute_page(p, BUILD / 'pages'), pages))
     for path, nb in zip(pages, executed):
