@@ -143,6 +143,6 @@ def test_lists_are_coloured_by_what_comes_first(two):
         )
     )
     cat = Catalogue(tuple(f'p{i}' for i in range(60)), {'text': ['a text'] * 60}, {'text': 'text'}, table)
-    found = {c['name']: c.get('labels') for c, _ in drawing_room._columns(cat, None)[0]}
+    found = {c['name']: c.get('labels') for _, c, _ in drawing_room._columns(cat, None)[0]}
     assert list(found) == ['genres, first'] and sorted(found['genres, first']) == sorted(first)
     assert 'genres, first' in spaces_drawing(two, cat).fragment()
