@@ -162,6 +162,14 @@ def test_the_table_by_hand():
     assert table.low['per-modality'] == pytest.approx(0.2) and table.high['per-modality'] == pytest.approx(0.4)
 
 
+def test_seeds_that_both_have_are_compared():
+    cells = [cell_of('sft', k, [0.1 + k, 0.3 + k]) for k in (0, 1)] + [cell_of('wpcl', 1, [2.2, 2.6])]
+    table = shop_table(cells).set_index('remedy')
+    assert table.gain['wpcl'] == pytest.approx(2 - 1) and table.seeds['wpcl'] == 1
+    cells = [cell_of('sft', 0, [0.1, 0.3]), cell_of('wpcl', 1, [2.2, 2.6])]
+    assert 'gain' not in shop_table(cells) or math.isnan(shop_table(cells).set_index('remedy').gain['wpcl'])
+
+
 def test_cold_rows_of_all_seeds_count(studio):
     cells = [cell_of('sft', 0, [0.5, float('nan')], 'cold'), cell_of('sft', 1, [0.8, 0.8, 0.9], 'cold')]
     row = shop_table(cells).iloc[0]

@@ -347,12 +347,13 @@ def _values(cells, condition, view):
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20020
 def _against_sft(cells, groups, condition, draws):
-    "(gain, low, high) over SFT with the same sequence head, paired by customer; () where there is none to compare."
+    "(gain, low, high) over SFT with the same sequence head and seeds, by customer; () where there is none to compare."
     base = 'sft, recent' if SHOP_REMEDIES[cells[0]['remedy']].sequence == 'recent' else 'sft'
-    other = groups.get((condition, base), [])
-    if cells[0]['remedy'] == base or [c['seed'] for c in other] != [c['seed'] for c in cells]:
+    both = [groups.get((condition, name), []) for name in (cells[0]['remedy'], base)]
+    seeds = {c['seed'] for c in both[0]} & {c['seed'] for c in both[1]}
+    if cells[0]['remedy'] == base or not seeds:
         return ()
-    pair = np.stack([_values(cells, condition, 'fused'), _values(other, condition, 'fused')], 1)
+    pair = np.stack([_values([c for c in each if c['seed'] in seeds], condition, 'fused') for each in both], 1)
     mean, boot = pair.mean(0), bootstrap_means(pair, draws, 0)
     low, high = np.quantile(boot[:, 0] / boot[:, 1] - 1, [0.025, 0.975])
     return mean[0] / mean[1] - 1, low, high
