@@ -183,7 +183,11 @@ def test_a_model_in_the_cache_is_not_refused(name, monkeypatch, tmp_path):
     check_place('another/model')  # the hub may have it
 
 
-@pytest.mark.parametrize('open_it', [load_model, read_config, lambda name: load_encoder(name, 'text')], ids=str)
+@pytest.mark.parametrize(
+    'open_it',
+    [load_model, read_config, lambda name: load_encoder(name, 'text')],
+    ids=['load_model', 'read_config', 'load_encoder'],
+)
 def test_a_hub_id_that_cannot_be_had_names_the_remedy(open_it):
     with pytest.raises(FileNotFoundError, match='some/model: no folder, and no model.*hf download some/model'):
         open_it('some/model')
