@@ -24,6 +24,9 @@ var Scorer = {
     dataset: ['docs/own_data'],
     csv: ['docs/own_data'],
     umap: ['docs/pictures'],
+    model: ['docs/your_model'],
+    compare: ['docs/compare'],
+    tools: ['docs/compare'],
   },
   asked: () =>
     (new URLSearchParams(window.location.search).get('q') || '')
@@ -32,7 +35,7 @@ var Scorer = {
       .filter(Boolean),
   score: result => {
     const [page, , anchor, , score, , kind] = result;
-    if (kind === 'object') return score;
+    if (kind === 'object') return page === 'docs/glossary' ? score - 8 : score;
     const words = Scorer.asked();
     const own = words.some(w => (Scorer.answers[w] || []).includes(page));
     const sort = page === 'docs/changelog' ? -10 : page.startsWith('docs/') ? 12 : page.startsWith('api/') ? -4 : 0;

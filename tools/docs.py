@@ -50,7 +50,10 @@ def front(nb, text, shown=()):  # notebook, docs/index.md, executed cells of doc
             c.source = c.source.replace('](images/', '](nbs/images/').replace('](../', '](')
             c.source = re.sub(r'\]\((\d\d\w*(?:/\w+)?\.ipynb)', r'](nbs/\1', c.source)
             c.source = re.sub(r'\]\((\d\d\w*)/?\)', r'](nbs/\1/index.md)', c.source)
-    nb.cells[1:1] = [*shown, new_markdown_cell(link_pages(text))]
+    head, quote, rest = nb.cells[0].source.partition('\n> ')
+    purpose, _, more = rest.partition('\n\n')
+    nb.cells[0].source = head + quote + purpose
+    nb.cells[1:1] = [*shown, new_markdown_cell(more), new_markdown_cell(link_pages(text))]
     return nb
 
 
