@@ -35,7 +35,8 @@ var Scorer = {
       .filter(Boolean),
   score: result => {
     const [page, , anchor, , score, , kind] = result;
-    if (kind === 'object') return page === 'docs/glossary' ? score - 8 : score;
+    if (page === 'docs/glossary' && anchor) return score - 25; // a term: the pages about it come first
+    if (kind === 'object') return score;
     const words = Scorer.asked();
     const own = words.some(w => (Scorer.answers[w] || []).includes(page));
     const sort = page === 'docs/changelog' ? -10 : page.startsWith('docs/') ? 12 : page.startsWith('api/') ? -4 : 0;
