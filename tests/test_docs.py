@@ -275,6 +275,28 @@ def test_the_page_that_answers_comes_first(site, page):
 
 @pytest.mark.slow
 @pytest.mark.browser
+@pytest.mark.parametrize('width', (1280, 390))
+def test_the_first_screen_says_what_it_is_and_what_to_do(site, open_page, width):
+    page = open_page(width, 900)
+    with served(site) as base:
+        page.goto(f'{base}index.html')
+        front = page.locator('.lab-front')
+        assert 'image collapsed' in front.locator('.lab-verdict').inner_text()
+        lines = front.locator('pre').all_inner_texts()
+        assert 'collapse_report' in lines[0] and len(lines[0].strip().splitlines()) == 3
+        assert [line.split()[0] for line in lines[1].strip().splitlines()] == ['make', 'vlm2rec']
+        spaces = page.frame_locator('iframe.lab-page').locator('.panel')
+        spaces.nth(1).wait_for(timeout=20_000)
+        assert spaces.count() == 2 and not page.frame_locator('iframe.lab-page').locator('.bar').is_visible()
+        assert all(p.bounding_box()['y'] < 900 for p in front.locator('pre').all())
+        if width == 1280:
+            box = spaces.nth(1).bounding_box()
+            assert box['y'] + box['height'] < 960, box
+    assert not page.errors and not page.outside
+
+
+@pytest.mark.slow
+@pytest.mark.browser
 def test_print_has_all_figures_on_white(site, open_page):
     page = open_page(1200, 900, True)
     with served(site) as base:
