@@ -127,4 +127,4 @@ def test_a_mistake_is_one_line_and_nothing_heavy_is_imported(argv, hint, tmp_pat
 
 def test_a_model_that_is_nowhere():
     status, _, err = said('estimate', '--model', 'no/such-model')
-    assert status == 2 and 'hf download no/such-model config.json' in err
+    assert status == 2 and 'hf download no/such-model' in err

@@ -29,7 +29,8 @@
     const note = document.createElement('p')
     note.textContent = host.dataset.note
     note.hidden = !host.dataset.note
-    inner.innerHTML = await new Response(text).text()
+    const page = new DOMParser().parseFromString(await new Response(text).text(), 'text/html')
+    inner.append(...page.body.childNodes)
     host.append(note, inner)
     for (const old of inner.querySelectorAll('script:not([type="text/plain"])')) {
       const fresh = document.createElement('script')
