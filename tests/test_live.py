@@ -88,7 +88,7 @@ def test_bench_in_jupyterlab(lab, open_page):
     page.locator('#jp-main-statusbar', has_text='| Idle').wait_for(timeout=60000)
     menu(page, 'Run', 'Run All Cells')
     page.locator('.v2l-start').wait_for(timeout=90000)
-    status, line = page.locator('.v2l [role=status]').first, page.locator('[data-line="ratio/image / text"]')
+    status, line = page.locator('.v2l .soft[role=status]').first, page.locator('[data-line="ratio/image / text"]')
     alpha = page.locator('.v2l-alpha .noUi-handle')
     page.locator('.v2l-start').click()
     line.wait_for(timeout=20000)
@@ -124,7 +124,7 @@ def test_bench_in_jupyterlab(lab, open_page):
     page.get_by_text('(1 of 15)').wait_for(timeout=10000)
     page.locator('.v2l-resume').click()
     page.wait_for_function(
-        'n => Number(document.querySelector(".v2l [role=status]").textContent.match(/(\\d+) of 3000/)[1]) > n',
+        'n => Number(document.querySelector(".v2l .soft[role=status]").textContent.match(/(\\d+) of 3000/)[1]) > n',
         arg=held,
         timeout=20000,
     )
