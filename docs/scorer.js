@@ -35,7 +35,7 @@ var Scorer = {
       .filter(Boolean),
   score: result => {
     const [page, , anchor, , score, , kind] = result;
-    if (page === 'docs/glossary' && anchor) return score - 25; // a term: the pages about it come first
+    if (page === 'docs/glossary' && anchor) return score - 100; // a term: the pages about it come first
     if (kind === 'object') return score;
     const words = Scorer.asked();
     const own = words.some(w => (Scorer.answers[w] || []).includes(page));

@@ -357,7 +357,7 @@ def test_the_pages_of_the_api_begin_with_what_people_import(site):
     for room, first in (
         ('train', 'train'),
         ('diagnosis.report', 'Report'),
-        ('diagnosis.calibrate', 'calibrate'),
+        ('ranking.evaluate', 'evaluate'),
     ):
         text = api(site, room).read_text()
         names = re.findall(rf'<dt class="sig sig-object py" id="{docs.PACKAGE}.{re.escape(room)}.(\w+)"', text)

@@ -30,7 +30,7 @@
     note.textContent = host.dataset.note
     note.hidden = !host.dataset.note
     const page = new DOMParser().parseFromString(await new Response(text).text(), 'text/html')
-    inner.append(...page.body.childNodes)
+    inner.append(...page.head.childNodes, ...page.body.childNodes)
     host.append(note, inner)
     for (const old of inner.querySelectorAll('script:not([type="text/plain"])')) {
       const fresh = document.createElement('script')
