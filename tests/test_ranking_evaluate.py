@@ -1,17 +1,20 @@
 """Evaluation: no users, negatives given or drawn, half precision, terms of a sum, and a metric from outside."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
+import vlm2rec_lab.ranking.evaluate as evaluate_room
 from vlm2rec_lab.ranking.candidates import sample_negatives, seen_items, with_negatives
 from vlm2rec_lab.ranking.evaluate import (
     bootstrap_interval,
     bootstrap_means,
     evaluate,
     fusion_name,
+    kept_draws,
     sum_or_concat,
 )
 from vlm2rec_lab.ranking.fusions import score_terms
@@ -144,7 +147,24 @@ def test_draws_that_are_kept_are_those_that_are_made_anew(users):
     for n, seed in ((7, 0), (7, 5), (30, 0), (7, 0)):
         rng = np.random.default_rng(seed)
         plain = np.stack([np.bincount(rng.integers(0, users, users), minlength=users) @ v / users for _ in range(n)])
-        for kept in (10**8, 0):
-            np.testing.assert_allclose(bootstrap_means(v, n, seed, kept), plain, atol=1e-12)
+        for how in (kept_draws, nullcontext):
+            with how():
+                for _ in range(2):
+                    np.testing.assert_allclose(bootstrap_means(v, n, seed), plain, atol=1e-12)
     with_nothing = bootstrap_means(v, 5, None), bootstrap_means(v, 5, None)
     assert users == 2 or (with_nothing[0] != with_nothing[1]).any()
+
+
+def test_draws_are_kept_only_where_it_is_asked_for(monkeypatch):
+    made, draw = [], evaluate_room._times_drawn
+    monkeypatch.setattr(evaluate_room, '_times_drawn', lambda *a: made.append(a[:2]) or draw(*a))
+    for _ in range(2):
+        bootstrap_means(np.ones(9), 5)
+    assert len(made) == 2
+    with pytest.raises(KeyError), kept_draws():
+        for n in (5, 5, 6, 6):
+            bootstrap_means(np.ones(9), n)
+        raise KeyError
+    assert made[2:] == [(9, 5), (9, 6)]
+    bootstrap_means(np.ones(9), 6)
+    assert len(made) == 5

@@ -291,7 +291,7 @@ def _control_of(name, found):
     print(f'\ncontrol of {name}: contents exchanged between items, NDCG@10: {reached}', flush=True)
     return {k: found['vectors'][k] for k in ('items', 'sequences')}
 
-
+# %% ../../nbs/11a_commands/04_train.ipynb #e1401dae
 def _controls(plan, model, split, losses, out, how):
     "Vectors of every loss where contents were exchanged between items; for `control=`."
     from vlm2rec_lab.diagnosis.memory import exchanged

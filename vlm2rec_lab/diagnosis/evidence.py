@@ -244,14 +244,14 @@ def _fused(side):
     "One side's normalised sums."
     return fuse_vectors(side, {m: x[:1] for m, x in side.items()}, 'sum')[0]
 
-
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #bc7c448e
 def _summed_users(users):
     "Under sum: fused users, and each modality's part in them."
     norm = np.linalg.norm(sum(users.values()), axis=1, keepdims=True)
     part = {m: np.divide(x, norm, out=np.zeros_like(x), where=norm > 1e-9) for m, x in users.items()}
     return _fused(users), part
 
-
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #f9390480
 def _summed_items(items):
     "Under sum: fused items, [items, 1] one over the items' lengths."
     return _fused(items), _inverse(np.linalg.norm(sum(items.values()), axis=1))[:, None]

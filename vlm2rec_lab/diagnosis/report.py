@@ -33,7 +33,7 @@ from .pages import fragment, page, report_html, report_markdown, report_text, wr
 from .segments import segment_figures, segment_notes, training_counts
 from .verdict import RULES, explain, worst
 from ..ranking.candidates import leave_out_others
-from ..ranking.evaluate import _times_drawn
+from ..ranking.evaluate import kept_draws
 
 # %% ../../nbs/04_diagnosis/08_report.ipynb #11051adb
 SCHEMA = 1
@@ -385,23 +385,23 @@ def collapse_report(
     for w in caught:
         warnings.warn(str(w.message), w.category, stacklevel=2)
     sizes = permutations, bootstrap, seed
-    raw = measure(task, ceilings, permutations, seed, progress=progress)
-    found, best, said = _judged(task, raw, ceilings, gradients, *sizes, rules, progress)
-    memory = memory_evidence(task, _as_one(task, exchanged), bought, raw['gains'], bootstrap, seed)
-    shared, more = shared_evidence(task, raw, best, bootstrap, seed)
-    shared |= _beside_popularity(task, raw, bootstrap, seed)
-    found = _tempered(found, shared, task.k) if len(task.targets) >= rules['users'] else found
-    found = _remembered(found, memory)
-    segments = segment_figures(task, raw, ceilings, training_counts(split, task.n_items), bootstrap, seed)
-    notes = [*(str(w.message) for w in caught), *said[:-1], *more, *_sample_note(raw, task, seed)]
-    notes += segment_notes(segments)
-    if sets is not None:
-        notes.append('each user is asked for a set; the report looks at one item of it, and leaves the others out')
-    gathered = task, raw, found, shared, best, notes, ceilings, titles, name
-    data = as_data(*gathered, *sizes, seen is not None, rules) | read_downstream(downstream)
-    data |= dict(power=said[-1], protocol=f'{data["protocol"]} {said[-1]}', segments=segments)
-    data |= {'memory': memory} if memory else {}
-    data |= _when_missing(task, ceilings, missing, bootstrap, seed)
+    with kept_draws():
+        raw = measure(task, ceilings, permutations, seed, progress=progress)
+        found, best, said = _judged(task, raw, ceilings, gradients, *sizes, rules, progress)
+        memory = memory_evidence(task, _as_one(task, exchanged), bought, raw['gains'], bootstrap, seed)
+        shared, more = shared_evidence(task, raw, best, bootstrap, seed)
+        shared |= _beside_popularity(task, raw, bootstrap, seed)
+        found = _tempered(found, shared, task.k) if len(task.targets) >= rules['users'] else found
+        found = _remembered(found, memory)
+        segments = segment_figures(task, raw, ceilings, training_counts(split, task.n_items), bootstrap, seed)
+        notes = [*(str(w.message) for w in caught), *said[:-1], *more, *_sample_note(raw, task, seed)]
+        notes += segment_notes(segments)
+        if sets is not None:
+            notes.append('each user is asked for a set; the report looks at one item of it, and leaves the others out')
+        gathered = task, raw, found, shared, best, notes, ceilings, titles, name
+        data = as_data(*gathered, *sizes, seen is not None, rules) | read_downstream(downstream)
+        data |= dict(power=said[-1], protocol=f'{data["protocol"]} {said[-1]}', segments=segments)
+        data |= {'memory': memory} if memory else {}
+        data |= _when_missing(task, ceilings, missing, bootstrap, seed)
     data = spoken(data, run_of(history))
-    _times_drawn.cache_clear()
     return Report(data, {v: g for v, g in raw['gains'].items() if not isinstance(v, tuple)}, task.targets)

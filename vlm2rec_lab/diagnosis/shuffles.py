@@ -224,7 +224,7 @@ class _Order:
     most: float  # a scale that few items exceed
     large: np.ndarray  # items that do
 
-
+# %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #6b5d4574
 def _order(pieces, to, few=0.005):
     "A permutation with its scale."
     every, back = np.arange(len(to)), np.empty_like(to)
@@ -244,14 +244,14 @@ class _Asked:
     pairs: tuple  # of `_own_pairs`
     own: np.ndarray  # [users, 1] the target's score
 
-
+# %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #efdabe8a
 def _asked(c, order):
     "What differs from user to user under a permutation."
     users = np.arange(len(c.targets))
     own = _exchanged(c, users, c.targets, first_return(order.to, c.hidden, users, c.targets)[0])
     return _Asked(order, _own_pairs(c, order.to), own[:, None])
 
-
+# %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #38b5f1ea
 def _in_full(c, a, users, tol):
     "int [2, n] of `tally` for some users, by all their scores."
     rows = None if len(users) == len(c.targets) else users
@@ -266,7 +266,7 @@ def _middle(x, width=1024):
     mean = x.sum(1, keepdims=True) / n
     return mean, np.sqrt(np.maximum((x * x).sum(1, keepdims=True) / n - mean * mean, 0))
 
-
+# %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #8845bf63
 def _limits(a, rest, part, tol, kind):
     "[users, 1] limits of rest and part under a permutation, and how many deviations above the means they are."
     top = np.asarray(a.own - tol, float) / a.order.most
@@ -282,20 +282,20 @@ def _listed(s, limit):
     at = np.flatnonzero(mask)
     return np.repeat(np.arange(len(s)), np.count_nonzero(mask, axis=1)), at % s.shape[1], s.ravel()[at]
 
-
+# %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #eb956c91
 def _pair_scores(c, a, users, i, j, x, y):
     "Scores of listed pairs from rest and part; not a number where a user's own way is another."
     s = x + y
     s = s if a.order.scale is None else s * a.order.scale[i]
     return np.where(c.hidden.ravel()[users * c.rest.shape[1] + j], np.nan, s) if len(c.seen[0]) else s
 
-
+# %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #52dec7bd
 def _of_rest(c, a, users, i, x):
     "Scores of items that were listed for their rest `x`."
     j = a.order.to[i]
     return _pair_scores(c, a, users, i, j, x, c.part.ravel()[users * c.rest.shape[1] + j])
 
-
+# %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #fd0138bc
 def _of_part(c, a, users, j, y):
     "Scores, and rests, of items that were listed for the part `y` that they get."
     i = a.order.back[j]

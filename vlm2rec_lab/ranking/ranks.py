@@ -237,7 +237,7 @@ def _reaching(s, at, tol):
     rows = np.flatnonzero(~(s < at - tol))
     return slice(None) if 2 * len(rows) > len(s) else rows
 
-
+# %% ../../nbs/01_ranking/03_ranks.ipynb #ed23b860
 def _open_counts(m, found, tops, limits, users, columns, mixed, mask):
     "What `tally` gives for a mix in one block, where only rows that may reach the target are looked at."
     out, rows = np.zeros((2, len(users)), np.int64), _reaching(m.most(tops, users, columns, mixed.dtype), *limits)

@@ -139,7 +139,7 @@ def _read_parquet(path):
 
     return pd.read_parquet(path)
 
-
+# %% ../../nbs/01_ranking/00_vectors.ipynb #c441c309
 def _read_file(path, side):
     "Vectors and links of a file, by its suffix."
     readers = {

@@ -219,10 +219,8 @@ def all_neighbours(
 MANY = 50_000  # items; above, a page shows density, looks for neighbours nearby and packs places in 16 bits
 
 # %% ../../nbs/05_show/02_drawing.ipynb #ba0ff203
-def _cells(
-    z, rng
-):  # [items, d] of length 1 -> items sorted by cell, [cells + 1] where each begins, [cells, cells] cells by nearness
-    "Every item in the cell of the drawn item that is most like it."
+def _cells(z, rng):  # [items, d] of length 1 -> int [items], int [cells + 1], int [cells, cells]
+    "Every item in the cell of the drawn item most like it: items by cell, where each begins, cells by nearness."
     centre = z[rng.choice(len(z), max(1, int(len(z) ** 0.5)), replace=False)]
     home = np.concatenate([(part @ centre.T).argmax(1) for part in np.array_split(z, -(-len(z) // 8192))])
     order = np.argsort(home, kind='stable')

@@ -173,10 +173,8 @@ def _film_note(n, shared, left_out, models):  # -> str
     return f'{note} {left_out}.' if left_out else note
 
 # %% ../../nbs/05_show/02c_frames.ipynb #72bb142c
-def _films(
-    z, models, frames, spaces, seed
-):  # {(model, checkpoint, space): [items, d]} -> uint16 [frames, panels, items, 2]
-    "The places of all panels in all frames; first frames are turned onto that of the first panel."
+def _films(z, models, frames, spaces, seed):  # {(model, checkpoint, space): [items, d]}, names, ... -> uint16
+    "[frames, panels, items, 2] places of all panels; first frames are turned onto that of the first panel."
     first, by_space = None, {}
     for space in spaces:
         films = []

@@ -6,6 +6,7 @@
 __all__ = ['RUNS', 'CUSTOMERS', 'story_split', 'save_story', 'story_folder', 'open_story']
 
 # %% ../../nbs/05_show/08_story.ipynb #392d1478
+import io
 import json
 import sys
 from importlib.resources import files
@@ -28,7 +29,7 @@ def story_split():  # -> Split
     return make_studio('text-easy', seed=0).split(train=400, valid=200, test=1000, history=6)
 
 # %% ../../nbs/05_show/08_story.ipynb #ef871f2f
-def _bytes_of(z):  # [n, d] -> int8 [n, d], float16 [n]
+def _bytes_of(z):  # [n, d] -> int8 [n, d], float32 [n]
     "Vectors as bytes, and what a step of each is worth."
     z = np.asarray(z, np.float32)
     step = np.maximum(np.abs(z).max(1) / 127, 1e-8)
@@ -46,8 +47,6 @@ def save_story(
     histories,  # {run: History}
 ):
     "Write what a story needs, each file in one go."
-    import io
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, sides in vectors.items():
