@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -125,8 +126,8 @@ def browser():
 OWN = ('file:', 'data:', 'blob:', 'http://127.0.0.1', 'ws://127.0.0.1')
 
 
-@pytest.fixture
-def open_page(browser):
+@contextmanager
+def opener(browser):
     "Opens pages that note requests to the outside (`outside`) and errors in the console (`errors`)."
     contexts = []
 
@@ -144,6 +145,20 @@ def open_page(browser):
     yield opened
     for context in contexts:
         context.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    "Such pages, closed after the test."
+    with opener(browser) as opened:
+        yield opened
+
+
+@pytest.fixture(scope='module')
+def open_lasting_page(browser):
+    "Such pages, closed after the tests of a file."
+    with opener(browser) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -103,13 +103,11 @@ def check_linked(page):
 
 
 @pytest.fixture(scope='module')
-def kept(browser, lab):
+def kept(open_lasting_page, lab):
     "The saved notebook: (path, what was seen while the widgets lived)."
-    context = browser.new_context(viewport={'width': 1200, 'height': 1100})
-    page = context.new_page()
-    page.errors = []
+    page = open_lasting_page()
     found = run_and_save(page, lab)
-    context.close()
+    page.close()
     return found
 
 

@@ -57,15 +57,12 @@ def test_the_story_comes_first():
 
 
 @pytest.fixture(scope='module')
-def told(browser, lab):
+def told(open_lasting_page, lab):
     "The story, run in JupyterLab: the page."
-    context = browser.new_context(viewport={'width': 1280, 'height': 1000})
-    page = context.new_page()
-    page.errors = []
+    page = open_lasting_page(1280, 1000)
     _, cells = story()
     run_notebook(page, lab, 'story.ipynb', *(c.source for c in cells if c.cell_type == 'code'), BUSY)
-    yield page
-    context.close()
+    return page
 
 
 def test_buttons_answer_while_a_cell_runs(told):
