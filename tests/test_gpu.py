@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from family_checkpoints import FAST, write
+from pair_encoders import encoders
 from ports import free_port
 
 from vlm2rec_lab.embed import VLMEmbedder
+from vlm2rec_lab.model.pair import PairEmbedder
 from vlm2rec_lab.model.tiny import tiny_vlm
 from vlm2rec_lab.studio import make_studio
 from vlm2rec_lab.train import train
@@ -156,6 +159,81 @@ def test_a_report_on_a_model(split, device):
     }
 
 
+# ---------------------------------------------------------------- every family, and pairs of encoders
+
+
+@pytest.fixture(scope='session')
+def folders(tmp_path_factory):
+    "{family: folder of a tiny checkpoint}, made on first use."
+    place, made = tmp_path_factory.mktemp('families'), {}
+
+    def folder(name):
+        if name not in made:
+            made[name] = write(FAST[name], place / name)
+        return made[name]
+
+    return folder
+
+
+def of_family(folder, device, **more):  # -> VLMEmbedder
+    "A tiny model of a family in float32, with adapters; loading holds its fast path against its own forward."
+    return VLMEmbedder.from_pretrained(folder, **dict(lora=4, device=device, dtype=torch.float32) | more)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('name', FAST)
+def test_every_family_is_the_same_everywhere(folders, split, device, name):
+    "Items, histories and the losses of four steps with every place teaching."
+    here, there = (of_family(folders(name), d) for d in ('cpu', device))
+    assert there.family.tree and not there.family.whole
+    assert cosines(*(e.encode_items(split.catalogue, progress=False) for e in (here, there))) > 1 - 1e-5
+    told = [train(e, split, 'vlm2rec', positions='all', **FIXED).frame.loss.to_numpy() for e in (here, there)]
+    assert np.allclose(*told, atol=NEAR)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('name', FAST)
+def test_every_family_keeps_its_fast_path_in_bfloat16(folders, split, device, name):
+    rough = of_family(folders(name), device, dtype=torch.bfloat16)
+    assert rough.family.tree and not rough.family.whole
+    exact = of_family(folders(name), 'cpu')
+    assert cosines(*(e.encode_items(split.catalogue, progress=False) for e in (exact, rough))) > 0.98
+
+
+def pair(device, **more):  # -> PairEmbedder
+    return PairEmbedder(encoders(), dims=8, device=device, **more)
+
+
+PAIRS = {'frozen': {}, 'causal': dict(sequence='causal'), 'recent': dict(sequence='recent'), 'tuned': dict(lora=2)}
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('kind', PAIRS)
+def test_pairs_are_the_same_everywhere(split, device, kind):
+    "Heads, sequence heads and adapters of the encoders, against all items as candidates where that can be."
+    more = {} if kind == 'tuned' else dict(candidates='all')
+    both = [pair(d, **PAIRS[kind]) for d in ('cpu', device)]
+    told = [train(e, split, 'sft', positions='all', **FIXED, **more).frame.loss.to_numpy() for e in both]
+    assert np.allclose(*told, atol=NEAR)
+    assert cosines(*(e.encode_items(split.catalogue, progress=False) for e in both)) > 1 - 1e-4
+    history = split.test.history
+    vectors = [e.encode_sequences(split.catalogue, history, progress=False) for e in both]
+    assert cosines(*vectors) > 1 - 1e-4
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_a_pair_travels(split, tmp_path, device):
+    from vlm2rec_lab.diagnose import collapse_report
+
+    there = pair(device)
+    train(there, split, 'per-modality', **FIXED)
+    saved = there.save_pretrained(tmp_path / 'pair')
+    back = PairEmbedder.from_pretrained(saved, encoders=encoders(), device='cpu')
+    assert cosines(*(e.encode_items(split.catalogue, progress=False) for e in (there, back))) > 1 - 1e-5
+    said = [collapse_report(e, split, bootstrap=50).modalities for e in (there, back)]
+    assert [x['verdict'] for x in said[0].values()] == [x['verdict'] for x in said[1].values()]
+
+
 def recommender(device, split, name):  # -> losses of three epochs
     "Without dropout, whose numbers are the device's own."
     from vlm2rec_lab.recommenders.fit import fit
@@ -186,7 +264,6 @@ import json, os, sys
 import torch
 from accelerate import Accelerator
 from vlm2rec_lab.embed import VLMEmbedder
-from vlm2rec_lab.model.tiny import tiny_vlm
 from vlm2rec_lab.studio import make_studio
 from vlm2rec_lab.train import train
 from vlm2rec_lab.training.shard import load_settings, shard
@@ -194,30 +271,36 @@ from vlm2rec_lab.training.shard import load_settings, shard
 accelerator = Accelerator(cpu=sys.argv[1] == 'cpu')
 split = make_studio('balanced', seed=0, items=60, users=90, length=6).split(train=40, valid=20, test=30, history=4)
 how = dict(load_settings(accelerator), dtype=torch.float32)
-model = shard(VLMEmbedder.from_pretrained(tiny_vlm(), lora=4, **how), accelerator)
 fixed = dict(steps=4, batch=8, eval_every=0, progress=False)
-history = train(model, split, 'vlm2rec', accelerator=accelerator, **fixed)
-said = dict(sharded=model.sharded, device=str(accelerator.device), losses=history.frame.loss.tolist())
-print(json.dumps(said))
+for folder in sys.argv[2:]:
+    model = shard(VLMEmbedder.from_pretrained(folder, lora=4, **how), accelerator)
+    history = train(model, split, 'vlm2rec', accelerator=accelerator, **fixed)
+    said = dict(sharded=model.sharded, device=str(accelerator.device), losses=history.frame.loss.tolist())
+    print(json.dumps(said))
 torch.distributed.destroy_process_group()
 """
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize('device', DEVICES)
-def test_weights_in_parts_on_one_device(tmp_path, device):
-    "FSDP over a group of one process: all its calls are made, and the losses are those of the plain path."
+def test_weights_in_parts_on_one_device(folders, split, tmp_path, device):
+    """FSDP over a group of one process: all its calls are made, and the losses are those of the plain path, for the
+    shipped model and for every family."""
+    models = [tiny_vlm(), *map(folders, FAST)]
     (tmp_path / 'alone.py').write_text(ALONE)
     env = {**os.environ, 'PYTHONPATH': PATH, 'ACCELERATE_USE_FSDP': 'true', 'FSDP_VERSION': '2'}
     env |= {'FSDP_AUTO_WRAP_POLICY': 'TRANSFORMER_BASED_WRAP', 'GLOO_SOCKET_IFNAME': 'lo', 'MASTER_ADDR': '127.0.0.1'}
     env |= {'RANK': '0', 'LOCAL_RANK': '0', 'WORLD_SIZE': '1', 'LOCAL_WORLD_SIZE': '1', 'MASTER_PORT': free_port()}
     env |= {'ACCELERATE_USE_CPU': 'true'} if device == 'cpu' else {}
-    command = [sys.executable, '-W', 'ignore', str(tmp_path / 'alone.py'), device]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, '-W', 'ignore', str(tmp_path / 'alone.py'), device, *map(str, models)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said['sharded'] and said['device'].startswith(device)
-    assert np.allclose(said['losses'], plain(device), atol=5e-4)
+    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{')]
+    assert len(told) == len(models)
+    for folder, said in zip(models, told):
+        whole = train(of_family(folder, device), split, 'vlm2rec', plain=True, **FIXED).frame.loss.to_numpy()
+        assert said['sharded'] and said['device'].startswith(device)
+        assert np.allclose(said['losses'], whole, atol=5e-4), folder
 
 
 @pytest.mark.parametrize('device', DEVICES)

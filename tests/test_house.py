@@ -235,7 +235,15 @@ def test_readme_is_in_step():
 def test_readme_links_lead_somewhere():
     links = [x for x in re.findall(r'\]\(([^)]+)\)', (ROOT / 'README.md').read_text()) if '://' not in x]
     assert len(links) > 10
-    assert not [x for x in links if not (ROOT / x).exists()], 'a link of the README leads nowhere'
+    assert not [x for x in links if not (ROOT / x.split('#')[0]).exists()], 'a link of the README leads nowhere'
+    lost = [x for x in links if '#' in x and x.split('#')[1] not in headings(ROOT / x.split('#')[0])]
+    assert not lost, 'a link of the README leads to a heading that is not there'
+
+
+def headings(path):  # -> set of the marks that headings of a page are linked by
+    "As GitHub makes them: small letters, hyphens for spaces, no other signs."
+    titles = re.findall(r'^#+ (.+)$', path.read_text(), re.M)
+    return {re.sub(r'[^\w -]', '', t.lower()).replace(' ', '-') for t in titles}
 
 
 def test_links_between_notebooks_lead_somewhere():

@@ -132,7 +132,7 @@ def _shop_study(o):
         print(f'{whole}\ncells, vectors and tables: {out}; {o.command}', flush=True)
         encoders = _shop_encoders(o, whole.catalogue.kinds)
         say = partial(print, flush=True)
-        how = dict(effort=o.effort, columns=columns, said=say)
+        how = dict(effort=o.effort, columns=columns, jobs=o.jobs, said=say)
         cells = run_shop(out, encoders, whole, o.remedies, o.conditions, o.seeds or 3, **how)
     print(f'\n{shop_markdown(write_shop(cells, out, o.command))}')
     if choice := shop_choice(cells):

@@ -237,6 +237,7 @@ def shop_cell(
     dims=64,  # of the heads
     draws=3,  # of the items that lose something
     effort=1.0,  # of the remedy's epochs, for a quick look
+    device='cpu',  # of the heads: the last digits of a training are its device's own
     columns=None,  # what the data were read with beside what is usual, to be kept: of `load_folder`
 ):  # -> dict, ready for JSON
     "Train one remedy in one world and rank with it. Raises DataError for an unknown remedy or world."
@@ -247,7 +248,7 @@ def shop_cell(
         warnings.simplefilter('ignore', UserWarning)  # of items without content: that is the point here
         split, cold = world_of(dataset, world, how.history, seed)
         used = {m: encoders[m] for m in split.catalogue.modalities}
-        embedder = PairEmbedder(used, dims=dims, sequence=how.sequence, seed=seed, device='cpu')
+        embedder = PairEmbedder(used, dims=dims, sequence=how.sequence, seed=seed, device=device)
         embedder.bank(split.catalogue, False, store)
         kept = _trained(embedder, split, how, seed, effort)
         found = _figures(embedder, split, world, how.fuse, cold, draws, seed)
@@ -256,6 +257,7 @@ def shop_cell(
     said = dict(remedy=remedy, world=world, seed=seed, data=dataset.name, rows=split.fingerprint[:16], effort=effort)
     marks = {m: e.mark[:16] for m, e in used.items()}
     said |= dict(columns=columns) if columns else {}
+    said |= dict(device=str(device)) if str(device) != 'cpu' else {}
     said |= dict(contents={m: mark[:16] for m, mark in dataset.catalogue.marks().items()})
     return said | dict(encoders=marks, kept=kept, figures=found, seconds=round(time.process_time() - start, 1))
 
@@ -270,6 +272,37 @@ def _asked(dataset, encoders, effort, columns):
     marks = {m: encoders[m].mark[:16] for m in dataset.catalogue.modalities}
     contents = {m: mark[:16] for m, mark in dataset.catalogue.marks().items()}
     return dict(data=dataset.name, encoders=marks, effort=effort, columns=columns or None, contents=contents)
+
+# %% ../../nbs/11_studies/06_shops.ipynb #5e1a0d01
+def _one_thread(arguments):
+    "`shop_cell` in a process of its own."
+    import torch
+
+    torch.set_num_threads(1)
+    return shop_cell(**arguments)
+
+# %% ../../nbs/11_studies/06_shops.ipynb #5e1a0d02
+def _made(
+    todo,  # list of dict, arguments of `shop_cell`
+    jobs,  # processes; 1: this one
+):  # -> iterator of cells, as they are done
+    "The cells that are not there yet."
+    if jobs == 1 or len(todo) < 2:
+        return (shop_cell(**arguments) for arguments in todo)
+    from joblib import Parallel, delayed
+
+    many = Parallel(n_jobs=min(jobs, len(todo)), return_as='generator_unordered', batch_size=1, pre_dispatch='n_jobs')
+    return many(delayed(_one_thread)(arguments) for arguments in todo)
+
+# %% ../../nbs/11_studies/06_shops.ipynb #5e1a0d03
+def _encoded_once(encoders, dataset, store):
+    "Have the encoders' vectors in the folder before several processes ask for them."
+    from vlm2rec_lab.model.pair import PairEmbedder
+
+    catalogue = dataset.catalogue
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # of items without content, as in a cell
+        PairEmbedder({m: encoders[m] for m in catalogue.modalities}, device='cpu').bank(catalogue, False, store)
 
 # %% ../../nbs/11_studies/06_shops.ipynb #5e1a0c21
 def _stored(file, asked):
@@ -295,25 +328,26 @@ def run_shop(
     *,
     effort=1.0,  # as in `shop_cell`
     columns=None,  # what the data were read with beside what is usual, as in `shop_cell`
+    jobs=1,  # cells at a time, one thread each
+    device='cpu',  # as in `shop_cell`
     said=None,  # called with a line after each cell; None: nothing is said
 ):  # -> list of dict, of `shop_cell`
     "Make the cells that are not there yet, seed by seed. Raises DataError for unknown names and for foreign files."
     remedies = [known(r, SHOP_REMEDIES, 'remedy for a shop') for r in remedies or SHOP_REMEDIES]
     worlds = [known(w, WORLDS, 'world of a shop') for w in worlds or WORLDS]
-    out, found = Path(out), []
-    asked = _asked(dataset, encoders, effort, columns)
+    out, asked = Path(out), _asked(dataset, encoders, effort, columns)
+    how = dict(store=out / 'vectors', effort=effort, columns=columns, device=device)
+    wanted = [dict(remedy=r, world=w, seed=s) for s in range(seeds) for w in worlds for r in remedies]
     with sole_writer(out):
-        for seed, world, remedy in ((s, w, r) for s in range(seeds) for w in worlds for r in remedies):
-            file = out / _file(remedy, world, seed)
-            cell = _stored(file, asked)
-            if cell is None:
-                how = dict(store=out / 'vectors', effort=effort, columns=columns)
-                cell = shop_cell(encoders, dataset, remedy, world, seed, **how)
-                write_bytes(file, json.dumps(cell).encode())
-                if said is not None:
-                    said(f'{file.stem}: {cell["seconds"]:.0f} CPU s')
-            found.append(cell)
-    return found
+        todo = [c | how for c in wanted if _stored(out / _file(**c), asked) is None]
+        if todo and jobs > 1:
+            _encoded_once(encoders, dataset, how['store'])
+        for cell in _made([dict(encoders=encoders, dataset=dataset) | c for c in todo], jobs):
+            file = out / _file(*(cell[k] for k in ('remedy', 'world', 'seed')))
+            write_bytes(file, json.dumps(cell).encode())
+            if said is not None:
+                said(f'{file.stem}: {cell["seconds"]:.0f} CPU s')
+        return [_stored(out / _file(**c), asked) for c in wanted]
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c10084
 def stored_shop(
