@@ -97,6 +97,12 @@ def tuned_copies(
         warn([], f'lora={rank}: the encoder of {", ".join(stay)} cannot be tuned and stays as it is')
     return {m: tuned_copy(e, rank, seed + k) for k, (m, e) in enumerate(encoders.items()) if m not in stay}
 
+# %% ../../nbs/02_model/10b_tuned.ipynb #d2200019
+def _at(encoder, batch):
+    "What an encoder has prepared, where its weights are."
+    device = next(encoder.module.parameters()).device
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
 # %% ../../nbs/02_model/10b_tuned.ipynb #d2200017
 def read_contents(
     encoder,  # of `tuned_copy`
@@ -108,7 +114,7 @@ def read_contents(
 
     again = most is not None and torch.is_grad_enabled()
     parts = [contents[at : at + (most or len(contents))] for at in range(0, len(contents), most or len(contents))]
-    batches = map(encoder.prepare, parts)
+    batches = (_at(encoder, encoder.prepare(part)) for part in parts)
     return torch.cat(
         [checkpoint(encoder.forward, b, use_reentrant=False) if again else encoder.forward(b) for b in batches]
     ).float()
