@@ -288,6 +288,8 @@ def test_no_paths_of_a_machine():
         assert not text or not pattern.search(p.read_text(errors='ignore')), (
             f"{p.name} names a folder of somebody's machine"
         )
+        shown = p.suffix == '.ipynb' and re.search(r'"/[^" ]*/data/tiny_vlm', p.read_text())
+        assert not shown, f'{p.name} shows a file of the repository with the folder that somebody has it in'
 
 
 def test_console_script_is_quick_to_help():

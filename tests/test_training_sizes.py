@@ -134,7 +134,6 @@ def test_the_sum_by_hand():
         'adapters in training': 50 * 4 * 5,
         'picture features': 20 * 10 * 3 * 8 * 2,
         'graph': graph,
-        'working': int(0.12 * graph),
     }
     caching = step_memory(BY_HAND, replace(run, chunk=2))
     assert caching['graph'] == 2 * 58 * 100 + 50 * 2

@@ -23,7 +23,7 @@ def _only_adapter(layer):
 def _common_type(x, *weights):
     "The torch dtype in which a layer computes; None where input and weights differ and no autocast says which."
     kind = x.device.type
-    if torch.is_autocast_enabled(kind):
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return x.dtype if all(w.dtype == x.dtype for w in weights) else None
 
