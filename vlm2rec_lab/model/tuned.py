@@ -99,8 +99,12 @@ def tuned_copies(
 
 # %% ../../nbs/02_model/10b_tuned.ipynb #d2200019
 def _at(encoder, batch):
-    "What an encoder has prepared, where its weights are."
+    "What an encoder has prepared, where its weights are: a tensor, a batch of transformers, or a dict of tensors."
     device = next(encoder.module.parameters()).device
+    if hasattr(batch, 'to'):
+        return batch.to(device)
+    if not isinstance(batch, dict):
+        return batch
     return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 # %% ../../nbs/02_model/10b_tuned.ipynb #d2200017
