@@ -136,7 +136,7 @@ def _tower(folder, kind, dtype, given):
         _refuse(given, (), 'an encoder of pictures')
         return image_tower(folder, dtype)
     _refuse(given, ('prompt', 'pooling'), 'a model without prompts of its own')
-    return text_tower(folder, given['pooling'] or 'mean', given['prompt'], dtype)
+    return text_tower(folder, given['pooling'], given['prompt'], dtype)
 
 # %% ../../nbs/02_model/08_encoders.ipynb #b6d20001
 def _dtype_of(dtype):
@@ -151,8 +151,8 @@ def load_encoder(
     where,  # folder, hub id, or object of sentence_transformers.SentenceTransformer
     kind,  # 'text' or 'image': what it shall read
     *,
-    pooling=None,  # of POOLINGS, for a plain text model; None: the mean. Decoders want 'lasttoken'
-    prompt='',  # words before every text
+    pooling=None,  # of POOLINGS, for a plain text model; None: the last token of a decoder, else the mean
+    prompt='',  # words before every text; with {text} in it, words around the text
     prompt_name=None,  # of the prompts that a sentence-transformers model has; None: its own choice
     device=None,  # torch device; None: a GPU where there is one. An object stays where it is
     dtype=torch.float32,  # of the weights: torch dtype, or its name
