@@ -17,6 +17,7 @@ from .pair import PairEmbedder
 from .pair_saved import is_pair
 from .saved import HUB_ID
 from .smollm2 import smollm2_encoder
+from .timm_towers import is_timm_folder
 from .towers import is_decoder, is_dual
 
 # %% ../../nbs/02_model/12_loading.ipynb #d2300007
@@ -111,6 +112,8 @@ def kinds_read(
     if _file_of(where, 'adapter_config.json'):
         return ()
     file = _file_of(where, 'config.json')
+    if file and is_timm_folder(file.parent):
+        return ('image',)
     config = file and _config_at(file)
     if config and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return ()
