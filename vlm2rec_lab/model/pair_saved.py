@@ -12,7 +12,9 @@ from ..base.errors import DataError, few
 from .encoders import load_encoder
 from .families import naming, read_note
 from .packaged import PACKAGED, packaged_encoder
+from .packages import SMOLLM2
 from .saved import NOTE, lies_at
+from .smollm2 import smollm2_encoder
 
 # %% ../../nbs/02_model/10c_pair_saved.ipynb #d220001e
 def trained_parts(
@@ -78,6 +80,8 @@ def _load_encoder(said, device):
     kind, where = said['kind'], said['where']
     if kind in PACKAGED and where == PACKAGED[kind].package:
         return packaged_encoder(kind, device)
+    if where == SMOLLM2.package:
+        return smollm2_encoder(device=device, **said.get('given', {}))
     return load_encoder(where, kind, device=device, **said.get('given', {}))
 
 # %% ../../nbs/02_model/10c_pair_saved.ipynb #d2200048

@@ -164,10 +164,10 @@ def read_prompt(
 
 # %% ../../nbs/02_model/07e_sentence.ipynb #7638fe2e
 def _prompt_tokens(reader):
-    "Tokens of a reader's prompt, without a closing token."
-    if not reader.prompt:
+    "Tokens of the words before a reader's texts, without a closing token."
+    if not reader.before:
         return 0
-    ids = reader.tokenizer(reader.prompt)['input_ids']
+    ids = reader.tokenizer(reader.before)['input_ids']
     return len(ids) - (ids[-1] in reader.tokenizer.all_special_ids)
 
 # %% ../../nbs/02_model/07e_sentence.ipynb #98b023f3

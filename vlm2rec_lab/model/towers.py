@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HUB_FILES', 'OTHER_FORMATS', 'MOST_TOKENS', 'OTHER_SIDE', 'folder_of', 'read_config', 'load_frozen', 'TextTower',
-           'context_of', 'load_tokenizer', 'load_text_model', 'text_tower', 'ImageTower', 'image_reader', 'image_tower',
-           'is_dual', 'DualTower', 'dual_tower']
+           'context_of', 'is_decoder', 'load_tokenizer', 'load_text_model', 'as_text_tower', 'text_tower', 'ImageTower',
+           'image_reader', 'image_tower', 'is_dual', 'DualTower', 'dual_tower']
 
 # %% ../../nbs/02_model/07d_towers.ipynb #fad58e31
 import inspect
@@ -103,12 +103,13 @@ class TextTower(torch.nn.Module):
         self.model, self.modes, self.skip = model, tuple(modes), skip
         self.behind = torch.nn.Sequential(*behind)
         self.takes = set(inspect.signature(model.forward).parameters)
+        self.fixed = {'use_cache': False} if 'use_cache' in self.takes else {}
 
     def forward(self, input_ids, attention_mask=None, **more):
         "Vectors [texts, size] of token ids [texts, tokens]."
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         more = {k: v for k, v in more.items() if k in self.takes}
-        hidden = self.model(input_ids=input_ids, attention_mask=mask, **more).last_hidden_state
+        hidden = self.model(input_ids=input_ids, attention_mask=mask, **self.fixed, **more).last_hidden_state
         counts = mask.clone()
         counts[:, : self.skip] = 0
         return self.behind(pool_tokens(hidden, counts, self.modes))
@@ -135,6 +136,20 @@ def _refuse_both(folder, config):
     if hasattr(config, 'vision_config'):
         what = f"{folder} is a vision-language model ('{config.model_type}'), which reads texts and pictures in one"
         raise DataError(f'{what}: open it with VLMEmbedder.from_pretrained')
+
+# %% ../../nbs/02_model/07d_towers.ipynb #b8ecdc31
+def is_decoder(
+    config,  # transformers configuration
+):  # -> bool
+    "Is this a language model of which each token sees only what stands before it?"
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as WRITERS
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING as FILLERS
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING as ENCODERS
+
+    kind = type(config)
+    both_ways = config.is_encoder_decoder or getattr(config, 'use_bidirectional_attention', False)
+    seeing = hasattr(config, 'vision_config')
+    return kind in WRITERS and not (kind in FILLERS or kind in ENCODERS or both_ways or seeing)
 
 # %% ../../nbs/02_model/07d_towers.ipynb #334ad2de
 def _text_loader(folder, config):
@@ -183,18 +198,28 @@ def load_text_model(
         raise DataError(f"{folder} is no text model but reads {model.main_input_name}: ask for kind='image'")
     return model, load_tokenizer(folder, config)
 
-# %% ../../nbs/02_model/07d_towers.ipynb #40a9f6c2
-def text_tower(
-    folder,  # pathlib.Path of a model
-    pooling='mean',  # of POOLINGS
-    prompt='',  # words before every text
-    dtype=torch.float32,  # of the weights
+# %% ../../nbs/02_model/07d_towers.ipynb #d5e96ba1
+def as_text_tower(
+    model,  # of transformers, with `last_hidden_state`
+    tokenizer,  # its tokeniser
+    pooling=None,  # of POOLINGS; None: the last token of a decoder, else the mean
+    prompt='',  # words before every text; with {text} in it, words around the text
 ):  # -> TextTower, TextReader
-    "A text model of transformers with its reader."
-    model, tokenizer = load_text_model(folder, dtype)
+    "A loaded text model with its reader."
+    pooling = pooling or ('lasttoken' if is_decoder(model.config) else 'mean')
     pad = getattr(model.config, 'pad_token_id', None)
     limit = context_of(model, tokenizer.model_max_length)
     return TextTower(model, (pooling,)), TextReader(tokenizer, limit, prompt, pad=pad)
+
+# %% ../../nbs/02_model/07d_towers.ipynb #40a9f6c2
+def text_tower(
+    folder,  # pathlib.Path of a model
+    pooling=None,  # of POOLINGS; None: the last token of a decoder, else the mean
+    prompt='',  # words before every text; with {text} in it, words around the text
+    dtype=torch.float32,  # of the weights
+):  # -> TextTower, TextReader
+    "A text model of transformers with its reader."
+    return as_text_tower(*load_text_model(folder, dtype), pooling, prompt)
 
 # %% ../../nbs/02_model/07d_towers.ipynb #a5083201
 class ImageTower(torch.nn.Module):
