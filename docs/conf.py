@@ -9,6 +9,7 @@ here = Path(__file__).parent
 sys.path.insert(0, str(here.parent / 'tools'))
 
 import site_api
+import site_sidebar
 
 _s = ConfigParser(delimiters=['='])
 _s.read(here.parent / 'settings.ini', encoding='utf-8')
@@ -79,3 +80,4 @@ def figures(app, pagename, templatename, context, doctree):
 def setup(app):
     site_api.setup(app)
     app.connect('html-page-context', figures)
+    app.connect('html-page-context', site_sidebar.share_the_tree, priority=100)  # before the theme asks for it

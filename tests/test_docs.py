@@ -13,6 +13,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import site_access
+import site_sidebar
+from access import hindrances
 
 import docs
 import site_api
@@ -339,6 +342,51 @@ def test_a_page_that_is_not_there(site, page):
         page.goto(f'{base}docs/nowhere/at/all.html')
         page.get_by_text('To the first page').click()
         page.wait_for_url(f'{base}index.html')
+
+
+READ = ('index', 'docs/walk', 'docs/gallery', 'docs/troubleshooting', 'api/diagnosis/report')
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize('width', (1280, 390))
+@pytest.mark.parametrize('theme', ('light', 'dark'))
+def test_nothing_keeps_people_from_reading(site, open_page, axe, width, theme):
+    page, wrong = open_page(width, 900, theme == 'dark'), {}
+    with served(site) as base:
+        for name in READ:
+            page.goto(f'{base}{name}.html')
+            page.wait_for_timeout(800)  # scripts of the theme give what scrolls the focus
+            if found := hindrances(page, axe):
+                wrong[name] = found
+    assert not wrong, wrong
+
+
+def test_pages_are_mended():
+    fold = '<a class="reference internal" href="x.html">the <code>shop</code></a><details><summary><span></span>'
+    assert '<summary aria-label="Pages under the shop"><span>' in site_access.mended(fold)
+    search = '<button class="btn search-button-field x" title="Search" aria-label="Search" data-x="1">Search</button>'
+    assert 'aria-label' not in site_access.mended(search) and 'data-x="1"' in site_access.mended(search)
+    lines = '<span class="sig-paren">(</span>\n\n<dl>\n<dd><em class="sig-param">a</em>,</dd>\n</dl>\n\n'
+    made = site_access.mended(f'{lines}<span class="sig-paren">)</span>')
+    assert '<dl>' not in made and '<span class="lab-parameter"><em class="sig-param">a</em>,</span>' in made
+    assert site_access.mended('<dl><dt>a</dt><dd>b</dd></dl>') == '<dl><dt>a</dt><dd>b</dd></dl>'
+
+
+def test_the_tree_beside_a_page():
+    tree = (
+        '<p class="caption">Begin</p><ul><li class="toctree-l1"><a class="reference internal" href="a.html">A</a></li>'
+        '<li class="toctree-l1"><a class="reference internal" href="b/index.html">B</a><ul><li class="toctree-l2">'
+        '<a class="reference internal" href="b/c.html">C</a></li></ul></li></ul>'
+    )
+    beside = site_sidebar.tree_at(tree, 'b/c.html')
+    assert beside == (
+        '<p class="caption">Begin</p><ul class="current"><li class="toctree-l1"><a class="reference internal" '
+        'href="../a.html">A</a></li><li class="toctree-l1 current"><a class="reference internal" href="index.html">B'
+        '</a><ul class="current"><li class="toctree-l2 current"><a class="current reference internal" href="#">C</a>'
+        '</li></ul></li></ul>'
+    )
+    assert site_sidebar.tree_at(tree, 'search.html') == tree, 'a page outside the tree'
 
 
 def is_silent(image):
