@@ -344,6 +344,28 @@ def test_a_page_that_is_not_there(site, page):
         page.wait_for_url(f'{base}index.html')
 
 
+def test_an_executed_page_is_kept_by_content(tmp_path, monkeypatch):
+    """A second clone takes it from the shared folder, without this one's folders in it, and old versions go."""
+    page, cache = tmp_path / 'kept.md', tmp_path / 'pages'
+    page.write_text("# Kept\n\n```python\nimport os\n\nprint(os.environ['LAB_ROOT'] + '/data')\n```\n")
+    said = site_cells.execute_page(page, cache).cells[1].outputs[0].text
+    monkeypatch.setattr(site_cells, 'run_page', lambda nb, name: pytest.fail('it ran again'))
+    again = site_cells.execute_page(page, cache).cells[1].outputs[0].text
+    assert said == f'{ROOT}/data\n' and again == 'data\n'
+    for k in range(site_cells.KEPT + 2):
+        site_cells.keep_page(cache / f'kept-{k:016x}.ipynb', site_cells.page_notebook('# Kept'), 'kept')
+    assert len(list(cache.glob('kept-*.ipynb'))) == site_cells.KEPT
+
+
+def test_a_page_follows_scripts_and_shipped_vectors(monkeypatch):
+    page = ROOT / 'docs' / 'cite.md'
+    before, seen = site_cells.fingerprint(page), []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, 'read_bytes', lambda self: seen.append(self.name) or read(self))
+    assert site_cells.fingerprint(page) == before
+    assert {'spaces.js', 'report.css', 'sft.npz', 'report.csv.gz', 'cite.md'} <= set(seen)
+
+
 READ = ('index', 'docs/walk', 'docs/gallery', 'docs/troubleshooting', 'api/diagnosis/report')
 
 
