@@ -8,8 +8,9 @@ from pathlib import Path
 here = Path(__file__).parent
 sys.path.insert(0, str(here.parent / 'tools'))
 
-import site_api
 import site_sidebar
+
+import site_api
 
 _s = ConfigParser(delimiters=['='])
 _s.read(here.parent / 'settings.ini', encoding='utf-8')
