@@ -212,6 +212,7 @@ def there(results):  # -> list of dict
         images='images',
         ranking='full ranking',
         pictures='spaces of many products',
+        screens='what people wait for',
         report='the parts of a collapse report',
         pairs='heads on packaged encoders',
         seqrec='sequential recommenders',

@@ -8,6 +8,8 @@ from pathlib import Path
 here = Path(__file__).parent
 sys.path.insert(0, str(here.parent / 'tools'))
 
+import site_sidebar
+
 import site_api
 
 _s = ConfigParser(delimiters=['='])
@@ -79,3 +81,4 @@ def figures(app, pagename, templatename, context, doctree):
 def setup(app):
     site_api.setup(app)
     app.connect('html-page-context', figures)
+    app.connect('html-page-context', site_sidebar.share_the_tree, priority=100)  # before the theme asks for it

@@ -167,6 +167,19 @@ def page(open_page):
     return open_page()
 
 
+@pytest.fixture(scope='session')
+def axe():
+    "The script of axe-core, fetched once through npm at a pinned digest. Where npm is missing, skipped, and said."
+    import shutil
+
+    import site_scripts
+
+    cache = ROOT / 'build' / 'axe'
+    if not shutil.which('npm') and not list(cache.glob('*-axe.min.js')):
+        pytest.skip('npm is not installed, and axe-core comes from there')
+    return site_scripts.fetch('axe', cache)[0].read_text()
+
+
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
     "JupyterLab with settings of its own: (address, folder)."

@@ -183,6 +183,26 @@ def test_pictures(tmp_path):
     assert small['first_cpu'] > 0 and 'not measured' in printed and 'first picture' in printed
 
 
+@pytest.mark.slow
+@pytest.mark.browser
+def test_screens(tmp_path):
+    "What people wait for, in a toy setting: a notebook of one widget and two small shops."
+    cell = dict(cell_type='code', id='a1', metadata={}, outputs=[], execution_count=None)
+    source = "from ipywidgets import Label\nLabel('here')"
+    notebook = dict(cells=[cell | dict(source=source)], metadata={}, nbformat=4, nbformat_minor=5)
+    (tmp_path / 'toy.ipynb').write_text(json.dumps(notebook))
+    options = '--items', '200,400', '--rounds', '1', '--notebook', str(tmp_path / 'toy.ipynb')
+    found, printed = run('screens.py', *options, tmp_path / 'screens.json')
+    assert found['first_widget']['notebook'] == 'toy.ipynb' and found['first_widget']['seconds'] > 0
+    small, large = found['sizes']
+    assert small['page_mb'] < large['page_mb'] and small['selected'] < large['selected'] <= 400
+    assert all(r['drawn_s'] > 0 and r['lasso_s'] > 0 and r['hover_ms'][0] <= r['hover_ms'][1] for r in found['sizes'])
+    assert set(found['pages_mb']) == {'report', 'spaces', 'before and after'}
+    assert {'load', 'load_before'} <= set(found['machine'])
+    for words in ('first widget of toy.ipynb after Run All', 'lasso of', 'name beside the pointer, 400 products'):
+        assert words in printed
+
+
 def test_heads_on_encoders(scripts):
     "A row says what was trained, what it took and what came out; the default of `vlm2rec train` is among the rows."
     pairs, shop = scripts['pairs'], make_studio('balanced', seed=0, items=40, users=40, length=6)

@@ -13,6 +13,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import site_access
+import site_sidebar
+from access import hindrances
 
 import docs
 import site_api
@@ -339,6 +342,73 @@ def test_a_page_that_is_not_there(site, page):
         page.goto(f'{base}docs/nowhere/at/all.html')
         page.get_by_text('To the first page').click()
         page.wait_for_url(f'{base}index.html')
+
+
+def test_an_executed_page_is_kept_by_content(tmp_path, monkeypatch):
+    """A second clone takes it from the shared folder, without this one's folders in it, and old versions go."""
+    page, cache = tmp_path / 'kept.md', tmp_path / 'pages'
+    page.write_text("# Kept\n\n```python\nimport os\n\nprint(os.environ['LAB_ROOT'] + '/data')\n```\n")
+    said = site_cells.execute_page(page, cache).cells[1].outputs[0].text
+    monkeypatch.setattr(site_cells, 'run_page', lambda nb, name: pytest.fail('it ran again'))
+    again = site_cells.execute_page(page, cache).cells[1].outputs[0].text
+    assert said == f'{ROOT}/data\n' and again == 'data\n'
+    for k in range(site_cells.KEPT + 2):
+        site_cells.keep_page(cache / f'kept-{k:016x}.ipynb', site_cells.page_notebook('# Kept'), 'kept')
+    assert len(list(cache.glob('kept-*.ipynb'))) == site_cells.KEPT
+
+
+def test_a_page_follows_scripts_and_shipped_vectors(monkeypatch):
+    page = ROOT / 'docs' / 'cite.md'
+    before, seen = site_cells.fingerprint(page), []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, 'read_bytes', lambda self: seen.append(self.name) or read(self))
+    assert site_cells.fingerprint(page) == before
+    assert {'spaces.js', 'report.css', 'sft.npz', 'report.csv.gz', 'cite.md'} <= set(seen)
+
+
+READ = ('index', 'docs/walk', 'docs/gallery', 'docs/troubleshooting', 'api/diagnosis/report')
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize('width', (1280, 390))
+@pytest.mark.parametrize('theme', ('light', 'dark'))
+def test_nothing_keeps_people_from_reading(site, open_page, axe, width, theme):
+    page, wrong = open_page(width, 900, theme == 'dark'), {}
+    with served(site) as base:
+        for name in READ:
+            page.goto(f'{base}{name}.html')
+            page.wait_for_timeout(800)  # scripts of the theme give what scrolls the focus
+            if found := hindrances(page, axe):
+                wrong[name] = found
+    assert not wrong, wrong
+
+
+def test_pages_are_mended():
+    fold = '<a class="reference internal" href="x.html">the <code>shop</code></a><details><summary><span></span>'
+    assert '<summary aria-label="Pages under the shop"><span>' in site_access.mended(fold)
+    search = '<button class="btn search-button-field x" title="Search" aria-label="Search" data-x="1">Search</button>'
+    assert 'aria-label' not in site_access.mended(search) and 'data-x="1"' in site_access.mended(search)
+    lines = '<span class="sig-paren">(</span>\n\n<dl>\n<dd><em class="sig-param">a</em>,</dd>\n</dl>\n\n'
+    made = site_access.mended(f'{lines}<span class="sig-paren">)</span>')
+    assert '<dl>' not in made and '<span class="lab-parameter"><em class="sig-param">a</em>,</span>' in made
+    assert site_access.mended('<dl><dt>a</dt><dd>b</dd></dl>') == '<dl><dt>a</dt><dd>b</dd></dl>'
+
+
+def test_the_tree_beside_a_page():
+    tree = (
+        '<p class="caption">Begin</p><ul><li class="toctree-l1"><a class="reference internal" href="a.html">A</a></li>'
+        '<li class="toctree-l1"><a class="reference internal" href="b/index.html">B</a><ul><li class="toctree-l2">'
+        '<a class="reference internal" href="b/c.html">C</a></li></ul></li></ul>'
+    )
+    beside = site_sidebar.tree_at(tree, 'b/c.html')
+    assert beside == (
+        '<p class="caption">Begin</p><ul class="current"><li class="toctree-l1"><a class="reference internal" '
+        'href="../a.html">A</a></li><li class="toctree-l1 current"><a class="reference internal" href="index.html">B'
+        '</a><ul class="current"><li class="toctree-l2 current"><a class="current reference internal" href="#">C</a>'
+        '</li></ul></li></ul>'
+    )
+    assert site_sidebar.tree_at(tree, 'search.html') == tree, 'a page outside the tree'
 
 
 def is_silent(image):

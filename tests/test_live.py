@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from access import hindrances
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLE = '<script>window.planted = 1</script>'
@@ -81,7 +82,7 @@ def menu(page, *names):
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_bench_in_jupyterlab(lab, open_page):
+def test_bench_in_jupyterlab(lab, open_page, axe):
     url, root = lab
     page = open_page(height=1500)
     page.goto(f'{url}/doc/tree/bench.ipynb?token=t&reset')
@@ -149,6 +150,7 @@ def test_bench_in_jupyterlab(lab, open_page):
             f'wider than its place at {width}'
         )
         shot(page, f'bench_lab_{name.lower()}_{width}', '.jp-OutputArea-output .widget-vbox')
+        assert not (found := hindrances(page, axe, '.jp-OutputArea-output .widget-vbox')), (name, width, found)
     harmless(page)
     page.context.close()
 
@@ -180,7 +182,7 @@ recommend(fresh(), toy).to_html({str(out / 'shelf.html')!r}, customers=5)
 @pytest.mark.browser
 @pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
 @pytest.mark.parametrize('width', [1200, 390])
-def test_saved_pages(saved, open_page, dark, width):
+def test_saved_pages(saved, open_page, axe, dark, width):
     page = open_page(width, 1000, dark)
     fits = 'document.documentElement.scrollWidth <= window.innerWidth'
 
@@ -192,6 +194,7 @@ def test_saved_pages(saved, open_page, dark, width):
     for kind in ('ratio/image / text', 'grad/text', 'grad/image', 'loss/', 'valid/fused', 'valid/image'):
         assert page.locator(f'[data-line="{kind}"]').count() == 2, kind
     assert page.evaluate(fits) and (max(background()) < 80) == dark
+    assert not (found := hindrances(page, axe)), found
     assert (
         page.locator('button', has_text=TITLE).count() == 1
         and '3 seeds' in page.locator('.keys').inner_text()

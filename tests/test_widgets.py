@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from access import hindrances
 
 ROOT = Path(__file__).resolve().parent.parent
 PLANTED = '<img src=x onerror=window.planted=1>&lt;b></script>'  # under 60 characters, where titles are cut
@@ -279,7 +280,7 @@ def test_both_views_on_one_page(page, tmp_path):
     quiet(page)
 
 
-def test_in_jupyterlab(page, lab):
+def test_in_jupyterlab(page, lab, axe):
     run_notebook(
         page,
         lab,
@@ -327,6 +328,12 @@ umap''',
     page.wait_for_function(f"() => !{VIEW}[2].textContent.includes('being computed')")
     assert page.evaluate(f'{VIEW}[2].view.state.method') == 'umap'
     quiet(page)
+    for theme, width in (('Dark', 1280), ('Dark', 390), ('Light', 390), ('Light', 1280)):
+        page.evaluate(f'window.jupyterapp.commands.execute("apputils:change-theme", {{theme: "JupyterLab {theme}"}})')
+        page.wait_for_function(f'() => document.body.dataset.jpThemeLight === "{str(theme == "Light").lower()}"')
+        page.set_viewport_size({'width': width, 'height': 1600})
+        page.wait_for_timeout(800)
+        assert not (found := hindrances(page, axe, '.v2w')), (theme, width, found)
 
 
 BIG = '''

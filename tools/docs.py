@@ -6,8 +6,12 @@ Three kinds of pages become one site in `_docs`, which asks for nothing outside 
 - notebooks under `nbs/`, with the outputs that they hold;
 - a page per module, by Sphinx's autodoc.
 
+An executed page is kept by the content of all that it follows from, in build/docs/pages, or in the folder that
+VLM2REC_DOCS names, which several clones and a server that builds may share.
+
 `site_cells.py` makes notebooks of the pages, `site_api.py` tells autodoc of our comments, `site_scripts.py` fetches
-what browsers need; settings of Sphinx and MyST-NB are in `docs/conf.py`.
+what browsers need, `site_sidebar.py` writes the tree of pages once, `site_access.py` names what has no name; settings
+of Sphinx and MyST-NB are in `docs/conf.py`.
 """
 
 import argparse
@@ -29,13 +33,15 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import nbformat
 from nbformat.v4 import new_markdown_cell
+from site_access import mend
 
 from house import PURPOSE, ROOT
 from site_api import cell_text, linked_names, purpose, rooms, write_api
 from site_cells import PACKAGE, PageError, convert, execute_page, link_pages
 from site_scripts import NotToBeHad, vendor
 
-BUILD = ROOT / 'build' / 'docs'  # sources as Sphinx gets them, executed pages, vendored scripts
+BUILD = ROOT / 'build' / 'docs'  # sources as Sphinx gets them, vendored scripts
+PAGES = Path(os.environ.get('VLM2REC_DOCS') or BUILD / 'pages')  # executed pages, by content; clones may share them
 SITE = ROOT / '_docs'
 SHOWN = ('nbs/images', 'data', PACKAGE, 'CONTRIBUTING.md', 'CHANGELOG.md', 'CITATION.cff')  # pages include them
 
@@ -72,7 +78,7 @@ def write_notebooks(src, static):
         here = path.relative_to(ROOT).with_suffix('')
         nb = convert(nb, linked_names(), made.get(str(here.relative_to('nbs'))), static)
         if path.stem == 'index':
-            landing = convert(execute_page(ROOT / 'docs' / 'landing.md', BUILD / 'pages'), {}, static=static)
+            landing = convert(execute_page(ROOT / 'docs' / 'landing.md', PAGES), {}, static=static)
             nb, here = front(nb, (ROOT / 'docs' / 'index.md').read_text(), landing.cells), Path('index')
         to = src / f'{here}.ipynb'
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +102,7 @@ def write_pages(src, static):
     (src / 'docs').mkdir()
     pages = [p for p in sorted((ROOT / 'docs').glob('*.md')) if p.stem not in APART]
     with ThreadPoolExecutor(2) as pool:  # each page has a kernel of one thread
-        executed = list(pool.map(lambda p: execute_page(p, BUILD / 'pages'), pages))
+        executed = list(pool.map(lambda p: execute_page(p, PAGES), pages))
     for path, nb in zip(pages, executed):
         nb = convert(nb, linked_names(), static=static)
         nbformat.write(nb, src / 'docs' / f'{path.stem}.ipynb')
@@ -132,6 +138,7 @@ def build(site=SITE):
     vendor(static, prepare(src, static), BUILD / 'vendor')
     if status := sphinx(src, made, static):
         sys.exit(status)
+    mend(made)
     for f in (made / '.buildinfo', *made.rglob('*.map')):
         f.unlink(missing_ok=True)
     shutil.rmtree(site, ignore_errors=True)

@@ -26,6 +26,9 @@ COLOURS = re.compile(r'\x1b\[[0-9;]*m')
 FENCE = re.compile(r'^```(python|console)\n(.*?)^```\n?', re.M | re.S)
 
 
+KEPT = 4  # executed versions of a page that a cache holds
+
+
 class PageError(RuntimeError):
     "Code of a page does not run."
 
@@ -301,11 +304,19 @@ def execute_page(path, cache=None):  # docs/*.md; folder for executed pages
         c.metadata.pop('execution', None)
     nb.cells = [as_console(c) if c.metadata.get('kind') == 'console' else c for c in nb.cells]
     if stored:
-        cache.mkdir(parents=True, exist_ok=True)
-        for old in cache.glob(f'{path.stem}-*.ipynb'):
-            old.unlink()
-        nbformat.write(nb, stored)
+        keep_page(stored, nb, path.stem)
     return nb
+
+
+def keep_page(stored, nb, name):
+    "Keep an executed page, whole or not at all, without folders of this machine, beside the last few of its kind."
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    draft = stored.with_name(f'.{stored.name}.{os.getpid()}')
+    draft.write_text(mask(nbformat.writes(nb)), encoding='utf-8')
+    os.replace(draft, stored)
+    others = [p for p in stored.parent.glob(f'{name}-*.ipynb') if re.fullmatch(rf'{name}-[0-9a-f]{{16}}', p.stem)]
+    for old in sorted(others, key=lambda p: p.stat().st_mtime)[:-KEPT]:
+        old.unlink(missing_ok=True)
 
 
 def fingerprint(path):
@@ -314,8 +325,8 @@ def fingerprint(path):
         path,
         *(ROOT / 'tools' / f for f in ('site_cells.py', 'run_nbs.py', 'house.py')),
         ROOT / 'constraints.txt',
-        *sorted((ROOT / PACKAGE).rglob('*.py')),
-        *sorted((ROOT / 'data').rglob('*.csv')),
+        *sorted(f for f in (ROOT / PACKAGE).rglob('*') if f.suffix in ('.py', '.js', '.css')),
+        *sorted(f for f in (ROOT / 'data').rglob('*') if f.suffix in ('.csv', '.gz', '.npz', '.json')),
         *sorted((ROOT / 'benchmarks').rglob('*.json')),
         *sorted((ROOT / 'benchmarks').glob('*.py')),
     ]

@@ -34,7 +34,15 @@ VENDORED = {
         'sha512-5thBIV6ymNgmPVOHvzx+gGy8ZSKmSazhtGw4/c4xJDVzRhG9PTeQsRjF3FUTopvFi//SABeNz1yp47bCrJ3CQA==',
         {'package/dist/embed-amd.js': 'embed-amd.js'},
     ),
+    'axe': (  # no page needs it: tests/test_access.py judges pages by it
+        'axe-core',
+        '4.14.1',
+        'sha512-FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==',
+        {'package/axe.min.js': 'axe.min.js'},
+    ),
 }
+WIDGETS = 'a page shows Jupyter widgets, which need'
+NEEDED_BY = {'require': WIDGETS, 'widgets': WIDGETS, 'axe': 'the check of accessibility needs'}
 # of tex-svg.js 3.2.2, the same in both registries
 MATHJAX_SHA256 = 'd4295dc33744836935c1399feece5159577b34c5c8ffb9f1c6324cd82e03a882'
 MATHJAX_WHEEL = 'sphinx-mathjax-offline==0.0.2'  # where there is no npm
@@ -61,7 +69,7 @@ def fetch(
         elif what == 'mathjax':
             found = {'tex-svg.js': wheel(d, failed)}
         else:
-            raise NotToBeHad(f'a page shows Jupyter widgets, which need {name}@{version} from npm: {failed}')
+            raise NotToBeHad(f'{NEEDED_BY[what]} {name}@{version} from npm: {failed}')
     for path, data in zip(there, found.values()):
         path.write_bytes(data)
     return there

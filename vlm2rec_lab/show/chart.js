@@ -186,6 +186,21 @@ function heed(model, root, said) {
   return () => document.removeEventListener('click', press, true)
 }
 
+// The bench's sliders: ipywidgets leaves their handles without a name. Returns what ends the watch.
+function nameSliders(root) {
+  const box = root.closest('.v2l-bench')
+  if (!box) return () => {}
+  const say = () => {
+    for (const handle of box.querySelectorAll('.widget-slider .noUi-handle:not([aria-label])')) {
+      handle.setAttribute('aria-label', handle.closest('.widget-slider').querySelector('.widget-label').textContent)
+    }
+  }
+  const watch = new MutationObserver(say)
+  watch.observe(box, {childList: true, subtree: true})
+  say()
+  return () => watch.disconnect()
+}
+
 function render({model, el}) {
   const root = add(el, 'div', {class: 'v2l', 'data-lm-suppress-shortcuts': 'true'})
   if (model.get('mark')) root.dataset.v2rMark = model.get('mark')
@@ -288,7 +303,9 @@ function render({model, el}) {
   })
   model.on('change:scene', draw)
   let wide = 0
+  let unname = null // once it stands in the page
   const watch = new ResizeObserver(() => {
+    if (root.isConnected) unname ??= nameSliders(root)
     if (Math.abs(hold.clientWidth - wide) <= 1) return
     wide = hold.clientWidth
     if (wide) draw()
@@ -298,6 +315,7 @@ function render({model, el}) {
   const unheed = heed(model, root, pressed)
   return () => {
     watch.disconnect()
+    unname?.()
     unheed()
   }
 }

@@ -92,7 +92,7 @@ class Finder {
   }
   button(text, title, run) {
     const b = el('button', {type: 'button', textContent: text, title, onclick: () => run(b)})
-    b.setAttribute('aria-label', title)
+    b.setAttribute('aria-label', buttonName(text, title))
     return b
   }
   // A filter of one column: a value of its words, or the bounds of its numbers.

@@ -127,7 +127,8 @@ function spaces(root, src) {
     },
   })
   const tool = (text, name, title, run, pressed) => {
-    const b = el('button', {type: 'button', textContent: text, title, 'aria-label': title, onclick: run})
+    const said = {title, 'aria-label': buttonName(text, title)}
+    const b = el('button', {type: 'button', textContent: text, ...said, onclick: run})
     if (pressed !== undefined) b.setAttribute('aria-pressed', pressed)
     if (name) b.dataset.tool = name
     return b

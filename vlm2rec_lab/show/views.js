@@ -22,6 +22,8 @@ function el(tag, props = {}, ...kids) {
   e.append(...kids)
   return e
 }
+// What a button is called where its title says more than its words: a name that begins with the words.
+const buttonName = (words, title) => (title.toLowerCase().includes(words.toLowerCase()) ? title : `${words}: ${title}`)
 function bytes(v) {
   if (v instanceof Uint8Array) return v
   if (ArrayBuffer.isView(v)) return new Uint8Array(v.buffer, v.byteOffset, v.byteLength)
@@ -144,9 +146,9 @@ class Pictures {
       done({img, x: 0, y: 0, w: img.width, h: img.height})
     }
   }
-  // A canvas that fills when the picture is there.
+  // A canvas that fills when the picture is there; without a label it stands beside words that say it.
   tile(i, size, label = '') {
-    const c = el('canvas', {class: 'tile', role: 'img', 'aria-label': label})
+    const c = el('canvas', {class: 'tile', ...(label ? {role: 'img', 'aria-label': label} : {'aria-hidden': true})})
     const d = Math.min(2, window.devicePixelRatio || 1)
     c.width = c.height = Math.round(size * d)
     c.style.width = c.style.height = size + 'px'
