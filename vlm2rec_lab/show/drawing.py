@@ -319,7 +319,7 @@ def png(
 ):  # -> bytes
     "The still picture, in the colours of the view."
     out = io.BytesIO()
-    self.drawn(self, dark).quantize(160).save(out, 'PNG', optimize=True)
+    self.drawn(self, dark).quantize(255).save(out, 'PNG', optimize=True)
     return out.getvalue()
 
 # %% ../../nbs/05_show/02_drawing.ipynb #67fc57a4
