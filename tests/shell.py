@@ -2,6 +2,10 @@
 
 import contextlib
 import io
+import os
+import pty
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -35,3 +39,20 @@ def own_shop(folder, items=40, ending='png'):  # -> the folder
     sold = dict(user_id=np.repeat(np.arange(40), 6), item_id=bought, timestamp=np.tile(np.arange(6), 40))
     pd.DataFrame(sold).to_csv(folder / 'interactions.csv', index=False)
     return folder
+
+
+def in_a_terminal(argv, columns, where=None, **env):  # -> str, with line ends as in a pipe
+    "What a command writes to a terminal of that many columns; without colours unless `env` asks for them."
+    main_end, end = pty.openpty()
+    plain = {'TERM': 'xterm', 'NO_COLOR': '1'} if not env else {}
+    asked = {k: v for k, v in os.environ.items() if k not in ('NO_COLOR', 'FORCE_COLOR')}
+    how = dict(stdout=end, stderr=end, stdin=end, cwd=where, env={**asked, 'COLUMNS': str(columns), **plain, **env})
+    process = subprocess.Popen([sys.executable, '-m', 'vlm2rec_lab', *map(str, argv)], **how)
+    os.close(end)
+    parts = []
+    with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
+        while part := os.read(main_end, 65536):
+            parts.append(part)
+    os.close(main_end)
+    process.wait()
+    return b''.join(parts).decode().replace('\r\n', '\n')

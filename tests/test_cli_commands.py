@@ -322,8 +322,9 @@ def test_a_calibration_of_one_setting(tmp_path):
     argv = ['calibrate', '--settings', 'healthy: pair', '--users', 100, '--seeds', 2, '--jobs', 1, '--out', tmp_path]
     status, out, err = said(*argv)
     assert status == 0, err
-    assert '| healthy, and called so | 100.0 % of 4 |' in out and (tmp_path / 'report.csv.gz').exists()
-    assert '| expected hits, without a reference | below 50 | 50 to 200 |' in out
+    assert '| healthy, and called so | 100.0 % of 4 |' in (tmp_path / 'report.md').read_text()
+    assert re.search('healthy, and called so +100.0 % of 4\n', out) and (tmp_path / 'report.csv.gz').exists()
+    assert re.search('expected hits, without a reference +below 50 +50 to 200', out)
     status, _, err = said(*argv[:2], 'helthy: pair', *argv[3:])
     assert status == 2 and "did you mean 'healthy: pair'" in err
 

@@ -1,9 +1,7 @@
 """Mistakes at the command: refused before anything heavy is imported, in the words of the shell, safe to print."""
 
-import contextlib
 import json
 import os
-import pty
 import re
 import resource
 import subprocess
@@ -14,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from shell import said
+from shell import in_a_terminal, said
 
 from vlm2rec_lab import __version__
 from vlm2rec_lab.base.errors import warned
@@ -342,21 +340,6 @@ def test_other_libraries_draw_no_bars_in_pipes(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert '\r' not in done.stderr and 'it/s' not in done.stderr, done.stderr
-
-
-def in_a_terminal(argv, columns):
-    "What a command writes to a terminal of that many columns."
-    main_end, end = pty.openpty()
-    env = {**os.environ, 'COLUMNS': str(columns)}
-    process = subprocess.Popen([sys.executable, '-m', 'vlm2rec_lab', *argv], stdout=end, stderr=end, stdin=end, env=env)
-    os.close(end)
-    parts = []
-    with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
-        while part := os.read(main_end, 65536):
-            parts.append(part)
-    os.close(main_end)
-    process.wait()
-    return b''.join(parts).decode().replace('\r\n', '\n')
 
 
 def test_lines_are_wrapped_in_a_terminal_and_not_in_a_pipe(hostile, tmp_path):

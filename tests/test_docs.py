@@ -415,7 +415,22 @@ def is_silent(image):
     "Does a picture say nothing to those who do not see it? Marks and small pictures beside their own titles may."
     said, width = re.search(r'\balt="([^"]*)"', image), re.search(r'\bwidth="(\d+)"', image)
     beside = 'logo__image' in image or (width and int(width[1]) <= 160)
-    return said is None or not (said[1].strip() or beside)
+    named = said and re.fullmatch(r'\S*\.(png|jpe?g|svg|gif)', said[1].strip())  # what a page has where nobody said
+    return said is None or bool(named) or not (said[1].strip() or beside)
+
+
+@pytest.mark.parametrize(
+    ('image', 'silent'),
+    [
+        ('<img src="a.png"/>', True),
+        ('<img alt="../_images/0a1b.png" src="../_images/0a1b.png"/>', True),
+        ('<img alt="" src="a.png" width="900"/>', True),
+        ('<img alt="Two spaces side by side" src="a.png"/>', False),
+        ('<img alt="" src="a.png" width="96"/>', False),
+    ],
+)
+def test_the_name_of_a_file_is_no_text(image, silent):
+    assert is_silent(image) == silent
 
 
 @pytest.mark.slow

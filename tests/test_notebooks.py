@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,32 @@ def test_no_notebook_writes_the_package():
     for name, path in NOTEBOOKS.items():
         for cell in json.loads(path.read_text())['cells']:
             assert 'nbdev_export(' not in ''.join(cell['source']), f'{name}: Run All would rewrite the package'
+
+
+def pictures():
+    "(notebook, place of the cell, type, what is said of it) of every picture that a notebook keeps."
+    for name, path in NOTEBOOKS.items():
+        for k, cell in enumerate(json.loads(path.read_text())['cells']):
+            for output in cell.get('outputs', ()):
+                for mime in (m for m in output.get('data', ()) if m.startswith('image/')):
+                    own = re.search('<title>([^<]+)|aria-label="([^"]+)', ''.join(output['data'][mime]))
+                    said = (own[1] or own[2]) if own and 'svg' in mime else ''
+                    yield name, k, mime, output.get('metadata', {}).get(mime, {}).get('alt', said)
+
+
+def test_every_picture_of_a_notebook_says_what_it_shows():
+    silent = [found[:3] for found in pictures() if len(found[3].split()) < 5]
+    assert not silent, silent
+
+
+def test_every_svg_in_a_notebook_says_what_it_shows():
+    for name, path in NOTEBOOKS.items():
+        for k, cell in enumerate(json.loads(path.read_text())['cells']):
+            for output in cell.get('outputs', ()):
+                html = ''.join(output.get('data', {}).get('text/html', ''))
+                for svg in re.findall(r'<svg\b[^>]*>.{0,200}', html, re.S):
+                    said = re.search('aria-label|<title|aria-hidden|role="presentation"', svg)
+                    assert said, (name, k, svg[:160])
 
 
 def a_notebook(tmp_path, *cells):

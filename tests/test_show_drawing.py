@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vlm2rec_lab.base.theme import PALETTE
+from vlm2rec_lab.base.theme import PALETTE, asset
 from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.show import drawing as drawing_room
 from vlm2rec_lab.show.drawing import (
+    RAMP,
     _tints,
     colour_column,
     neighbours_of,
@@ -146,3 +147,66 @@ def test_lists_are_coloured_by_what_comes_first(two):
     found = {c['name']: c.get('labels') for _, c, _ in drawing_room._columns(cat, None)[0]}
     assert list(found) == ['genres, first'] and sorted(found['genres, first']) == sorted(first)
     assert 'genres, first' in spaces_drawing(two, cat).fragment()
+
+
+COLOURED = {'kind': 'words', 'price': 'number'}
+
+
+@pytest.fixture(scope='module')
+def coloured(tmp_path_factory):
+    "A view of forty products far apart, by five kinds and a price; its page and its still pictures."
+    rng = np.random.default_rng(0)
+    n = 40
+    cat = Catalogue(
+        ids=tuple(f'p{i}' for i in range(n)),
+        content={'text': ['a text'] * n},
+        kinds={'text': 'text'},
+        table=pd.DataFrame({'title': [f'p {i}' for i in range(n)], 'kind': [f'kind {i % 5}' for i in range(n)]}).assign(
+            price=np.arange(n) * 1.5
+        ),
+    )
+    z = {m: rng.normal(size=(n, 5)) for m in ('text', 'image')}
+    folder = tmp_path_factory.mktemp('coloured')
+    out = {}
+    for column in COLOURED:
+        drawing = spaces_drawing(z, cat, colour=column)
+        out[column] = drawing, drawing.to_html(folder / f'{column}.html')
+    return out
+
+
+def point_colours(image):
+    "How many pixels there are of each colour that is no grey, the most frequent first."
+    found = sorted(Image.open(image).convert('RGB').getcolors(1 << 24), reverse=True)
+    return {c: k for k, c in found if max(c) - min(c) > 24}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
+@pytest.mark.parametrize('column', COLOURED)
+def test_the_still_picture_has_the_colours_of_the_living_one(coloured, column, dark, open_page, tmp_path):
+    drawing, file = coloured[column]
+    page = open_page(1280, 1000, dark)
+    page.goto(file.as_uri())
+    page.locator('.v2w .plot').first.wait_for()
+    page.wait_for_timeout(300)
+    page.locator('.v2w .panels').screenshot(path=tmp_path / 'live.png')
+    (tmp_path / 'still.png').write_bytes(drawing.png(dark))
+    live, still = point_colours(tmp_path / 'live.png'), point_colours(tmp_path / 'still.png')
+    most = [c for c in list(live)[: 5 if column == 'kind' else 12]]
+    far = {c: min(max(abs(a - b) for a, b in zip(c, other)) for other in still) for c in most}
+    assert max(far.values()) <= 3, far
+    said = page.evaluate(
+        "[...document.querySelectorAll('.v2w .legend .dot')].map(d => getComputedStyle(d).backgroundColor)"
+    )
+    for rgb in said:
+        c = tuple(map(int, re.findall('[0-9]+', rgb)))
+        assert min(max(abs(a - b) for a, b in zip(c, other)) for other in still) <= 3, (c, list(still)[:12])
+    paper = Image.open(tmp_path / 'still.png').convert('RGB').getpixel((2, 2))
+    assert '#%02x%02x%02x' % paper == ('#12151c' if dark else '#ffffff')
+    assert not page.errors
+
+
+def test_the_steps_of_numbers_are_those_of_the_view():
+    said = asset('show', 'views.js')
+    for name, dark in (('light', False), ('dark', True)):
+        assert f'{name}: [{", ".join(map(repr, RAMP[dark]))}]' in said

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from vlm2rec_lab.base.cells import is_formula, read_csv
 from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.show.drawing import spaces_drawing
 
@@ -182,6 +183,83 @@ def test_a_link_restores_the_view(tab, saved, open_page):
     assert other.locator('[data-filter="1-low"]').input_value() == '100'
     assert other.evaluate(f'{VIEW}.panels[0].view.k') == 1.5 and other.evaluate(f'{VIEW}.state.column') == 1
     assert not other.errors
+
+
+FORMULAS = ['=1+1', '+cmd', '- none', '@name', '\t=x', "'=1", '\uff1d1', "'tis", '-12', 'mug, "blue"', ' =1']
+
+
+@pytest.fixture(scope='module')
+def large(tmp_path_factory):
+    "A page of 3,000 products, some of whose titles a spreadsheet would compute."
+    n = 3000
+    rng = np.random.default_rng(0)
+    titles = [FORMULAS[i] if i < len(FORMULAS) else f'Product {i}' for i in range(n)]
+    cat = Catalogue(
+        ids=tuple(f'{i - 5}' for i in range(n)),
+        content={'text': titles},
+        kinds={'text': 'text'},
+        table=pd.DataFrame({'title': titles, '=price': np.arange(n) - 5.5, 'of': titles}),
+    )
+    drawing = spaces_drawing({'text': rng.normal(size=(n, 4))}, cat)
+    return drawing.to_html(tmp_path_factory.mktemp('large') / 'spaces.html')
+
+
+@pytest.fixture
+def wide(large, open_page):
+    page = open_page()
+    page.goto(large.as_uri())
+    page.locator('.v2w .plot').first.wait_for()
+    return page
+
+
+@pytest.mark.browser
+def test_copied_cells_are_text_to_a_spreadsheet_and_come_back(wide):
+    told = wide.evaluate(f'{VIEW}.finder.csv([...Array({len(FORMULAS)}).keys()])')
+    head, *rows = csv.reader(io.StringIO(told, newline=''))
+    at = head.index("'=price")
+    assert [r[0] for r in rows] == [str(i - 5) for i in range(len(FORMULAS))]  # ids that are numbers stay so
+    assert [r[at] for r in rows] == [str(i - 5.5) for i in range(len(FORMULAS))]
+    assert not [c for r in rows for c in (r[1], *r[2:]) if is_formula(c) and not c.startswith("'")]
+    back = read_csv(io.StringIO(told, newline=''))
+    shown = wide.evaluate(f'{VIEW}.finder.view.titles().slice(0, {len(FORMULAS)})')
+    assert back['title'].tolist() == shown and sum(map(is_formula, shown)) > 6 and '=price' in back
+    assert not wide.errors
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize('chosen', ['i % 7 === 3', 'i % 2 === 1', 'i >= 100', 'i === 2999 || i === 0', 'false', 'true'])
+def test_a_link_holds_a_large_selection(wide, large, open_page, chosen):
+    wide.evaluate(f'{VIEW}.finder.view.select(Uint8Array.from({{length: 3000}}, (_, i) => {chosen}))')
+    was, asked = selected(wide), wide.evaluate(f'{VIEW}.finder.hash()')
+    other = open_page()
+    other.goto(f'{large.as_uri()}#{asked}')
+    other.locator('.v2w .plot').first.wait_for()
+    assert selected(other) == was and len(asked) < 1200
+    assert not other.errors
+
+
+@pytest.mark.browser
+def test_a_link_says_what_it_leaves_out(wide, large, open_page):
+    wide.evaluate(f'{VIEW}.finder.constructor.most = 100')
+    wide.evaluate(f'{VIEW}.finder.view.select(Uint8Array.from({{length: 3000}}, (_, i) => i % 2))')
+    wide.locator('.files button', has_text='Copy link').click()
+    assert 'all but the selection: 1,500 products do not fit' in wide.locator('.v2w .note').text_content()
+    other = open_page()
+    other.goto(wide.url)
+    other.locator('.v2w .plot').first.wait_for()
+    assert selected(other) == [] and 'without its selection of 1,500' in other.locator('.v2w .note').text_content()
+    assert not wide.errors and not other.errors
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize('chosen', ['"g****"', '"b"', '"x"', '"g_____w"', '""', '{"a":1}', '7'])
+def test_a_damaged_selection_does_no_harm(wide, large, open_page, chosen):
+    name = wide.evaluate(f'{VIEW}.finder.view.link')
+    made = base64.urlsafe_b64encode(f'{{"chosen":{chosen}}}'.encode()).decode().rstrip('=')
+    page = open_page()
+    page.goto(f'{large.as_uri()}#{name}={made}')
+    page.locator('.v2w .plot').first.wait_for()
+    assert selected(page) == [] and not page.errors
 
 
 @pytest.mark.browser

@@ -156,11 +156,18 @@ def anchors(source, module):  # of an exported cell -> list of cells
     return [new_markdown_cell(''.join(f'<a id="{module}.{n}"></a>' for n in names))] if names else []
 
 
+def alt_of(outputs):
+    "What the first picture among outputs shows, in words; '' where none says so."
+    said = (more.get('alt') for o in outputs for k, more in o.get('metadata', {}).items() if k.startswith('image/'))
+    return next((' '.join(words.split()) for words in said if words), '')
+
+
 def show_cell(cell, found, state):  # code cell; its directives; widget models
     "Outputs and tags of a code cell, in place."
+    alt = alt_of(cell.outputs)
     cell.outputs = [show_output(o, state) for o in cell.outputs]
     cell.execution_count = None
-    cell.metadata = dict(tags=[])
+    cell.metadata = dict(tags=[], **(dict(mystnb=dict(image=dict(alt=alt))) if alt else {}))
     if {'echo: false', 'hide_input'} & set(found):
         cell.metadata['tags'] = ['remove-input']
     elif not is_exported(found) and not cell.outputs and is_test(cell.source):

@@ -36,13 +36,20 @@
     }).then(() => place.classList.add('drawn'));
   }
   function name(place, layout) {
-    // what a screen reader says of the figure
+    // what a screen reader says of the figure: its title, its axes and what is drawn in it
+    const some = (texts, most) => {
+      const all = [...new Set(texts.filter(Boolean))];
+      return all.slice(0, most).join(', ') + (all.length > most ? ` and ${all.length - most} more` : '');
+    };
     const axes = Object.entries(layout)
       .filter(([k, a]) => /^[xy]axis/.test(k) && a.title && a.title.text)
       .map(([, a]) => a.title.text);
-    const title = (layout.title && layout.title.text) || `figure of ${[...new Set(axes)].join(' and ') || 'values'}`;
+    const title = (layout.title && layout.title.text) || 'Figure';
+    const panels = some((layout.annotations || []).map(a => a.text), 6);
+    const drawn = some(place.figure.data.map(d => d.name), 12);
+    const parts = [title, axes.length && `axes: ${some(axes, 6)}`, panels && `panels: ${panels}`, drawn && `drawn: ${drawn}`];
     place.setAttribute('role', 'img');
-    place.setAttribute('aria-label', title.replace(/<[^>]*>/g, ' ').trim());
+    place.setAttribute('aria-label', parts.filter(Boolean).join('; ').replace(/<[^>]*>/g, ' ').replace(/\s+/g, ' ').trim());
   }
   function narrowed(layout, width) {
     layout.margin = Object.assign({}, layout.margin, { l: 42, r: 12 });

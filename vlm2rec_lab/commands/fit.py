@@ -13,6 +13,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from ..base.columns import frame_text
 from ..base.errors import differing, suggestion
 from .names import loss_arguments, names, written
 from .parser import unlike
@@ -326,7 +327,7 @@ def interval_text(
     "The same for a terminal: the metrics one below the other."
     table = interval_table(found, base)
     blocks = (table[name].rename_axis(name, axis=1) for name in dict.fromkeys(table.columns.get_level_values(0)))
-    return '\n\n'.join(block.to_string() for block in blocks)
+    return '\n\n'.join(map(frame_text, blocks))
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #7f1a0007
 # baseline -> what it is, and what knows as much

@@ -10,7 +10,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from ..base.columns import frame_text, laid_out
 from ..base.errors import known
+from ..base.files import write_bytes
 from .names import listed, names
 from .open import check_source, column_options, columns_of
 from .parser import command, count, unlike
@@ -109,6 +111,12 @@ def _run_cells(o, out):
     print(f'{len(cells)} cells in {out}, {o.jobs} at a time; {o.command}', flush=True)
     return run_study(out, cells, o.jobs, progress=sys.stderr.isatty())
 
+# %% ../../nbs/11a_commands/05_studies.ipynb #e0079a7d
+def _in_columns(markdown):
+    "Tables in Markdown as tables of text that fit: files have the first, terminals the second."
+    tables = [[line[2:-2].split(' | ') for line in part.split('\n')] for part in markdown.split('\n\n') if part]
+    return '\n\n'.join('\n'.join(laid_out([head, *rows])) for head, _, *rows in tables)
+
 # %% ../../nbs/11a_commands/05_studies.ipynb #a7c10082
 def _shop_encoders(o, kinds):
     "{modality: encoder} of the options. Raises ImportError or FileNotFoundError with the remedy."
@@ -134,7 +142,7 @@ def _shop_study(o):
         say = partial(print, flush=True)
         how = dict(effort=o.effort, columns=columns, jobs=o.jobs, said=say)
         cells = run_shop(out, encoders, whole, o.remedies, o.conditions, o.seeds or 3, **how)
-    print(f'\n{shop_markdown(write_shop(cells, out, o.command))}')
+    print(f'\n{_in_columns(shop_markdown(write_shop(cells, out, o.command)))}')
     if choice := shop_choice(cells):
         print(f'\nsum or concat: {choice}')
     print(f'\nshop.csv and shop.md: {out}')
@@ -156,7 +164,7 @@ def study(
     if o.verify:
         return _verified(o, out)
     found = stored_cells(out) if o.table else _run_cells(o, out)
-    table = readable(write_study(found, out, o.command)).to_string(index=False)
+    table = frame_text(readable(write_study(found, out, o.command)), index=False, keys=2)
     print(f'\n{table}\n\ntable.csv and study.html: {out}')
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #92e7ecd8
@@ -206,17 +214,19 @@ def _other_rules(table, out):
 
     other = choose_rules(table).round(4)
     other.to_csv(out / 'rules.csv', index=False)
-    print(f'\nother thresholds, each varied alone:\n{other.to_string(index=False)}')
+    print(f'\nother thresholds, each varied alone:\n{frame_text(other, index=False)}')
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #c3e0fe05
-def _print_rates(table):
-    "The rates by users, and by expected hits with a reference and without, as Markdown."
+def _print_rates(table, file):
+    "The rates by users, and by expected hits with a reference and without; a file has them as Markdown."
     from vlm2rec_lab.diagnosis.calibrate import rates_table
 
-    print(f'\n{rates_table(table, "users", "users")}')
+    parts = [rates_table(table, 'users', 'users')]
     for kind, some in (('with a reference', table[table.reference]), ('without a reference', table[~table.reference])):
         if len(some):
-            print(f'\n{rates_table(some, "hits", f"expected hits, {kind}")}')
+            parts.append(rates_table(some, 'hits', f'expected hits, {kind}'))
+    write_bytes(file, ('\n\n'.join(parts) + '\n').encode())
+    print(*(f'\n{_in_columns(part)}' for part in parts), sep='\n')
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #9b530003
 def _calibrate_memory(o):
@@ -239,12 +249,12 @@ def _calibrate_memory(o):
     file = out / f'memory-{o.half}.csv.gz'
     table.to_csv(file, index=False)
     for asked in ASKED:
-        print(f'\n{memory_table(table, asked)}')
+        print(f'\n{_in_columns(memory_table(table, asked))}')
     print(f'\nall cases: {file}')
     if o.half == 'set':
         limits = choose_limits(table).round(4)
         limits.to_csv(out / 'limits.csv', index=False)
-        print(f'\nother thresholds, each varied alone:\n{limits.to_string(index=False)}')
+        print(f'\nother thresholds, each varied alone:\n{frame_text(limits, index=False)}')
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #c6cd67ed
 @command('how often the verdicts of `report` are right, on settings whose truth is known', _calibrate_options)
@@ -266,8 +276,9 @@ def calibrate(
     table = run_calibration(o.out, chosen, sizes, o.seed, o.jobs, varied=varied, progress=bar, make=trained_vectors)
     file = Path(o.out) / f'{o.half}.csv.gz'
     table.drop(columns='other').to_csv(file, index=False)
-    _print_rates(table)
-    print(f'\nnot what is true:\n{errors(table).to_string(index=False)}')
-    print(f'\nall cases: {file}')
+    _print_rates(table, Path(o.out) / f'{o.half}.md')
+    wrong = errors(table)
+    print(f'\nnot what is true:{chr(10) + frame_text(wrong, index=False) if len(wrong) else " none"}')
+    print(f'\nall cases: {file}; the rates as Markdown: {o.half}.md beside it')
     if o.half == 'set':
         _other_rules(table, Path(o.out))

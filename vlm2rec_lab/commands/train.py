@@ -275,20 +275,26 @@ def _expected(plan, embedder, split, losses):
     except (ValueError, RuntimeError) as e:
         return f'no estimate: {e}'
 
+# %% ../../nbs/11a_commands/04_train.ipynb #fc094ddd
+def _ndcg_said(metrics, views):
+    "NDCG@10 of some views with their intervals, in words."
+    ends = {v: metrics.interval(v, 'NDCG@10') for v in views}
+    return ', '.join(f'{v} {metrics[v]["NDCG@10"]:.4f} [{low:.3f}, {high:.3f}]' for v, (low, high) in ends.items())
+
 # %% ../../nbs/11a_commands/04_train.ipynb #630fb587
 def _ceiling(plan, model, split, out, how):
     "Vectors of experts, one modality each, to hold the others against; for `reference=`."
     experts = _load(plan, model, split.catalogue, how['accelerator'], apart=True)
     found = fit(experts, split, {'experts': {}}, out=out and out / 'ceiling', **how | {'fuse': 'concat'})['experts']
-    alone = ', '.join(f'{m} {found["metrics"][m]["NDCG@10"]:.4f}' for m in split.catalogue.modalities)
+    alone = _ndcg_said(found['metrics'], split.catalogue.modalities)
     print(f'\nceiling: experts of one modality each, NDCG@10 alone: {alone}', flush=True)
     return {k: found['vectors'][k] for k in ('items', 'sequences')}
 
 # %% ../../nbs/11a_commands/04_train.ipynb #c0a17f01
 def _control_of(name, found):
     "Say what a training on exchanged contents reached; its vectors, for `control=`."
-    reached = ', '.join(f'{v} {x["NDCG@10"]:.4f}' for v, x in found['metrics'].items())
-    print(f'\ncontrol of {name}: contents exchanged between items, NDCG@10: {reached}', flush=True)
+    said = _ndcg_said(found['metrics'], found['metrics'])
+    print(f'\ncontrol of {name}: contents exchanged between items, NDCG@10: {said}', flush=True)
     return {k: found['vectors'][k] for k in ('items', 'sequences')}
 
 # %% ../../nbs/11a_commands/04_train.ipynb #e1401dae

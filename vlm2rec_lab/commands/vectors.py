@@ -6,9 +6,11 @@
 __all__ = ['REFERENCE', 'check_vectors', 'given_vectors', 'evaluate', 'report', 'downstream', 'bench']
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #6b7bb1ce
+import shlex
 import sys
 from pathlib import Path
 
+from ..base.columns import frame_text
 from ..base.errors import DataError, known
 from .names import listed, names
 from vlm2rec_lab.commands.open import (
@@ -87,6 +89,9 @@ def evaluate(
 
     vectors, _ = given_vectors(o.vectors, o.items, o.sequences)
     print(evaluate(**vectors, fuse=o.fuse, k=tuple(o.k), seed=o.seed), o.command, sep='\n')
+    told = [f'--{k} {shlex.quote(str(v))}' for k in ('items', 'sequences') if (v := getattr(o, k))]
+    file = [shlex.quote(str(o.vectors))] if o.vectors else []
+    print('-> which modality it rests on:', *['vlm2rec', 'report', *file, *told])
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #efa81cce
 def _report_options(add):
@@ -222,13 +227,13 @@ def downstream(
 ):
     "`vlm2rec downstream`: SASRec begun with random ids and with item vectors of several sources."
     _check_downstream(o)
-    from vlm2rec_lab.recommenders.downstream import Tuning, downstream_runs, write_downstream
+    from vlm2rec_lab.recommenders.downstream import Tuning, downstream_runs, with_spread, write_downstream
 
     tasks = _task_maker(o)
     how = dict(tuning=Tuning(steps=o.steps), model=o.model, folder=o.out, epochs=o.epochs, patience=o.patience)
     runs = downstream_runs(tasks, o.sources, o.seeds, o.how, progress=sys.stderr.isatty(), **how)
     name = tasks(o.seeds[0], 50).name
-    table = write_downstream(runs, o.out, name, o.command).round(4).to_string(index=False)
+    table = frame_text(with_spread(write_downstream(runs, o.out, name, o.command)), index=False, keys=2)
     print(name, table, f'runs.csv, table.csv and downstream.html: {o.out}', o.command, sep='\n')
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #6569e3b5

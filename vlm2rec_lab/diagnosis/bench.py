@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
+from ..base.columns import frame_text
 from ..base.files import write_bytes
 from . import decision, evidence, inputs, measure, report
 
@@ -175,7 +176,7 @@ class Costs:
     verdict: str  # of the report
 
     def __repr__(self):
-        return '\n'.join([_shown(self.frame).to_string(), *_below(self)])
+        return '\n'.join([frame_text(_shown(self.frame)), *_below(self)])
 
     def _repr_html_(self):
         return _shown(self.frame).to_html() + ''.join(f'<p><small>{escape(x)}</small></p>' for x in _below(self))

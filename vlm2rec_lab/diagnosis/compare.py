@@ -13,6 +13,7 @@ from html import escape
 import numpy as np
 from fastcore.basics import patch
 
+from ..base.columns import laid_out
 from .headline import by_how_much, clear, in_words_of, remedy, zero_said
 from vlm2rec_lab.diagnosis.pages import (
     SECTIONS,
@@ -134,6 +135,20 @@ def _to_repair(pair):
     hurt = [d for d in ds if severity(d['modalities']) >= VERDICTS['under-used']]
     return in_words_of(hurt[0].get('called', ''), remedy(hurt[0].get('run', {}))) if hurt else ''
 
+# %% ../../nbs/04_diagnosis/09_compare.ipynb #7365d858
+def _called(pair):
+    "The command that asked, '' for Python."
+    return next(iter(pair.reports.values())).data.get('called', '')
+
+# %% ../../nbs/04_diagnosis/09_compare.ipynb #1c39d94f
+def _go_on(name, data):
+    "What to do with the run that helps, as it is typed where a command trained it."
+    typed = {'train': f' (--losses {name})', 'demo': f' (vlm2rec train --losses {name})'}.get(data.get('called'), '')
+    if typed and name == 'per-modality' and data['called'] == 'demo':
+        typed = f'{typed[:-1]} --weight 3 --fuse concat --apart)'
+    others = ' (another --seed, with --users)' if typed else ''
+    return f'Go on with {name}{typed}, and settle it on other users than these{others}.'
+
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #7e20a00b
 def _pair_action(pair):
     "One thing to do."
@@ -145,12 +160,12 @@ def _pair_action(pair):
     if helps:
         hurt = {n: severity(pair.reports[n].data['modalities']) for n in helps}
         best = max(helps, key=lambda n: (helps[n], -hurt[n]))
-        return f'Go on with {best}, and settle it on other users than these.'
+        return _go_on(best, pair.reports[best].data)
     trades = [n for n, (up, down) in score.items() if up]
     if trades:
         return f'{trades[0]} is a trade: decide what counts more, the fused ranking or a modality.'
     if not any(down for _, down in score.values()):
-        return 'Bring more users: nothing here is clear of zero.'
+        return in_words_of(_called(pair), 'Bring more users: nothing here is clear of zero.')
     return f'Keep {first}.'
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #7e20a00c
@@ -206,10 +221,8 @@ def _headline_lines(pair):
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #163b3514
 def _pair_text(pair):
     "Verdicts and NDCG of several reports in columns."
-    table = {'': list(pair.reports)} | _columns(pair)
-    left = max(map(len, table))
-    wide = max(len(cell) for cells in table.values() for cell in cells)
-    lines = [f'{head:{left}}  ' + '  '.join(f'{c:{wide}}' for c in cells).rstrip() for head, cells in table.items()]
+    rows = [['', *pair.reports], *([head, *cells] for head, cells in _columns(pair).items())]
+    lines = laid_out(rows, align='<')
     note = '(in brackets: paired difference to the first report; better and worse where it is clear of zero)'
     return '\n'.join([*_headline_lines(pair), *lines, note])
 

@@ -17,17 +17,25 @@ def _score(e):
     "A score without its interval."
     return 'n/a' if e is None or e['value'] is None else f'{e["value"]:.3f}'
 
+# %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #b77216e2
+def _score_and_ends(e):
+    "A score with its interval, where it has one."
+    known = e is not None and e['value'] is not None and e.get('low') is not None
+    return f'{e["value"]:.3f} [{e["low"]:.3f}, {e["high"]:.3f}]' if known else _score(e)
+
 # %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #0cd59bd9
 def missing_rows(
     found,  # of `missing_curve`
+    say=None,  # function of a figure -> str; None: the value alone
 ):  # -> list of lists of str: the heading, then a row per modality, and per modality of the reference
     "The fused score when contents are missing, as a table."
+    say = say or _score
     rows = [['missing', *(f'{100 * s:.0f} %' for s in found['shares']), 'one modality per item']]
     for key, name in (('ndcg', ''), ('reference_ndcg', ', reference')):
-        one = _score((found['one_each'] or {}).get(key))
+        one = say((found['one_each'] or {}).get(key))
         for m, xs in found['curve'].items():
             if key in xs[0]:
-                rows.append([m + name, *(_score(x[key]) for x in xs), one])
+                rows.append([m + name, *(say(x[key]) for x in xs), one])
                 one = ''  # it is the same for all modalities
     return rows if found['one_each'] else [row[:-1] for row in rows]
 
@@ -85,7 +93,7 @@ def missing_text(
     found = d.get('missing')
     if not found:
         return []
-    rows, said = missing_rows(found), missing_said(found)
+    rows, said = missing_rows(found, _score_and_ends), missing_said(found)
     lead = [f'  {said}'] if said else []
     return ['', *lead, *text_table(rows), f'  {missing_note(found)}', *(f'  {x}' for x in two_answers(d))]
 

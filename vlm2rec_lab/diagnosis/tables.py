@@ -9,6 +9,8 @@ __all__ = ['OPTION', 'table', 'flagged', 'safe', 'markdown_table', 'text_table']
 import re
 from html import escape
 
+from ..base.columns import laid_out, table_width
+
 # %% ../../nbs/04_diagnosis/03a_tables.ipynb #2a96dcff
 def table(
     heads,  # HTML of the headings
@@ -54,6 +56,5 @@ def markdown_table(
 def text_table(
     rows,  # lists of str, the first of them the headings
 ):  # -> list of lines
-    "A table in columns, moved in by two places."
-    wide = [max(map(len, column)) for column in zip(*rows)]
-    return ['  ' + '  '.join(f'{c:{w}}' for c, w in zip(row, wide)).rstrip() for row in rows]
+    "A table in columns, moved in by two places, and continued below where it is too wide."
+    return [f'  {line}'.rstrip() for line in laid_out(rows, table_width() - 2, align='<')]

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
+from ..base.columns import frame_text
 from .family import context_size
 from .pieces import assemble, plan_sizes
 
@@ -169,7 +170,7 @@ def _title(self: Budget):
 @patch
 def __repr__(self: Budget):
     notes = (f'  note: {n}' for n in self.notes)
-    return '\n'.join([f'prompt {self._title()}', self.table.to_string(), *notes])
+    return '\n'.join([f'prompt {self._title()}', frame_text(self.table), *notes])
 
 # %% ../../nbs/02_model/06_prompts.ipynb #f6659697
 @patch

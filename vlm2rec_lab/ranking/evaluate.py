@@ -18,6 +18,7 @@ from html import escape
 import numpy as np
 from fastcore.basics import patch
 
+from ..base.columns import laid_out
 from ..base.errors import suggestion
 from .candidates import given_negatives, sample_negatives, seen_items, target_sets
 from .fusions import FUSIONS, fuse_vectors
@@ -221,12 +222,10 @@ def _with_ends(self: Metrics, view):  # -> [(figure, interval)] as text, a pair 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #5e7a0001
 @patch
 def __repr__(self: Metrics):
-    import pandas as pd
-
-    rows = [(name, row) for v in self for name, row in zip((v, ''), zip(*self._with_ends(v)))]
-    rows.append(('chance', [f'{x:.4f}' for x in self.chance.values()]))
-    names, cells = zip(*rows)
-    return f'{pd.DataFrame(cells, names, list(self.chance)).to_string()}\n{self.protocol}'
+    rows = [['', *self.chance]]
+    rows += [[name, *row] for v in self for name, row in zip((v, ''), zip(*self._with_ends(v)))]
+    rows.append(['chance', *(f'{x:.4f}' for x in self.chance.values())])
+    return '\n'.join([*laid_out(rows), self.protocol])
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #50b96916
 @patch

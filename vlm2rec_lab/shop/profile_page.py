@@ -10,6 +10,7 @@ __all__ = ['profile_lines', 'verdict', 'profile_text', 'profile_markdown', 'prof
 from html import escape
 
 from ..base.charts import bars_svg, charts_css, curve_svg, number, percent
+from ..base.columns import laid_out, table_width
 from ..base.errors import counted, few
 from ..base.theme import DARK, LIGHT, asset, themed
 from .profile_figures import counted_in, date_of, in_words
@@ -114,10 +115,9 @@ def profile_text(
     d,  # dictionary of a profile
 ):  # -> text for a terminal
     "Lines, findings and protocol as plain text."
-    lines = profile_lines(d)
-    a, b = (max(len(x[k]) for x in lines) for k in (0, 1))
+    lines = laid_out(profile_lines(d), table_width() - 2, align='<><', fold=True)
     out = [f"profile of '{d['name']}': {verdict(d)}", '']
-    out += [f'  {label:{a}}  {figure:>{b}}  {remark}' for label, figure, remark in lines] + ['']
+    out += [*(f'  {line}' for line in lines), '']
     for x in d['findings']:
         out.append(f'  {x["severity"].upper()}: {x["sentence"]} {_such(x["ids"])}'.rstrip())
         out.append(f'    -> {x["remedy"]}')

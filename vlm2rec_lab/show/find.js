@@ -32,8 +32,60 @@ class Values {
   }
 }
 
-// One field of a CSV file.
-const csvField = v => (/[",\n\r]/.test(v) ? `"${v.replaceAll('"', '""')}"` : v)
+// What a spreadsheet takes for a formula, and what is a number; as in base/cells.py, which undoes the guard.
+const FORMULA = /^(?:['\s]*[=+\-@\uff1d\uff0b\uff0d\uff20]|'*[\t\r\n])/
+const PLAIN = /^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$/
+
+// One field of a CSV file; a text that a spreadsheet would compute has an apostrophe in front.
+function csvField(v) {
+  const safe = FORMULA.test(v) && !PLAIN.test(v) ? `'${v}` : v
+  return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe
+}
+
+// A selection as a short text: the gaps between its places where it is small, else a bit for every product.
+function packed(chosen, n) {
+  const out = []
+  let last = -1
+  for (const i of chosen) {
+    let gap = i - last - 1
+    for (; gap > 127; gap >>>= 7) out.push((gap & 127) | 128)
+    out.push(gap)
+    last = i
+  }
+  if (out.length <= n / 8) return 'g' + coded(Uint8Array.from(out))
+  const bits = new Uint8Array(Math.ceil(n / 8))
+  for (const i of chosen) bits[i >> 3] |= 1 << (i & 7)
+  return 'b' + coded(bits)
+}
+// The mask of n products that such a text names; whatever lies outside is left out.
+function unpacked(text, n) {
+  const mask = new Uint8Array(n)
+  const found = decoded(text.slice(1))
+  if (text[0] === 'b') {
+    for (let i = 0; i < Math.min(n, found.length * 8); i++) mask[i] = (found[i >> 3] >> (i & 7)) & 1
+    return mask
+  }
+  let [at, gap, shift] = [-1, 0, 0]
+  for (const b of found) {
+    gap += (b & 127) * 2 ** shift
+    shift += 7
+    if (b > 127) continue
+    at += gap + 1
+    if (at >= n) break
+    mask[at] = 1
+    gap = shift = 0
+  }
+  return mask
+}
+// Bytes as text for an address, and back; what is no such text throws.
+function coded(found) {
+  let plain = ''
+  for (let k = 0; k < found.length; k += 8192) plain += String.fromCharCode(...found.subarray(k, k + 8192))
+  return btoa(plain).replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '')
+}
+function decoded(text) {
+  return Uint8Array.from(atob(text.replaceAll('-', '+').replaceAll('_', '/')), c => c.charCodeAt(0))
+}
 
 // Give a file to the reader.
 function save(blob, name) {
@@ -45,6 +97,7 @@ function save(blob, name) {
 }
 
 class Finder {
+  static most = 48000 // characters of a selection in an address: some browsers keep no more than 80,000 in all
   // `view`: {root, meta, src, values, st, panels, titles(), ids(), pictures, select, paint, pin, say, state, restore}
   constructor(view) {
     this.view = view
@@ -303,8 +356,7 @@ class Finder {
   // What a link restores, as the part of an address behind '#'.
   hash() {
     const text = JSON.stringify({...this.view.state(), find: this.search.value, filters: this.asked()})
-    const code = btoa(String.fromCharCode(...new TextEncoder().encode(text)))
-    return `${this.view.link}=${code.replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '')}`
+    return `${this.view.link}=${coded(new TextEncoder().encode(text))}`
   }
   link(button) {
     const hash = '#' + this.hash()
@@ -314,6 +366,10 @@ class Finder {
       // a page inside another may not change its address
     }
     copy(location.href.split('#')[0] + hash, button)
+    const left = this.view.state().left
+    if (!left) return
+    const why = `${word(left)} products do not fit in an address`
+    this.view.say(`The link restores all but the selection: ${why}. Take them along with Copy as CSV.`)
   }
   // Restore what the address asks for; whatever is no link of this view is left alone.
   restore() {
@@ -321,13 +377,16 @@ class Finder {
     if (!this.view.link || name !== this.view.link || !code) return
     let asked
     try {
-      const plain = atob(code.replaceAll('-', '+').replaceAll('_', '/'))
-      asked = JSON.parse(new TextDecoder().decode(Uint8Array.from(plain, c => c.charCodeAt(0))))
+      asked = JSON.parse(new TextDecoder().decode(decoded(code)))
+      if (typeof asked.chosen === 'string') asked.mask = unpacked(asked.chosen, this.view.meta.n)
     } catch {
       this.view.say('This link is damaged: the view is shown from the start.')
       return
     }
     this.view.restore(asked)
+    if (Number.isInteger(asked.left) && asked.left > 0) {
+      this.view.say(`The link came without its selection of ${word(asked.left)} products: it was too long.`)
+    }
     this.ask(asked.find, asked.filters)
   }
 }

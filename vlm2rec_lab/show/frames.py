@@ -13,9 +13,9 @@ from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..base.errors import DataError, known
-from ..base.theme import LIGHT
+from ..base.theme import DARK, LIGHT
 from ..diagnosis.geometry import effective_rank, mean_cosine
-from .drawing import _add_columns, _drawing, _legend, _shortened, _tints, _unit_spaces
+from .drawing import _add_columns, _drawing, _legend, _let_through, _shortened, _tints, _unit_spaces
 from .figures import _left_out, _pca, _shared
 
 # %% ../../nbs/05_show/02c_frames.ipynb #9325e5dc
@@ -121,44 +121,46 @@ def _shown_frames(total, most=6):  # -> list of frame numbers
     return list(range(total)) if total <= most else np.linspace(0, total - 1, most).round().astype(int).tolist()
 
 # %% ../../nbs/05_show/02c_frames.ipynb #18dfcfe5
-def _draw_frame(pen, xy, colours, left, top, side):  # places [items, 2] in [0, 1]
+def _draw_frame(pen, xy, colours, left, top, side, theme=LIGHT):  # places [items, 2] in [0, 1]
     "One frame of one space."
-    pen.rectangle((left, top, left + side, top + side), outline=LIGHT['line'], width=2)
+    pen.rectangle((left, top, left + side, top + side), outline=theme['line'], width=2)
     place = xy * [1, -1] * side * 0.92 + [left + 0.04 * side, top + 0.96 * side]
     for (x, y), tint in zip(place, colours):
         pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=tint)
 
 # %% ../../nbs/05_show/02c_frames.ipynb #8453027f
-def _draw_film(drawing, side=300, most=2000):  # Drawing -> PIL image
+def _draw_film(drawing, dark=False, side=300, most=2000):  # Drawing -> PIL image
     "Small multiples: a row for each space, a column for each checkpoint, and the figures under each."
-    meta, film = drawing.meta, drawing.meta['film']
+    meta, film, theme = drawing.meta, drawing.meta['film'], DARK if dark else LIGHT
     xy = np.frombuffer(drawing.blobs['film'], np.uint16).reshape(len(film['frames']), len(meta['spaces']), -1, 2)
     columns, below = _shown_frames(len(film['frames'])), 24 * len(film['figures']) + 22
     size = (len(columns) * (side + 24) + 24, len(meta['spaces']) * (side + below + 44) + 84)
-    img = Image.new('RGB', size, LIGHT['bg'])
+    img = Image.new('RGB', size, theme['bg'])
     pen, big, small = ImageDraw.Draw(img), ImageFont.load_default(20), ImageFont.load_default(18)
     few = np.random.default_rng(0).permutation(xy.shape[2])[:most]
-    tints, code = _film_colours(drawing)
+    tints, code = _film_colours(drawing, dark)
+    few = few[np.argsort(-code[few].astype(int), kind='stable')]  # the first values lie on top
+    points = _let_through(tints, dark, xy.shape[2])
     for c, frame in enumerate(columns):
         left = 24 + c * (side + 24)
         for r, name in enumerate(meta['spaces']):
             top = 40 + r * (side + below + 44)
             head = _shortened(pen, f'{name}, {film["frames"][frame]}', '', big, small, side)
-            pen.text((left, top - 28), head, LIGHT['ink'], big)
-            _draw_frame(pen, xy[frame, r, few] / 65535, [tints[x] for x in code[few]], left, top, side)
+            pen.text((left, top - 28), head, theme['ink'], big)
+            _draw_frame(pen, xy[frame, r, few] / 65535, [points[x] for x in code[few]], left, top, side, theme)
             for k, figure in enumerate(film['figures']):
-                pen.text((left, top + side + 6 + 24 * k), _said(figure, frame, r), LIGHT['soft'], small)
-    if meta['column'] >= 0 and meta['columns'][meta['column']]['kind'] == 'words':
-        _legend(img, pen, meta['columns'][meta['column']], tints)
+                pen.text((left, top + side + 6 + 24 * k), _said(figure, frame, r), theme['soft'], small)
+    if meta['column'] >= 0:
+        _legend(img, pen, meta['columns'][meta['column']], tints, theme)
     return img
 
 # %% ../../nbs/05_show/02c_frames.ipynb #28c526d8
-def _film_colours(drawing):  # Drawing -> colours by code, code [items]
+def _film_colours(drawing, dark=False):  # Drawing -> colours by code, code [items]
     "The colours of the still picture."
     column = drawing.meta['column']
     if column < 0:
-        return _tints(None), np.zeros(drawing.meta['n'], np.uint8)
-    return _tints(drawing.meta['columns'][column]), np.frombuffer(drawing.blobs[f'column{column}'], np.uint8)
+        return _tints(None, dark), np.zeros(drawing.meta['n'], np.uint8)
+    return _tints(drawing.meta['columns'][column], dark), np.frombuffer(drawing.blobs[f'column{column}'], np.uint8)
 
 # %% ../../nbs/05_show/02c_frames.ipynb #337f56dc
 def _film_note(n, shared, left_out, models):  # -> str

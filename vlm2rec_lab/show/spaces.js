@@ -256,11 +256,15 @@ function spaces(root, src) {
     live,
     tip,
   )
-  // What a link restores; a selection of very many products would not fit in an address.
+  // What a link restores. A selection that does not fit in an address is left out, and `left` says how large it is.
   function state() {
-    const chosen = st.count <= 2000 ? [...st.mask.keys()].filter(i => st.mask[i]) : []
+    const whole = packed(
+      [...st.mask.keys()].filter(i => st.mask[i]),
+      n,
+    )
+    const [chosen, left] = whole.length <= Finder.most ? [whole, 0] : ['', st.count]
     const views = panels.map(p => [p.view.k, p.view.x, p.view.y].map(v => Math.round(v * 1e4) / 1e4))
-    return {map: st.method, colour: st.column, lit: st.lit, pin: st.pin, frame: film?.now, views, chosen}
+    return {map: st.method, colour: st.column, lit: st.lit, pin: st.pin, frame: film?.now, views, chosen, left}
   }
   // Show what a link asks for, as far as it fits this view.
   function restore(asked) {
@@ -277,7 +281,7 @@ function spaces(root, src) {
     })
     lay()
     if (film) film.go(place(asked.frame, film.frames.length))
-    const mask = new Uint8Array(n)
+    const mask = asked.mask || new Uint8Array(n)
     for (const i of Array.isArray(asked.chosen) ? asked.chosen : []) if (place(i, n) >= 0) mask[i] = 1
     select(mask)
     pin(place(asked.pin, n))

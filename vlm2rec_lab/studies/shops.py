@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..base.cells import csv_bytes
 from ..base.errors import DataError, differing, known
 from ..base.files import sole_writer, write_bytes
 from ..base.ragged import is_member
@@ -480,7 +481,7 @@ def write_shop(
 ):  # -> DataFrame
     "Write shop.csv and shop.md; the table."
     table = shop_table(cells)
-    write_bytes(Path(out) / 'shop.csv', table.round(5).to_csv(index=False).encode())
+    write_bytes(Path(out) / 'shop.csv', csv_bytes(table.round(5)))
     said = columns_said(cells[0].get('columns'))
     about = (
         f'{cells[0]["data"]}{said and f" ({said})"}. NDCG@10 by full ranking, items bought before left out, test '

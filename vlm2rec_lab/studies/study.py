@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..base.cells import csv_bytes
 from ..base.errors import known
 from ..base.files import write_bytes
 from ..base.theme import figures_html
@@ -172,7 +173,7 @@ def write_study(
     from vlm2rec_lab.diagnosis.pages import page
 
     table = study_table(label_cells(cells))
-    write_bytes(Path(out) / 'table.csv', table.round(5).to_csv(index=False).encode())
+    write_bytes(Path(out) / 'table.csv', csv_bytes(table.round(5)))
     about = (
         'Means over seeds, full ranking of the products not bought before, targets of customers that nothing was '
         'trained or chosen on. Gain: fused NDCG@10 over SFT on the same customers, bootstrapped over seeds and '

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch.overrides import TorchFunctionMode
 
+from ..base.columns import frame_text
 from ..base.errors import DataError, known
 from ..model.families import empty_model, lora_targets, naming, not_there, read_note, read_object
 from ..model.family import hidden_size, language_model
@@ -428,7 +429,7 @@ def __repr__(self: ModelEstimate):
         f'{self.name}: {_heading(self.sizes)}\n'
         f'{r.batch} rows, histories of {r.history}, modalities: {kinds}; at most {self.tokens:,} tokens a step\n'
         f'expected: {self.memory / 1e9:.3g} GB of memory ({parts}) beside about {LIBRARIES / 1e9:.0f} of the '
-        f'libraries; measured on one kind of card, and nothing was loaded or run for it\n\n{self.ways()}'
+        f'libraries; measured on one kind of card, and nothing was loaded or run for it\n\n{frame_text(self.ways())}'
     )
 
 # %% ../../nbs/02_training/07a_sizes.ipynb #e57c003c
