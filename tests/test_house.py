@@ -235,8 +235,9 @@ def test_readme_is_in_step():
 def test_readme_links_lead_somewhere():
     links = [x for x in re.findall(r'\]\(([^)]+)\)', (ROOT / 'README.md').read_text()) if '://' not in x]
     assert len(links) > 10
-    assert not [x for x in links if not (ROOT / x.split('#')[0]).exists()], 'a link of the README leads nowhere'
-    lost = [x for x in links if '#' in x and x.split('#')[1] not in headings(ROOT / x.split('#')[0])]
+    pages = {x: ROOT / (x.split('#')[0] or 'README.md') for x in links}
+    assert not [x for x, page in pages.items() if not page.exists()], 'a link of the README leads nowhere'
+    lost = [x for x, page in pages.items() if '#' in x and x.split('#')[1] not in headings(page)]
     assert not lost, 'a link of the README leads to a heading that is not there'
 
 
