@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from vlm2rec_lab.studies.shops import (
     shop_cell,
     shop_choice,
     shop_table,
+    stored_shop,
     without_items,
     world_of,
 )
@@ -146,6 +148,45 @@ def test_stored_cells_are_of_these_data_and_encoders(studio, encoders, tmp_path)
         run_shop(tmp_path, encoders, studio, worlds=['smal'])
 
 
+class OnlyHere(HashedWords):
+    "Encodes in the process that made it, and nowhere else."
+
+    def __init__(self):
+        super().__init__()
+        self.home = os.getpid()
+
+    def vectors(self, contents, **more):
+        assert os.getpid() == self.home, 'encoded a second time'
+        return super().vectors(contents, **more)
+
+
+@pytest.mark.processes
+def test_cells_made_side_by_side_are_the_same_and_encode_nothing_twice(studio, tmp_path):
+    encoders = dict(text=OnlyHere(), image=Colours())
+    how = dict(remedies=['sft', 'wpcl'], worlds=['small', 'exchanged'], seeds=1, effort=0.2)
+    told = []
+    many = run_shop(tmp_path / 'many', encoders, studio, **how, jobs=3, said=told.append)
+    one = run_shop(tmp_path / 'one', encoders, studio, **how)
+    assert len(told) == 4 and [{**c, 'seconds': 0} for c in many] == [{**c, 'seconds': 0} for c in one]
+
+
+def test_heads_of_a_rank_are_cells_of_their_own(studio, encoders, tmp_path):
+    how = dict(remedies=['sft', 'per-modality, concat'], worlds=['warm'], seeds=1, effort=0.2, ranks=(2, None))
+    cells = run_shop(tmp_path, encoders, studio, **how)
+    assert [c.get('rank') for c in cells] == [2, None, 2, None]
+    assert cells[0]['figures'] != cells[1]['figures']
+    assert (tmp_path / 'warm--sft+rank 2--0.json').exists() and (tmp_path / 'warm--sft--0.json').exists()
+    assert [c['kept'] for c in stored_shop(tmp_path)] == [c['kept'] for c in cells]
+    table = shop_table(cells)
+    fused = table[(table.condition == 'all') & (table['view'] == 'fused')].set_index('remedy')
+    assert list(fused.index) == ['sft, rank 2', 'sft', 'per-modality, concat, rank 2', 'per-modality, concat']
+    for end in (', rank 2', ''):  # each is held against SFT of the same rank
+        base, other = (fused.value[f'{name}{end}'] for name in how['remedies'])
+        assert fused.gain[f'per-modality, concat{end}'] == pytest.approx(other / base - 1)
+    both = [c for c in cells if not c.get('rank')]
+    assert repr(shop_choice(cells)) == repr(shop_choice(both))
+
+
 def cell_of(remedy, seed, gains, condition='all'):
     return dict(remedy=remedy, seed=seed, world='warm', data='toy', figures={condition: {'fused': gains}})
 
@@ -240,6 +281,8 @@ def test_the_command_runs_and_goes_on(folder, encoders, monkeypatch, tmp_path, c
         (['--data', '.', '--conditions', 'wram'], "did you mean 'warm'"),
         (['--data', '.', '--effort', '0'], '--effort 0'),
         (['--data', '.', '--verify', '1'], '--verify is not for'),
+        (['--data', '.', '--ranks', '4', 'nought'], '--ranks nought: a whole number above 0, or full'),
+        (['--data', '.', '--ranks', '0'], '--ranks 0: '),
     ],
 )
 def test_what_the_command_refuses(args, said, capsys):

@@ -43,12 +43,22 @@ def _study_options(add):
     model = "of the part shop: 'real' (default), the packaged encoders, or the folder of a saved pair"
     add('--model', metavar='MODEL', help=model)
     add('--effort', type=float, default=1.0, metavar='X', help='of the part shop: share of the epochs (default: 1)')
+    ranks = 'of the part shop: ranks of the heads, each with every remedy; full for no bound (default: full)'
+    add('--ranks', nargs='+', default=['full'], metavar='N', help=ranks)
     add('--jobs', type=count, default=2, metavar='N', help='cells at a time, one thread each (default: 2)')
     add('--out', default='runs/study', metavar='DIR', help='where the cells are kept (default: runs/study)')
     table = 'run nothing: write the table and the page from the cells that are there'
     add('--table', action='store_true', help=table)
     verify = 'run N of the stored cells again and compare every digit'
     add('--verify', type=count, metavar='N', help=verify)
+
+# %% ../../nbs/11a_commands/05_studies.ipynb #5e1a0d05
+def _ranks(o):
+    "--ranks as numbers, None for full. Raises ValueError for anything else."
+    wrong = [r for r in o.ranks if r != 'full' and not (r.isascii() and r.isdigit() and int(r) > 0)]
+    if wrong:
+        raise ValueError(f'--ranks {wrong[0]}: a whole number above 0, or full')
+    return [None if r == 'full' else int(r) for r in dict.fromkeys(o.ranks)]
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #a7c10081
 def _check_shop(o):
@@ -57,6 +67,7 @@ def _check_shop(o):
         known(r, names('shop remedies'), 'remedy for a shop', ', --remedies')
     for c in o.conditions or ():
         known(c, names('worlds'), 'world of a shop', ', --conditions')
+    _ranks(o)
     if o.data is None:
         raise ValueError('--part shop trains on a shop of your own: give --data FOLDER')
     if o.verify:
@@ -77,6 +88,8 @@ def _check_study(o):
         return _check_shop(o)
     if o.model is not None:
         raise ValueError('--model is for --part shop: leave it out')
+    if o.ranks != ['full']:
+        raise ValueError('--ranks is for --part shop: leave it out')
     for c in o.conditions or ():
         known(c, names('conditions'), 'condition')
     for r in o.remedies or ():
@@ -140,7 +153,7 @@ def _shop_study(o):
         print(f'{whole}\ncells, vectors and tables: {out}; {o.command}', flush=True)
         encoders = _shop_encoders(o, whole.catalogue.kinds)
         say = partial(print, flush=True)
-        how = dict(effort=o.effort, columns=columns, jobs=o.jobs, said=say)
+        how = dict(effort=o.effort, columns=columns, ranks=_ranks(o), jobs=o.jobs, said=say)
         cells = run_shop(out, encoders, whole, o.remedies, o.conditions, o.seeds or 3, **how)
     print(f'\n{_in_columns(shop_markdown(write_shop(cells, out, o.command)))}')
     if choice := shop_choice(cells):

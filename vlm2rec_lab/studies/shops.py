@@ -236,6 +236,7 @@ def shop_cell(
     *,
     store=None,  # folder that keeps the encoders' vectors
     dims=64,  # of the heads
+    rank=None,  # of the heads: how much they can learn; None: full
     draws=3,  # of the items that lose something
     effort=1.0,  # of the remedy's epochs, for a quick look
     device='cpu',  # of the heads: the last digits of a training are its device's own
@@ -249,7 +250,7 @@ def shop_cell(
         warnings.simplefilter('ignore', UserWarning)  # of items without content: that is the point here
         split, cold = world_of(dataset, world, how.history, seed)
         used = {m: encoders[m] for m in split.catalogue.modalities}
-        embedder = PairEmbedder(used, dims=dims, sequence=how.sequence, seed=seed, device=device)
+        embedder = PairEmbedder(used, dims=dims, rank=rank, sequence=how.sequence, seed=seed, device=device)
         embedder.bank(split.catalogue, False, store)
         kept = _trained(embedder, split, how, seed, effort)
         found = _figures(embedder, split, world, how.fuse, cold, draws, seed)
@@ -258,14 +259,20 @@ def shop_cell(
     said = dict(remedy=remedy, world=world, seed=seed, data=dataset.name, rows=split.fingerprint[:16], effort=effort)
     marks = {m: e.mark[:16] for m, e in used.items()}
     said |= dict(columns=columns) if columns else {}
+    said |= dict(rank=rank) if rank else {}
     said |= dict(device=str(device)) if str(device) != 'cpu' else {}
     said |= dict(contents={m: mark[:16] for m, mark in dataset.catalogue.marks().items()})
     return said | dict(encoders=marks, kept=kept, figures=found, seconds=round(time.process_time() - start, 1))
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c2001b
-def _file(remedy, world, seed):
+def _called(remedy, rank=None):
+    "'sft, rank 4': a remedy, with the rank of its heads where that is not full."
+    return f'{remedy}, rank {rank}' if rank else remedy
+
+# %% ../../nbs/11_studies/06_shops.ipynb #5e1a0d04
+def _file(remedy, world, seed, rank=None):
     "The name of a cell's file."
-    return f'{world}--{remedy.replace(", ", "+")}--{seed}.json'
+    return f'{world}--{_called(remedy, rank).replace(", ", "+")}--{seed}.json'
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c2001c
 def _asked(dataset, encoders, effort, columns):
@@ -327,6 +334,7 @@ def run_shop(
     worlds=None,  # of WORLDS; None: all
     seeds=3,  # how many, from 0
     *,
+    ranks=(None,),  # of the heads, each a cell of its own; None: full
     effort=1.0,  # as in `shop_cell`
     columns=None,  # what the data were read with beside what is usual, as in `shop_cell`
     jobs=1,  # cells at a time, one thread each
@@ -338,13 +346,14 @@ def run_shop(
     worlds = [known(w, WORLDS, 'world of a shop') for w in worlds or WORLDS]
     out, asked = Path(out), _asked(dataset, encoders, effort, columns)
     how = dict(store=out / 'vectors', effort=effort, columns=columns, device=device)
-    wanted = [dict(remedy=r, world=w, seed=s) for s in range(seeds) for w in worlds for r in remedies]
+    each = ((s, w, r, k) for s in range(seeds) for w in worlds for r in remedies for k in ranks)
+    wanted = [dict(remedy=r, world=w, seed=s, rank=k) for s, w, r, k in each]
     with sole_writer(out):
         todo = [c | how for c in wanted if _stored(out / _file(**c), asked) is None]
         if todo and jobs > 1:
             _encoded_once(encoders, dataset, how['store'])
         for cell in _made([dict(encoders=encoders, dataset=dataset) | c for c in todo], jobs):
-            file = out / _file(*(cell[k] for k in ('remedy', 'world', 'seed')))
+            file = out / _file(*(cell.get(k) for k in ('remedy', 'world', 'seed', 'rank')))
             write_bytes(file, json.dumps(cell).encode())
             if said is not None:
                 said(f'{file.stem}: {cell["seconds"]:.0f} CPU s')
@@ -359,7 +368,11 @@ def stored_shop(
     if not cells:
         raise ValueError(f'{out} holds no cells of a shop')
     place = {r: i for i, r in enumerate(SHOP_REMEDIES)}
-    return sorted(cells, key=lambda c: (list(WORLDS).index(c['world']), place[c['remedy']], c['seed']))
+
+    def order(c):
+        return list(WORLDS).index(c['world']), place[c['remedy']], c.get('rank') or math.inf, c['seed']
+
+    return sorted(cells, key=order)
 
 # %% ../../nbs/11_studies/06_shops.ipynb #5e1a0c31
 def columns_said(
@@ -383,10 +396,11 @@ def _values(cells, condition, view):
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20020
 def _against_sft(cells, groups, condition, draws):
     "(gain, low, high) over SFT with the same sequence head and seeds, by customer; () where there is none to compare."
-    base = 'sft, recent' if SHOP_REMEDIES[cells[0]['remedy']].sequence == 'recent' else 'sft'
-    both = [groups.get((condition, name), []) for name in (cells[0]['remedy'], base)]
+    remedy, rank = cells[0]['remedy'], cells[0].get('rank')
+    base = 'sft, recent' if SHOP_REMEDIES[remedy].sequence == 'recent' else 'sft'
+    both = [groups.get((condition, _called(name, rank)), []) for name in (remedy, base)]
     seeds = {c['seed'] for c in both[0]} & {c['seed'] for c in both[1]}
-    if cells[0]['remedy'] == base or not seeds:
+    if remedy == base or not seeds:
         return ()
     pair = np.stack([_values([c for c in each if c['seed'] in seeds], condition, 'fused') for each in both], 1)
     mean, boot = pair.mean(0), bootstrap_means(pair, draws, 0)
@@ -401,7 +415,7 @@ def _row(cells, groups, condition, view, draws):
     each = [np.nanmean(c['figures'][condition][view]) for c in cells]
     row = dict(columns=columns_said(cells[0]['columns'])) if cells[0].get('columns') else {}
     metric = 'AUC' if condition in COLD else 'NDCG@10'
-    row |= dict(condition=condition, remedy=cells[0]['remedy'], view=view, metric=metric)
+    row |= dict(condition=condition, remedy=_called(cells[0]['remedy'], cells[0].get('rank')), view=view, metric=metric)
     row |= dict(seeds=len(cells), value=values.mean(), low=low, high=high)
     row['seed sd'] = np.std(each, ddof=1) if len(each) > 1 else math.nan
     gain = _against_sft(cells, groups, condition, draws) if view == 'fused' else ()
@@ -416,14 +430,16 @@ def shop_table(
     groups = {}
     for c in sorted(cells, key=lambda c: c['seed']):
         for condition in c['figures']:
-            groups.setdefault((condition, c['remedy']), []).append(c)
+            groups.setdefault((condition, _called(c['remedy'], c.get('rank'))), []).append(c)
     rows = [
         _row(own, groups, condition, view, draws)
         for (condition, _), own in groups.items()
         for view in own[0]['figures'][condition]
     ]
     table = pd.DataFrame(rows)
-    order = {r: i for i, r in enumerate(SHOP_REMEDIES)}
+    names = list(SHOP_REMEDIES)
+    found = {(names.index(c['remedy']), c.get('rank') or math.inf) for c in cells}
+    order = {_called(names[i], None if k == math.inf else k): j for j, (i, k) in enumerate(sorted(found))}
     kind = {c: i for i, c in enumerate(dict.fromkeys(table.condition))}
     key = table.assign(a=table.condition.map(kind), b=table.remedy.map(order))
     return table.loc[key.sort_values(['a', 'b'], kind='stable').index].reset_index(drop=True)
@@ -467,7 +483,7 @@ def shop_choice(
     "Whether to keep the sum, by warm cells of 'sft' and of 'per-modality, concat'."
     users = {'sft': {}, 'per-modality, concat': {}}
     for c in cells:
-        if c['world'] == 'warm' and c['remedy'] in users and 'users' in c['kept']:
+        if c['world'] == 'warm' and not c.get('rank') and c['remedy'] in users and 'users' in c['kept']:
             users[c['remedy']][c['seed']] = c['kept']['users']
     summed, apart = users.values()
     both = sorted(summed.keys() & apart.keys())
