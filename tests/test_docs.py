@@ -240,7 +240,9 @@ def readable(page):
 def test_search_finds(site, page):
     with served(site) as base:
         page.goto(f'{base}search.html?q=collapse_report')
-        page.locator('ul.search li a').first.wait_for(timeout=20_000)
+        page.locator('ul.search li a[href*="api/diagnosis/report.html"]').first.wait_for(
+            timeout=20_000
+        )  # the list grows
         found = page.locator('ul.search li a').evaluate_all('links => links.map(a => a.getAttribute("href"))')
         page.goto(f'{base}search.html?q=knockout')
         page.locator('ul.search li a').first.wait_for(timeout=20_000)
@@ -269,6 +271,9 @@ def test_the_page_that_answers_comes_first(site, page):
         for words, _, _ in ANSWERS:
             page.goto(f'{base}search.html?q={words.replace(" ", "+")}')
             page.locator('ul.search li a').first.wait_for(timeout=20_000)
+            page.wait_for_function(
+                'document.querySelector("#search-progress, .search-summary")?.innerText.match(/found|match/i)'
+            )
             page.wait_for_timeout(500)  # the list grows
             links = page.locator('ul.search li a').evaluate_all('all => all.map(a => a.getAttribute("href"))')
             found[words] = list(dict.fromkeys(link.split('?')[0].split('#')[0] for link in links))

@@ -63,8 +63,8 @@ def pictures():
         for k, cell in enumerate(json.loads(path.read_text())['cells']):
             for output in cell.get('outputs', ()):
                 for mime in (m for m in output.get('data', ()) if m.startswith('image/')):
-                    own = re.search('<title>([^<]+)|aria-label="([^"]+)', ''.join(output['data'][mime]))
-                    said = (own[1] or own[2]) if own and 'svg' in mime else ''
+                    own = re.match(r'<svg\b[^>]*aria-label="([^"]+)', ''.join(output['data'][mime]))
+                    said = own[1] if own else ''
                     yield name, k, mime, output.get('metadata', {}).get(mime, {}).get('alt', said)
 
 

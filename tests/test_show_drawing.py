@@ -8,12 +8,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vlm2rec_lab.base.theme import PALETTE, asset
+from vlm2rec_lab.base.theme import DARK_RAMP, PALETTE, RAMP, asset
 from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.show import drawing as drawing_room
 from vlm2rec_lab.show.drawing import (
-    RAMP,
     _tints,
     colour_column,
     neighbours_of,
@@ -209,4 +208,4 @@ def test_the_still_picture_has_the_colours_of_the_living_one(coloured, column, d
 def test_the_steps_of_numbers_are_those_of_the_view():
     said = asset('show', 'views.js')
     for name, dark in (('light', False), ('dark', True)):
-        assert f'{name}: [{", ".join(map(repr, RAMP[dark]))}]' in said
+        assert f'{name}: [{", ".join(map(repr, (DARK_RAMP if dark else RAMP)))}]' in said

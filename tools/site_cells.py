@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import tempfile
+from html import unescape
 from pathlib import Path
 
 import nbformat
@@ -156,10 +157,16 @@ def anchors(source, module):  # of an exported cell -> list of cells
     return [new_markdown_cell(''.join(f'<a id="{module}.{n}"></a>' for n in names))] if names else []
 
 
+def words_of(output):  # -> str, '' where it says nothing
+    "What the picture of an output shows: by its alt text, or by the label of the drawing itself."
+    said = [more.get('alt') for k, more in output.get('metadata', {}).items() if k.startswith('image/')]
+    label = re.match(r'<svg\b[^>]*aria-label="([^"]+)', ''.join(output.get('data', {}).get('image/svg+xml', '')))
+    return next((words for words in [*said, label and unescape(label[1])] if words), '')
+
+
 def alt_of(outputs):
     "What the first picture among outputs shows, in words; '' where none says so."
-    said = (more.get('alt') for o in outputs for k, more in o.get('metadata', {}).items() if k.startswith('image/'))
-    return next((' '.join(words.split()) for words in said if words), '')
+    return next((' '.join(words.split()) for words in map(words_of, outputs) if words), '')
 
 
 def show_cell(cell, found, state):  # code cell; its directives; widget models

@@ -47,9 +47,11 @@
     const title = (layout.title && layout.title.text) || 'Figure';
     const panels = some((layout.annotations || []).map(a => a.text), 6);
     const drawn = some(place.figure.data.map(d => d.name), 12);
-    const parts = [title, axes.length && `axes: ${some(axes, 6)}`, panels && `panels: ${panels}`, drawn && `drawn: ${drawn}`];
+    const parts = [title, axes.length && `axes: ${some(axes, 6)}`];
+    parts.push(panels && `panels: ${panels}`, drawn && `drawn: ${drawn}`);
     place.setAttribute('role', 'img');
-    place.setAttribute('aria-label', parts.filter(Boolean).join('; ').replace(/<[^>]*>/g, ' ').replace(/\s+/g, ' ').trim());
+    const words = parts.filter(Boolean).join('; ').replace(/<[^>]*>/g, ' ');
+    place.setAttribute('aria-label', words.replace(/\s+/g, ' ').trim());
   }
   function narrowed(layout, width) {
     layout.margin = Object.assign({}, layout.margin, { l: 42, r: 12 });

@@ -249,6 +249,14 @@ def _names_svg(runs, top, right, last):  # -> SVG
         f'<text x="{right}" y="{top + 6}" text-anchor="end">{last} steps</text>'
     )
 
+# %% ../../nbs/05_show/04_chart.ipynb #5e1a0d07
+def _drawn_said(runs, panels, last):
+    "What a drawing shows, for those who hear it."
+    if not runs:
+        return 'no step has been done yet'
+    shown = [said for panel, said in panels.items() if any(line['panel'] == panel for r in runs for line in r['lines'])]
+    return f'{", ".join(shown)} over {last} steps of {", ".join(r["name"] for r in runs)}'
+
 # %% ../../nbs/05_show/04_chart.ipynb #98c32880
 def still(
     scene,  # as `GradientWidget.scene` gives it
@@ -266,9 +274,11 @@ def still(
         out += _names_svg(runs, top, right, last)
     else:
         out += f'<text x="12" y="{top + 10}">No step has been done yet: the curves appear with the first one.</text>'
+    label = f'{scene["title"]}: {_drawn_said(runs, scene["panels"], last)}'
     return Still(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {top + 20}" width="{width}" '
-        f'font-family="system-ui,sans-serif" font-size="12" fill="{LIGHT["ink"]}" role="img">'
+        f'font-family="system-ui,sans-serif" font-size="12" fill="{LIGHT["ink"]}" '
+        f'role="img" aria-label="{escape(label)}">'
         f'<rect width="100%" height="100%" fill="{LIGHT["bg"]}"/>{out}</svg>'
     )
 
