@@ -15,7 +15,7 @@ from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.show.drawing import neighbours_of
 from vlm2rec_lab.show.figures import _unit
 from vlm2rec_lab.show.frames import Checkpoints, film_of, spaces_over
-from vlm2rec_lab.widgets import spaces_over_view
+from vlm2rec_lab.show.views import spaces_over_view
 
 PLANTED = '<img src=x onerror=window.planted=1>'
 N = 90
@@ -282,7 +282,7 @@ def test_in_jupyterlab(open_page, lab):
     cells = (
         f"""{SHOP}
 cat, z = shop(90)
-from vlm2rec_lab.widgets import spaces_over_view
+from vlm2rec_lab.show.views import spaces_over_view
 from collections import namedtuple
 def wide(w):
     own = np.eye(5)[np.arange(90) % 5] + 0.2 * np.random.default_rng(0).normal(size=(90, 5))
