@@ -122,7 +122,9 @@ def test_unknown_names_are_named(life, shop, change, said):
         spaces_over(life, shop, **change)
 
 
-def test_checkpoints_look_and_never_steer(checkpoint):
+def test_checkpoints_look_and_never_steer(request):
+    pytest.importorskip('torch', reason='training needs torch')
+    checkpoint = request.getfixturevalue('checkpoint')
     from vlm2rec_lab.embed import VLMEmbedder
     from vlm2rec_lab.studio import make_studio
     from vlm2rec_lab.train import train
@@ -307,4 +309,5 @@ def test_the_page_says_what_it_holds(life, shop, alone):
     page = spaces_over(life, shop, alone).fragment()
     meta = json.loads(re.search('data-blob="meta">([^<]*)<', page)[1])
     assert meta['film']['frames'][1] == PLANTED and 'one scale for all checkpoints' in meta['note']
+    pytest.importorskip('anywidget', reason='a view in a notebook needs anywidget')
     assert spaces_over_view(life, shop, alone)._repr_mimebundle_()[0]['image/png']

@@ -85,6 +85,7 @@ def test_a_page_says_what_it_shows(large):
 def test_umap_of_many_is_made_only_when_asked(large, monkeypatch):
     import vlm2rec_lab.show.views as views
 
+    pytest.importorskip('anywidget', reason='a view in a notebook needs anywidget')
     monkeypatch.setattr(views, 'maps_elsewhere', lambda *_: pytest.fail('UMAP was computed'))
     view = spaces_view({'a': large.vectors['a']}, fuse=None)
     assert view.thread is None and "method='umap'" in view.status and len(view.drawing.rows) > MANY
