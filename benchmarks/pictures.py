@@ -11,6 +11,7 @@ import argparse
 import os
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,9 @@ def shop(n, dims, seed=0):  # -> Catalogue, {space: [items, dims]}
     return cat, {m: z.astype(np.float32) for m, z in spaces.items()}
 
 
-def drawn_after(path):  # -> seconds until the points are drawn
-    "Open a page in Chromium and wait for its points."
+@contextmanager
+def opened(path):  # -> (page of Playwright, seconds until its points are drawn)
+    "A page of linked spaces in Chromium."
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as p:
@@ -43,12 +45,17 @@ def drawn_after(path):  # -> seconds until the points are drawn
         start = time.perf_counter()
         page.goto(path.as_uri(), wait_until='commit')
         page.wait_for_function('() => document.querySelector(".v2w")?.view?.panels.every(p => p.w && p.xy)', polling=20)
-        seconds = time.perf_counter() - start
+        yield page, time.perf_counter() - start
         browser.close()
-    return seconds
 
 
-def measure(n, dims, browser):  # -> dict
+def drawn_after(path):  # -> dict
+    "Seconds until the points of a page are drawn."
+    with opened(path) as (_, seconds):
+        return dict(drawn_s=seconds)
+
+
+def measure(n, dims, look):  # function of a page's path -> dict
     "One size of catalogue."
     from vlm2rec_lab.show.drawing import spaces_drawing
 
@@ -59,10 +66,9 @@ def measure(n, dims, browser):  # -> dict
     with tempfile.TemporaryDirectory() as folder:
         with page:
             path = drawing.to_html(Path(folder) / 'spaces.html')
-        size = path.stat().st_size
-        seen = drawn_after(path) if browser else None
+        size, seen = path.stat().st_size, look(path)
     out = dict(items=n, dims=dims, first_cpu=first.cpu, first_s=first.wall, page_cpu=page.cpu, page_s=page.wall)
-    return out | dict(page_mb=size / 1e6, drawn_s=seen)
+    return out | dict(page_mb=size / 1e6) | seen
 
 
 def shown(r):  # dict of `measure` -> dict of words
@@ -85,10 +91,11 @@ def main():
     p.add_argument('--out')
     args = p.parse_args()
     quiet()
-    measure(1000, args.dims, False)  # libraries load
+    look = drawn_after if args.browser else lambda path: dict(drawn_s=None)
+    measure(1000, args.dims, look)  # libraries load
     rows = []
     for n in map(int, args.items.split(',')):
-        rows.append(measure(n, args.dims, args.browser))
+        rows.append(measure(n, args.dims, look))
         say(f'{n:,} items measured')
     print(table([shown(r) for r in rows]))
     write(args.out, dict(machine=machine(), pictures=rows))

@@ -11,16 +11,15 @@ nothing of a busy machine: the load at the beginning and at the end stands in th
 import argparse
 import os
 import tempfile
-import time
 from pathlib import Path
 
 import nbformat
 import numpy as np
-from common import Clock, machine, quiet, say, table, write
+from common import machine, quiet, say, table, write
 from first_widget import NOTEBOOK, first_widget
-from pictures import shop
+from pictures import measure, opened
 
-READY = '() => document.querySelector(".v2w")?.view?.panels.every(p => p.w && p.xy)'
+DIMS = 64  # of the spaces
 CLOCK = """() => {
   window.took = null
   const state = document.querySelector('.v2w').view.state, before = state.hover
@@ -79,41 +78,14 @@ def lasso(page):  # -> (seconds, how many were selected)
     return took / 1000, count
 
 
-def in_a_browser(path):  # -> dict
+def waited(path):  # -> dict
     "What a page asks of a patient reader."
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        chrome = os.environ.get('CHROME', '/usr/bin/chromium')
-        browser = p.chromium.launch(executable_path=chrome, args=['--no-sandbox', '--disable-gpu'])
-        page = browser.new_page(viewport=dict(width=1280, height=1000))
-        start = time.perf_counter()
-        page.goto(path.as_uri(), wait_until='commit')
-        page.wait_for_function(READY, polling=20)
-        drawn = time.perf_counter() - start
+    with opened(path) as (page, drawn):
         page.wait_for_timeout(1500)
         found = hovers(page)
         took, count = lasso(page)
-        browser.close()
     hover = [float(np.median(found)), max(found), len(found)] if found else None
     return dict(drawn_s=drawn, hover_ms=hover, lasso_s=took, selected=count)
-
-
-def of_size(n, dims=64):  # -> dict
-    "One catalogue."
-    from vlm2rec_lab.show.drawing import spaces_drawing
-
-    catalogue, vectors = shop(n, dims)
-    first, page = Clock(), Clock()
-    with first:
-        drawing = spaces_drawing(vectors, catalogue, colour='kind')
-    with tempfile.TemporaryDirectory() as folder:
-        with page:
-            path = drawing.to_html(Path(folder) / 'spaces.html')
-        seen = in_a_browser(path)
-        size = path.stat().st_size
-    made = dict(items=n, dims=dims, first_s=first.wall, first_cpu=first.cpu, page_s=page.wall, page_cpu=page.cpu)
-    return made | dict(page_mb=size / 1e6) | seen
 
 
 def weights():  # -> {page: megabytes}
@@ -171,9 +143,9 @@ def main():
     quiet()
     before = [round(x, 2) for x in os.getloadavg()]
     found = dict(first_widget=run_all(args.notebook, args.rounds), sizes=[])
-    of_size(1000)  # libraries load
+    measure(1000, DIMS, waited)  # libraries load
     for n in map(int, args.items.split(',')):
-        found['sizes'].append(of_size(n))
+        found['sizes'].append(measure(n, DIMS, waited))
         say(f'{n:,} products measured')
     found = dict(machine=machine() | dict(load_before=before), **found, pages_mb=weights())
     print(table(rows(found)))

@@ -48,6 +48,7 @@ def scripts():
     "The scripts as modules, under names of their own."
     sys.path.insert(0, str(BENCH))
     import common  # noqa: E401
+    import decoders
     import flame
     import fusions
     import gpu
@@ -56,7 +57,7 @@ def scripts():
     import shapes
     import train
 
-    found = (common, flame, fusions, gpu, pairs, scale, shapes, train)
+    found = (common, decoders, flame, fusions, gpu, pairs, scale, shapes, train)
     yield {m.__name__: m for m in found}
     sys.path.remove(str(BENCH))
 
@@ -663,3 +664,23 @@ def test_sum_or_concat_in_principal_dimensions(scripts, tmp_path):
         row['difference']['value'], abs=2e-4
     )
     assert fusions.shown(row)['dims'] == '3' and fusions.in_dims(base, data, 0, None) is base
+
+
+def test_decoders_reads_every_figure_from_the_runs(scripts, tmp_path):
+    "Made-up runs: each figure stands in one place only."
+    value = iter(range(1, 100))
+
+    def metric():
+        return {'NDCG@10': dict(zip(('value', 'low', 'high'), (next(value) / 1000 for _ in range(3))))}
+
+    for name, steps in (('heads', 400), ('short', 40), ('tuned', 40)):
+        for part in ('before', 'sft'):
+            (tmp_path / name / part).mkdir(parents=True)
+            beside = dict(views={n: metric() for n in ('popularity', 'co-occurrence')})
+            said = dict(views=dict(text=metric()), baselines=beside)
+            (tmp_path / name / part / 'metrics.json').write_text(json.dumps(said))
+        (tmp_path / name / 'sft' / 'history.json').write_text(json.dumps(dict(settings=dict(steps=steps, batch=4))))
+    found = scripts['decoders'].rows(*(tmp_path / n for n in ('heads', 'short', 'tuned')))
+    assert [r['trained'][:5] for r in found] == ['nothi', 'heads', 'nothi', 'heads', 'heads', 'popul', 'what ']
+    assert [r['steps'] for r in found] == ['', '400 of 4', '', '40 of 4', '40 of 4', '', '']
+    assert len({r['value'] for r in found}) == 7

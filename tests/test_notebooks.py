@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'tools'))
+from run_nbs import without_root  # noqa: E402
+
 from run_sections import directives, named_once, sections  # noqa: E402
 
 NOTEBOOKS = {
@@ -81,6 +83,15 @@ def test_every_svg_in_a_notebook_says_what_it_shows():
                 for svg in re.findall(r'<svg\b[^>]*>.{0,200}', html, re.S):
                     said = re.search('aria-label|<title|aria-hidden|role="presentation"', svg)
                     assert said, (name, k, svg[:160])
+
+
+def test_files_of_the_repository_are_shown_from_its_top():
+    output = {
+        'text': f'read {ROOT}/data/x and /elsewhere/data/x',
+        'data': {'text/plain': f'{ROOT}/nbs', 'x': str(ROOT)},
+    }
+    without_root(output)
+    assert output == {'text': 'read data/x and /elsewhere/data/x', 'data': {'text/plain': 'nbs', 'x': str(ROOT)}}
 
 
 def a_notebook(tmp_path, *cells):

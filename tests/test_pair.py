@@ -26,6 +26,7 @@ from vlm2rec_lab.model.heads import principal_axes
 from vlm2rec_lab.model.pair import PairEmbedder
 from vlm2rec_lab.model.passes import prefix_pairs
 from vlm2rec_lab.model.prompts import show_prompts, token_budget
+from vlm2rec_lab.model.tuned import _at
 from vlm2rec_lab.ranking.evaluate import evaluate
 from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.shop.dataset import Dataset
@@ -100,6 +101,33 @@ def test_every_content_is_encoded_once(studio, tmp_path):
     assert not fresh.encoders['text'].seen and not fresh.encoders['image'].seen
     for m, z in keep.bank(twice).views.items():
         assert torch.equal(bank.views[m], z) and torch.equal(z[:40], z[40:])
+
+
+class Sent(dict):
+    "A batch that notes where it was sent, as batches of transformers can be."
+
+    to_where = None
+
+    def to(self, device):
+        Sent.to_where = device
+        return self
+
+
+@pytest.mark.parametrize('kind', ['batch', 'tensor', 'dict', 'other'])
+def test_what_an_encoder_prepares_goes_where_its_weights_are(kind):
+    encoder = HashedWords()
+    encoder.module.to('meta')  # a place where nothing of this machine is
+    counts = encoder.look('red mug')
+    made = dict(batch=Sent(counts=counts), tensor=counts, dict=dict(counts=counts, names=['a']), other=[counts])[kind]
+    sent = _at(encoder, made)
+    if kind == 'batch':
+        assert Sent.to_where == torch.device('meta') and sent is made
+    if kind == 'tensor':
+        assert sent.device.type == 'meta'
+    if kind == 'dict':
+        assert sent['counts'].device.type == 'meta' and sent['names'] == ['a']
+    if kind == 'other':
+        assert sent is made
 
 
 def test_other_weights_find_nothing_in_a_folder(studio, tmp_path):

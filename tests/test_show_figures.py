@@ -1,5 +1,6 @@
 """Figures for any number of runs and spaces."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,3 +71,13 @@ def test_a_topology_takes_three_items():
 def test_three_spaces_make_four_maps_and_equal_ones_agree(items):
     assert len(topology_figure({**items, 'sound': items['text']}, 30).data) == 4
     assert 'r = 1.00' in topology_figure({'a': items['text'], 'b': items['text']}, 30).to_json()
+
+
+def test_a_drawing_of_curves_says_what_it_shows():
+    line = dict(panel='grad', key='text', tint=0, steps=[1, 2], mid=[1.0, 2.0], low=[1.0, 2.0], high=[1.0, 2.0])
+    scene = dict(
+        title='A & B', panels={'grad': 'gradient ratio', 'loss': 'loss'}, runs=[dict(name='sft', lines=[line])]
+    )
+    said = re.match(r'<svg[^>]*aria-label="([^"]*)"', str(still(scene)))[1]
+    assert said == 'A &amp; B: gradient ratio over 2 steps of sft'  # and no word of a panel that is not drawn
+    assert 'no step has been done yet' in str(still(scene | dict(runs=[])))

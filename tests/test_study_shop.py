@@ -10,6 +10,7 @@ import pytest
 from pair_encoders import Colours, HashedWords
 from shell import own_shop
 
+from vlm2rec_lab.base.cells import read_csv
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.base.ragged import PAD
 from vlm2rec_lab.cli import main
@@ -31,6 +32,7 @@ from vlm2rec_lab.studies.shops import (
     stored_shop,
     without_items,
     world_of,
+    write_shop,
 )
 from vlm2rec_lab.training.batches import training_rows
 
@@ -209,6 +211,16 @@ def test_seeds_that_both_have_are_compared():
     assert table.gain['wpcl'] == pytest.approx(2 - 1) and table.seeds['wpcl'] == 1
     cells = [cell_of('sft', 0, [0.1, 0.3]), cell_of('wpcl', 1, [2.2, 2.6])]
     assert 'gain' not in shop_table(cells) or math.isnan(shop_table(cells).set_index('remedy').gain['wpcl'])
+
+
+def test_names_of_columns_are_no_formulas_in_the_file(tmp_path):
+    cells = [cell_of('wpcl', 0, [0.1, 0.3]) | dict(columns={'text': ['=A1', '+title']})]
+    write_shop(cells, tmp_path)
+    assert pd.read_csv(tmp_path / 'shop.csv')['columns'][0] == 'text: =A1, +title'  # begins with a word: as it is
+    cells[0]['columns'] = {'text': {'=A1': 'title'}}
+    write_shop(cells, tmp_path)
+    assert pd.read_csv(tmp_path / 'shop.csv')['columns'][0] == "'=A1: title"
+    assert read_csv(tmp_path / 'shop.csv')['columns'][0] == '=A1: title'
 
 
 def test_cold_rows_of_all_seeds_count(studio):
