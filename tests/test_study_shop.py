@@ -173,12 +173,12 @@ def test_cells_made_side_by_side_are_the_same_and_encode_nothing_twice(studio, t
 
 
 def test_heads_of_a_rank_are_cells_of_their_own(studio, encoders, tmp_path):
-    how = dict(remedies=['sft', 'per-modality, concat'], worlds=['warm'], seeds=1, effort=0.2, ranks=(2, None))
+    how = dict(remedies=['sft', 'per-modality, concat'], worlds=['warm'], seeds=1, effort=0.2, ranks=(None, 2))
     cells = run_shop(tmp_path, encoders, studio, **how)
-    assert [c.get('rank') for c in cells] == [2, None, 2, None]
+    assert [c.get('rank') for c in cells] == [None, 2, None, 2]
     assert cells[0]['figures'] != cells[1]['figures']
     assert (tmp_path / 'warm--sft+rank 2--0.json').exists() and (tmp_path / 'warm--sft--0.json').exists()
-    assert [c['kept'] for c in stored_shop(tmp_path)] == [c['kept'] for c in cells]
+    assert [c.get('rank') for c in stored_shop(tmp_path)] == [2, None, 2, None]
     table = shop_table(cells)
     fused = table[(table.condition == 'all') & (table['view'] == 'fused')].set_index('remedy')
     assert list(fused.index) == ['sft, rank 2', 'sft', 'per-modality, concat, rank 2', 'per-modality, concat']
