@@ -104,3 +104,12 @@ def test_cold_items_are_asked_for_in_the_words_of_the_shell():
     said = 'Ask it about items that nobody had bought (split with cold_items, or pass bought=).'
     assert in_words_of('', said) == said
     assert in_words_of('train', said).endswith('had bought (--split cold-items when you train).')
+
+
+@pytest.mark.parametrize('called', ['train', 'demo', 'report'])
+def test_an_advice_names_what_to_type_once(called):
+    from vlm2rec_lab.diagnosis.headline import TYPED, in_words_of
+
+    said = in_words_of(called, 'Bring more users: nothing here is clear of zero.')
+    flags = TYPED[called][r'\bBring more users\b']
+    assert said == f'Bring more users ({flags}): nothing here is clear of zero.' == in_words_of(called, said)
