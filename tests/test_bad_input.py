@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlm2rec_lab.base.errors import DataError, known
 from vlm2rec_lab.cli import main
 from vlm2rec_lab.diagnose import VERDICTS, collapse_report
 from vlm2rec_lab.ranking.vectors import write_vectors
@@ -508,3 +509,13 @@ def test_anything(writes, moved, users, fuse):
     assert found['verdict'] in VERDICTS
     json.dumps(found, allow_nan=False)
     assert users == 0 or found['evidence']['fused_ndcg']['value'] is not None
+
+
+def test_of_hundreds_of_names_the_nearest_are_told():
+    names = [f'setting {k}' for k in range(300)]
+    with pytest.raises(DataError, match="did you mean 'setting 123'") as said:
+        known('seting 123', names, 'setting')
+    assert 'setting 123,' in str(said.value) and 'and 288 more' in str(said.value) and len(str(said.value)) < 400
+    with pytest.raises(DataError) as said:
+        known('x', names[:80], 'setting')
+    assert 'setting 79' in str(said.value) and 'more' not in str(said.value)
