@@ -425,20 +425,20 @@ def table_options(
     add,  # `add_argument` of a parser
     more='',  # what else the data may be, for the help
 ):
-    "Options that say what the data are and how they are split; the studio is not among them."
+    "Options that say what the data are; the studio is not among them."
     add('--data', required=True, metavar='DATA', help=DATA_HELP + listed('readers') + more)
     add('--core', type=count, metavar='K', help='keep users and items of at least K interactions (with a reader)')
-    schemes = f'{", ".join(SCHEMES)}, or a split.safetensors of an earlier run (default: leave-one-out)'
-    add('--split', metavar='HOW', help=schemes)
-    add('--history', type=count, metavar='N', help='purchases that the model may see (default: 10, in the studio 6)')
     column_options(add)
 
 # %% ../../nbs/11a_commands/02_open.ipynb #f3267186
 def data_options(
     add,  # `add_argument` of a parser
 ):
-    "The same with the studio, and with pictures from elsewhere."
+    "The same with the studio, how the data are split, and pictures from elsewhere."
     table_options(add, ', or studio:CONDITION')
+    schemes = f'{", ".join(SCHEMES)}, or a split.safetensors of an earlier run (default: leave-one-out)'
+    add('--split', metavar='HOW', help=schemes)
+    add('--history', type=count, metavar='N', help='purchases that the model may see (default: 10, in the studio 6)')
     add('--images', metavar='FROM', help=IMAGES_HELP)
 
 # %% ../../nbs/11a_commands/02_open.ipynb #d2400001

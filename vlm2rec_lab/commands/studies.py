@@ -84,12 +84,16 @@ def _check_study(o):
 
     if o.part not in names('parts'):
         raise ValueError('--part: ' + unlike(o.part, names('parts'), 'part of the study'))
+    if o.seed and not o.verify:
+        raise ValueError('--seed says which cells --verify runs again; --seeds N makes cells of the seeds 0 to N - 1')
     if o.part == 'shop':
         return _check_shop(o)
     if o.model is not None:
         raise ValueError('--model is for --part shop: leave it out')
     if o.ranks != ['full']:
         raise ValueError('--ranks is for --part shop: leave it out')
+    if o.effort != 1:
+        raise ValueError('--effort is for --part shop: leave it out')
     for c in o.conditions or ():
         known(c, names('conditions'), 'condition')
     for r in o.remedies or ():

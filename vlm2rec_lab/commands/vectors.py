@@ -194,6 +194,8 @@ def _downstream_options(add):
 # %% ../../nbs/11a_commands/07_vectors.ipynb #0ec70a04
 def _check_downstream(o):
     "Raises what makes the options of `downstream` unusable."
+    if o.seed:
+        raise ValueError('--seed: this command takes several; write --seeds N [N ...]')
     for source in o.sources:
         known(source, ['raw', *names('losses')], 'source of vectors')
     for start in o.how:
