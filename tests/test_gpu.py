@@ -18,6 +18,7 @@ from pair_encoders import encoders
 from ports import free_port
 
 from vlm2rec_lab.embed import VLMEmbedder
+from vlm2rec_lab.model.efficientnet import EfficientNetLite0
 from vlm2rec_lab.model.pair import PairEmbedder
 from vlm2rec_lab.model.tiny import tiny_vlm
 from vlm2rec_lab.studio import make_studio
@@ -222,6 +223,20 @@ def test_pairs_are_the_same_everywhere(split, device, kind):
 
 
 @pytest.mark.parametrize('device', DEVICES)
+def test_batches_of_ever_new_sizes_need_no_plan(device):
+    "What cuDNN needs 5 s for once per size where channels lie side by side."
+    net, pictures = EfficientNetLite0().eval().to(device), torch.randn(6, 3, 224, 224)
+    seen = []
+    net.conv_stem.register_forward_hook(lambda layer, given, z: seen.append(z))
+    with torch.no_grad():
+        whole = net(pictures.to(device))
+        parts = torch.cat([net(p.to(device)) for p in pictures.split((1, 2, 3))])
+    assert torch.allclose(whole, parts, atol=1e-4)
+    beside = [z.is_contiguous(memory_format=torch.channels_last) for z in seen]
+    assert beside == [device == 'cpu'] * len(seen)
+
+
+@pytest.mark.parametrize('device', DEVICES)
 def test_a_pair_travels(split, tmp_path, device):
     from vlm2rec_lab.diagnose import collapse_report
 
@@ -264,6 +279,7 @@ import json, os, sys
 import torch
 from accelerate import Accelerator
 from vlm2rec_lab.embed import VLMEmbedder
+from vlm2rec_lab.model.efficientnet import EfficientNetLite0
 from vlm2rec_lab.studio import make_studio
 from vlm2rec_lab.train import train
 from vlm2rec_lab.training.shard import load_settings, shard

@@ -10,6 +10,9 @@ from PIL import Image
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.model import packaged
 from vlm2rec_lab.model.efficientnet import EfficientNetLite0, lite_pixels
+from vlm2rec_lab.model.encoders import Encoder
+from vlm2rec_lab.model.pixels import PictureReader
+from vlm2rec_lab.model.tuned import read_contents, tuned_copy
 
 there = pytest.mark.skipif(not packaged.is_packaged(), reason='the pre-trained encoders are not installed')
 library = pytest.mark.skipif(
@@ -64,6 +67,19 @@ def test_the_network_learns():
     model = EfficientNetLite0().eval()
     model(lite_pixels([Image.new('RGB', (60, 90), 'teal')])['pixel_values']).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_adapters_fit_on_the_network():
+    torch.manual_seed(0)
+    encoder = Encoder('lite', EfficientNetLite0().eval().requires_grad_(False), PictureReader(lite_pixels, 'lite'))
+    pictures = [Image.effect_noise((40, 60), 90).convert('RGB'), Image.new('RGB', (30, 30), 'red')]
+    twin = tuned_copy(encoder, 2)
+    start = encoder.vectors(pictures, progress=False)
+    assert torch.allclose(twin.vectors(pictures, progress=False), start, atol=1e-4)
+    names = [n for n, p in twin.module.named_parameters() if p.requires_grad]
+    assert len(names) == 2 * 32  # two halves on each convolution of single points
+    read_contents(twin, pictures).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in twin.module.parameters() if p.requires_grad)
 
 
 @there

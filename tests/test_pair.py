@@ -398,6 +398,35 @@ def test_adapters_that_do_nothing_yet_read_nothing_again(split, studio, monkeypa
     assert read
 
 
+@pytest.mark.parametrize('chunk', [None, 4])
+def test_a_tuned_pair_learns_in_bfloat16(split, chunk):
+    how = dict(QUICK, steps=3, batch=8, chunk=chunk)
+    plain, short = (train(make('tuned'), split, 'sft', **how, **o).frame.loss for o in ({}, dict(autocast='bfloat16')))
+    assert np.allclose(plain, short, atol=0.5) and not np.array_equal(plain, short)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_at_rest_it_gives_the_same_vectors_and_reads_once(split, studio, kind):
+    pair = moved(make(kind))
+    if kind == 'tuned':
+        with pytest.raises(ValueError, match='read no catalogue yet'):
+            pair.at_rest()
+    pair.bank(studio.catalogue, False)
+    still = pair.at_rest()
+    assert (still is pair) == (kind != 'tuned')
+    for a, b in zip(encode_split(pair, split).values(), encode_split(still, split).values()):
+        if isinstance(a, dict):
+            assert all(torch.allclose(torch.as_tensor(a[m]), torch.as_tensor(b[m]), atol=1e-6) for m in a)
+    if kind == 'tuned':
+        assert not still.adapter_parameters()
+        before = encode_split(make(kind), split)['items']
+        assert all(not np.allclose(before[m], encode_split(still, split)['items'][m], atol=1e-3) for m in before)
+        seen = sum(still.encoders['text'].seen.values())
+        still.encode_items(exchanged(split, seed=1).catalogue, progress=False)
+        assert sum(still.encoders['text'].seen.values()) == seen  # the same contents at other items
+        assert pair.memory.keys().isdisjoint(still.memory)  # vectors of tuned weights under a mark of their own
+
+
 def test_vectors_follow_the_weights(split, studio):
     for kind in ('frozen', 'tuned'):
         embedder = make(kind)

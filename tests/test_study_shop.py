@@ -193,6 +193,32 @@ def cell_of(remedy, seed, gains, condition='all'):
     return dict(remedy=remedy, seed=seed, world='warm', data='toy', figures={condition: {'fused': gains}})
 
 
+def test_encoders_that_learn_are_cells_of_their_own(studio, tmp_path):
+    e = dict(text=HashedWords(), image=Colours())
+    asked = dict(remedies=['sft', 'wpcl'], worlds=['warm'], seeds=1, effort=0.2)
+    heads = run_shop(tmp_path, e, studio, **asked)
+    tuned = run_shop(tmp_path, e, studio, **asked, lora=2)
+    assert {c.get('lora') for c in heads} == {None} and {c['lora'] for c in tuned} == {2}
+    assert all(a['figures'] != b['figures'] for a, b in zip(heads, tuned))
+    assert run_shop(tmp_path, e, studio, **asked, lora=2) == tuned
+    table = shop_table(stored_shop(tmp_path))
+    assert list(dict.fromkeys(table.remedy)) == ['sft', 'sft, LoRA 2', 'wpcl', 'wpcl, LoRA 2']
+    fused = table[(table['view'] == 'fused') & (table.condition == 'all')].set_index('remedy')
+    base = fused.value['sft, LoRA 2']
+    assert fused.gain['wpcl, LoRA 2'] == pytest.approx(fused.value['wpcl, LoRA 2'] / base - 1)  # not over frozen ones
+    marks = {m: x.mark for m, x in e.items()}
+    assert marks == {m: x.mark for m, x in dict(text=HashedWords(), image=Colours()).items()}  # left as they were
+
+
+def test_after_tuning_each_content_is_read_once_for_all_conditions(studio, monkeypatch):
+    read = []
+    whole = Colours.prepare
+    monkeypatch.setattr(Colours, 'prepare', lambda self, contents: read.extend(contents) or whole(self, contents))
+    shop_cell(dict(text=HashedWords(), image=Colours()), studio, 'sft', effort=0.01, lora=2, draws=3)
+    known = {Colours.called(c) for c in read}
+    assert len(read) <= 4 * len(known)  # frozen, at most once while it learns, validation, and at rest; ten conditions
+
+
 def test_the_table_by_hand():
     cells = [cell_of('sft', s, [0.1, 0.3]) for s in (0, 1)]
     cells += [cell_of('per-modality', 0, [0.2, 0.5]), cell_of('per-modality', 1, [0.2, 0.3])]

@@ -45,6 +45,10 @@ def _study_options(add):
     add('--effort', type=float, default=1.0, metavar='X', help='of the part shop: share of the epochs (default: 1)')
     ranks = 'of the part shop: ranks of the heads, each with every remedy; full for no bound (default: full)'
     add('--ranks', nargs='+', default=['full'], metavar='N', help=ranks)
+    lora = 'of the part shop: adapters of rank N on the encoders, which learn with the heads: for a graphics card'
+    add('--lora', type=count, metavar='N', help=lora + ', or a small shop')
+    device = "of the part shop: where it is computed, such as cuda (default: cpu)"
+    add('--device', default='cpu', metavar='DEVICE', help=device)
     add('--jobs', type=count, default=2, metavar='N', help='cells at a time, one thread each (default: 2)')
     add('--out', default='runs/study', metavar='DIR', help='where the cells are kept (default: runs/study)')
     table = 'run nothing: write the table and the page from the cells that are there'
@@ -92,6 +96,10 @@ def _check_study(o):
         raise ValueError('--model is for --part shop: leave it out')
     if o.ranks != ['full']:
         raise ValueError('--ranks is for --part shop: leave it out')
+    if o.lora:
+        raise ValueError('--lora is for --part shop: leave it out')
+    if o.device != 'cpu':
+        raise ValueError('--device is for --part shop: leave it out')
     if o.effort != 1:
         raise ValueError('--effort is for --part shop: leave it out')
     for c in o.conditions or ():
@@ -157,8 +165,8 @@ def _shop_study(o):
         print(f'{whole}\ncells, vectors and tables: {out}; {o.command}', flush=True)
         encoders = _shop_encoders(o, whole.catalogue.kinds)
         say = partial(print, flush=True)
-        how = dict(effort=o.effort, columns=columns, ranks=_ranks(o), jobs=o.jobs, said=say)
-        cells = run_shop(out, encoders, whole, o.remedies, o.conditions, o.seeds or 3, **how)
+        how = dict(effort=o.effort, columns=columns, ranks=_ranks(o), lora=o.lora, device=o.device)
+        cells = run_shop(out, encoders, whole, o.remedies, o.conditions, o.seeds or 3, jobs=o.jobs, said=say, **how)
     print(f'\n{_in_columns(shop_markdown(write_shop(cells, out, o.command)))}')
     if choice := shop_choice(cells):
         print(f'\nsum or concat: {choice}')

@@ -23,7 +23,7 @@ class SameConv(nn.Conv2d):
         self,
         size,  # channels in
         out,  # channels out
-        kernel=1,  # edge of the window
+        kernel,  # edge of the window
         stride=1,  # pixels between two windows
         groups=1,  # channels that are kept apart
     ):
@@ -36,6 +36,11 @@ class SameConv(nn.Conv2d):
             much = max((-(-side // stride) - 1) * stride + kernel - side, 0)
             filler += [much // 2, much - much // 2]
         return super().forward(F.pad(x, filler))
+
+# %% ../../nbs/02_model/08b_efficientnet.ipynb #228c4626
+def _mix(size, out):
+    "A convolution of single points, which mixes channels: torch's own, so that adapters fit on it."
+    return nn.Conv2d(size, out, 1, bias=False)
 
 # %% ../../nbs/02_model/08b_efficientnet.ipynb #bef642b6
 def _norm(channels):
@@ -57,9 +62,9 @@ class Block(nn.Module):
         super().__init__()
         inner = size * wide
         if wide > 1:
-            self.expand_conv, self.bn0 = SameConv(size, inner), _norm(inner)
+            self.expand_conv, self.bn0 = _mix(size, inner), _norm(inner)
         self.depthwise_conv, self.bn1 = SameConv(inner, inner, kernel, stride, groups=inner), _norm(inner)
-        self.project_conv, self.bn2 = SameConv(inner, out), _norm(out)
+        self.project_conv, self.bn2 = _mix(inner, out), _norm(out)
         self.adds = stride == 1 and size == out
 
     def forward(self, x):
@@ -96,12 +101,14 @@ class EfficientNetLite0(nn.Module):
                 blocks.append(Block(size, out, kernel, 1 if k else stride, wide))
                 size = out
         self.blocks = nn.Sequential(*blocks)
-        self.conv_head, self.bn1 = SameConv(size, 1280), _norm(1280)
+        self.conv_head, self.bn1 = _mix(size, 1280), _norm(1280)
 
     def forward(self, pixel_values):
         "[n, 3, 224, 224] of `lite_pixels` -> [n, 1280]."
+        if pixel_values.device.type != 'cpu':
+            return self._read(pixel_values)
         x = pixel_values.contiguous(memory_format=torch.channels_last)
-        small = x.device.type == 'cpu' and not torch.is_grad_enabled() and len(x) > AT_ONCE
+        small = not torch.is_grad_enabled() and len(x) > AT_ONCE
         return torch.cat([self._read(part) for part in x.split(AT_ONCE)]) if small else self._read(x)
 
     def _read(self, x):

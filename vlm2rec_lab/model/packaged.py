@@ -87,7 +87,7 @@ def _lite_tower(file):
     with naming(file.parent, file.name):
         model.load_state_dict(lite_weights(torch.load(file, map_location='cpu', weights_only=True)))
     words = LITE_EDGE, LITE_SHARE, LITE_MEAN, LITE_SCALE, 'bicubic'
-    return model.to(memory_format=torch.channels_last), PictureReader(lite_pixels, words)
+    return model, PictureReader(lite_pixels, words)
 
 # %% ../../nbs/02_model/09_packaged.ipynb #c5eb83ed
 def packaged_encoder(

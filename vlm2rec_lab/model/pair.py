@@ -152,6 +152,27 @@ def again(
     other.memory = self.memory
     return other
 
+# %% ../../nbs/02_model/11_pair.ipynb #482608ed
+@patch
+def at_rest(
+    self: PairEmbedder,
+):  # -> PairEmbedder that cannot be trained; itself where no encoder is tuned
+    """The same vectors by encoders that learn no more: each content is read once, in whatever catalogue it comes.
+
+    Raises ValueError before a catalogue was read, from which heads take what they centre on."""
+    if not self.tuned:
+        return self
+    if not all(head.settled for head in self.heads.values()):
+        raise ValueError('this pair has read no catalogue yet: train it, or call bank(catalogue), and then at_rest()')
+    made = self.made | dict(lora=None)
+    other = type(self)(self.encoders | self.tuned, device=self.device, trainable=False, **made)
+    for m in self.encoders:
+        other.heads[m].load_state_dict(self.heads[m].state_dict())
+        other.sequences[m].load_state_dict(self.sequences[m].state_dict())
+    learned = {m: dict(e.module.named_parameters()) for m, e in self.tuned.items()}
+    other.marks = {m: weights_key(learned.get(m, {}), mark) for m, mark in self.marks.items()}
+    return other
+
 # %% ../../nbs/02_model/11_pair.ipynb #d2200022
 @patch
 def __repr__(self: PairEmbedder):
@@ -198,7 +219,8 @@ def vectors_of(
         x = torch.zeros(len(items), head.size, device=self.device)
         if there.any():
             contents = [bank.contents[view][i] for i in items[there].tolist()]
-            x[there.to(x.device)] = head.prepare(read_contents(self.tuned[view], contents, most).to(self.device))
+            read = read_contents(self.tuned[view], contents, most).to(self.device)
+            x[there.to(x.device)] = head.prepare(read).float()
     else:
         x = bank.views[view][items.to(self.device)]
     return F.normalize(head(x), dim=-1) * there[:, None].to(self.device)
