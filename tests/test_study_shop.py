@@ -105,6 +105,7 @@ def test_auc_by_hand():
     found = cold_auc(items, np.ones((4, 1)), rows, cold)
     assert found[:3].tolist() == pytest.approx([(0 + 0.5 + 1) / 3, 1, 0])
     assert math.isnan(found[3])  # nothing to tell it apart from
+    assert np.array_equal(cold_auc(items, np.ones((4, 1)), rows, cold, most=8), found, equal_nan=True)  # in blocks
 
 
 @pytest.mark.parametrize('world', WORLDS)

@@ -228,7 +228,7 @@ def _measured(embedder, split, history, fuse, seed, progress, accelerator):
     from vlm2rec_lab.train import encode_split
 
     vectors = encode_split(embedder, split, progress=progress, accelerator=accelerator)
-    metrics = evaluate(**vectors, fuse=fuse, seed=seed, negatives=split.test.negatives)
+    metrics = evaluate(**vectors, fuse=fuse, seed=seed, negatives=split.test.negatives, progress=progress)
     return dict(vectors=vectors, history=history, metrics=metrics)
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #5e1a0c65
@@ -253,7 +253,8 @@ def fit(
     progress=True,  # show bars
     base=None,  # Baselines of the test users, to be kept with the results
     accelerator=None,  # accelerate.Accelerator of several processes; the first one writes
-    valid=False,  # True measures the validation users too: [users] NDCG@10 of the fused ranking as 'valid'
+    before=True,  # measure the embedder as it comes, too
+    valid=(),  # losses whose validation users are measured, too: [users] NDCG@10 of the fused ranking as 'valid'
     **settings,  # steps, batch, tau, schedule, speed and more of `train`
 ):  # -> {'before' or loss: dict(vectors, metrics, history)}
     """Train each loss and measure it on the test users.
@@ -268,7 +269,7 @@ def fit(
     writes = out is not None and (accelerator is None or accelerator.is_main_process)
     how = dict(fuse=fuse, seed=seed, progress=progress)
     found, lost = {}, None
-    for name, own in {'before': None, **losses}.items():
+    for name, own in {**({'before': None} if before else {}), **losses}.items():
         _put_back(embedder, start)
         history = None
         if own is not None:
@@ -283,7 +284,7 @@ def fit(
         found[name] = _measured(embedder, split, history, accelerator=accelerator, **how)
         if writes:
             save_result(Path(out), name, split, **found[name], base=base)
-        if valid:
+        if name in valid:
             found[name]['valid'] = _in_validation(embedder, split, fuse)
     if lost is not None:
         raise lost

@@ -263,17 +263,19 @@ def _heading(plan, embedder, said):
 
 # %% ../../nbs/11a_commands/04_train.ipynb #8656fa2d
 def _expected(plan, embedder, split, losses):
-    "What the run will take, of `estimate`, or why nobody knows."
+    "What each training will take, of `estimate`, or why nobody knows."
     import torch
 
     from vlm2rec_lab.training.estimate import estimate
 
     autocast = getattr(torch, plan.speed.autocast) if plan.speed.autocast else None
-    size = plan.steps, plan.batch, plan.seed
+    validations = 1 if plan.eval_every is None else plan.eval_every and plan.steps // plan.eval_every
+    size, trainings = (plan.steps, plan.batch, plan.seed, validations), len(_trainings(plan, losses))
     try:
-        return estimate(embedder, split, *size, len(losses), autocast, plan.positions, speed=plan.speed)
+        said = estimate(embedder, split, *size, autocast, plan.positions, speed=plan.speed)
     except (ValueError, RuntimeError) as e:
         return f'no estimate: {e}'
+    return f'{said}, for each of {trainings} trainings' if trainings > 1 else said
 
 # %% ../../nbs/11a_commands/04_train.ipynb #fc094ddd
 def _ndcg_said(metrics, views):
@@ -285,7 +287,8 @@ def _ndcg_said(metrics, views):
 def _ceiling(plan, model, split, out, how):
     "Vectors of experts, one modality each, to hold the others against; for `reference=`."
     experts = _load(plan, model, split.catalogue, how['accelerator'], apart=True)
-    found = fit(experts, split, {'experts': {}}, out=out and out / 'ceiling', **how | {'fuse': 'concat'})['experts']
+    how = how | {'fuse': 'concat', 'before': bool(out)}
+    found = fit(experts, split, {'experts': {}}, out=out and out / 'ceiling', **how)['experts']
     alone = _ndcg_said(found['metrics'], split.catalogue.modalities)
     print(f'\nceiling: experts of one modality each, NDCG@10 alone: {alone}', flush=True)
     return {k: found['vectors'][k] for k in ('items', 'sequences')}
@@ -303,6 +306,7 @@ def _controls(plan, model, split, losses, out, how):
     from vlm2rec_lab.diagnosis.memory import exchanged
 
     fresh, other = _load(plan, model, split.catalogue, how['accelerator'], plan.apart), exchanged(split, plan.seed)
+    how = how | {'before': bool(out), 'valid': ()}
     found = fit(fresh, other, losses, out=out and out / 'control', **how)
     return {name: _control_of(name, found[name]) for name in losses}
 
@@ -311,13 +315,14 @@ def _repaired(plan, model, split, how):
     "What `fit` found of the training that the study recommends, and the vectors of its control, or None."
     from vlm2rec_lab.diagnosis.memory import exchanged
 
-    def trained(rows):
+    def trained(rows, **more):
         "The training on some rows."
         embedder = _load(plan, model, split.catalogue, how['accelerator'], apart=True)
-        return fit(embedder, rows, {'per-modality': {'weight': 3.0}}, **how | {'fuse': 'concat'})['per-modality']
+        settings = how | {'fuse': 'concat', 'before': False} | more
+        return fit(embedder, rows, {'per-modality': {'weight': 3.0}}, **settings)['per-modality']
 
     found = dict(trained(split), fuse='concat', apart=True)
-    control = _control_of('per-modality', trained(exchanged(split, plan.seed))) if plan.control else None
+    control = _control_of('per-modality', trained(exchanged(split, plan.seed), valid=())) if plan.control else None
     return found, control
 
 # %% ../../nbs/11a_commands/04_train.ipynb #bc2c36a7
@@ -357,6 +362,20 @@ def teller(
         print(f'[{time.time() - start:4.0f} s] {text}', flush=True)
 
     return tell
+
+# %% ../../nbs/11a_commands/04_train.ipynb #7f1a1020
+def _reading_told(tell, clock=time.monotonic):
+    "A function for `told` of a bank: it says how many contents are read, and about how long the rest takes."
+    start = {'': clock()}
+
+    def told(modality, done, of):
+        "After each block."
+        now, since = clock(), start.setdefault(modality, start[''])
+        left = f', about {(now - since) / done * (of - done):.0f} s more' if done < of else ''
+        tell(f'{modality}: {done:,} of {of:,} read{left}')
+        start[''] = now
+
+    return told
 
 # %% ../../nbs/11a_commands/04_train.ipynb #5e1a0c51
 def _cost():
@@ -446,13 +465,15 @@ def run_plan(
         keep_inputs(embedder, split, out, plan.resume)
     print(_heading(plan, embedder, said), flush=True)
     tell('reading the contents of the catalogue')
-    embedder.bank(split.catalogue, bars, plan.speed.vision)
+    how_far = dict(told=_reading_told(tell)) if hasattr(embedder, 'again') and tell is not _silent else {}
+    embedder.bank(split.catalogue, bars, plan.speed.vision, **how_far)
     budget = token_budget(embedder, split.catalogue, split.test.history.shape[1])
     print(f'{budget}\n{_expected(plan, embedder, split, losses)}', flush=True)
     tell('baselines')
     base = baselines(split, dataset=whole, seed=plan.seed, negatives=split.test.negatives, progress=bars)
     how = _fit_settings(plan, base, bars, accelerator)
-    how |= dict(valid=plan.repair and len(split.valid) > 1 and hasattr(embedder, 'again'))
+    chosen = plan.repair and len(split.valid) > 1 and hasattr(embedder, 'again')
+    how |= dict(valid=('sft', 'per-modality') if chosen else ())
     if tell is not _silent:
         how |= dict(callback=_steps_told(plan.steps, _trainings(plan, losses), tell))
     found = fit(embedder, split, losses, out=out, **how)
@@ -466,7 +487,7 @@ def run_plan(
     tell('reports')
     reports = make_reports(found, split, plan.fuse, plan.seed, ceiling, called, apart, controls)
     print(_result(found, base, split, reports))
-    if how['valid'] and 'sft' in found and plan.fuse == 'sum':
+    if chosen and 'sft' in found and plan.fuse == 'sum':
         from vlm2rec_lab.ranking.evaluate import sum_or_concat
 
         print(f'\nsum or concat: {sum_or_concat(found["sft"]["valid"], found["per-modality"]["valid"], plan.seed)}')
@@ -522,7 +543,9 @@ def _demo_plan(o, model):
         raise ValueError(f'--model {model} was trained already: give the model that it was trained from')
     from vlm2rec_lab.model.loading import makes_pair
 
-    plan = Plan(lora=None if o.data else 4, seed=o.seed, ceiling=True, repair=True, control=makes_pair(model))
+    plan = Plan(
+        lora=None if o.data else 4, seed=o.seed, eval_every=0, ceiling=True, repair=True, control=makes_pair(model)
+    )
     plan = replace(plan, steps=o.steps or plan.steps)
     return as_usual(plan, dict(steps=o.steps), model, Path(o.out).parent / 'runs' / STORE)
 

@@ -24,9 +24,11 @@ from ..base.files import sole_writer, write_bytes
 from ..base.ragged import is_member
 from ..diagnosis.memory import exchanged
 from ..diagnosis.missing import one_left, taken_out, without_contents
-from ..ranking.evaluate import bootstrap_means, evaluate, sum_or_concat
+from ..ranking.candidates import seen_items
+from ..ranking.evaluate import bootstrap_means, kept_draws, sum_or_concat
 from ..ranking.fusions import fuse_vectors
-from ..ranking.ranks import metric_at_k
+from ..ranking.ranks import metric_at_k, ranks
+from ..ranking.task import check_task
 from ..shop.leave_one_out import leave_one_out
 from ..shop.rows import rows_at, warm_items
 from ..train import encode_split, train
@@ -176,19 +178,18 @@ def lacking_of(
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20014
 def _gains(embedder, split, fuse, views=False):
     "{view: [users] NDCG@10} of the test rows: fused, and on wish of each modality."
-    found = evaluate(**encode_split(embedder, split, progress=False), fuse=fuse, bootstrap=0, progress=False)
-    wanted = found.ranks if views else {'fused': None}
-    return {v: metric_at_k(found.ranks[v], 10) for v in wanted}
+    vectors = encode_split(embedder, split, progress=False)
+    items, sequences, targets = check_task(vectors['items'], vectors['sequences'], vectors['targets'])
+    seen, sides = seen_items(vectors['seen'], targets, len(split.catalogue)), {}
+    if views:
+        sides |= {m: (items[m], sequences[m]) for m in items}
+    sides['fused'] = fuse_vectors(items, sequences, fuse)
+    how = dict(progress=False, enough=10)  # places beyond the tenth gain nothing
+    return {v: metric_at_k(ranks(*pair, targets, seen, **how), 10) for v, pair in sides.items()}
 
-# %% ../../nbs/11_studies/06_shops.ipynb #a7c20015
-def cold_auc(
-    items,  # [items, d]
-    users,  # [rows, d]
-    rows,  # Rows whose targets are cold
-    cold,  # bool [items]
-):  # -> [rows]; NaN where there is no other cold item
-    "How often a target scores above a cold item that the customer has not bought, ties half."
-    among = np.flatnonzero(cold)
+# %% ../../nbs/11_studies/06_shops.ipynb #a7c20028
+def _auc_among(items, users, rows, among):
+    "`cold_auc` of a block of rows; `among` are the cold items."
     s = users @ items[among].T
     own = np.einsum('ud,ud->u', users, items[rows.targets])[:, None]
     other = ~is_member((rows.seen_offsets, rows.seen_items), np.arange(len(rows)), among)
@@ -197,6 +198,20 @@ def cold_auc(
     won = np.where(s < own - tol, 1.0, np.where(s <= own + tol, 0.5, 0.0))
     count = other.sum(1)
     return np.where(count > 0, (won * other).sum(1) / np.maximum(count, 1), np.nan)
+
+# %% ../../nbs/11_studies/06_shops.ipynb #a7c20015
+def cold_auc(
+    items,  # [items, d]
+    users,  # [rows, d]
+    rows,  # Rows whose targets are cold
+    cold,  # bool [items]
+    most=4_000_000,  # scores at a time
+):  # -> [rows]; NaN where there is no other cold item
+    "How often a target scores above a cold item that the customer has not bought, ties half."
+    among = np.flatnonzero(cold)
+    step = max(1, most // max(len(among), 1))
+    blocks = (np.arange(a, min(a + step, len(rows))) for a in range(0, len(rows), step))
+    return np.concatenate([np.zeros(0), *(_auc_among(items, users[b], rows.take(b), among) for b in blocks)])
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20016
 def _cold_figures(embedder, split, fuse, cold):
@@ -431,11 +446,12 @@ def shop_table(
     for c in sorted(cells, key=lambda c: c['seed']):
         for condition in c['figures']:
             groups.setdefault((condition, _called(c['remedy'], c.get('rank'))), []).append(c)
-    rows = [
-        _row(own, groups, condition, view, draws)
-        for (condition, _), own in groups.items()
-        for view in own[0]['figures'][condition]
-    ]
+    with kept_draws():
+        rows = [
+            _row(own, groups, condition, view, draws)
+            for (condition, _), own in groups.items()
+            for view in own[0]['figures'][condition]
+        ]
     table = pd.DataFrame(rows)
     names = list(SHOP_REMEDIES)
     found = {(names.index(c['remedy']), c.get('rank') or math.inf) for c in cells}
