@@ -71,6 +71,7 @@ MISTAKES = [  # what is typed, how the one line begins after the command's name,
     (['study', '--seed', '5'], '--seed says which cells --verify runs again; --seeds N makes'),
     (['study', '--part', 'shop', '--data', '.', '--seed', '5'], '--seed says which cells --verify runs again'),
     (['study', '--effort', '0.5'], '--effort is for --part shop'),
+    (['study', '--users', '50'], '--users is for --part shop'),
     (['study', '--ranks', '4'], '--ranks is for --part shop'),
     (
         ['downstream', '--data', 'studio:text-easy', '--seed', '3'],

@@ -86,6 +86,7 @@ def test_the_whole_story_on_a_folder(folder, home, tmp_path, monkeypatch):
         'popularity',
         'last item by text',
         'sum or concat: ',
+        'report 3 of 3, per-modality',
         'report: mine.html',
         ' MB at most; the spaces: mine-spaces.html',
     ):

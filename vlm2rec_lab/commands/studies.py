@@ -42,6 +42,8 @@ def _study_options(add):
     add('--remedies', nargs='+', metavar='NAME', help=remedies)
     model = "of the part shop: 'real' (default), the packaged encoders, or the folder of a saved pair"
     add('--model', metavar='MODEL', help=model)
+    users = 'of the part shop: learn from and report on N customers, drawn once (default: all)'
+    add('--users', type=count, metavar='N', help=users)
     add('--effort', type=float, default=1.0, metavar='X', help='of the part shop: share of the epochs (default: 1)')
     ranks = 'of the part shop: ranks of the heads, each with every remedy; full for no bound (default: full)'
     add('--ranks', nargs='+', default=['full'], metavar='N', help=ranks)
@@ -92,6 +94,8 @@ def _check_study(o):
         raise ValueError('--model is for --part shop: leave it out')
     if o.ranks != ['full']:
         raise ValueError('--ranks is for --part shop: leave it out')
+    if o.users:
+        raise ValueError('--users is for --part shop: leave it out')
     if o.effort != 1:
         raise ValueError('--effort is for --part shop: leave it out')
     for c in o.conditions or ():
@@ -144,7 +148,7 @@ def _shop_encoders(o, kinds):
 # %% ../../nbs/11a_commands/05_studies.ipynb #a7c10083
 def _shop_study(o):
     "The part of a shop: run, write and print."
-    from vlm2rec_lab.studies.shops import run_shop, shop_choice, shop_markdown, stored_shop, write_shop
+    from vlm2rec_lab.studies.shops import run_shop, shop_choice, shop_markdown, some_customers, stored_shop, write_shop
 
     out = Path(o.out) / f'{Path(o.data).resolve().name}-shop'
     if o.table:
@@ -154,6 +158,7 @@ def _shop_study(o):
 
         columns = columns_of(o)
         whole = load_folder(o.data, progress=sys.stderr.isatty(), **columns)
+        whole = some_customers(whole, o.users) if o.users else whole
         print(f'{whole}\ncells, vectors and tables: {out}; {o.command}', flush=True)
         encoders = _shop_encoders(o, whole.catalogue.kinds)
         say = partial(print, flush=True)
@@ -167,7 +172,7 @@ def _shop_study(o):
 # %% ../../nbs/11a_commands/05_studies.ipynb #dc45af94
 @command('conditions x remedies x seeds: the study of the docs, resumable', _study_options)
 def study(
-    o,  # options: part, seeds, conditions, remedies, data, model, effort, jobs, out, table, verify, seed, command
+    o,  # options: part, seeds, conditions, remedies, data, model, users, effort, jobs, out, table, verify, seed
 ):
     "`vlm2rec study`: conditions x remedies x seeds; a cell that is there is not computed again."
     _check_study(o)

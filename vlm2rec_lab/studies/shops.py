@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LONG', 'SHOP_REMEDIES', 'WORLDS', 'COLD', 'COLD_SHARE', 'SMALL_SHARE', 'MOST_CANDIDATES', 'ShopRemedy', 'cold_draw',
-           'without_items', 'fewer_customers', 'world_of', 'lacking_of', 'cold_auc', 'shop_cell', 'run_shop',
-           'stored_shop', 'columns_said', 'shop_table', 'shop_markdown', 'shop_choice', 'write_shop']
+           'without_items', 'fewer_customers', 'some_customers', 'world_of', 'lacking_of', 'cold_auc', 'shop_cell',
+           'run_shop', 'stored_shop', 'columns_said', 'shop_table', 'shop_markdown', 'shop_choice', 'write_shop']
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20003
 import json
@@ -21,7 +21,7 @@ import pandas as pd
 from ..base.cells import csv_bytes
 from ..base.errors import DataError, differing, known
 from ..base.files import sole_writer, write_bytes
-from ..base.ragged import is_member
+from ..base.ragged import gather, is_member
 from ..diagnosis.memory import exchanged
 from ..diagnosis.missing import one_left, taken_out, without_contents
 from ..ranking.candidates import seen_items
@@ -29,6 +29,7 @@ from ..ranking.evaluate import bootstrap_means, kept_draws, sum_or_concat
 from ..ranking.fusions import fuse_vectors
 from ..ranking.ranks import metric_at_k, ranks
 from ..ranking.task import check_task
+from ..shop.catalogue import Interactions
 from ..shop.leave_one_out import leave_one_out
 from ..shop.rows import rows_at, warm_items
 from ..train import encode_split, train
@@ -125,6 +126,22 @@ def fewer_customers(
     some = np.random.default_rng([seed, 11]).permutation(who)[: max(2, round(share * len(who)))]
     name = f'{split.name}, {len(some):,} of {len(who):,} customers teach'
     return replace(split, train=split.train.take(np.flatnonzero(np.isin(split.train.users, some))), name=name)
+
+# %% ../../nbs/11_studies/06_shops.ipynb #a7c20031
+def some_customers(
+    dataset,  # Dataset
+    users,  # how many of its customers
+    seed=0,  # of the draw
+):  # -> Dataset of these customers, with the whole catalogue
+    "The same shop with fewer customers, for a study that takes less time. Raises DataError for more than there are."
+    inter = dataset.interactions
+    if not 1 <= users <= len(inter):
+        raise DataError(f'users={users}: the shop has {len(inter):,} customers, choose 1 to {len(inter)} of them')
+    who = np.sort(np.random.default_rng([seed, 13]).permutation(len(inter))[:users])
+    offsets, items = gather(inter.offsets, inter.items, who)
+    times = None if inter.times is None else gather(inter.offsets, inter.times, who)[1]
+    drawn = Interactions([inter.user_ids[u] for u in who], offsets, items, times)
+    return replace(dataset, interactions=drawn, name=f'{dataset.name}, {users:,} of {len(inter):,} customers')
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c2000e
 def world_of(
@@ -318,14 +335,19 @@ def _made(
     return many(delayed(_one_thread)(arguments) for arguments in todo)
 
 # %% ../../nbs/11_studies/06_shops.ipynb #5e1a0d03
-def _encoded_once(encoders, dataset, store):
-    "Have the encoders' vectors in the folder before several processes ask for them."
+def _encoded_once(encoders, dataset, store, said):
+    "Have the encoders' vectors in the folder before cells ask for them; every block that is read is told to `said`."
     from vlm2rec_lab.model.pair import PairEmbedder
+
+    def told(modality, done, of):
+        "After each block."
+        said(f'{modality}: {done:,} of {of:,} read')
 
     catalogue = dataset.catalogue
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # of items without content, as in a cell
-        PairEmbedder({m: encoders[m] for m in catalogue.modalities}, device='cpu').bank(catalogue, False, store)
+        embedder = PairEmbedder({m: encoders[m] for m in catalogue.modalities}, device='cpu')
+        embedder.bank(catalogue, False, store, told=said and told)
 
 # %% ../../nbs/11_studies/06_shops.ipynb #5e1a0c21
 def _stored(file, asked):
@@ -354,7 +376,7 @@ def run_shop(
     columns=None,  # what the data were read with beside what is usual, as in `shop_cell`
     jobs=1,  # cells at a time, one thread each
     device='cpu',  # as in `shop_cell`
-    said=None,  # called with a line after each cell; None: nothing is said
+    said=None,  # called with a line after each cell, and while contents are read; None: nothing is said
 ):  # -> list of dict, of `shop_cell`
     "Make the cells that are not there yet, seed by seed. Raises DataError for unknown names and for foreign files."
     remedies = [known(r, SHOP_REMEDIES, 'remedy for a shop') for r in remedies or SHOP_REMEDIES]
@@ -365,8 +387,8 @@ def run_shop(
     wanted = [dict(remedy=r, world=w, seed=s, rank=k) for s, w, r, k in each]
     with sole_writer(out):
         todo = [c | how for c in wanted if _stored(out / _file(**c), asked) is None]
-        if todo and jobs > 1:
-            _encoded_once(encoders, dataset, how['store'])
+        if todo:
+            _encoded_once(encoders, dataset, how['store'], said)
         for cell in _made([dict(encoders=encoders, dataset=dataset) | c for c in todo], jobs):
             file = out / _file(*(cell.get(k) for k in ('remedy', 'world', 'seed', 'rank')))
             write_bytes(file, json.dumps(cell).encode())
