@@ -15,6 +15,7 @@ from vlm2rec_lab.base.cells import read_csv
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.base.ragged import PAD
 from vlm2rec_lab.cli import main
+from vlm2rec_lab.commands import studies as commands
 from vlm2rec_lab.model import loading
 from vlm2rec_lab.shop.dataset import Dataset
 from vlm2rec_lab.shop.drawn import make_studio
@@ -83,6 +84,13 @@ def test_fewer_customers_teach_and_all_are_asked(studio):
     who = np.unique(small.train.users)
     assert len(who) == 9 and len(small.test) == 90
     assert len(small.train) == np.isin(split.train.users, who).sum()
+
+
+def test_time_that_is_left_goes_by_steps():
+    made = [dict(kept=dict(steps=100), seconds=50.0), dict(kept=dict(steps=300), seconds=150.0)]
+    assert shops._time_left(made, [100, 300, 9000, 5400]) == '; at this pace about 2.0 CPU h for the 2 left'
+    assert shops._time_left(made, [100, 300, 240]) == '; at this pace about 2 CPU min for the 1 left'
+    assert shops._time_left(made, [100, 300]) == ''
 
 
 def test_some_customers_keep_what_they_bought(studio):
@@ -187,7 +195,9 @@ def test_cells_made_side_by_side_are_the_same_and_encode_nothing_twice(studio, t
     told = []
     many = run_shop(tmp_path / 'many', encoders, studio, **how, jobs=3, said=told.append)
     one = run_shop(tmp_path / 'one', encoders, studio, **how)
-    assert told[0] == 'text: 50 of 50 read' and len([t for t in told if ' CPU s' in t]) == 4
+    assert told[0].startswith('4 cells to make, ') and told[1] == 'text: 50 of 50 read'
+    made = [t for t in told if ' CPU s' in t]
+    assert len(made) == 4 and ' for the 3 left' in made[0] and ' left' not in made[-1]
     assert [{**c, 'seconds': 0} for c in many] == [{**c, 'seconds': 0} for c in one]
 
 
@@ -309,8 +319,10 @@ def test_a_study_of_some_customers_says_so_and_is_not_mixed_with_all(folder, enc
     monkeypatch.setattr(loading, 'real_encoders', lambda kinds, device=None: {m: encoders[k] for m, k in kinds.items()})
     argv = ['study', '--part', 'shop', '--data', str(folder), '--out', str(tmp_path), '--remedies', 'sft']
     argv += ['--conditions', 'exchanged', '--seeds', '1', '--effort', '0.2']
+    monkeypatch.setattr(commands, 'MANY', 14)
     assert main([*argv, '--users', '15']) == 0
-    assert ', 15 of 40 customers\n' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert ', 15 of 40 customers\n' in out and 'note: 15 customers teach and are asked: --users 5000' in out
     [cell] = stored_shop(tmp_path / f'{folder.name}-shop')
     assert len(cell['figures']['exchanged']['fused']) == 15
     assert '15 of 40 customers' in (tmp_path / f'{folder.name}-shop' / 'shop.md').read_text()

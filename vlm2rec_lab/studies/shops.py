@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LONG', 'SHOP_REMEDIES', 'WORLDS', 'COLD', 'COLD_SHARE', 'SMALL_SHARE', 'MOST_CANDIDATES', 'ShopRemedy', 'cold_draw',
            'without_items', 'fewer_customers', 'some_customers', 'world_of', 'lacking_of', 'cold_auc', 'shop_cell',
-           'run_shop', 'stored_shop', 'columns_said', 'shop_table', 'shop_markdown', 'shop_choice', 'write_shop']
+           'steps_ahead', 'run_shop', 'stored_shop', 'columns_said', 'shop_table', 'shop_markdown', 'shop_choice',
+           'write_shop']
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20003
 import json
@@ -162,12 +163,16 @@ def world_of(
         split = exchanged(split, seed=seed)
     return split, cold
 
+# %% ../../nbs/11_studies/06_shops.ipynb #a7c20032
+def _steps(rows, remedy, effort):  # -> (steps of a training, steps of one pass)
+    "How long a remedy is trained on so many training sequences."
+    epoch = math.ceil(rows / remedy.batch)
+    return max(1, round(effort * remedy.epochs * epoch)), epoch
+
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20011
 def _trained(embedder, split, remedy, seed, effort):
     "Train the heads in place; which step was kept."
-    rows = len(training_rows(split, 'all'))
-    epoch = math.ceil(rows / remedy.batch)
-    steps = max(1, round(effort * remedy.epochs * epoch))
+    steps, epoch = _steps(len(training_rows(split, 'all')), remedy, effort)
     many = warm_items(split).sum() > MOST_CANDIDATES
     how = dict(steps=steps, batch=remedy.batch, positions='all', candidates=MOST_CANDIDATES if many else 'all')
     how |= dict(lr=3e-3, warmup=min(30, steps // 4), schedule='cosine', fuse=remedy.fuse, seed=seed)
@@ -362,6 +367,32 @@ def _stored(file, asked):
         )
     return found
 
+# %% ../../nbs/11_studies/06_shops.ipynb #a7c20033
+def steps_ahead(
+    dataset,  # Dataset
+    cells,  # list of dict with 'remedy' and 'world'
+    effort=1.0,  # as in `shop_cell`
+):  # -> [cells] int, steps of training: exact in the worlds 'warm' and 'exchanged', about so many in the others
+    "How much there is to train before a study begins."
+    hows = [SHOP_REMEDIES[c['remedy']] for c in cells]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # cells say nothing of them either
+        rows = {n: leave_one_out(dataset, history=n) for n in {how.history for how in hows}}
+    rows = {n: len(training_rows(split, 'all')) for n, split in rows.items()}
+    share = {'small': SMALL_SHARE}
+    return [_steps(share.get(c['world'], 1) * rows[how.history], how, effort)[0] for c, how in zip(cells, hows)]
+
+# %% ../../nbs/11_studies/06_shops.ipynb #a7c20034
+def _time_left(cells, ahead):
+    "What the cells that are left will take, by the steps of those that are made; '' where none is left."
+    left = len(ahead) - len(cells)
+    if not left:
+        return ''
+    done = sum(c['kept']['steps'] for c in cells)
+    hours = sum(c['seconds'] for c in cells) / done * max(sum(ahead) - done, 0) / 3600
+    time = f'{hours:.1f} CPU h' if hours >= 1 else f'{60 * hours:.0f} CPU min'
+    return f'; at this pace about {time} for the {left} left'
+
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c2001d
 def run_shop(
     out,  # folder of the cells
@@ -387,13 +418,17 @@ def run_shop(
     wanted = [dict(remedy=r, world=w, seed=s, rank=k) for s, w, r, k in each]
     with sole_writer(out):
         todo = [c | how for c in wanted if _stored(out / _file(**c), asked) is None]
+        ahead, made = steps_ahead(dataset, todo, effort), []
+        if todo and said is not None:
+            said(f'{len(todo)} cells to make, {sum(ahead):,} steps of training')
         if todo:
             _encoded_once(encoders, dataset, how['store'], said)
         for cell in _made([dict(encoders=encoders, dataset=dataset) | c for c in todo], jobs):
             file = out / _file(*(cell.get(k) for k in ('remedy', 'world', 'seed', 'rank')))
             write_bytes(file, json.dumps(cell).encode())
+            made.append(cell)
             if said is not None:
-                said(f'{file.stem}: {cell["seconds"]:.0f} CPU s')
+                said(f'{file.stem}: {cell["seconds"]:.0f} CPU s{_time_left(made, ahead)}')
         return [_stored(out / _file(**c), asked) for c in wanted]
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c10084
