@@ -424,7 +424,7 @@ def _steps_told(steps, names, tell):
         if len(records) == 1:
             k, name = next(at, ('', 'more'))
             now[0] = f'training {k} of {len(names)}, {name}'
-        if len(records) % max(steps // 5, 1) == 0:
+        if 5 * len(records) // steps > 5 * (len(records) - 1) // steps:
             tell(f'{now[0]}: step {len(records)} of {steps}, loss {records[-1]["loss"]:.3f}')
 
     return heard
