@@ -55,9 +55,10 @@ def scripts():
     import pairs
     import scale
     import shapes
+    import size
     import train
 
-    found = (common, decoders, flame, fusions, gpu, pairs, scale, shapes, train)
+    found = (common, decoders, flame, fusions, gpu, pairs, scale, shapes, size, train)
     yield {m.__name__: m for m in found}
     sys.path.remove(str(BENCH))
 
@@ -684,3 +685,19 @@ def test_decoders_reads_every_figure_from_the_runs(scripts, tmp_path):
     assert [r['trained'][:5] for r in found] == ['nothi', 'heads', 'nothi', 'heads', 'heads', 'popul', 'what ']
     assert [r['steps'] for r in found] == ['', '400 of 4', '', '40 of 4', '40 of 4', '', '']
     assert len({r['value'] for r in found}) == 7
+
+
+def test_the_large_shop_is_a_folder_that_opens(scripts, tmp_path):
+    import warnings
+
+    from vlm2rec_lab.shop.tables import load_folder
+
+    made = [scripts['size'].make_shop(tmp_path / name, 30, 60, seed=1, side=48) for name in ('one', 'two')]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of rows that come twice
+        one, two = (load_folder(folder, progress=False) for folder in made)
+    assert len(one.catalogue) == 30 and len(one.interactions) == 60
+    assert one.interactions.lengths.max() <= 100 and one.interactions.lengths.min() >= 2
+    assert one.catalogue.image('image', 29).size == (48, 48)
+    assert (one.interactions.items == two.interactions.items).all()
+    assert one.catalogue.content['text'] == two.catalogue.content['text']

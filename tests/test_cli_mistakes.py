@@ -73,6 +73,7 @@ MISTAKES = [  # what is typed, how the one line begins after the command's name,
     (['study', '--effort', '0.5'], '--effort is for --part shop'),
     (['study', '--lora', '8'], '--lora is for --part shop'),
     (['study', '--device', 'cuda'], '--device is for --part shop'),
+    (['study', '--users', '50'], '--users is for --part shop'),
     (['study', '--ranks', '4'], '--ranks is for --part shop'),
     (
         ['downstream', '--data', 'studio:text-easy', '--seed', '3'],

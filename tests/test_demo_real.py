@@ -11,6 +11,7 @@ import torch
 from shell import own_shop, said
 from small_encoders import image_models, save, sentence_folder
 
+from vlm2rec_lab.commands import fit as fits
 from vlm2rec_lab.commands import train as commands
 from vlm2rec_lab.model.encoders import Encoder, load_encoder
 from vlm2rec_lab.model.packaged import is_packaged
@@ -58,12 +59,23 @@ def test_a_pair_of_folders_is_found_again_and_may_be_moved(home, tmp_path):
 
 def test_the_whole_story_on_a_folder(folder, home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    measured, measure = [], fits._measured
+
+    def counted(embedder, split, history, **how):
+        "Measures, and counts."
+        measured.append(history is not None)
+        return measure(embedder, split, history, **how)
+
+    monkeypatch.setattr(fits, '_measured', counted)
     argv = 'demo', '--data', folder, '--model', home / 'pair', '--steps', 5, '--out', 'mine.html'
     status, text, err = said(*argv)
     assert status == 0, err
+    assert measured == [False] + 7 * [True] and 'ranking: ' not in err  # the untrained start once
     for words in (
         'PairEmbedder(text: texts (32), image: pictures (32)',
         '5 steps of 128, lr 0.005, tau 0.07, fusion sum, positions all, vision runs/vectors',
+        'image: 60 of 60 read',
+        ', for each of 7 trainings',
         'training 1 of 7, sft: step 1 of 5',
         'training 3 of 7, experts: step 5 of 5',
         'training 5 of 7, control of vlm2rec: step 5 of 5',
@@ -74,6 +86,7 @@ def test_the_whole_story_on_a_folder(folder, home, tmp_path, monkeypatch):
         'popularity',
         'last item by text',
         'sum or concat: ',
+        'report 3 of 3, per-modality',
         'report: mine.html',
         ' MB at most; the spaces: mine-spaces.html',
     ):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,9 @@ from vlm2rec_lab.base.cells import read_csv
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.base.ragged import PAD
 from vlm2rec_lab.cli import main
+from vlm2rec_lab.commands import studies as commands
 from vlm2rec_lab.model import loading
+from vlm2rec_lab.shop.dataset import Dataset
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.shop.leave_one_out import leave_one_out
 from vlm2rec_lab.shop.rows import Rows, warm_items
@@ -29,6 +32,7 @@ from vlm2rec_lab.studies.shops import (
     shop_cell,
     shop_choice,
     shop_table,
+    some_customers,
     stored_shop,
     without_items,
     world_of,
@@ -82,6 +86,27 @@ def test_fewer_customers_teach_and_all_are_asked(studio):
     assert len(small.train) == np.isin(split.train.users, who).sum()
 
 
+def test_time_that_is_left_goes_by_steps():
+    made = [dict(kept=dict(steps=100), seconds=50.0), dict(kept=dict(steps=300), seconds=150.0)]
+    assert shops._time_left(made, [100, 300, 9000, 5400]) == '; at this pace about 2.0 CPU h for the 2 left'
+    assert shops._time_left(made, [100, 300, 240]) == '; at this pace about 2 CPU min for the 1 left'
+    assert shops._time_left(made, [100, 300]) == ''
+
+
+def test_some_customers_keep_what_they_bought(studio):
+    few = some_customers(studio, 20, seed=1)
+    who = [studio.interactions.user_ids.index(u) for u in few.interactions.user_ids]
+    assert len(set(who)) == 20 and who == sorted(who) and few.name == f'{studio.name}, 20 of 90 customers'
+    for mine, user in enumerate(who):
+        assert list(few.interactions.sequences[mine]) == list(studio.interactions.sequences[user])
+    dated = replace(studio.interactions, times=np.arange(len(studio.interactions.items), dtype=float))
+    times = some_customers(Dataset(studio.catalogue, dated, 'dated'), 20, seed=1).interactions.times
+    assert times.tolist() == [t for u in who for t in range(8 * u, 8 * u + 8)]
+    assert len(some_customers(studio, 90).interactions) == 90
+    with pytest.raises(DataError, match='users=91: the shop has 90 customers'):
+        some_customers(studio, 91)
+
+
 def test_half_is_half_and_one_is_one(studio):
     lacking = lacking_of(studio.catalogue, draws=3, seed=1)
     assert list(lacking) == ['all', 'half of text gone', 'half of image gone', 'one of them each']
@@ -105,6 +130,7 @@ def test_auc_by_hand():
     found = cold_auc(items, np.ones((4, 1)), rows, cold)
     assert found[:3].tolist() == pytest.approx([(0 + 0.5 + 1) / 3, 1, 0])
     assert math.isnan(found[3])  # nothing to tell it apart from
+    assert np.array_equal(cold_auc(items, np.ones((4, 1)), rows, cold, most=8), found, equal_nan=True)  # in blocks
 
 
 @pytest.mark.parametrize('world', WORLDS)
@@ -169,7 +195,10 @@ def test_cells_made_side_by_side_are_the_same_and_encode_nothing_twice(studio, t
     told = []
     many = run_shop(tmp_path / 'many', encoders, studio, **how, jobs=3, said=told.append)
     one = run_shop(tmp_path / 'one', encoders, studio, **how)
-    assert len(told) == 4 and [{**c, 'seconds': 0} for c in many] == [{**c, 'seconds': 0} for c in one]
+    assert told[0].startswith('4 cells to make, ') and told[1] == 'text: 50 of 50 read'
+    made = [t for t in told if ' CPU s' in t]
+    assert len(made) == 4 and ' for the 3 left' in made[0] and ' left' not in made[-1]
+    assert [{**c, 'seconds': 0} for c in many] == [{**c, 'seconds': 0} for c in one]
 
 
 def test_heads_of_a_rank_are_cells_of_their_own(studio, encoders, tmp_path):
@@ -295,6 +324,7 @@ def test_the_command_runs_and_goes_on(folder, encoders, monkeypatch, tmp_path, c
     argv += ['--conditions', 'warm', 'small', '--seeds', '1', '--effort', '0.2']
     assert main(argv) == 0
     first = capsys.readouterr().out
+    assert 'text: 40 of 40 read' in first and 'image: 40 of 40 read' in first
     assert 'warm--sft--0' in first and 'half of image gone' in first and '\nwpcl ' in first
     assert '\nsum or concat: ' in first and 'validation users)' in first
     made = tmp_path / f'{folder.name}-shop'
@@ -309,6 +339,21 @@ def test_the_command_runs_and_goes_on(folder, encoders, monkeypatch, tmp_path, c
         'one of them each',
         'small',
     }
+
+
+def test_a_study_of_some_customers_says_so_and_is_not_mixed_with_all(folder, encoders, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(loading, 'real_encoders', lambda kinds, device=None: {m: encoders[k] for m, k in kinds.items()})
+    argv = ['study', '--part', 'shop', '--data', str(folder), '--out', str(tmp_path), '--remedies', 'sft']
+    argv += ['--conditions', 'exchanged', '--seeds', '1', '--effort', '0.2']
+    monkeypatch.setattr(commands, 'MANY', 14)
+    assert main([*argv, '--users', '15']) == 0
+    out = capsys.readouterr().out
+    assert ', 15 of 40 customers\n' in out and 'note: 15 customers teach and are asked: --users 5000' in out
+    [cell] = stored_shop(tmp_path / f'{folder.name}-shop')
+    assert len(cell['figures']['exchanged']['fused']) == 15
+    assert '15 of 40 customers' in (tmp_path / f'{folder.name}-shop' / 'shop.md').read_text()
+    assert main(argv) == 2 and 'choose another folder' in capsys.readouterr().err
+    assert main([*argv, '--users', '41']) == 2 and 'the shop has 40 customers' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

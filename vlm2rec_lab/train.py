@@ -262,7 +262,7 @@ def _valid_scores(run, split):
     "{'valid/<view>': NDCG@10} on the validation rows."
     vectors = encode_split(run.embedder, split, 'valid', progress=False, accelerator=run.accelerator)
     fusion = run.learned or run.fusion
-    scores = evaluate(**vectors, fuse=fusion, bootstrap=0, negatives=split.valid.negatives)
+    scores = evaluate(**vectors, fuse=fusion, bootstrap=0, negatives=split.valid.negatives, progress=False)
     return {f'valid/{view}': float(scores[view]['NDCG@10']) for view in scores}
 
 # %% ../nbs/03_train.ipynb #8aca6303

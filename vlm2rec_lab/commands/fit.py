@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['NAMED_SETTINGS', 'BY_TRAINING', 'RESULTS', 'KNOWS', 'loss_settings', 'check_folder', 'check_run', 'open_run',
            'item_titles', 'keep_split', 'keep_inputs', 'save_result', 'fit', 'result_table', 'interval_table',
-           'interval_text', 'below_baseline', 'above_baseline', 'about_split', 'table_html', 'make_reports']
+           'interval_text', 'below_baseline', 'above_baseline', 'beside_words', 'about_split', 'table_html',
+           'make_reports']
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #86675afb
 import json
@@ -228,7 +229,7 @@ def _measured(embedder, split, history, fuse, seed, progress, accelerator):
     from vlm2rec_lab.train import encode_split
 
     vectors = encode_split(embedder, split, progress=progress, accelerator=accelerator)
-    metrics = evaluate(**vectors, fuse=fuse, seed=seed, negatives=split.test.negatives)
+    metrics = evaluate(**vectors, fuse=fuse, seed=seed, negatives=split.test.negatives, progress=progress)
     return dict(vectors=vectors, history=history, metrics=metrics)
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #5e1a0c65
@@ -253,7 +254,8 @@ def fit(
     progress=True,  # show bars
     base=None,  # Baselines of the test users, to be kept with the results
     accelerator=None,  # accelerate.Accelerator of several processes; the first one writes
-    valid=False,  # True measures the validation users too: [users] NDCG@10 of the fused ranking as 'valid'
+    before=True,  # measure the embedder as it comes, too
+    valid=(),  # losses whose validation users are measured, too: [users] NDCG@10 of the fused ranking as 'valid'
     **settings,  # steps, batch, tau, schedule, speed and more of `train`
 ):  # -> {'before' or loss: dict(vectors, metrics, history)}
     """Train each loss and measure it on the test users.
@@ -268,7 +270,7 @@ def fit(
     writes = out is not None and (accelerator is None or accelerator.is_main_process)
     how = dict(fuse=fuse, seed=seed, progress=progress)
     found, lost = {}, None
-    for name, own in {'before': None, **losses}.items():
+    for name, own in {**({'before': None} if before else {}), **losses}.items():
         _put_back(embedder, start)
         history = None
         if own is not None:
@@ -283,7 +285,7 @@ def fit(
         found[name] = _measured(embedder, split, history, accelerator=accelerator, **how)
         if writes:
             save_result(Path(out), name, split, **found[name], base=base)
-        if valid:
+        if name in valid:
             found[name]['valid'] = _in_validation(embedder, split, fuse)
     if lost is not None:
         raise lost
@@ -392,6 +394,22 @@ def _fused(metrics):
     view = 'fused' if 'fused' in metrics else next(iter(metrics))
     return view, metrics[view]
 
+# %% ../../nbs/11a_commands/03_fit.ipynb #7f1a0b06
+def _best_trained(found, metric):
+    "(name, view, Metrics) of the trained model that ranks best; None where nothing was trained."
+    trained = {n: f['metrics'] for n, f in found.items() if f['history'] is not None}
+    if not trained:
+        return None
+    name, m = max(trained.items(), key=lambda one: _fused(one[1])[1][metric])
+    return name, _fused(m)[0], m
+
+# %% ../../nbs/11a_commands/03_fit.ipynb #7f1a0b07
+def _words_of(base, kinds):
+    "The baseline of the words of the last item, in a list; of several texts the first."
+    from vlm2rec_lab.ranking.baselines import NEIGHBOURS
+
+    return [b for b in base if b.startswith(NEIGHBOURS) and kinds.get(b.removeprefix(NEIGHBOURS)) == 'text'][:1]
+
 # %% ../../nbs/11a_commands/03_fit.ipynb #7f1a0b02
 def above_baseline(
     found,  # of `fit`
@@ -400,23 +418,40 @@ def above_baseline(
     metric='NDCG@10',  # compared by
 ):  # -> one sentence, '' where a trained model lies below a baseline
     "Says by how much the best trained model beats the best baseline, and the words of the last item."
-    from vlm2rec_lab.ranking.baselines import NEIGHBOURS
     from vlm2rec_lab.ranking.evaluate import paired_difference
 
-    trained = {n: f['metrics'] for n, f in found.items() if f['history'] is not None}
-    if not trained or below_baseline(found, base, kinds, metric):
+    best = _best_trained(found, metric)
+    if best is None or below_baseline(found, base, kinds, metric):
         return ''
-    name, m = max(trained.items(), key=lambda one: _fused(one[1])[1][metric])
-    view, figures = _fused(m)
-    words = [b for b in base if b.startswith(NEIGHBOURS) and kinds.get(b.removeprefix(NEIGHBOURS)) == 'text']
-    beaten = []
-    for b in dict.fromkeys([max(base, key=lambda b: base[b][metric]), *words[:1]]):
+    (name, view, m), beaten = best, []
+    for b in dict.fromkeys([max(base, key=lambda b: base[b][metric]), *_words_of(base, kinds)]):
         d = paired_difference(m.per_user[view][metric], base.per_user[b][metric], seed=m.seed)
         sure = '' if d.low > 0 else ', not clear of zero'
         beaten.append(
             f'{_knows(b, kinds)[0]} ({base[b][metric]:.4f}; {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]{sure})'
         )
-    return f'{name} ({figures[metric]:.4f}) beats {" and ".join(beaten)} in {metric}.'
+    return f'{name} ({m[view][metric]:.4f}) beats {" and ".join(beaten)} in {metric}.'
+
+# %% ../../nbs/11a_commands/03_fit.ipynb #7f1a0b08
+def beside_words(
+    found,  # of `fit`
+    base,  # Baselines of the same rows
+    kinds,  # modality -> 'text' or 'image', of the catalogue
+    metric='NDCG@10',  # compared by
+):  # -> one sentence, '' where nothing was trained or there are no words
+    "Says whether the best trained model beats the words of the last item, however other baselines do."
+    from vlm2rec_lab.ranking.evaluate import paired_difference
+
+    best, words = _best_trained(found, metric), _words_of(base, kinds)
+    if best is None or not words:
+        return ''
+    (name, view, m), b = best, words[0]
+    d = paired_difference(m.per_user[view][metric], base.per_user[b][metric], seed=m.seed)
+    verb = 'beats' if d.low > 0 else 'lies below' if d.high < 0 else 'is neither surely better nor worse than'
+    how_far = f'{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]'
+    return (
+        f'{name} ({m[view][metric]:.4f}) {verb} {_knows(b, kinds)[0]} ({base[b][metric]:.4f}; {how_far}) in {metric}.'
+    )
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #5b3695b3
 def about_split(
@@ -455,6 +490,7 @@ def make_reports(
     called='',  # name of the command that trained, for the words of the advice; '' for Python
     apart=None,  # whether every modality had adapters of its own, where it is known
     controls=None,  # {loss: dict(items, sequences)} of the same trainings with contents exchanged between items
+    tell=None,  # function of a text: says which report is made
 ):  # -> SideBySide
     """Collapse reports of the trained losses, side by side, against a reference if there is one. A loss that was
     trained with another fusion, or with adapters apart, says so in `found` by 'fuse' and 'apart'."""
@@ -467,7 +503,9 @@ def make_reports(
     how |= dict(progress=sys.stderr.isatty())
     trained = {name: f for name, f in found.items() if f['history'] is not None}
     reports = {}
-    for name, f in trained.items():
+    for k, (name, f) in enumerate(trained.items(), 1):
+        if tell is not None:
+            tell(f'report {k} of {len(trained)}, {name}')
         own = dict(fuse=f.get('fuse', fuse), history=f['history'], name=f'{name}: {split.name}')
         own |= dict(control=(controls or {}).get(name))
         report = collapse_report(**f['vectors'], **own, **how)

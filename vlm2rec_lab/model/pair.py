@@ -192,6 +192,7 @@ def bank(
     catalogue,  # Catalogue
     progress=True,  # show bars while it is encoded
     vision=None,  # folder that keeps vectors from run to run; 'memory', 'live' and None: memory
+    told=None,  # as in `make_pair_bank`
 ):  # -> PairBank
     "The catalogue's bank, built on first use. Raises DataError for a catalogue that the encoders cannot read."
     banks = self._banks.setdefault(catalogue, {})
@@ -199,7 +200,7 @@ def bank(
     if folder is None and banks:
         return next(iter(banks.values()))
     if str(folder) not in banks:
-        banks[str(folder)] = make_pair_bank(self, catalogue, progress, folder)
+        banks[str(folder)] = make_pair_bank(self, catalogue, progress, folder, told)
     return banks[str(folder)]
 
 # %% ../../nbs/02_model/11_pair.ipynb #d2200029

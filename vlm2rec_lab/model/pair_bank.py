@@ -76,7 +76,7 @@ def _encoded(encoder, contents, names, progress):
     return z
 
 # %% ../../nbs/02_model/10a_pair_bank.ipynb #d220000b
-def _fill(kept, store, encoder, catalogue, modality, found, progress, block=1024):
+def _fill(kept, store, encoder, catalogue, modality, found, progress, told=None, block=1024):
     "Have the vectors of contents {key: item} in memory, and on the disk where there is a store."
     if store is not None:
         have = [k for k in found if k in store and k not in kept]
@@ -93,9 +93,11 @@ def _fill(kept, store, encoder, catalogue, modality, found, progress, block=1024
         kept.add(keys, z)
         if store is not None:
             store.append(keys, np.ones((len(keys), 2), int), z)
+        if told is not None:
+            told(modality, start + len(keys), len(new))
 
 # %% ../../nbs/02_model/10a_pair_bank.ipynb #d220000c
-def _raw_vectors(embedder, catalogue, modality, folder, progress):
+def _raw_vectors(embedder, catalogue, modality, folder, progress, told=None):
     "An encoder's vectors of a catalogue, float32 [items, size], zero where there is nothing."
     encoder = embedder.encoders[modality]
     items = np.flatnonzero(~catalogue.missing()[modality]).tolist()
@@ -109,7 +111,7 @@ def _raw_vectors(embedder, catalogue, modality, folder, progress):
     with nullcontext() if store is None else writing(store.folder, 'turn', wait=True):
         if store is not None:
             store.read()  # another process may have had its turn
-        _fill(kept, store, encoder, catalogue, modality, found, progress)
+        _fill(kept, store, encoder, catalogue, modality, found, progress, told)
     out = torch.zeros(len(catalogue), encoder.size)
     if items:
         out[items] = kept.find(keys)
@@ -160,13 +162,14 @@ def make_pair_bank(
     catalogue,  # Catalogue
     progress=True,  # show bars while it is encoded
     folder=None,  # where vectors are kept beside memory
+    told=None,  # called after each block of reading: modality, contents read so far, contents that were to be read
 ):  # -> PairBank
     """The bank of a catalogue. Warns, with counts, of items that lack a modality; raises DataError for a catalogue that
     the encoders cannot read."""
     _check_catalogue(embedder, catalogue)
     missing, ready, contents = catalogue.missing(), {}, {}
     for m in catalogue.modalities:
-        raw, there = _raw_vectors(embedder, catalogue, m, folder, progress), torch.from_numpy(~missing[m])
+        raw, there = _raw_vectors(embedder, catalogue, m, folder, progress, told), torch.from_numpy(~missing[m])
         head = embedder.heads[m]
         head.settle(raw[there].to(embedder.device))
         ready[m] = head.prepare(raw.to(embedder.device)) * there[:, None].to(embedder.device)

@@ -36,7 +36,7 @@ def _times_drawn(users, n, rng):
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #5f0a3005
 _KEPT = ContextVar('draws that are kept', default=None)
-MOST_KEPT = 100_000_000  # numbers of the draws that are kept, a byte each
+MOST_KEPT = 150_000_000  # numbers of the draws that are kept, a byte each
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #5f0a3003
 @contextmanager

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LONG', 'SHOP_REMEDIES', 'WORLDS', 'COLD', 'COLD_SHARE', 'SMALL_SHARE', 'MOST_CANDIDATES', 'TUNED_CANDIDATES',
-           'TUNED_CHUNK', 'ShopRemedy', 'cold_draw', 'without_items', 'fewer_customers', 'world_of', 'lacking_of',
-           'cold_auc', 'shop_cell', 'run_shop', 'stored_shop', 'columns_said', 'shop_table', 'shop_markdown',
-           'shop_choice', 'write_shop']
+           'TUNED_CHUNK', 'ShopRemedy', 'cold_draw', 'without_items', 'fewer_customers', 'some_customers', 'world_of',
+           'lacking_of', 'cold_auc', 'shop_cell', 'steps_ahead', 'run_shop', 'stored_shop', 'columns_said',
+           'shop_table', 'shop_markdown', 'shop_choice', 'write_shop']
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20003
 import json
@@ -22,12 +22,15 @@ import pandas as pd
 from ..base.cells import csv_bytes
 from ..base.errors import DataError, differing, known
 from ..base.files import sole_writer, write_bytes
-from ..base.ragged import is_member
+from ..base.ragged import gather, is_member
 from ..diagnosis.memory import exchanged
 from ..diagnosis.missing import one_left, taken_out, without_contents
-from ..ranking.evaluate import bootstrap_means, evaluate, sum_or_concat
+from ..ranking.candidates import seen_items
+from ..ranking.evaluate import bootstrap_means, kept_draws, sum_or_concat
 from ..ranking.fusions import fuse_vectors
-from ..ranking.ranks import metric_at_k
+from ..ranking.ranks import metric_at_k, ranks
+from ..ranking.task import check_task
+from ..shop.catalogue import Interactions
 from ..shop.leave_one_out import leave_one_out
 from ..shop.rows import rows_at, warm_items
 from ..train import encode_split, train
@@ -126,6 +129,22 @@ def fewer_customers(
     name = f'{split.name}, {len(some):,} of {len(who):,} customers teach'
     return replace(split, train=split.train.take(np.flatnonzero(np.isin(split.train.users, some))), name=name)
 
+# %% ../../nbs/11_studies/06_shops.ipynb #a7c20031
+def some_customers(
+    dataset,  # Dataset
+    users,  # how many of its customers
+    seed=0,  # of the draw
+):  # -> Dataset of these customers, with the whole catalogue
+    "The same shop with fewer customers, for a study that takes less time. Raises DataError for more than there are."
+    inter = dataset.interactions
+    if not 1 <= users <= len(inter):
+        raise DataError(f'users={users}: the shop has {len(inter):,} customers, choose 1 to {len(inter)} of them')
+    who = np.sort(np.random.default_rng([seed, 13]).permutation(len(inter))[:users])
+    offsets, items = gather(inter.offsets, inter.items, who)
+    times = None if inter.times is None else gather(inter.offsets, inter.times, who)[1]
+    drawn = Interactions([inter.user_ids[u] for u in who], offsets, items, times)
+    return replace(dataset, interactions=drawn, name=f'{dataset.name}, {users:,} of {len(inter):,} customers')
+
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c2000e
 def world_of(
     dataset,  # Dataset
@@ -145,12 +164,16 @@ def world_of(
         split = exchanged(split, seed=seed)
     return split, cold
 
+# %% ../../nbs/11_studies/06_shops.ipynb #a7c20032
+def _steps(rows, remedy, effort):  # -> (steps of a training, steps of one pass)
+    "How long a remedy is trained on so many training sequences."
+    epoch = math.ceil(rows / remedy.batch)
+    return max(1, round(effort * remedy.epochs * epoch)), epoch
+
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20011
 def _trained(embedder, split, remedy, seed, effort):
     "Train in place; which step was kept."
-    rows = len(training_rows(split, 'all'))
-    epoch = math.ceil(rows / remedy.batch)
-    steps = max(1, round(effort * remedy.epochs * epoch))
+    steps, epoch = _steps(len(training_rows(split, 'all')), remedy, effort)
     many = warm_items(split).sum() > MOST_CANDIDATES
     how = dict(steps=steps, batch=remedy.batch, positions='all', candidates=MOST_CANDIDATES if many else 'all')
     how |= dict(candidates=TUNED_CANDIDATES, chunk=TUNED_CHUNK) if embedder.tuned else {}
@@ -179,19 +202,18 @@ def lacking_of(
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20014
 def _gains(embedder, split, fuse, views=False):
     "{view: [users] NDCG@10} of the test rows: fused, and on wish of each modality."
-    found = evaluate(**encode_split(embedder, split, progress=False), fuse=fuse, bootstrap=0, progress=False)
-    wanted = found.ranks if views else {'fused': None}
-    return {v: metric_at_k(found.ranks[v], 10) for v in wanted}
+    vectors = encode_split(embedder, split, progress=False)
+    items, sequences, targets = check_task(vectors['items'], vectors['sequences'], vectors['targets'])
+    seen, sides = seen_items(vectors['seen'], targets, len(split.catalogue)), {}
+    if views:
+        sides |= {m: (items[m], sequences[m]) for m in items}
+    sides['fused'] = fuse_vectors(items, sequences, fuse)
+    how = dict(progress=False, enough=10)  # places beyond the tenth gain nothing
+    return {v: metric_at_k(ranks(*pair, targets, seen, **how), 10) for v, pair in sides.items()}
 
-# %% ../../nbs/11_studies/06_shops.ipynb #a7c20015
-def cold_auc(
-    items,  # [items, d]
-    users,  # [rows, d]
-    rows,  # Rows whose targets are cold
-    cold,  # bool [items]
-):  # -> [rows]; NaN where there is no other cold item
-    "How often a target scores above a cold item that the customer has not bought, ties half."
-    among = np.flatnonzero(cold)
+# %% ../../nbs/11_studies/06_shops.ipynb #a7c20028
+def _auc_among(items, users, rows, among):
+    "`cold_auc` of a block of rows; `among` are the cold items."
     s = users @ items[among].T
     own = np.einsum('ud,ud->u', users, items[rows.targets])[:, None]
     other = ~is_member((rows.seen_offsets, rows.seen_items), np.arange(len(rows)), among)
@@ -200,6 +222,20 @@ def cold_auc(
     won = np.where(s < own - tol, 1.0, np.where(s <= own + tol, 0.5, 0.0))
     count = other.sum(1)
     return np.where(count > 0, (won * other).sum(1) / np.maximum(count, 1), np.nan)
+
+# %% ../../nbs/11_studies/06_shops.ipynb #a7c20015
+def cold_auc(
+    items,  # [items, d]
+    users,  # [rows, d]
+    rows,  # Rows whose targets are cold
+    cold,  # bool [items]
+    most=4_000_000,  # scores at a time
+):  # -> [rows]; NaN where there is no other cold item
+    "How often a target scores above a cold item that the customer has not bought, ties half."
+    among = np.flatnonzero(cold)
+    step = max(1, most // max(len(among), 1))
+    blocks = (np.arange(a, min(a + step, len(rows))) for a in range(0, len(rows), step))
+    return np.concatenate([np.zeros(0), *(_auc_among(items, users[b], rows.take(b), among) for b in blocks)])
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20016
 def _cold_figures(embedder, split, fuse, cold):
@@ -309,14 +345,19 @@ def _made(
     return many(delayed(_one_thread)(arguments) for arguments in todo)
 
 # %% ../../nbs/11_studies/06_shops.ipynb #5e1a0d03
-def _encoded_once(encoders, dataset, store):
-    "Have the encoders' vectors in the folder before several processes ask for them."
+def _encoded_once(encoders, dataset, store, said):
+    "Have the encoders' vectors in the folder before cells ask for them; every block that is read is told to `said`."
     from vlm2rec_lab.model.pair import PairEmbedder
+
+    def told(modality, done, of):
+        "After each block."
+        said(f'{modality}: {done:,} of {of:,} read')
 
     catalogue = dataset.catalogue
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # of items without content, as in a cell
-        PairEmbedder({m: encoders[m] for m in catalogue.modalities}, device='cpu').bank(catalogue, False, store)
+        embedder = PairEmbedder({m: encoders[m] for m in catalogue.modalities}, device='cpu')
+        embedder.bank(catalogue, False, store, told=said and told)
 
 # %% ../../nbs/11_studies/06_shops.ipynb #5e1a0c21
 def _stored(file, asked):
@@ -330,6 +371,32 @@ def _stored(file, asked):
             f'{file} is of other data, encoders or effort: {other}; choose another folder, or remove the file'
         )
     return found
+
+# %% ../../nbs/11_studies/06_shops.ipynb #a7c20033
+def steps_ahead(
+    dataset,  # Dataset
+    cells,  # list of dict with 'remedy' and 'world'
+    effort=1.0,  # as in `shop_cell`
+):  # -> [cells] int, steps of training: exact in the worlds 'warm' and 'exchanged', about so many in the others
+    "How much there is to train before a study begins."
+    hows = [SHOP_REMEDIES[c['remedy']] for c in cells]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # cells say nothing of them either
+        rows = {n: leave_one_out(dataset, history=n) for n in {how.history for how in hows}}
+    rows = {n: len(training_rows(split, 'all')) for n, split in rows.items()}
+    share = {'small': SMALL_SHARE}
+    return [_steps(share.get(c['world'], 1) * rows[how.history], how, effort)[0] for c, how in zip(cells, hows)]
+
+# %% ../../nbs/11_studies/06_shops.ipynb #a7c20034
+def _time_left(cells, ahead):
+    "What the cells that are left will take, by the steps of those that are made; '' where none is left."
+    left = len(ahead) - len(cells)
+    if not left:
+        return ''
+    done = sum(c['kept']['steps'] for c in cells)
+    hours = sum(c['seconds'] for c in cells) / done * max(sum(ahead) - done, 0) / 3600
+    time = f'{hours:.1f} CPU h' if hours >= 1 else f'{60 * hours:.0f} CPU min'
+    return f'; at this pace about {time} for the {left} left'
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c2001d
 def run_shop(
@@ -346,7 +413,7 @@ def run_shop(
     columns=None,  # what the data were read with beside what is usual, as in `shop_cell`
     jobs=1,  # cells at a time, one thread each
     device='cpu',  # as in `shop_cell`
-    said=None,  # called with a line after each cell; None: nothing is said
+    said=None,  # called with a line after each cell, and while contents are read; None: nothing is said
 ):  # -> list of dict, of `shop_cell`
     "Make the cells that are not there yet, seed by seed. Raises DataError for unknown names and for foreign files."
     remedies = [known(r, SHOP_REMEDIES, 'remedy for a shop') for r in remedies or SHOP_REMEDIES]
@@ -357,13 +424,17 @@ def run_shop(
     wanted = [dict(remedy=r, world=w, seed=s, rank=k, lora=lora) for s, w, r, k in each]
     with sole_writer(out):
         todo = [c | how for c in wanted if _stored(out / _file(**c), asked) is None]
-        if todo and jobs > 1:
-            _encoded_once(encoders, dataset, how['store'])
+        ahead, made = steps_ahead(dataset, todo, effort), []
+        if todo and said is not None:
+            said(f'{len(todo)} cells to make, {sum(ahead):,} steps of training')
+        if todo:
+            _encoded_once(encoders, dataset, how['store'], said)
         for cell in _made([dict(encoders=encoders, dataset=dataset) | c for c in todo], jobs):
             file = out / _file(*(cell.get(k) for k in ('remedy', 'world', 'seed', 'rank', 'lora')))
             write_bytes(file, json.dumps(cell).encode())
+            made.append(cell)
             if said is not None:
-                said(f'{file.stem}: {cell["seconds"]:.0f} CPU s')
+                said(f'{file.stem}: {cell["seconds"]:.0f} CPU s{_time_left(made, ahead)}')
         return [_stored(out / _file(**c), asked) for c in wanted]
 
 # %% ../../nbs/11_studies/06_shops.ipynb #4720267e
@@ -448,11 +519,12 @@ def shop_table(
     for c in sorted(cells, key=lambda c: c['seed']):
         for condition in c['figures']:
             groups.setdefault((condition, _name_of(c)), []).append(c)
-    rows = [
-        _row(own, groups, condition, view, draws)
-        for (condition, _), own in groups.items()
-        for view in own[0]['figures'][condition]
-    ]
+    with kept_draws():
+        rows = [
+            _row(own, groups, condition, view, draws)
+            for (condition, _), own in groups.items()
+            for view in own[0]['figures'][condition]
+        ]
     table = pd.DataFrame(rows)
     names = list(SHOP_REMEDIES)
     found = sorted(cells, key=lambda c: (names.index(c['remedy']), *_capacity(c)))
