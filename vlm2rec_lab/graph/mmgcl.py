@@ -108,5 +108,7 @@ class MMGCL(OnModalities):
 
     def extra_repr(self):
         "In words."
+        chances = ', '.join(f'{m} {c:.3g}' for m, c in zip(self.modalities, self.chances.tolist()))
         said = f'{self.item.shape[1]} dimensions a part, {self.layers} layers, tau {self.tau}'
-        return f'{super().extra_repr()}, {said}, left out {self.left_out}, chances {self.chances.tolist()}'
+        edges, nodes = self.left_out
+        return f'{super().extra_repr()}, {said}, leaves out {edges:g} of edges, {nodes:g} of nodes ({chances})'

@@ -9,7 +9,7 @@ __all__ = ['OnModalities', 'matrix', 'contrast']
 import torch
 import torch.nn.functional as F
 
-from ..base.errors import known
+from ..base.errors import DataError, known
 from .models import OnGraph, content_tables, random_rows
 from ..training.losses import info_nce
 
@@ -24,6 +24,9 @@ class OnModalities(OnGraph):
     ):
         super().__init__(graph)
         found = content_tables(vectors, graph.items)
+        for m, v in found.items():
+            if not (v.isfinite().all() and v.any()):
+                raise DataError(f'{m}: no item has a vector, or all have the same one: leave it out of vectors=')
         self.modalities = tuple(found)
         for k, v in enumerate(found.values()):
             self.register_buffer(f'content{k}', v)
