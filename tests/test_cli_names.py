@@ -61,6 +61,7 @@ def test_settings_read_from_the_file_are_those_of_the_function(loss):
         ('study', ['conditions', 'worlds']),
         ('report', ['verdicts']),
         ('downstream', ['losses']),
+        ('graph', ['graph models']),
     ],
 )
 def test_help_lists_the_registry(command, kinds):

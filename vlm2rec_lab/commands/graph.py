@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['graph']
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #c296e5ef
+# %% ../../nbs/11a_commands/08_graph.ipynb #e1cddb23
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,23 @@ from pathlib import Path
 from ..base.columns import laid_out
 from ..base.errors import DataError, known
 from .names import listed, names
-from .open import IMAGES_HELP, check_source, columns_of, model_at, open_dataset, table_options
+from vlm2rec_lab.commands.open import (
+    IMAGES_HELP,
+    check_place,
+    check_source,
+    columns_of,
+    model_at,
+    open_dataset,
+    table_options,
+)
 from .parser import command, count
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #a5720c11
+# %% ../../nbs/11a_commands/08_graph.ipynb #57e2d723
 def _is_file(encoder):
     "Does a name stand for a file of vectors?"
     return str(encoder).endswith('.npz')
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #c5eab9cf
+# %% ../../nbs/11a_commands/08_graph.ipynb #8deac0ed
 def _vectors_in(file, items):
     "{modality: float [N, D]} of a file. Raises DataError for another number of rows, or for none."
     import numpy as np
@@ -35,7 +43,7 @@ def _vectors_in(file, items):
             raise DataError(f'{file}: items/{m} is {" x ".join(map(str, v.shape))}, and there are {items:,} products')
     return found
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #84547c36
+# %% ../../nbs/11a_commands/08_graph.ipynb #107ca46c
 def _encoded(encoder, catalogue):
     "{modality: float32 [N, d]} of a catalogue by an encoder, as it is, without training."
     from vlm2rec_lab.model.loading import load_embedder
@@ -44,7 +52,7 @@ def _encoded(encoder, catalogue):
     found = embedder.encode_items(catalogue, progress=sys.stderr.isatty())
     return {m: z.float().cpu().numpy() for m, z in found.items()}
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #53831c93
+# %% ../../nbs/11a_commands/08_graph.ipynb #04bc5b5e
 def _graph_options(add):
     "Options of `graph`."
     table_options(add)
@@ -69,7 +77,7 @@ def _graph_options(add):
     add('--device', default='cpu', metavar='DEVICE', help='where models are trained, such as cuda (default: cpu)')
     add('--out', default='runs/graph', metavar='DIR', help='where everything is kept (default: runs/graph)')
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #d4323025
+# %% ../../nbs/11a_commands/08_graph.ipynb #7a5ec459
 def _check_graph(o):
     "Raises what makes the options of `graph` unusable."
     for m in o.models or ():
@@ -81,11 +89,11 @@ def _check_graph(o):
     columns_of(o)
     for encoder in filter(None, o.encoders):
         if not _is_file(encoder):
-            model_at(encoder)
+            check_place(encoder)
         elif not Path(encoder).is_file():
             raise FileNotFoundError(f'--encoders {encoder}: there is no such file')
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #b1c1164c
+# %% ../../nbs/11a_commands/08_graph.ipynb #ea52648b
 def _encoders(o, catalogue):
     "{name: {modality: vectors}} of the encoders that the options name."
     found = {}
@@ -99,13 +107,13 @@ def _encoders(o, catalogue):
         raise ValueError(f'--encoders: two of them are called alike: {", ".join(found)}; rename one')
     return found
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #fdcef5ce
+# %% ../../nbs/11a_commands/08_graph.ipynb #fecce2b5
 def _in_columns(markdown):
     "Tables in Markdown as tables of text."
     tables = [[line[2:-2].split(' | ') for line in part.split('\n')] for part in markdown.split('\n\n')]
     return '\n\n'.join('\n'.join(laid_out([head, *rows])) for head, _, *rows in tables)
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #04eb0095
+# %% ../../nbs/11a_commands/08_graph.ipynb #d64da62f
 @command('does an encoder help a graph recommender, and does that listen to every modality? resumable', _graph_options)
 def graph(
     o,  # options: data, images, encoders, models, seeds, sizes, lr, exclude, device, out, seed, command
