@@ -18,6 +18,7 @@ from vlm2rec_lab.graph.graph import (
     item_graph,
     nearest_items,
     propagate,
+    propagate_rows,
     sparse,
 )
 from vlm2rec_lab.graph.models import BPRMF, VBPR, LightGCN
@@ -95,6 +96,12 @@ def test_propagation_is_the_dense_one_with_its_gradient(seed, layers):
     assert torch.allclose(found, want @ x, atol=1e-6)
     found.backward(back)
     assert torch.allclose(torch.cat([a.grad, b.grad]), want @ back, atol=1e-6)
+    some, other = torch.randint(0, 7, (5,), generator=g), torch.randint(0, 9, (4,), generator=g)  # rows may repeat
+    a, b = a.detach().requires_grad_(), b.detach().requires_grad_()
+    rows, at = torch.cat(propagate_rows(graph, a, b, some, other, layers)), torch.cat([some, 7 + other])
+    assert torch.allclose(rows, found.detach()[at], atol=1e-6)
+    rows.backward(back[:9])
+    assert torch.allclose(torch.cat([a.grad, b.grad]), want[:, at] @ back[:9], atol=1e-6)
 
 
 def test_one_side_alone_has_a_gradient():
