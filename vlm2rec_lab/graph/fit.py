@@ -123,7 +123,16 @@ def _pairs(model, split):
     want = len(split.user_items[0]) - 1, n
     if shape != want:
         raise DataError(f'the model has {shape[0]} users and {shape[1]} items, the split {want[0]} and {want[1]}')
+    if hasattr(model, 'graph'):
+        _same_edges(model.graph, owned, n)
     return owned // n, owned % n, owned, n
+
+# %% ../../nbs/07_graph/02_fit.ipynb #abc14379
+def _same_edges(graph, owned, n):
+    "Raises DataError where a graph has other edges than the training pairs: what is asked must not be among them."
+    users, items = (t.cpu() for t in graph.edges)
+    if not torch.equal(users * n + items, owned):
+        raise DataError('the graph of the model has other edges than the training part: make it with graph_of(split)')
 
 # %% ../../nbs/07_graph/02_fit.ipynb #53484781
 def _epoch(model, optimiser, weights, pairs, batch, epoch, seed):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..base.errors import DataError, known
-from .graph import Graph, moved, propagate
+from .graph import Graph, moved, propagate, propagate_rows
 from ..training.contents import item_vectors
 
 # %% ../../nbs/07_graph/01_models.ipynb #37841a68
@@ -147,7 +147,10 @@ class LightGCN(OnGraph):
 
     def losses(self, users, positives, negatives, generator):
         "The losses of a batch; the rows that are held small are those before the first layer."
-        return pair_losses(self.tables(), (self.user, self.item), users, positives, negatives)
+        both = torch.cat([positives, negatives])
+        u, i = propagate_rows(self.graph, self.user, self.item, users, both, self.layers)
+        own = picked((self.user, self.item), users, positives, negatives)
+        return {'bpr': bpr(u, *i.split(len(users))), 'norm': half_norm(*own)}
 
     def extra_repr(self):
         "In words."
