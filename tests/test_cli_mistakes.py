@@ -70,7 +70,7 @@ MISTAKES = [  # what is typed, how the one line begins after the command's name,
     (['study', '--data', 'nowhere'], 'there is no folder'),
     (
         ['graph', '--data', 'empty', '--models', 'VBRP'],
-        "there is no graph model 'VBRP'; did you mean 'VBPR'?, --models",
+        "there is no graph model 'VBRP', --models; did you mean 'VBPR'?",
     ),
     (['graph', '--data', 'empty', '--exclude', 'all'], "there is no word 'all'"),
     (['graph', '--data', 'empty', '--encoders', 'nil.npz'], '--encoders nil.npz: there is no such file'),

@@ -6,7 +6,7 @@
 __all__ = ['GRAPH_MODELS', 'FLOORS', 'WHOLE', 'NOTHING', 'equal_widths', 'graph_cell', 'run_graph', 'graph_table',
            'graph_markdown', 'write_graph']
 
-# %% ../../nbs/07_graph/10_study.ipynb #4337a7fd
+# %% ../../nbs/07_graph/10_study.ipynb #51f637fc
 import json
 import math
 import time
@@ -28,27 +28,26 @@ from .mmgcn import MMGCN
 from .models import BPRMF, VBPR, LightGCN
 from .slmrec import SLMRec
 from ..ranking.evaluate import bootstrap_means
-from ..recommenders.seqrec import reduce_vectors
-from ..training.contents import item_vectors
+from ..training.contents import item_vectors, reduce_vectors
 
-# %% ../../nbs/07_graph/10_study.ipynb #11e5077c
+# %% ../../nbs/07_graph/10_study.ipynb #67f23cfc
 def _bprmf(split, vectors, dim, seed):
     return BPRMF(len(split.user_items[0]) - 1, len(split.catalogue), dim, seed=seed)
 
-# %% ../../nbs/07_graph/10_study.ipynb #519ec6cd
+# %% ../../nbs/07_graph/10_study.ipynb #949c9ca2
 def _lightgcn(split, vectors, dim, seed):
     return LightGCN(graph_of(split), dim, seed=seed)
 
-# %% ../../nbs/07_graph/10_study.ipynb #0e119802
+# %% ../../nbs/07_graph/10_study.ipynb #b0b92e0a
 def _vbpr(split, vectors, dim, seed):
     return VBPR(len(split.user_items[0]) - 1, len(split.catalogue), vectors, dim, seed=seed)
 
-# %% ../../nbs/07_graph/10_study.ipynb #21152e53
+# %% ../../nbs/07_graph/10_study.ipynb #816bb2db
 def _on_graph(kind):
     "A function that makes a model of graph and contents."
     return lambda split, vectors, dim, seed: kind(graph_of(split), vectors, dim, seed=seed)
 
-# %% ../../nbs/07_graph/10_study.ipynb #a791bcce
+# %% ../../nbs/07_graph/10_study.ipynb #61e8318d
 GRAPH_MODELS = {  # name -> function (split, {modality: vectors}, dim, seed) -> GraphRecommender
     'BPR-MF': _bprmf,
     'LightGCN': _lightgcn,
@@ -60,7 +59,7 @@ GRAPH_MODELS = {  # name -> function (split, {modality: vectors}, dim, seed) -> 
 }
 FLOORS = ('BPR-MF', 'LightGCN')  # read no contents
 
-# %% ../../nbs/07_graph/10_study.ipynb #3a77c2e2
+# %% ../../nbs/07_graph/10_study.ipynb #7204f447
 def equal_widths(
     vectors,  # {modality: float [N, D]}; rows of zeros where an item lacks it
     width=128,  # dimensions of each; None: as they are
@@ -69,10 +68,10 @@ def equal_widths(
     x = {m: item_vectors({m: v}, m) for m, v in vectors.items()}
     return {m: v.float().numpy() if width is None else reduce_vectors(v, width).numpy() for m, v in x.items()}
 
-# %% ../../nbs/07_graph/10_study.ipynb #fefc168c
+# %% ../../nbs/07_graph/10_study.ipynb #66eabfd9
 WHOLE, NOTHING = 'all there', 'no content'  # what is left at the test
 
-# %% ../../nbs/07_graph/10_study.ipynb #35b85289
+# %% ../../nbs/07_graph/10_study.ipynb #42942fd0
 def _lacking(model, vectors):
     "{what is left: tables} of a trained model, without gradient."
     found = {WHOLE: model.tables()}
@@ -81,7 +80,7 @@ def _lacking(model, vectors):
     found |= {f'without {m}': model.without(m) for m in vectors}
     return found | ({NOTHING: model.without(*vectors)} if len(vectors) > 1 else {})
 
-# %% ../../nbs/07_graph/10_study.ipynb #bdb3a79d
+# %% ../../nbs/07_graph/10_study.ipynb #e54f8ca2
 def graph_cell(
     split,  # Split, such as `shares` makes
     model='VBPR',  # a key of GRAPH_MODELS
@@ -114,7 +113,7 @@ def graph_cell(
     asked = _asked(split, model, vectors, dim, width, cut, training)
     return said | dict(asked=asked, kept=kept, figures=figures, seconds=round(time.process_time() - start, 1))
 
-# %% ../../nbs/07_graph/10_study.ipynb #e2b23cae
+# %% ../../nbs/07_graph/10_study.ipynb #7ba4465f
 def _asked(split, model, vectors, dim, width, cut, training):
     "What a cell must have been made with."
     floor = model in FLOORS
@@ -123,14 +122,14 @@ def _asked(split, model, vectors, dim, width, cut, training):
     sizes = dict(dim=dim, width=None if floor else width, cut=cut)
     return sizes | dict(split=split.fingerprint[:16], vectors=weights_key(arrays)[:16], **plain)
 
-# %% ../../nbs/07_graph/10_study.ipynb #5d991aab
+# %% ../../nbs/07_graph/10_study.ipynb #b15fe94b
 def _file(model, encoder, seed):
     "The name of a cell's file."
     from urllib.parse import quote
 
     return '--'.join(filter(None, [model, quote(encoder, safe=''), f'{seed}.json']))
 
-# %% ../../nbs/07_graph/10_study.ipynb #d8ffa279
+# %% ../../nbs/07_graph/10_study.ipynb #378f0bec
 def _stored(file, asked):
     "A cell that is there, or None. Raises DataError for one that was made otherwise."
     if not file.exists():
@@ -140,7 +139,7 @@ def _stored(file, asked):
         raise DataError(f'{file} was made with {other}: choose another folder, or remove the file')
     return found
 
-# %% ../../nbs/07_graph/10_study.ipynb #0ffec8d1
+# %% ../../nbs/07_graph/10_study.ipynb #13672c46
 def run_graph(
     out,  # folder of the cells
     split,  # Split
@@ -175,12 +174,12 @@ def run_graph(
             cells.append(cell)
     return cells
 
-# %% ../../nbs/07_graph/10_study.ipynb #24a520f6
+# %% ../../nbs/07_graph/10_study.ipynb #38cb62c1
 def _values(cells, left, metric):
     "[rows] of a metric, each row the mean over the seeds."
     return np.mean([c['figures'][left][metric] for c in cells], 0)
 
-# %% ../../nbs/07_graph/10_study.ipynb #ed6ca781
+# %% ../../nbs/07_graph/10_study.ipynb #30987047
 def _share(values, base, draws):
     "How much more than `base`, as a share of it, with its interval; NaN where there is nothing to be a share of."
     boot = bootstrap_means(np.stack([values, base], 1), draws, 0)
@@ -190,7 +189,7 @@ def _share(values, base, draws):
     low, high = np.quantile(boot[:, 0] / boot[:, 1] - 1, [0.025, 0.975])
     return values.mean() / base.mean() - 1, low, high
 
-# %% ../../nbs/07_graph/10_study.ipynb #05dda1a6
+# %% ../../nbs/07_graph/10_study.ipynb #dca076b7
 def graph_table(
     cells,  # of `run_graph`
     metric='Recall',  # or 'NDCG'
@@ -219,14 +218,14 @@ def graph_table(
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/07_graph/10_study.ipynb #d9947e36
+# %% ../../nbs/07_graph/10_study.ipynb #a48776f6
 def _said(row, name):
     "'+12 % [+3, +20]', or nothing."
     if not row.get(name, math.nan) == row.get(name, math.nan):
         return ''
     return f'{100 * row[name]:+.0f} % [{100 * row[f"{name} low"]:+.0f}, {100 * row[f"{name} high"]:+.0f}]'
 
-# %% ../../nbs/07_graph/10_study.ipynb #fe7bb8ff
+# %% ../../nbs/07_graph/10_study.ipynb #91431f0d
 def graph_markdown(
     table,  # of `graph_table`
 ):  # -> str
@@ -244,7 +243,7 @@ def graph_markdown(
     parts = [worth, *([heard] if len(heard) > 2 else [])]
     return '\n\n'.join('\n'.join(f'| {" | ".join(line)} |' for line in part) for part in parts)
 
-# %% ../../nbs/07_graph/10_study.ipynb #85d42f00
+# %% ../../nbs/07_graph/10_study.ipynb #3b756571
 def write_graph(
     cells,  # of `run_graph`
     out,  # folder
