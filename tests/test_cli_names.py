@@ -13,6 +13,7 @@ from vlm2rec_lab.commands import names
 from vlm2rec_lab.commands.train import read_prompts
 from vlm2rec_lab.diagnosis.settings import HALVES
 from vlm2rec_lab.diagnosis.verdict import VERDICTS
+from vlm2rec_lab.graph.study import GRAPH_MODELS
 from vlm2rec_lab.model.pieces import Prompts
 from vlm2rec_lab.ranking.fusions import FUSIONS
 from vlm2rec_lab.ranking.vectors import write_vectors
@@ -33,6 +34,7 @@ REGISTERED = {
     'worlds': WORLDS,
     'shop remedies': SHOP_REMEDIES,
     'halves': HALVES,
+    'graph models': GRAPH_MODELS,
     'starts': ITEMS,
 }
 
@@ -61,6 +63,7 @@ def test_settings_read_from_the_file_are_those_of_the_function(loss):
         ('study', ['conditions', 'worlds']),
         ('report', ['verdicts']),
         ('downstream', ['losses']),
+        ('graph', ['graph models']),
     ],
 )
 def test_help_lists_the_registry(command, kinds):

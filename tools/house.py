@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 SURFACE = ('data', 'studio', 'metrics', 'embed', 'losses', 'diagnose', 'widgets')
-WINGS = ('recommenders', 'graphs', 'federated', 'prompts', 'share')
+WINGS = ('recommenders', 'graph', 'federated', 'prompts', 'share')
 PURPOSE = {  # package -> what it is for, in the order of the floors
     'base': 'errors that name the remedy, files and checkpoints that survive, one palette',
     'shop': 'what a shop knows: pictures, catalogues, interactions, splits, readers, the drawn studio',
@@ -24,6 +24,7 @@ PURPOSE = {  # package -> what it is for, in the order of the floors
     'diagnosis': 'which modality is alive, from anybody\'s vectors',
     'show': 'pictures and widgets, their scripts and styles',
     'recommenders': 'sequential recommenders that begin with the vectors',
+    'graph': 'recommenders that let vectors flow along purchases',
     'studies': 'the experiments behind the claims',
     'commands': 'what `vlm2rec` can do, a command with its options in one place',
 }

@@ -7,7 +7,7 @@ __all__ = ['ROOMS', 'GO_ON', 'BARS', 'LESS_ROWS', 'LESS', 'make_parser', 'out_of
            'SCHEMES', 'SPEED', 'NAMES', 'Parser', 'unlike', 'count', 'fusion', 'open_dataset', 'cut', 'open_data',
            'load_split', 'loss_settings', 'open_run', 'fit', 'save_result', 'item_titles', 'result_table', 'table_html',
            'make_reports', 'study', 'calibrate', 'train', 'read_prompts', 'demo', 'estimate', 'profile', 'fetch',
-           'given_vectors', 'evaluate', 'report', 'downstream', 'bench']
+           'given_vectors', 'evaluate', 'report', 'downstream', 'bench', 'graph']
 
 # %% ../nbs/12_cli.ipynb #21c6885d
 import contextlib
@@ -31,6 +31,7 @@ from vlm2rec_lab.commands.fit import (
     save_result,
     table_html,
 )
+from .commands.graph import graph
 from .commands.names import REGISTRIES, listed
 from .commands.open import SCHEMES, cut, load_split, open_data, open_dataset
 from .commands.parser import COMMANDS, Parser, count, fusion, in_flags, unlike
@@ -74,10 +75,11 @@ _all_ = [
     'report',
     'downstream',
     'bench',
+    'graph',
 ]
 
 # %% ../nbs/12_cli.ipynb #2e003896
-ROOMS = ('train', 'estimate', 'studies', 'data', 'vectors')  # of commands, in the order of the help
+ROOMS = ('train', 'estimate', 'studies', 'data', 'vectors', 'graph')  # of commands, in the order of the help
 
 # %% ../nbs/12_cli.ipynb #94d00eb1
 def _place(command):
@@ -119,7 +121,11 @@ def _note(flags, told, message, *rest, **kw):
         show(line)
 
 # %% ../nbs/12_cli.ipynb #0abd9322
-GO_ON = {'train': '; go on with --resume', 'downstream': '; the same command goes on'}  # after an interruption
+GO_ON = {
+    'train': '; go on with --resume',
+    'downstream': '; the same command goes on',
+    'graph': '; the same command goes on',
+}  # after an interruption
 
 # %% ../nbs/12_cli.ipynb #c11e0a02
 BARS = {'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'TQDM_DISABLE': '1'}  # what switches bars of other libraries off

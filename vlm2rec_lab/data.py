@@ -9,8 +9,8 @@ __all__ = ['Catalogue', 'Interactions', 'as_ids', 'as_times', 'Dataset', 'TEXT_C
            'image_trouble', 'thumbnail', 'find_images', 'with_images', 'decode_images', 'fetch_images', 'Rows',
            'rows_at', 'Split', 'check_split', 'keep_modalities', 'drop_content', 'warm_items', 'read_split',
            'leave_one_out', 'hold_out_users', 'temporal_split', 'last_day', 'cold_items', 'last_basket', 'baskets',
-           'cold_rows', 'time_leak', 'compare_splits', 'profile', 'Profile', 'PAD', 'gather', 'Ragged', 'is_member',
-           'DataError', 'DataWarning', 'known', 'differing', 'write_bytes', 'inside']
+           'cold_rows', 'time_leak', 'compare_splits', 'shares', 'profile', 'Profile', 'PAD', 'gather', 'Ragged',
+           'is_member', 'DataError', 'DataWarning', 'known', 'differing', 'write_bytes', 'inside']
 
 # %% ../nbs/01_data.ipynb #0cf66dba
 from .shop.catalogue import Catalogue, Interactions, as_ids, as_times
@@ -58,12 +58,13 @@ from vlm2rec_lab.shop.rows import (
     rows_at,
     warm_items,
 )
+from .shop.shares import shares
 from .shop.splits import cold_items, cold_rows, compare_splits, last_day, temporal_split, time_leak
 
 # %% ../nbs/01_data.ipynb #d0cbc348
 _all_ = ['Rows', 'rows_at', 'Split', 'check_split', 'keep_modalities', 'drop_content', 'warm_items', 'read_split']
 _all_ = ['leave_one_out', 'hold_out_users', 'temporal_split', 'last_day', 'cold_items', 'last_basket', 'baskets']
-_all_ = ['cold_rows', 'time_leak', 'compare_splits']
+_all_ = ['cold_rows', 'time_leak', 'compare_splits', 'shares']
 
 # %% ../nbs/01_data.ipynb #03603c6d
 from .shop.profile import Profile, profile

@@ -46,6 +46,7 @@ REGISTRIES = {  # kind -> (room, dictionary, decorator or None)
     'worlds': ('studies.shops', 'WORLDS', None),
     'shop remedies': ('studies.shops', 'SHOP_REMEDIES', None),
     'halves': ('diagnosis.settings', 'HALVES', None),
+    'graph models': ('graph.study', 'GRAPH_MODELS', None),
     'starts': ('recommenders.seqrec', 'ITEMS', None),
 }
 

@@ -1,0 +1,131 @@
+"The study of encoders in graph recommenders: cells, tables and the command."
+
+import json
+
+import numpy as np
+import pytest
+from shell import own_shop
+
+from vlm2rec_lab.base.errors import DataError
+from vlm2rec_lab.cli import main
+from vlm2rec_lab.graph import study
+from vlm2rec_lab.graph.study import (
+    FLOORS,
+    GRAPH_MODELS,
+    NOTHING,
+    WHOLE,
+    equal_widths,
+    graph_cell,
+    graph_table,
+    run_graph,
+    write_graph,
+)
+from vlm2rec_lab.shop.drawn import make_studio
+from vlm2rec_lab.shop.shares import shares
+
+pytestmark = pytest.mark.filterwarnings('ignore::vlm2rec_lab.data.DataWarning')
+QUICK = dict(dim=4, width=4, cut=5, batch=128, lr=0.02, epochs=2, patience=None, progress=False)
+
+
+@pytest.fixture(scope='module')
+def split():
+    return shares(make_studio('balanced', seed=0, items=30, users=60, length=10))
+
+
+def vectors(seed=0, *names, n=30):  # -> {modality: [n, D]}, of several widths, with gaps
+    rng = np.random.default_rng(seed)
+    found = {m: rng.normal(size=(n, 5 + k)).astype(np.float32) for k, m in enumerate(names or ('text', 'image'))}
+    for k, v in enumerate(found.values()):
+        v[k] = 0  # a gap
+    return found
+
+
+@pytest.mark.parametrize('model', GRAPH_MODELS)
+def test_every_model_is_asked_without_each_of_three_modalities(split, model):
+    cell = graph_cell(split, model, vectors(0, 'text', 'image', 'sound'), 'three', **QUICK)
+    left = [WHOLE] if model in FLOORS else [WHOLE, 'without text', 'without image', 'without sound', NOTHING]
+    assert list(cell['figures']) == left
+    assert all(len(v) == len(split.test) for each in cell['figures'].values() for v in each.values())
+    assert json.loads(json.dumps(cell)) == cell
+    if model not in FLOORS:
+        said = [cell['figures'][name]['Recall@5'] for name in left]
+        assert any(other != said[0] for other in said[1:])
+    assert cell['encoder'] == ('' if model in FLOORS else 'three')
+
+
+def test_the_same_seed_gives_the_same_figures_and_another_does_not(split):
+    a, b, c = (graph_cell(split, 'VBPR', vectors(), 'x', seed, **QUICK) for seed in (0, 0, 1))
+    assert a['figures'] == b['figures'] != c['figures']
+
+
+def test_widths_are_equal_and_gaps_stay(split):
+    wide = vectors()
+    narrow = equal_widths(wide, 4)
+    assert {v.shape for v in narrow.values()} == {(30, 4)}
+    for m in wide:
+        assert (np.abs(narrow[m]).max(1) > 1e-6).tolist() == wide[m].any(1).tolist()
+    assert equal_widths(wide, None)['image'].shape == (30, 6)
+    wide['text'][3, 0] = np.nan
+    with pytest.raises(DataError, match='item 3 has a vector that is not finite'):
+        equal_widths(wide)
+
+
+def test_cells_are_kept_and_floors_are_trained_once(split, tmp_path, monkeypatch):
+    made = []
+    whole = study.graph_cell
+    monkeypatch.setattr(study, 'graph_cell', lambda *a, **k: made.append(a[1]) or whole(*a, **k))
+    encoders = {'one': vectors(0), 'a/b two': vectors(1)}
+    how = dict(models=['LightGCN', 'VBPR'], **QUICK)
+    cells = run_graph(tmp_path, split, encoders, seeds=2, **how)
+    assert made == ['LightGCN', 'VBPR', 'VBPR'] * 2
+    assert [(c['model'], c['encoder'], c['seed']) for c in cells[:3]] == [
+        ('LightGCN', '', 0),
+        ('VBPR', 'one', 0),
+        ('VBPR', 'a/b two', 0),
+    ]
+    assert run_graph(tmp_path, split, encoders, seeds=2, **how) == cells and len(made) == 6
+    with pytest.raises(DataError, match='vectors='):
+        run_graph(tmp_path, split, {'one': vectors(2)}, seeds=1, **how)
+    with pytest.raises(DataError, match='lr='):
+        run_graph(tmp_path, split, encoders, seeds=1, **how | dict(lr=0.1))
+    with pytest.raises(DataError, match="did you mean 'VBPR'"):
+        run_graph(tmp_path, split, encoders, models=['VBRP'])
+
+
+def cell_of(model, encoder, seed, **figures):
+    each = {left: {'Recall@5': v, 'NDCG@5': v} for left, v in figures.items()}
+    return dict(model=model, encoder=encoder, seed=seed, cut=5, figures=each)
+
+
+def test_the_table_by_hand(tmp_path):
+    cells = [
+        cell_of('LightGCN', '', 0, **{WHOLE: [0.2, 0.2]}),
+        cell_of('LightGCN', '', 1, **{WHOLE: [0.4, 0.4]}),
+        cell_of('VBPR', '=x', 0, **{WHOLE: [0.3, 0.3], 'without text': [0.15, 0.15], NOTHING: [0, 0]}),
+        cell_of('VBPR', '=x', 1, **{WHOLE: [0.9, 0.9], 'without text': [0.15, 0.15], NOTHING: [0, 0]}),
+    ]
+    table = write_graph(cells, tmp_path, 'toy').set_index(['model', 'left'])
+    assert table.value['LightGCN', WHOLE] == pytest.approx(0.3) and table['seed sd']['LightGCN', WHOLE] > 0.14
+    assert table.gain['VBPR', WHOLE] == pytest.approx(1.0)
+    assert table.change['VBPR', 'without text'] == pytest.approx(-0.75)
+    assert np.isnan(table.gain['LightGCN', WHOLE]) and np.isnan(table.change['VBPR', WHOLE])
+    assert '+100 % [+100, +100]' in (tmp_path / 'graph.md').read_text()
+    assert "'=x" in (tmp_path / 'graph.csv').read_text()  # text that a spreadsheet would compute is guarded
+    flat = [cell_of('LightGCN', '', 0, **{WHOLE: [0.0, 0.0]}), cell_of('VBPR', 'x', 0, **{WHOLE: [0.3, 0.1]})]
+    assert graph_table(flat).gain.isna().all()  # no share of nothing
+
+
+def test_the_command_takes_vectors_of_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(own_shop(tmp_path))
+    np.savez('theirs.npz', **{f'items/{m}': v for m, v in vectors(0, n=40).items()})
+    np.savez('other.npz', sequences=np.zeros((40, 3)))
+    ask = ['graph', '--data', '.', '--models', 'LightGCN', 'MMGCL', '--seeds', '1', '--epochs', '2', '--k', '5']
+    assert main([*ask, '--encoders', 'theirs.npz']) == 0
+    said = capsys.readouterr().out
+    assert 'without image' in said and 'against LightGCN' in said and 'MMGCL--theirs--0' in said
+    assert main([*ask, '--encoders', 'theirs.npz']) == 0
+    assert 'CPU s' not in capsys.readouterr().out
+    assert main([*ask, '--encoders', 'other.npz']) == 2
+    assert 'has no array items/<modality>' in capsys.readouterr().err
+    assert main([*ask, '--encoders', 'theirs.npz', './theirs.npz']) == 2
+    assert 'called alike' in capsys.readouterr().err
