@@ -13,7 +13,7 @@ from vlm2rec_lab.commands import names
 from vlm2rec_lab.commands.train import read_prompts
 from vlm2rec_lab.diagnosis.settings import HALVES
 from vlm2rec_lab.diagnosis.verdict import VERDICTS
-from vlm2rec_lab.graph.study import GRAPH_MODELS
+from vlm2rec_lab.graph.make import GRAPH_MODELS
 from vlm2rec_lab.model.pieces import Prompts
 from vlm2rec_lab.ranking.fusions import FUSIONS
 from vlm2rec_lab.ranking.vectors import write_vectors

@@ -17,7 +17,7 @@ from torch import nn
 from vlm2rec_lab.base.errors import DataError, DataWarning
 from vlm2rec_lab.graph import lattice, mmgcl
 from vlm2rec_lab.graph.fit import evaluate_graph, fit_graph
-from vlm2rec_lab.graph.graph import Graph, dense, edge_weights, graph_of, item_graph, sparse
+from vlm2rec_lab.graph.graph import Graph, dense, drop_edges, edge_weights, graph_of, item_graph, sparse
 from vlm2rec_lab.graph.lattice import LATTICE, item_graphs
 from vlm2rec_lab.graph.mmgcl import MMGCL
 from vlm2rec_lab.graph.mmgcn import MMGCN
@@ -349,6 +349,22 @@ def test_the_view_leaves_out_one_modality_in_its_place():
     assert left_out_parts(SwappedView) != ['text']
 
 
+def test_each_view_leaves_out_what_it_says():
+    model = contrastive(edges=0.4, nodes=0.0)
+    first, second = model.two_views(model.start(), seeded())
+    want = model.flow(drop_edges(GRAPH, 0.4, seeded()), model.start())
+    assert all(torch.equal(a, b) for a, b in zip(second, model.tables()))
+    assert all(torch.equal(a, b) for a, b in zip(first, want)) and not torch.equal(first[0], second[0])
+    picked = {m: 0 for m in VIEWS}
+    model = contrastive(edges=0.0, nodes=0.5, chances={'text': 9, 'image': 1, 'front.sound': 0}).eval()
+    whole = model.tables()[0].unflatten(1, (4, -1))
+    for s in range(200):
+        view = model.two_views(model.start(), seeded(s))[1][0].unflatten(1, (4, -1))
+        for k, m in enumerate(VIEWS):
+            picked[m] += int((view[:, 1 + k] != whole[:, 1 + k]).any())
+    assert picked['text'] > 150 and 5 < picked['image'] < 45 and not picked['front.sound']
+
+
 # ---- fault: a view that is set against itself, and negatives that are dropped
 
 
@@ -505,6 +521,22 @@ def test_neighbours_are_chosen_when_an_epoch_begins():
     assert not all(torch.equal(model.near[m], before[m]) for m in VIEWS)
 
 
+def test_the_training_has_neighbours_chosen_in_each_epoch():
+    class Counting(LATTICE):
+        "Notes its epochs."
+
+        epochs = ()
+
+        def begin_epoch(self, epoch, generator):
+            "As it does."
+            self.epochs += (epoch,)
+            super().begin_epoch(epoch, generator)
+
+    model = Counting(WORLD, SEEN, dim=4)
+    fit_graph(model, SPLIT, **HOW | dict(epochs=3))
+    assert model.epochs == (1, 2, 3)
+
+
 # ---- fault: the graph of another encoder
 
 
@@ -537,7 +569,9 @@ def test_graphs_of_others_are_refused_or_made_anew():
         latticed(one, graphs=item_graphs(one, 2))
     with pytest.raises(DataError, match="did you mean 'text'"):
         latticed(one, graphs={'texts': graphs['text']})
+    loss(given)  # chooses neighbours, which are not those of what is loaded
     given.load_state_dict(latticed(two, seed=3).state_dict())
+    assert torch.equal(loss(given), loss(latticed(two, seed=3)))
     assert all(torch.equal(a, b) for a, b in zip(given.tables(), latticed(two, seed=3).tables()))
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['graph']
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #e1cddb23
+# %% ../../nbs/11a_commands/08_graph.ipynb #3e724847
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,12 @@ from vlm2rec_lab.commands.open import (
 )
 from .parser import command, count
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #57e2d723
+# %% ../../nbs/11a_commands/08_graph.ipynb #beb07193
 def _is_file(encoder):
     "Does a name stand for a file of vectors?"
     return str(encoder).endswith('.npz')
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #8deac0ed
+# %% ../../nbs/11a_commands/08_graph.ipynb #874a208f
 def _vectors_in(file, items):
     "{modality: float [N, D]} of a file. Raises DataError for another number of rows, or for none."
     import numpy as np
@@ -43,7 +43,7 @@ def _vectors_in(file, items):
             raise DataError(f'{file}: items/{m} is {" x ".join(map(str, v.shape))}, and there are {items:,} products')
     return found
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #107ca46c
+# %% ../../nbs/11a_commands/08_graph.ipynb #81f801c2
 def _encoded(encoder, catalogue):
     "{modality: float32 [N, d]} of a catalogue by an encoder, as it is, without training."
     from vlm2rec_lab.model.loading import load_embedder
@@ -52,7 +52,7 @@ def _encoded(encoder, catalogue):
     found = embedder.encode_items(catalogue, progress=sys.stderr.isatty())
     return {m: z.float().cpu().numpy() for m, z in found.items()}
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #04bc5b5e
+# %% ../../nbs/11a_commands/08_graph.ipynb #03e6549c
 def _graph_options(add):
     "Options of `graph`."
     table_options(add)
@@ -77,7 +77,7 @@ def _graph_options(add):
     add('--device', default='cpu', metavar='DEVICE', help='where models are trained, such as cuda (default: cpu)')
     add('--out', default='runs/graph', metavar='DIR', help='where everything is kept (default: runs/graph)')
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #7a5ec459
+# %% ../../nbs/11a_commands/08_graph.ipynb #9fe9bdce
 def _check_graph(o):
     "Raises what makes the options of `graph` unusable."
     for m in o.models or ():
@@ -93,7 +93,7 @@ def _check_graph(o):
         elif not Path(encoder).is_file():
             raise FileNotFoundError(f'--encoders {encoder}: there is no such file')
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #ea52648b
+# %% ../../nbs/11a_commands/08_graph.ipynb #f365716a
 def _encoders(o, catalogue):
     "{name: {modality: vectors}} of the encoders that the options name."
     found = {}
@@ -107,27 +107,28 @@ def _encoders(o, catalogue):
         raise ValueError(f'--encoders: two of them are called alike: {", ".join(found)}; rename one')
     return found
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #fecce2b5
+# %% ../../nbs/11a_commands/08_graph.ipynb #2a56dc58
 def _in_columns(markdown):
     "Tables in Markdown as tables of text."
     tables = [[line[2:-2].split(' | ') for line in part.split('\n')] for part in markdown.split('\n\n')]
     return '\n\n'.join('\n'.join(laid_out([head, *rows])) for head, _, *rows in tables)
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #d64da62f
+# %% ../../nbs/11a_commands/08_graph.ipynb #64cf312a
 @command('does an encoder help a graph recommender, and does that listen to every modality? resumable', _graph_options)
 def graph(
     o,  # options: data, images, encoders, models, seeds, sizes, lr, exclude, device, out, seed, command
 ):
     "`vlm2rec graph`: recommenders on the vectors of encoders; a cell that is there is not computed again."
     _check_graph(o)
-    from vlm2rec_lab.graph.study import FLOORS, graph_markdown, run_graph, write_graph
+    from vlm2rec_lab.graph.make import reads_contents
+    from vlm2rec_lab.graph.study import graph_markdown, run_graph, write_graph
     from vlm2rec_lab.shop.shares import shares
 
     whole = open_dataset(o.data, o.core, o.images, **columns_of(o))
     split = shares(whole, exclude=o.exclude, seed=o.seed)
     print(split, flush=True)
     models = o.models or names('graph models')
-    encoders = {} if set(models) <= set(FLOORS) else _encoders(o, whole.catalogue)
+    encoders = _encoders(o, whole.catalogue) if any(map(reads_contents, models)) else {}
     sizes = dict(dim=o.dim, width=o.width, cut=o.k, device=o.device)
     training = dict(batch=o.batch, lr=o.lr, epochs=o.epochs, patience=o.patience, progress=sys.stderr.isatty())
     cells = run_graph(o.out, split, encoders, models, o.seeds, said=partial(print, flush=True), **sizes, **training)

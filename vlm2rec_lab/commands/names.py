@@ -46,7 +46,7 @@ REGISTRIES = {  # kind -> (room, dictionary, decorator or None)
     'worlds': ('studies.shops', 'WORLDS', None),
     'shop remedies': ('studies.shops', 'SHOP_REMEDIES', None),
     'halves': ('diagnosis.settings', 'HALVES', None),
-    'graph models': ('graph.study', 'GRAPH_MODELS', None),
+    'graph models': ('graph.make', 'GRAPH_MODELS', None),
     'starts': ('recommenders.seqrec', 'ITEMS', None),
 }
 

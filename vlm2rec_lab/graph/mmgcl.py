@@ -65,7 +65,7 @@ class MMGCL(OnModalities):
         if not 0 <= nodes < 1:
             raise DataError(f'nodes={nodes}: leave out a share of the nodes from 0 to below 1')
         g, parts = torch.Generator().manual_seed(seed), 1 + len(self.modalities)
-        self.weights = {'bpr': 1.0, 'norm': 1e-4, 'contrast': 0.1}
+        self.weights = {'bpr': 1.0, 'norm': 1e-4, 'contrast': 0.01}
         self.layers, self.tau, self.left_out = layers, tau, (edges, nodes)
         self.chances = shares_of(chances, self.modalities)
         self.user, self.item = random_rows(graph.users, parts * dim, g), random_rows(graph.items, dim, g)
