@@ -376,6 +376,13 @@ def test_sentence_trainer(tmp_path):
 
 
 @pytest.mark.slow
+def test_graph(tmp_path):
+    found, printed = run('graph.py', '--small', '--batches', '64', tmp_path / 'graph.json')
+    assert {r['model'] for r in found['rows']} == {'LightGCN', 'VBPR'}
+    assert all(r['cpu'] > 0 and r['peak_gb'] > 0 and np.isfinite(r['loss']) for r in found['rows'])
+    assert 'LightGCN' in printed and 'VBPR' in printed
+
+
 def test_seqrec(tmp_path):
     cells = tmp_path / 'cells'
     found, printed = run('seqrec.py', '--small', '--seeds', '0', '1', '--cells', str(cells), tmp_path / 'seqrec.json')

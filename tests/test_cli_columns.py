@@ -18,6 +18,7 @@ from vlm2rec_lab.ranking.vectors import write_vectors
 from vlm2rec_lab.studies.cell import run_cell
 
 SMALL = ['--data', 'studio:three', '--users', '40', '--steps', '2', '--batch', '4']
+GRAPH = ('--seeds', '1', '--epochs', '2', '--batch', '64', '--k', '5', '--dim', '4')
 TABLES = {  # what prints a table: the command, and words of its table
     'train': ([*SMALL, '--losses', 'sft', 'wpcl', 'per-modality', '--out', 'run-{columns}'], 'last item by'),
     'demo': (['--users', '40', '--steps', '2'], 'per-modality'),
@@ -28,6 +29,21 @@ TABLES = {  # what prints a table: the command, and words of its table
     'evaluate': (['three.npz'], 'MRR@20'),
     'report': (['three.npz', '--reference', 'three.npz', '--control', 'other.npz'], 'content or memory'),
     'downstream': (['--data', 'studio:three', '--sources', 'raw', '--seeds', '0', '1', '--epochs', '1'], 'random ids'),
+    'graph': (
+        [
+            '--data',
+            'shop',
+            '--encoders',
+            'ours.npz',
+            '--models',
+            'LightGCN',
+            'VBPR',
+            *GRAPH,
+            '--out',
+            'graph-{columns}',
+        ],
+        'without the picture',
+    ),
     'bench': (['--items', '300', '--users', '300'], 'whole report'),
 }
 CODES = re.compile('\x1b\\[[0-9;]*[A-Za-z]')
@@ -52,6 +68,11 @@ def where(tmp_path_factory):
     own_shop(folder / 'shop')
     one = vectors()
     write_vectors(folder / 'three.npz', one)
+    np.savez(
+        folder / 'ours.npz',
+        **{f'items/{m}': one['items'][m] for m in list(one['items'])[:1]},
+        **{'items/the picture': one['items']['sound']},
+    )
     other = {m: np.roll(x, 1, 0) for m, x in one['sequences'].items()}
     write_vectors(folder / 'other.npz', {**one, 'sequences': other})
     cell = run_cell('text-easy', 'before', 1, world=dict(items=60, users=90), split=dict(train=40, valid=0, test=50))

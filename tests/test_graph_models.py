@@ -233,7 +233,7 @@ def test_vbpr_is_the_plain_loop():
     model = VBPR(7, 9, views, dim=3, seed=1).double()
     with torch.no_grad():
         model.contents.shift += 0.3
-    ready = {m: item_vectors(views, m).float().double() for m in views}
+    ready = {m: item_vectors(views, m).float().double() / v.shape[1] ** 0.5 for m, v in views.items()}
     leaves = [model.user, model.item, *model.contents.matrices, model.contents.shift]
     user, item, *w, shift = (p.detach().clone().requires_grad_() for p in leaves)
 

@@ -185,14 +185,14 @@ class Contents(nn.Module):
         found = content_tables(vectors, items)
         self.modalities = tuple(found)
         for k, v in enumerate(found.values()):
-            self.register_buffer(f'content{k}', v)
+            self.register_buffer(f'content{k}', v * v.shape[1] ** -0.5)
         self.matrices = nn.ParameterList(
             random_rows(v.shape[1], dim, generator, 0.1 * v.shape[1] ** -0.5) for v in found.values()
         )
         self.shift = nn.Parameter(torch.zeros(dim))
 
     def vectors(self, modality):
-        "The vectors of a modality [N, D], as they are read. Raises DataError for an unknown one."
+        "The vectors of a modality [N, D], as they are read: of length 1 or so. Raises DataError for an unknown one."
         known(modality, self.modalities, 'modality')
         return getattr(self, f'content{self.modalities.index(modality)}')
 
