@@ -383,6 +383,7 @@ def test_graph(tmp_path):
     assert 'LightGCN' in printed and 'VBPR' in printed
 
 
+@pytest.mark.slow
 def test_seqrec(tmp_path):
     cells = tmp_path / 'cells'
     found, printed = run('seqrec.py', '--small', '--seeds', '0', '1', '--cells', str(cells), tmp_path / 'seqrec.json')
