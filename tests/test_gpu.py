@@ -18,9 +18,13 @@ from pair_encoders import encoders
 from ports import free_port
 
 from vlm2rec_lab.embed import VLMEmbedder
+from vlm2rec_lab.graph.fit import fit_graph, tables_of
+from vlm2rec_lab.graph.graph import graph_of
+from vlm2rec_lab.graph.make import GRAPH_MODELS, make_model
 from vlm2rec_lab.model.efficientnet import EfficientNetLite0
 from vlm2rec_lab.model.pair import PairEmbedder
 from vlm2rec_lab.model.tiny import tiny_vlm
+from vlm2rec_lab.shop.shares import shares
 from vlm2rec_lab.studio import make_studio
 from vlm2rec_lab.train import train
 
@@ -279,7 +283,11 @@ import json, os, sys
 import torch
 from accelerate import Accelerator
 from vlm2rec_lab.embed import VLMEmbedder
+from vlm2rec_lab.graph.fit import fit_graph, tables_of
+from vlm2rec_lab.graph.graph import graph_of
+from vlm2rec_lab.graph.make import GRAPH_MODELS, make_model
 from vlm2rec_lab.model.efficientnet import EfficientNetLite0
+from vlm2rec_lab.shop.shares import shares
 from vlm2rec_lab.studio import make_studio
 from vlm2rec_lab.train import train
 from vlm2rec_lab.training.shard import load_settings, shard
@@ -296,6 +304,23 @@ for folder in sys.argv[2:]:
     print(json.dumps(said))
 torch.distributed.destroy_process_group()
 """
+
+
+@functools.cache
+def graph_losses(name, device):  # -> losses of two epochs
+    split = shares(make_studio('balanced', seed=0, items=40, users=60, length=10))
+    rng = np.random.default_rng(0)
+    views = {'text': rng.normal(size=(40, 6)), 'image': rng.normal(size=(40, 5))}
+    model = make_model(name, graph_of(split), views, dim=8, seed=0).to(device)
+    run = fit_graph(model, split, epochs=2, batch=128, lr=0.01, patience=None, progress=False)
+    assert all(np.isfinite(t).all() for t in tables_of(model))
+    return run.frame.loss.to_numpy()
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('name', GRAPH_MODELS)
+def test_graph_recommenders_learn_the_same(name, device):
+    assert np.allclose(graph_losses(name, device), graph_losses(name, 'cpu'), atol=NEAR)
 
 
 @pytest.mark.processes

@@ -64,7 +64,7 @@ class _Product(torch.autograd.Function):
 # %% ../../nbs/07_graph/00_graph.ipynb #43f0898e
 def _in_rows(rows, columns, values, shape):
     "CSR layout of triples that are in order of their rows."
-    starts = torch.zeros(shape[0] + 1, dtype=torch.long)
+    starts = torch.zeros(shape[0] + 1, dtype=torch.long, device=rows.device)
     starts[1:] = torch.bincount(rows, minlength=shape[0]).cumsum(0)
     return Sparse(starts, columns, values, shape)
 

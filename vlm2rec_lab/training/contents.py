@@ -17,8 +17,8 @@ def item_vectors(
     vectors,  # float [n, D], or {modality: [n, D]}
     which='fused',  # modality, or 'fused': the normalised vectors of all, side by side
 ):  # -> float64 [n, D] of mean 0 and mean square 1; rows of zeros, which have no vector, stay zero
-    """What a table is made of. Raises DataError for an unknown modality, modalities of other numbers of items, and
-    what is not finite."""
+    """What a table is made of. Raises DataError for an unknown modality, modalities of other numbers of items, what is
+    not finite, and where no item has a vector."""
     if not isinstance(vectors, dict):
         vectors, which = {'vectors': vectors}, 'fused'
     if which != 'fused':
@@ -32,6 +32,8 @@ def item_vectors(
             f'item {int((~x.isfinite()).any(1).nonzero()[0])} has a vector that is not finite: encode it again'
         )
     there = x.any(1)
+    if not there.any():
+        raise DataError(f'no item has a vector ({which}): leave the modality out')
     x[there] -= x[there].mean(0)
     return x / x[there].square().mean().sqrt().clamp(min=1e-12)
 
