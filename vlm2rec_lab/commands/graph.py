@@ -10,7 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from ..base.columns import laid_out
+from ..base.columns import markdown_text
 from ..base.errors import DataError, known
 from .names import listed, names
 from vlm2rec_lab.commands.open import (
@@ -107,12 +107,6 @@ def _encoders(o, catalogue):
         raise ValueError(f'--encoders: two of them are called alike: {", ".join(found)}; rename one')
     return found
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #2a56dc58
-def _in_columns(markdown):
-    "Tables in Markdown as tables of text."
-    tables = [[line[2:-2].split(' | ') for line in part.split('\n')] for part in markdown.split('\n\n')]
-    return '\n\n'.join('\n'.join(laid_out([head, *rows])) for head, _, *rows in tables)
-
 # %% ../../nbs/11a_commands/08_graph.ipynb #64cf312a
 @command('does an encoder help a graph recommender, and does that listen to every modality? resumable', _graph_options)
 def graph(
@@ -133,4 +127,4 @@ def graph(
     training = dict(batch=o.batch, lr=o.lr, epochs=o.epochs, patience=o.patience, progress=sys.stderr.isatty())
     cells = run_graph(o.out, split, encoders, models, o.seeds, said=partial(print, flush=True), **sizes, **training)
     table = write_graph(cells, o.out, split.name, o.command)
-    print(f'\n{_in_columns(graph_markdown(table))}\n\ngraph.csv and graph.md: {o.out}\n{o.command}')
+    print(f'\n{markdown_text(graph_markdown(table))}\n\ngraph.csv and graph.md: {o.out}\n{o.command}')

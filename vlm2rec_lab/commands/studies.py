@@ -10,7 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from ..base.columns import frame_text, laid_out
+from ..base.columns import frame_text, markdown_text
 from ..base.errors import known
 from ..base.files import write_bytes
 from .names import listed, names
@@ -140,12 +140,6 @@ def _run_cells(o, out):
     print(f'{len(cells)} cells in {out}, {o.jobs} at a time; {o.command}', flush=True)
     return run_study(out, cells, o.jobs, progress=sys.stderr.isatty())
 
-# %% ../../nbs/11a_commands/05_studies.ipynb #e0079a7d
-def _in_columns(markdown):
-    "Tables in Markdown as tables of text that fit: files have the first, terminals the second."
-    tables = [[line[2:-2].split(' | ') for line in part.split('\n')] for part in markdown.split('\n\n') if part]
-    return '\n\n'.join('\n'.join(laid_out([head, *rows])) for head, _, *rows in tables)
-
 # %% ../../nbs/11a_commands/05_studies.ipynb #a7c10082
 def _shop_encoders(o, kinds):
     "{modality: encoder} of the options. Raises ImportError or FileNotFoundError with the remedy."
@@ -177,7 +171,7 @@ def _shop_study(o):
         say = partial(print, flush=True)
         how = dict(effort=o.effort, columns=columns, ranks=_ranks(o), lora=o.lora, device=o.device)
         cells = run_shop(out, encoders, whole, o.remedies, o.conditions, o.seeds or 3, jobs=o.jobs, said=say, **how)
-    print(f'\n{_in_columns(shop_markdown(write_shop(cells, out, o.command)))}')
+    print(f'\n{markdown_text(shop_markdown(write_shop(cells, out, o.command)))}')
     if choice := shop_choice(cells):
         print(f'\nsum or concat: {choice}')
     print(f'\nshop.csv and shop.md: {out}')
@@ -261,7 +255,7 @@ def _print_rates(table, file):
         if len(some):
             parts.append(rates_table(some, 'hits', f'expected hits, {kind}'))
     write_bytes(file, ('\n\n'.join(parts) + '\n').encode())
-    print(*(f'\n{_in_columns(part)}' for part in parts), sep='\n')
+    print(*(f'\n{markdown_text(part)}' for part in parts), sep='\n')
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #9b530003
 def _calibrate_memory(o):
@@ -284,7 +278,7 @@ def _calibrate_memory(o):
     file = out / f'memory-{o.half}.csv.gz'
     table.to_csv(file, index=False)
     for asked in ASKED:
-        print(f'\n{_in_columns(memory_table(table, asked))}')
+        print(f'\n{markdown_text(memory_table(table, asked))}')
     print(f'\nall cases: {file}')
     if o.half == 'set':
         limits = choose_limits(table).round(4)
