@@ -1,6 +1,7 @@
 "The study of encoders in graph recommenders: cells, tables and the command."
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,5 +127,13 @@ def test_the_command_takes_vectors_of_others(tmp_path, monkeypatch, capsys):
     assert 'CPU s' not in capsys.readouterr().out
     assert main([*ask, '--encoders', 'other.npz']) == 2
     assert 'has no array items/<modality>' in capsys.readouterr().err
+    broken = vectors(0, n=40)
+    broken['image'][7, 1] = np.inf
+    np.savez('broken.npz', **{f'items/{m}': v for m, v in broken.items()})
+    assert main([*ask, '--encoders', 'broken.npz']) == 2
+    assert "broken.npz: the array 'items/image' is not finite in row 7" in capsys.readouterr().err
+    Path('text.npz').write_text('x')
+    assert main([*ask, '--encoders', 'text.npz']) == 2
+    assert 'text.npz is no .npz file' in capsys.readouterr().err
     assert main([*ask, '--encoders', 'theirs.npz', './theirs.npz']) == 2
     assert 'called alike' in capsys.readouterr().err

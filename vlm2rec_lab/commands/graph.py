@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from ..base.columns import markdown_text
-from ..base.errors import DataError, known
+from ..base.errors import known
 from .names import listed, names
 from vlm2rec_lab.commands.open import (
     IMAGES_HELP,
@@ -28,20 +28,6 @@ from .parser import command, count
 def _is_file(encoder):
     "Does a name stand for a file of vectors?"
     return str(encoder).endswith('.npz')
-
-# %% ../../nbs/11a_commands/08_graph.ipynb #874a208f
-def _vectors_in(file, items):
-    "{modality: float [N, D]} of a file. Raises DataError for another number of rows, or for none."
-    import numpy as np
-
-    with np.load(file, allow_pickle=False) as arrays:
-        found = {k.split('/', 1)[1]: arrays[k] for k in arrays.files if k.startswith('items/')}
-    if not found:
-        raise DataError(f'{file} has no array items/<modality>, such as items/text')
-    for m, v in found.items():
-        if v.ndim != 2 or len(v) != items:
-            raise DataError(f'{file}: items/{m} is {" x ".join(map(str, v.shape))}, and there are {items:,} products')
-    return found
 
 # %% ../../nbs/11a_commands/08_graph.ipynb #81f801c2
 def _encoded(encoder, catalogue):
@@ -96,10 +82,12 @@ def _check_graph(o):
 # %% ../../nbs/11a_commands/08_graph.ipynb #f365716a
 def _encoders(o, catalogue):
     "{name: {modality: vectors}} of the encoders that the options name."
+    from vlm2rec_lab.ranking.vectors import read_items
+
     found = {}
     for encoder in o.encoders:
         if encoder is not None and _is_file(encoder):
-            found[Path(encoder).stem] = _vectors_in(encoder, len(catalogue))
+            found[Path(encoder).stem] = read_items(encoder, len(catalogue))
             continue
         where = model_at(encoder, o.data)
         found[Path(str(where)).name] = _encoded(where, catalogue)

@@ -451,8 +451,9 @@ def modality_columns(
     else:
         faults += mine
     if not (out or faults):
-        remedy = "name them with text=[...] or image='...' (in the shell --text, --image)"
-        raise DataError(f'{where}: no text and no image column found among {", ".join(columns)}; {remedy}')
+        remedy = "name them with text='...' or image='...' (in the shell --text, --image)"
+        among = f'among {", ".join(columns)}' if columns else 'beside the ids'
+        raise DataError(f'{where}: no text and no image column found {among}; {remedy}')
     return out
 
 # %% ../../nbs/00_shop/07_tables.ipynb #18a954c5
