@@ -1,18 +1,30 @@
 """A folder as large as a fashion shop, to see what the commands take of time and memory there.
 
 python benchmarks/size.py FOLDER [--products 15000] [--customers 67000] [--seed 0]
+                          [--demo] [--out benchmarks/results/size.json]
 
 Products are drawn and their texts written, so no quality of a model can be read off it: only its cost. Few
 products make most of the sales; a customer has tastes, buys some things again, some with others, and five to a
-hundred in all, known by day. Then, in another folder: /usr/bin/time -v vlm2rec demo --data FOLDER --model real
+hundred in all, known by day. A folder that is there is taken as it is.
+
+`--demo` then runs `vlm2rec demo --data FOLDER --model real` from the beginning, on one thread, in a folder of its own
+that is removed afterwards, and keeps what it took and the last lines that it printed. Wall seconds depend on what else
+the machine does, which `load` tells.
 """
 
 import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import say
+from common import machine, say, write
 from PIL import Image
 
 from vlm2rec_lab.shop.drawn import ATTRIBUTES, SEEN, draw_product
@@ -22,6 +34,7 @@ LINES = ('basics', 'denim', 'knitwear', 'trend', 'office', 'outdoor', 'night', '
 FITS = ('relaxed', 'slim', 'loose', 'short', 'long', 'wide')
 DETAILS = ('a pocket', 'a zip', 'buttons', 'a drawstring', 'a print in front', 'a hood', 'lace', 'no lining')
 VALUES = {**ATTRIBUTES, 'department': [f'{p} {x}' for p in PEOPLE for x in LINES], 'fit': FITS, 'detail': DETAILS}
+PATH = os.environ.get('PYTHONPATH')
 SEGMENTS = 300  # groups of customers with a taste
 TASTE = dict(category=1.5, colour=1.0, pattern=0.7, department=2.5, material=0.5, fit=0.5)  # log weight of a wish
 
@@ -121,9 +134,28 @@ def make_shop(folder, products, customers, seed=0, side=256):  # -> the folder
     sold.sort_values(['timestamp', 'user_id'], kind='stable').to_csv(folder / 'interactions.csv', index=False)
     top = np.sort(np.bincount(product, minlength=products))[::-1]
     share = top[: products // 10].sum() / top.sum()
-    say(f'{folder}: {products:,} products, {customers:,} customers, {len(sold):,} purchases; '
-        f'a tenth of the products makes {share:.0%} of the sales')  # fmt: skip
+    about = dict(products=products, customers=customers, purchases=len(sold), seed=seed, pixels=side)
+    about |= dict(share_of_the_first_tenth=round(float(share), 3))
+    (folder / 'about.json').write_text(json.dumps(about))
+    say(f'{folder}: {about}')
     return folder
+
+
+def run_demo(folder):  # -> dict: CPU seconds, wall seconds and memory of the demo, and its last lines
+    "The demo as a user runs it, with nothing kept from before."
+    argv = [sys.executable, '-m', 'vlm2rec_lab', 'demo', '--data', str(Path(folder).resolve()), '--model', 'real']
+    root = str(Path(__file__).resolve().parents[1])
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(filter(None, [root, PATH]))}
+    begun, lines = time.perf_counter(), []
+    with tempfile.TemporaryDirectory() as work:
+        child = subprocess.Popen(argv, cwd=work, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for line in child.stdout:
+            lines.append(line.rstrip())
+            say(lines[-1])
+        code = child.wait()
+    took = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = dict(code=code, seconds=round(time.perf_counter() - begun), cpu=round(took.ru_utime + took.ru_stime))
+    return found | dict(peak_mb=round(took.ru_maxrss / 1000), said=[x for x in lines if x][-2:])
 
 
 def main():
@@ -133,8 +165,18 @@ def main():
     parser.add_argument('--customers', type=int, default=67_000)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--side', type=int, default=256, help='pixels of a picture')
+    parser.add_argument('--demo', action='store_true', help='run the demo on it')
+    parser.add_argument('--out', type=Path, help='write what the demo took as JSON here')
     o = parser.parse_args()
-    make_shop(o.folder, o.products, o.customers, o.seed, o.side)
+    if not (Path(o.folder) / 'about.json').exists():
+        make_shop(o.folder, o.products, o.customers, o.seed, o.side)
+    if not o.demo:
+        return
+    about = json.loads((Path(o.folder) / 'about.json').read_text())
+    found = dict(benchmark='size', machine=machine(), shop=about, demo=run_demo(o.folder))
+    say(json.dumps(found['demo']))
+    write(o.out, found)
+    sys.exit(found['demo']['code'])
 
 
 if __name__ == '__main__':

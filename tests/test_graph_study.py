@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from shell import own_shop
 
 from vlm2rec_lab.base.errors import DataError
@@ -125,6 +126,9 @@ def test_the_command_takes_vectors_of_others(tmp_path, monkeypatch, capsys):
     assert 'without image' in said and 'against LightGCN' in said and 'MMGCL--theirs--0' in said
     assert main([*ask, '--encoders', 'theirs.npz']) == 0
     assert 'CPU s' not in capsys.readouterr().out
+    if not torch.cuda.is_available():
+        assert main([*ask, '--encoders', 'theirs.npz', '--device', 'cuda']) == 2
+        assert '--device cuda: torch sees 0 such devices here' in capsys.readouterr().err
     assert main([*ask, '--encoders', 'other.npz']) == 2
     assert 'has no array items/<modality>' in capsys.readouterr().err
     broken = vectors(0, n=40)

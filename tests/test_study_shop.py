@@ -268,6 +268,14 @@ def test_seeds_that_both_have_are_compared():
     assert 'gain' not in shop_table(cells) or math.isnan(shop_table(cells).set_index('remedy').gain['wpcl'])
 
 
+def test_there_is_no_share_of_nothing(recwarn):
+    table = shop_table([cell_of('sft', 0, [0.0, 0.0]), cell_of('wpcl', 0, [0.4, 0.1])])
+    assert table.gain.isna().all() and np.isfinite(table.value).all()
+    rare = shop_table([cell_of('sft', 0, [1.0, *[0.0] * 9]), cell_of('wpcl', 0, [0.5] * 10)])
+    assert np.isfinite(rare[['gain', 'gain low', 'gain high']].iloc[-1].astype(float)).all()
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+
 def test_names_of_columns_are_no_formulas_in_the_file(tmp_path):
     cells = [cell_of('wpcl', 0, [0.1, 0.3]) | dict(columns={'text': ['=A1', '+title']})]
     write_shop(cells, tmp_path)

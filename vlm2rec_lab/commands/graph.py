@@ -15,6 +15,7 @@ from ..base.errors import known
 from .names import listed, names
 from vlm2rec_lab.commands.open import (
     IMAGES_HELP,
+    check_device,
     check_place,
     check_source,
     columns_of,
@@ -22,7 +23,7 @@ from vlm2rec_lab.commands.open import (
     open_dataset,
     table_options,
 )
-from .parser import command, count
+from .parser import amount, command, count, device
 
 # %% ../../nbs/11a_commands/08_graph.ipynb #beb07193
 def _is_file(encoder):
@@ -57,10 +58,16 @@ def _graph_options(add):
         ('patience', 10, 'epochs without a better validation before it ends'),
     ):
         add(f'--{name}', type=count, default=n, metavar='N', help=f'{text} (default: %(default)s)')
-    add('--lr', type=float, default=1e-3, metavar='X', help='learning rate of Adam (default: %(default)s)')
+    add('--lr', type=amount, default=1e-3, metavar='X', help='learning rate of Adam (default: %(default)s)')
     exclude = 'what the test does not rank: both, training and validation items, or train alone (default: both)'
     add('--exclude', default='both', metavar='WHAT', help=exclude)
-    add('--device', default='cpu', metavar='DEVICE', help='where models are trained, such as cuda (default: cpu)')
+    add(
+        '--device',
+        type=device,
+        default='cpu',
+        metavar='DEVICE',
+        help='where models are trained, such as cuda (default: cpu)',
+    )
     add('--out', default='runs/graph', metavar='DIR', help='where everything is kept (default: runs/graph)')
 
 # %% ../../nbs/11a_commands/08_graph.ipynb #9fe9bdce
@@ -69,8 +76,6 @@ def _check_graph(o):
     for m in o.models or ():
         known(m, names('graph models'), 'graph model', ', --models')
     known(o.exclude, ('both', 'train'), 'word', ', --exclude')
-    if not o.lr > 0:
-        raise ValueError(f'--lr {o.lr:g}: a number above 0')
     check_source(o.data, o.core, o.images)
     columns_of(o)
     for encoder in filter(None, o.encoders):
@@ -102,6 +107,7 @@ def graph(
 ):
     "`vlm2rec graph`: recommenders on the vectors of encoders; a cell that is there is not computed again."
     _check_graph(o)
+    check_device(o.device)
     from vlm2rec_lab.graph.make import reads_contents
     from vlm2rec_lab.graph.study import graph_markdown, run_graph, write_graph
     from vlm2rec_lab.shop.shares import shares

@@ -6,7 +6,7 @@
 __all__ = ['SCHEMES', 'COLUMNS', 'BOUNDS', 'SHOWN', 'MODEL_FILES', 'WORDS', 'DATA_HELP', 'IMAGES_HELP', 'MODEL_HELP',
            'check_source', 'check_scheme', 'check_data', 'named_columns', 'columns_of', 'run_columns', 'recall_columns',
            'open_dataset', 'cut', 'open_data', 'load_split', 'has_adapters', 'check_place', 'model_at',
-           'column_options', 'table_options', 'data_options', 'model_option']
+           'column_options', 'table_options', 'data_options', 'model_option', 'check_device']
 
 # %% ../../nbs/11a_commands/02_open.ipynb #86a4dbf7
 import inspect
@@ -454,3 +454,18 @@ def model_option(
 ):
     "The option `--model`."
     add('--model', metavar='PATH', help=MODEL_HELP)
+
+# %% ../../nbs/11a_commands/02_open.ipynb #5db17972
+def check_device(
+    name,  # of the option `--device`
+):
+    "Raises ValueError for a card that torch does not see; for cpu nothing is imported."
+    if name == 'cpu':
+        return
+    import torch
+
+    kind, _, number = name.partition(':')
+    room = getattr(torch, kind)
+    there = room.device_count() if room.is_available() else 0
+    if int(number or 0) >= there:
+        raise ValueError(f'--device {name}: torch sees {there} such devices here: leave it out to use the processor')

@@ -14,8 +14,8 @@ from ..base.columns import frame_text, markdown_text
 from ..base.errors import known
 from ..base.files import write_bytes
 from .names import listed, names
-from .open import check_source, column_options, columns_of
-from .parser import command, count, unlike
+from .open import check_device, check_source, column_options, columns_of
+from .parser import command, count, device, unlike
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #232a35e9
 def _study_options(add):
@@ -49,8 +49,8 @@ def _study_options(add):
     add('--ranks', nargs='+', default=['full'], metavar='N', help=ranks)
     lora = 'of the part shop: adapters of rank N on the encoders, which learn with the heads: for a graphics card'
     add('--lora', type=count, metavar='N', help=lora + ', or a small shop')
-    device = "of the part shop: where it is computed, such as cuda (default: cpu)"
-    add('--device', default='cpu', metavar='DEVICE', help=device)
+    where = "of the part shop: where it is computed, such as cuda (default: cpu)"
+    add('--device', type=device, default='cpu', metavar='DEVICE', help=where)
     add('--jobs', type=count, default=2, metavar='N', help='cells at a time, one thread each (default: 2)')
     add('--out', default='runs/study', metavar='DIR', help='where the cells are kept (default: runs/study)')
     table = 'run nothing: write the table and the page from the cells that are there'
@@ -155,6 +155,7 @@ def _shop_study(o):
     "The part of a shop: run, write and print."
     from vlm2rec_lab.studies.shops import run_shop, shop_choice, shop_markdown, some_customers, stored_shop, write_shop
 
+    check_device(o.device)
     out = Path(o.out) / f'{Path(o.data).resolve().name}-shop'
     if o.table:
         cells = stored_shop(out)

@@ -22,7 +22,7 @@ from ..base.store import weights_key
 from .fit import figure_of, fit_graph, rank_graph
 from .graph import graph_of
 from .make import GRAPH_MODELS, make_model, reads_contents
-from ..ranking.evaluate import bootstrap_means
+from ..ranking.evaluate import bootstrap_means, relative_gain
 from ..training.contents import item_vectors, reduce_vectors
 
 # %% ../../nbs/07_graph/10_study.ipynb #294be7b1
@@ -145,16 +145,6 @@ def _values(cells, left, metric):
     "[rows] of a metric, each row the mean over the seeds."
     return np.mean([c['figures'][left][metric] for c in cells], 0)
 
-# %% ../../nbs/07_graph/10_study.ipynb #e4da847f
-def _share(values, base, draws):
-    "How much more than `base`, as a share of it, with its interval; NaN where there is nothing to be a share of."
-    boot = bootstrap_means(np.stack([values, base], 1), draws, 0)
-    boot = boot[boot[:, 1] > 0]
-    if not len(boot) or not base.any():
-        return math.nan, math.nan, math.nan
-    low, high = np.quantile(boot[:, 0] / boot[:, 1] - 1, [0.025, 0.975])
-    return values.mean() / base.mean() - 1, low, high
-
 # %% ../../nbs/07_graph/10_study.ipynb #6df7e173
 def graph_table(
     cells,  # of `run_graph`
@@ -178,7 +168,7 @@ def graph_table(
             whole = left == WHOLE
             base = floor if whole and model != 'LightGCN' else None if whole else own
             if base is not None:
-                changed = _share(v, _values(base, WHOLE, key), draws)
+                changed = relative_gain(v, _values(base, WHOLE, key), draws)
                 names = ('gain', 'gain low', 'gain high') if whole else ('change', 'change low', 'change high')
                 row |= dict(zip(names, changed))
             rows.append(row)

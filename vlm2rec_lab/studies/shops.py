@@ -26,7 +26,7 @@ from ..base.ragged import gather, is_member
 from ..diagnosis.memory import exchanged
 from ..diagnosis.missing import one_left, taken_out, without_contents
 from ..ranking.candidates import seen_items
-from ..ranking.evaluate import bootstrap_means, kept_draws, sum_or_concat
+from ..ranking.evaluate import bootstrap_means, kept_draws, relative_gain, sum_or_concat
 from ..ranking.fusions import fuse_vectors
 from ..ranking.ranks import metric_at_k, ranks
 from ..ranking.task import check_task
@@ -490,10 +490,8 @@ def _against_sft(cells, groups, condition, draws):
     seeds = {c['seed'] for c in both[0]} & {c['seed'] for c in both[1]}
     if remedy == base or not seeds:
         return ()
-    pair = np.stack([_values([c for c in each if c['seed'] in seeds], condition, 'fused') for each in both], 1)
-    mean, boot = pair.mean(0), bootstrap_means(pair, draws, 0)
-    low, high = np.quantile(boot[:, 0] / boot[:, 1] - 1, [0.025, 0.975])
-    return mean[0] / mean[1] - 1, low, high
+    own, other = (_values([c for c in each if c['seed'] in seeds], condition, 'fused') for each in both)
+    return relative_gain(own, other, draws)
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20021
 def _row(cells, groups, condition, view, draws):
