@@ -519,3 +519,11 @@ def test_of_hundreds_of_names_the_nearest_are_told():
     with pytest.raises(DataError) as said:
         known('x', names[:80], 'setting')
     assert 'setting 79' in str(said.value) and 'more' not in str(said.value)
+
+
+def test_in_the_shell_flags_are_said_once(tmp_path, capsys):
+    (tmp_path / 'items.csv').write_text('nr,name\n1,a\n')
+    (tmp_path / 'interactions.csv').write_text('x,nr,at\n1,1,1\n')
+    assert main(['profile', '--data', str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert 'name yours with --item ..., --user ..., --time ...' in said and 'in the shell' not in said

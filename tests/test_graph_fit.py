@@ -86,6 +86,14 @@ def test_learns_the_two_tastes(name, split):
     assert after > 0.7 > before  # of 29 candidates 8 are of the own half
 
 
+def test_the_rate_falls_from_epoch_to_epoch(split):
+    one, still, on = (make('BPRMF', split) for _ in range(3))
+    fit_graph(one, split, **QUICK | dict(epochs=1))
+    fit_graph(still, split, **QUICK | dict(epochs=3), fall=1e-30)
+    fit_graph(on, split, **QUICK | dict(epochs=3))
+    assert torch.equal(numbers(one), numbers(still)) and not torch.equal(numbers(one), numbers(on))
+
+
 # ---- nothing is stale
 
 

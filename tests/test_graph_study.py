@@ -54,6 +54,30 @@ def test_every_model_is_asked_without_each_of_three_modalities(split, model):
     assert cell['encoder'] == ('three' if reads_contents(model) else '')
 
 
+class Told:
+    "A model whose tables say what they are without."
+
+    def tables(self, without=()):
+        return without
+
+    def without(self, *modalities):
+        return self.tables(modalities)
+
+
+def test_what_is_left_out_is_what_is_said():
+    left = study._lacking(Told(), {'text': 0, 'image': 0, 'sound': 0})
+    assert left.pop(WHOLE) == () and left.pop(NOTHING) == ('text', 'image', 'sound')
+    assert left == {f'without {m}': (m,) for m in ('text', 'image', 'sound')}
+    assert list(study._lacking(Told(), {'text': 0})) == [WHOLE, 'without text']  # which is nothing
+
+
+def test_recall_at_the_cut_chooses(split, monkeypatch):
+    asked, whole = [], study.fit_graph
+    monkeypatch.setattr(study, 'fit_graph', lambda *a, **k: asked.append(k['metric']) or whole(*a, **k))
+    cell = graph_cell(split, 'LightGCN', **QUICK | dict(cut=7))
+    assert asked == ['Recall@7'] and set(cell['figures'][WHOLE]) == {'Recall@7', 'NDCG@7'}
+
+
 def test_the_same_seed_gives_the_same_figures_and_another_does_not(split):
     a, b, c = (graph_cell(split, 'VBPR', vectors(), 'x', seed, **QUICK) for seed in (0, 0, 1))
     assert a['figures'] == b['figures'] != c['figures']
@@ -87,6 +111,9 @@ def test_cells_are_kept_and_floors_are_trained_once(split, tmp_path, monkeypatch
     assert run_graph(tmp_path, split, encoders, seeds=2, **how) == cells and len(made) == 6
     with pytest.raises(DataError, match='vectors='):
         run_graph(tmp_path, split, {'one': vectors(2)}, seeds=1, **how)
+    other = shares(make_studio('balanced', seed=0, items=30, users=60, length=10), seed=1)
+    with pytest.raises(DataError, match='split='):
+        run_graph(tmp_path, other, encoders, seeds=1, **how)
     with pytest.raises(DataError, match='lr='):
         run_graph(tmp_path, split, encoders, seeds=1, **how | dict(lr=0.1))
     with pytest.raises(DataError, match="did you mean 'VBPR'"):

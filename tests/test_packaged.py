@@ -9,7 +9,7 @@ from PIL import Image
 
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.model import packaged
-from vlm2rec_lab.model.efficientnet import EfficientNetLite0, lite_pixels
+from vlm2rec_lab.model.efficientnet import EfficientNetLite0, SameConv, lite_pixels
 from vlm2rec_lab.model.encoders import Encoder
 from vlm2rec_lab.model.pixels import PictureReader
 from vlm2rec_lab.model.tuned import read_contents, tuned_copy
@@ -80,6 +80,34 @@ def test_adapters_fit_on_the_network():
     assert len(names) == 2 * 32  # two halves on each convolution of single points
     read_contents(twin, pictures).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in twin.module.parameters() if p.requires_grad)
+
+
+class Windows(Encoder):
+    "An encoder whose only layers are convolutions of a class of their own, which peft cannot make more of."
+
+    def __init__(self):
+        module = torch.nn.Sequential(SameConv(3, 4, 1), torch.nn.Flatten()).requires_grad_(False).eval()
+        self.module, self.kind, self.name = module, 'image', 'windows'
+
+    def prepare(self, contents):
+        return {'pixels': torch.ones(len(contents), 3, 2, 2)}
+
+    def forward(self, batch):
+        return self.module(batch['pixels'])
+
+
+def test_layers_of_classes_of_their_own_are_refused_by_name():
+    with pytest.raises(ValueError, match="'windows' has no layer that adapters fit on"):
+        tuned_copy(Windows(), 2)
+
+
+@pytest.mark.parametrize('where', ['cpu', 'meta'])  # meta: any place that is no processor
+def test_channels_lie_side_by_side_on_a_processor_alone(where):
+    net, seen = EfficientNetLite0().eval().to(where), []
+    net.conv_stem.register_forward_hook(lambda layer, given, z: seen.append(given[0]))
+    with torch.no_grad():
+        net(torch.zeros(2, 3, 224, 224, device=where))
+    assert [x.is_contiguous(memory_format=torch.channels_last) for x in seen] == [where == 'cpu']
 
 
 @there

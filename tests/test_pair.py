@@ -398,6 +398,16 @@ def test_adapters_that_do_nothing_yet_read_nothing_again(split, studio, monkeypa
     assert read
 
 
+def test_pictures_that_encoders_learn_from_are_opened_once(split, monkeypatch):
+    opened, whole = [], Colours.prepare
+    monkeypatch.setattr(Colours, 'prepare', lambda self, contents: opened.extend(contents) or whole(self, contents))
+    pair = moved(make('tuned'))
+    pair.bank(split.catalogue, False)
+    opened.clear()
+    train(pair, split, 'sft', steps=6, batch=16, eval_every=0, progress=False)
+    assert len(opened) == len(set(opened)) > 0
+
+
 @pytest.mark.parametrize('chunk', [None, 4])
 def test_a_tuned_pair_learns_in_bfloat16(split, chunk):
     how = dict(QUICK, steps=3, batch=8, chunk=chunk)

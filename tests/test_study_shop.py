@@ -239,6 +239,12 @@ def test_encoders_that_learn_are_cells_of_their_own(studio, tmp_path):
     assert marks == {m: x.mark for m, x in dict(text=HashedWords(), image=Colours()).items()}  # left as they were
 
 
+def test_cells_stand_in_the_order_of_what_could_learn():
+    made = [cell_of('sft', 0, [0.5, 0.5]) | c for c in (dict(rank=2, lora=4), dict(lora=4), dict(rank=2), {})]
+    order = ['sft, rank 2', 'sft', 'sft, rank 2, LoRA 4', 'sft, LoRA 4']
+    assert list(shop_table(made).remedy) == order
+
+
 def test_after_tuning_each_content_is_read_once_for_all_conditions(studio, monkeypatch):
     read = []
     whole = Colours.prepare
