@@ -33,7 +33,7 @@ def item_vectors(
         )
     there = x.any(1)
     if not there.any():
-        raise DataError(f'no item has a vector ({which}): leave the modality out')
+        raise DataError(f'{which}: no item has a vector: leave the modality out')
     x[there] -= x[there].mean(0)
     return x / x[there].square().mean().sqrt().clamp(min=1e-12)
 
