@@ -134,13 +134,13 @@ def test_auc_by_hand():
 
 
 @pytest.mark.parametrize('world', WORLDS)
-@pytest.mark.parametrize('remedy', ['sft', 'recommended'])
+@pytest.mark.parametrize('remedy', ['sft', 'recommended', 'side by side'])
 def test_every_world_makes_a_cell(studio, encoders, world, remedy, tmp_path):
     cell = json.loads(json.dumps(shop_cell(encoders, studio, remedy, world, 1, effort=0.2, draws=1)))
     wanted = {'warm': list(lacking_of(studio.catalogue)), 'cold': list(shops.COLD)}.get(world, [world])
     assert list(cell['figures']) == wanted
     first = cell['figures'][wanted[0]]
-    assert set(first) == {'text', 'image', 'fused'}
+    assert set(first) == {'text', 'image', 'fused', *(['together'] if remedy == 'side by side' else [])}
     assert all(0 <= g <= 1 for views in cell['figures'].values() for v in views.values() for g in v if g == g)
     if world != 'cold':
         assert len(first['fused']) == 90
@@ -152,7 +152,7 @@ def test_what_is_taken_is_taken_from_candidates_and_histories(studio, encoders, 
     "With every picture gone, the fused ranking is the one by texts alone; of a sum, too."
     gone = {'all': [{}], 'no image': [{'image': np.ones(50, bool)}]}
     monkeypatch.setattr(shops, 'lacking_of', lambda *_: gone)
-    for remedy in ('sft', 'per-modality, concat'):
+    for remedy in ('sft', 'per-modality, concat', 'side by side'):
         figures = shop_cell(encoders, studio, remedy, effort=0.3)['figures']
         assert figures['no image']['fused'] == figures['all']['text']
         assert figures['all']['fused'] != figures['all']['text']

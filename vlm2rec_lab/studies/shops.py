@@ -27,7 +27,7 @@ from ..diagnosis.memory import exchanged
 from ..diagnosis.missing import one_left, taken_out, without_contents
 from ..ranking.candidates import seen_items
 from ..ranking.evaluate import bootstrap_means, kept_draws, relative_gain, sum_or_concat
-from ..ranking.fusions import fuse_vectors
+from ..ranking.fusions import fuse_vectors, together_weights
 from ..ranking.ranks import metric_at_k, ranks
 from ..ranking.task import check_task
 from ..shop.catalogue import Interactions
@@ -49,6 +49,12 @@ class ShopRemedy:
     batch: int = 64  # sequences in a step
     epochs: int = 3  # passes over all places of all training sequences
     every: int = 1  # epochs between validations
+    together: bool = False  # the sum as one view more, beside the modalities, with half the weight
+
+# %% ../../nbs/11_studies/06_shops.ipynb #a6c7f6d8
+def _fuse_of(remedy, modalities):
+    "The fusion of a remedy's loss and ranking; a sum beside the modalities needs two of them."
+    return together_weights(modalities) if remedy.together and len(modalities) > 1 else remedy.fuse
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20007
 LONG = dict(sequence='recent', history=50, batch=16, epochs=12, every=2)
@@ -61,6 +67,7 @@ SHOP_REMEDIES = {
     'sft, recent': ShopRemedy('sft', 'sum', **LONG),
     'experts, recent': ShopRemedy('experts', 'concat', **LONG),
     'recommended': ShopRemedy('per-modality', 'concat', {'weight': 3.0}, **LONG),
+    'side by side': ShopRemedy('per-modality', 'concat', {'weight': 3.0}, together=True, **LONG),
 }
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20009
@@ -177,7 +184,8 @@ def _trained(embedder, split, remedy, seed, effort):
     many = warm_items(split).sum() > MOST_CANDIDATES
     how = dict(steps=steps, batch=remedy.batch, positions='all', candidates=MOST_CANDIDATES if many else 'all')
     how |= dict(candidates=TUNED_CANDIDATES, chunk=TUNED_CHUNK) if embedder.tuned else {}
-    how |= dict(lr=3e-3, warmup=min(30, steps // 4), schedule='cosine', fuse=remedy.fuse, seed=seed)
+    how |= dict(lr=3e-3, warmup=min(30, steps // 4), schedule='cosine', seed=seed)
+    how |= dict(fuse=_fuse_of(remedy, split.catalogue.modalities))
     every = max(1, min(steps, remedy.every * epoch))
     run = train(embedder, split, remedy.loss, **how, eval_every=every, keep='best', progress=False, **remedy.settings)
     return dict(step=run.best, steps=steps, valid=float(run.frame['valid/fused'].max()))
@@ -291,13 +299,14 @@ def shop_cell(
         split, cold = world_of(dataset, world, how.history, seed)
         used = {m: encoders[m] for m in split.catalogue.modalities}
         made = dict(dims=dims, rank=rank, lora=lora, sequence=how.sequence, seed=seed, device=device)
-        embedder = PairEmbedder(used, **made)
+        fuse = _fuse_of(how, list(used))
+        embedder = PairEmbedder(used, together=how.together and len(used) > 1, **made)
         embedder.bank(split.catalogue, False, store)
         kept = _trained(embedder, split, how, seed, effort)
         embedder = embedder.at_rest()
-        found = _figures(embedder, split, world, how.fuse, cold, draws, seed)
+        found = _figures(embedder, split, world, fuse, cold, draws, seed)
         if world == 'warm':
-            kept['users'] = _gains(embedder, replace(split, test=split.valid), how.fuse)['fused'].round(6).tolist()
+            kept['users'] = _gains(embedder, replace(split, test=split.valid), fuse)['fused'].round(6).tolist()
     said = dict(remedy=remedy, world=world, seed=seed, data=dataset.name, rows=split.fingerprint[:16], effort=effort)
     marks = {m: e.mark[:16] for m, e in used.items()}
     said |= dict(columns=columns) if columns else {}
