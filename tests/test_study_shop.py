@@ -17,6 +17,7 @@ from vlm2rec_lab.base.ragged import PAD
 from vlm2rec_lab.cli import main
 from vlm2rec_lab.commands import studies as commands
 from vlm2rec_lab.model import loading
+from vlm2rec_lab.ranking.baselines import baselines
 from vlm2rec_lab.shop.dataset import Dataset
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.shop.leave_one_out import leave_one_out
@@ -29,12 +30,14 @@ from vlm2rec_lab.studies.shops import (
     fewer_customers,
     lacking_of,
     run_shop,
+    shop_baselines,
     shop_cell,
     shop_choice,
     shop_table,
     some_customers,
     stored_shop,
     without_items,
+    without_model,
     world_of,
     write_shop,
 )
@@ -91,6 +94,47 @@ def test_time_that_is_left_goes_by_steps():
     assert shops._time_left(made, [100, 300, 9000, 5400]) == '; at this pace about 2.0 CPU h for the 2 left'
     assert shops._time_left(made, [100, 300, 240]) == '; at this pace about 2 CPU min for the 1 left'
     assert shops._time_left(made, [100, 300]) == ''
+
+
+def test_a_study_ends_when_its_time_is_over():
+    now, made = iter(range(100)), []
+
+    def cells(minutes, jobs=2):
+        "What begins where a cell of 10 steps is done every second look at a clock that goes on by a minute each."
+        for cell in shops._in_time('abcdef', [10] * 6, made, minutes, jobs, clock=lambda: 60.0 * next(now)):
+            yield cell
+            made.append(dict(kept=dict(steps=10)))
+
+    assert list(cells(None)) == list('abcdef')
+    made.clear()
+    # two begin anyway; at 1 minute two are done: a minute each, so the third is done at 2, the fourth at 3 1/3
+    assert list(cells(3)) == ['a', 'b', 'c']
+    made.clear()
+    assert list(cells(0)) == ['a', 'b'] and len(made) == 2
+    made.clear()
+    assert list(shops._in_time('abc', [1, 1, 1], [], 1.5, 1, clock=lambda: 60.0 * next(now))) == ['a']  # none done yet
+
+
+def test_a_training_is_no_longer_in_a_large_shop():
+    remedy = shops.SHOP_REMEDIES['recommended']
+    assert shops._steps(944, remedy, 1) == (12 * 59, 59)
+    assert shops._steps(67_000, remedy, 1) == (shops.MOST_STEPS, 4188)
+    assert shops._steps(67_000, remedy, 0.25) == (shops.MOST_STEPS // 4, 4188)
+
+
+def test_baselines_are_those_of_the_customers_that_are_asked(studio, tmp_path, monkeypatch):
+    split = leave_one_out(studio, history=10)
+    table = shop_baselines(tmp_path, studio)
+    want = baselines(split, dataset=studio, progress=False)
+    assert list(table.index) == list(want) and 'popularity' in table.index
+    assert table.value.tolist() == [want[b]['NDCG@10'] for b in want]
+    assert table.loc['popularity', ['low', 'high']].tolist() == list(want.interval('popularity', 'NDCG@10'))
+    assert f'popularity {want["popularity"]["NDCG@10"]:.4f} [' in without_model(tmp_path)
+    monkeypatch.setattr(shops, 'baselines', None)  # not asked again
+    pd.testing.assert_frame_equal(shop_baselines(tmp_path, studio), table)
+    with pytest.raises(TypeError):
+        shop_baselines(tmp_path, some_customers(studio, 50))  # those of others are not taken
+    assert without_model(tmp_path / 'nowhere') == ''
 
 
 def test_some_customers_keep_what_they_bought(studio):
@@ -341,6 +385,7 @@ def test_the_command_runs_and_goes_on(folder, encoders, monkeypatch, tmp_path, c
     assert 'text: 40 of 40 read' in first and 'image: 40 of 40 read' in first
     assert 'warm--sft--0' in first and 'half of image gone' in first and '\nwpcl ' in first
     assert '\nsum or concat: ' in first and 'validation users)' in first
+    assert '\nWithout a model, NDCG@10, all there: ' in first and 'popularity' in first
     made = tmp_path / f'{folder.name}-shop'
     assert (made / 'shop.csv').exists() and '| wpcl |' in (made / 'shop.md').read_text()
     seen = sum(sum(e.seen.values()) for e in encoders.values())
@@ -368,6 +413,20 @@ def test_a_study_of_some_customers_says_so_and_is_not_mixed_with_all(folder, enc
     assert '15 of 40 customers' in (tmp_path / f'{folder.name}-shop' / 'shop.md').read_text()
     assert main(argv) == 2 and 'choose another folder' in capsys.readouterr().err
     assert main([*argv, '--users', '41']) == 2 and 'the shop has 40 customers' in capsys.readouterr().err
+
+
+def test_a_study_whose_time_is_over_goes_on(folder, encoders, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(loading, 'real_encoders', lambda kinds, device=None: {m: encoders[k] for m, k in kinds.items()})
+    argv = ['study', '--part', 'shop', '--data', str(folder), '--out', str(tmp_path), '--conditions', 'exchanged']
+    argv += ['--remedies', 'sft', 'wpcl', 'experts', '--seeds', '1', '--effort', '0.1', '--jobs', '1']
+    for left in (1, 2):
+        assert main([*argv, '--minutes', '0.0001']) == 0
+        out = capsys.readouterr().out
+        assert f'0.0001 minutes are over: {left} of 3 cells are there, the next call goes on' in out
+        assert '\nsft ' in out and len(stored_shop(tmp_path / f'{folder.name}-shop')) == left
+    assert main(argv) == 0 and 'are over' not in capsys.readouterr().out
+    assert len(stored_shop(tmp_path / f'{folder.name}-shop')) == 3
+    assert main(['study', '--minutes', '5']) == 2 and '--minutes is for --part shop' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
