@@ -773,14 +773,17 @@ def test_a_sum_beside_its_modalities_by_command(folder, known_encoders, monkeypa
         loading, 'named_encoders', lambda where, kinds, device: {m: encoders()[k] for m, k in kinds.items()}
     )
     argv = ['train', '--data', folder, *TRAIN, '--losses', 'per-modality', '--weight', 3]
+    argv += ['--sequence', 'causal']
     status, text, err = said(*argv, '--together', '--control', '--out', tmp_path / 'run')
-    assert status == 0, err
+    assert status == 0 and 'causal of the history' in text, err
     weights = "{'together': 0.5, 'text': 0.25, 'image': 0.25}"
     assert 'and a sum beside them' in text and f'fusion {weights}' in text and 'control of per-modality' in text
     model = tmp_path / 'run' / 'per-modality'
     assert PairEmbedder.from_pretrained(model, encoders=encoders()).together
     note = json.loads((tmp_path / 'run' / 'run.json').read_text())
-    assert note['together'] is True and note['fuse'] == 'sum'
+    assert note['together'] is True and note['fuse'] == 'sum' and note['sequence'] == 'causal'
+    status, _, err = said(*argv, '--sequence', 'casual', '--out', tmp_path / 'no')
+    assert status == 2 and "did you mean 'causal'" in err
     status, _, err = said(*argv, '--together', '--resume', '--out', tmp_path / 'run')
     assert status == 0, err
     status, _, err = said(*argv, '--resume', '--out', tmp_path / 'run')
@@ -791,15 +794,16 @@ def test_a_sum_beside_its_modalities_by_command(folder, known_encoders, monkeypa
     status, text, err = said(*argv, '--together', '--fuse', own, '--out', tmp_path / 'own')
     assert status == 0 and "fusion {'together': 1.0, 'text': 1.0, 'image': 0.0}" in text, err
     status, _, err = said(*argv, '--together', '--model', model, '--out', tmp_path / 'no')
-    assert status == 2 and '--together' in err and 'has adapters already' in err
+    assert status == 2 and '--sequence, --together' in err and 'has adapters already' in err
     fresh = make().save_pretrained(tmp_path / 'fresh')
     status, _, err = said(*argv, '--together', '--model', fresh, '--out', tmp_path / 'no')
-    assert status == 2 and 'takes no --together' in err
+    assert status == 2 and 'takes no --together, --sequence' in err
 
 
 def test_a_sum_is_not_put_beside_what_one_model_reads(tmp_path):
-    status, _, err = said('train', '--data', 'studio:balanced', '--together', '--steps', 2, '--out', tmp_path / 'run')
-    assert status == 2 and '--together: it is for a pair of encoders' in err and not (tmp_path / 'run').exists()
+    for more in (['--together'], ['--sequence', 'recent']):
+        status, _, err = said('train', '--data', 'studio:balanced', *more, '--steps', 2, '--out', tmp_path / 'run')
+        assert status == 2 and f'{more[0]}: for a pair of encoders' in err and not (tmp_path / 'run').exists()
 
 
 def test_data_of_ones_own_are_read_by_real_encoders_where_there_are_some(folder, monkeypatch, tmp_path):

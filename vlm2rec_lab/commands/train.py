@@ -47,7 +47,7 @@ from vlm2rec_lab.commands.open import (
     open_data,
     recall_columns,
 )
-from .parser import add_options, check_ending, command, count, fusion, given
+from .parser import add_options, check_ending, command, count, fusion, given, reader
 from vlm2rec_lab.training.options import (
     KEEP,
     POSITIONS,
@@ -107,6 +107,9 @@ class Plan:
         False, 'keep no activations and compute them again on the way back: less memory, more time'
     )
     apart: bool = option(False, 'adapters of its own for every modality')
+    sequence: str = option(
+        None, 'of a pair of encoders, how its heads read a history: mean, causal or recent (default: mean)', kind=reader
+    )
     together: bool = option(
         False,
         'of a pair of encoders: beside its modalities their sum, with heads of its own, as one view more; it has half '
@@ -241,7 +244,7 @@ RANK = 8  # of fresh adapters
 # %% ../../nbs/11a_commands/04_train.ipynb #4a1f0412
 def _check_adapters(o, model):
     "Raises ValueError where fresh adapters are asked for on top of those that the model has."
-    asked = [f'--{k}' for k in ('lora', 'apart', 'ceiling', 'control', 'together') if getattr(o, k)]
+    asked = [f'--{k}' for k in ('lora', 'apart', 'ceiling', 'control', 'sequence', 'together') if getattr(o, k)]
     if asked and has_adapters(model):
         raise ValueError(
             f'{", ".join(asked)}: {model} has adapters already and goes on with them: leave {", ".join(asked)} out, or '
@@ -249,12 +252,14 @@ def _check_adapters(o, model):
         )
 
 # %% ../../nbs/11a_commands/04_train.ipynb #55711c54
-def _check_together(o):
-    "Raises ValueError where a sum is asked for beside modalities that are not read apart."
+def _check_heads(o):
+    "Raises ValueError where heads are asked for of a model that has none."
     from vlm2rec_lab.model.loading import makes_pair
 
-    if o.together and not makes_pair(model_at(o.model, o.data)):
-        raise ValueError('--together: it is for a pair of encoders, and this model reads all with one: leave it out')
+    asked = [f'--{k}' for k in ('sequence', 'together') if getattr(o, k)]
+    if asked and not makes_pair(model_at(o.model, o.data)):
+        said = ', '.join(asked)
+        raise ValueError(f'{said}: for a pair of encoders, and this model reads all modalities: leave {said} out')
 
 # %% ../../nbs/11a_commands/04_train.ipynb #d2400002
 def _rank(o, model):
@@ -281,6 +286,7 @@ def _load(plan, model, catalogue, accelerator, apart):
     if makes_pair(model):
         how |= dict(kinds=catalogue.kinds) | (HEADS if str(model) == REAL else {})
         how |= dict(together=True) if plan.together and len(catalogue.modalities) > 1 else {}
+        how |= dict(sequence=plan.sequence) if plan.sequence else {}
     return shard(load_embedder(model, adapters=adapters, **how), accelerator)
 
 # %% ../../nbs/11a_commands/04_train.ipynb #f2b96e7e
@@ -681,7 +687,8 @@ def _note(o, plan):
     model = model_at(o.model, o.data)
     called = str(o.model or (model if model == 'real' else 'tiny_vlm'))
     note = dict(data=str(o.data), model=called, lora=_rank(o, model), users=o.users, history=o.history)
-    note |= dict(seed=plan.seed, fuse=plan.fuse, apart=plan.apart) | (dict(together=True) if plan.together else {})
+    note |= dict(seed=plan.seed, fuse=plan.fuse, apart=plan.apart)
+    note |= {k: getattr(plan, k) for k in ('sequence', 'together') if getattr(plan, k)}
     rare = {k: getattr(o, k) for k in ('split', 'core', 'images', 'negatives', 'prompts', 'quantise')}
     note |= {k: v for k, v in rare.items() if v is not None} | columns_of(o)
     return note | {k: v for k, v in plan.unusual.items() if k not in ('chunk', 'vision')}
@@ -708,7 +715,7 @@ def _checked(o):
     if o.model:
         check_place(o.model)
         _check_adapters(o, o.model)
-    _check_together(o)
+    _check_heads(o)
     check_folder(out, o.losses, o.resume)
     plan = as_usual(plan, vars(o), model_at(o.model, o.data), out.parent / STORE)
     check_run(out, o.losses, _note(o, plan), o.resume)

@@ -270,7 +270,11 @@ class RecentSequence(torch.nn.Module):
         return F.normalize(weight @ x, dim=-1) + self.gate * self.norm(told)
 
 # %% ../../nbs/02_model/10_heads.ipynb #d2100021
-SEQUENCES = ('mean', 'causal', 'recent')
+SEQUENCES = {
+    'mean': 'the mean of the items',
+    'causal': 'the mean, and what a small transformer adds',
+    'recent': 'the items weighed by recency, and what a small transformer adds',
+}
 
 # %% ../../nbs/02_model/10_heads.ipynb #d2100022
 def sequence_head(
