@@ -116,10 +116,11 @@ def test_a_study_ends_when_its_time_is_over():
 
 
 def test_a_training_is_no_longer_in_a_large_shop():
-    remedy = shops.SHOP_REMEDIES['recommended']
-    assert shops._steps(944, remedy, 1) == (12 * 59, 59)
-    assert shops._steps(67_000, remedy, 1) == (shops.MOST_STEPS, 4188)
-    assert shops._steps(67_000, remedy, 0.25) == (shops.MOST_STEPS // 4, 4188)
+    remedy, most = shops.SHOP_REMEDIES['recommended'], shops.MOST_STEPS
+    assert shops._sizes(943, remedy, 1) == (16, 12 * 59, 59)  # the films are trained as they were
+    assert shops._sizes(10_000, remedy, 1) == (60, most, 167)  # larger steps, as many passes
+    assert shops._sizes(67_000, remedy, 1) == (shops.MOST_BATCH, most, 524)
+    assert shops._sizes(67_000, remedy, 0.25) == (shops.MOST_BATCH, most // 4, 524)
 
 
 def test_baselines_are_those_of_the_customers_that_are_asked(studio, tmp_path, monkeypatch):

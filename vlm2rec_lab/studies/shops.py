@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LONG', 'SHOP_REMEDIES', 'FIRST', 'WORLDS', 'COLD', 'COLD_SHARE', 'SMALL_SHARE', 'MOST_CANDIDATES', 'MOST_STEPS',
-           'TUNED_CANDIDATES', 'TUNED_CHUNK', 'ShopRemedy', 'cold_draw', 'without_items', 'fewer_customers',
-           'some_customers', 'world_of', 'lacking_of', 'cold_auc', 'shop_cell', 'steps_ahead', 'run_shop',
-           'stored_shop', 'columns_said', 'shop_table', 'shop_markdown', 'shop_choice', 'shop_baselines',
+           'MOST_BATCH', 'TUNED_CANDIDATES', 'TUNED_CHUNK', 'ShopRemedy', 'cold_draw', 'without_items',
+           'fewer_customers', 'some_customers', 'world_of', 'lacking_of', 'cold_auc', 'shop_cell', 'steps_ahead',
+           'run_shop', 'stored_shop', 'columns_said', 'shop_table', 'shop_markdown', 'shop_choice', 'shop_baselines',
            'without_model', 'write_shop']
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20003
@@ -85,7 +85,7 @@ WORLDS = {
 }
 COLD = ('cold', 'cold, validation')  # conditions of the world 'cold': test and validation customers
 COLD_SHARE, SMALL_SHARE, MOST_CANDIDATES = 0.2, 0.1, 4096
-MOST_STEPS = 4000  # of a training, however many customers teach
+MOST_STEPS, MOST_BATCH = 2000, 128  # of a training, however many customers teach
 TUNED_CANDIDATES, TUNED_CHUNK = 256, 128  # of encoders that learn: items beside the targets, contents at a time
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c2000a
@@ -179,23 +179,24 @@ def world_of(
     return split, cold
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20032
-def _steps(rows, remedy, effort):  # -> (steps of a training, steps of one pass)
-    "How long a remedy is trained on so many training sequences."
-    epoch = math.ceil(rows / remedy.batch)
-    return max(1, round(effort * min(remedy.epochs * epoch, MOST_STEPS))), epoch
+def _sizes(rows, remedy, effort):  # -> (sequences in a step, steps of a training, steps of one pass)
+    "How a remedy is trained on so many sequences: where they are many, in larger steps, and not in more than so many."
+    batch = max(remedy.batch, min(MOST_BATCH, math.ceil(remedy.epochs * rows / MOST_STEPS)))
+    epoch = math.ceil(rows / batch)
+    return batch, max(1, round(effort * min(remedy.epochs * epoch, MOST_STEPS))), epoch
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20011
 def _trained(embedder, split, remedy, seed, effort):
     "Train in place; which step was kept."
-    steps, epoch = _steps(len(training_rows(split, 'all')), remedy, effort)
+    batch, steps, epoch = _sizes(len(training_rows(split, 'all')), remedy, effort)
     many = warm_items(split).sum() > MOST_CANDIDATES
-    how = dict(steps=steps, batch=remedy.batch, positions='all', candidates=MOST_CANDIDATES if many else 'all')
+    how = dict(steps=steps, batch=batch, positions='all', candidates=MOST_CANDIDATES if many else 'all')
     how |= dict(candidates=TUNED_CANDIDATES, chunk=TUNED_CHUNK) if embedder.tuned else {}
     how |= dict(lr=3e-3, warmup=min(30, steps // 4), schedule='cosine', seed=seed)
     how |= dict(fuse=_fuse_of(remedy, split.catalogue.modalities))
     every = max(1, min(steps, remedy.every * epoch))
     run = train(embedder, split, remedy.loss, **how, eval_every=every, keep='best', progress=False, **remedy.settings)
-    return dict(step=run.best, steps=steps, valid=float(run.frame['valid/fused'].max()))
+    return dict(step=run.best, steps=steps, batch=batch, valid=float(run.frame['valid/fused'].max()))
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20013
 def lacking_of(
@@ -401,7 +402,7 @@ def steps_ahead(
         rows = {n: leave_one_out(dataset, history=n) for n in {how.history for how in hows}}
     rows = {n: len(training_rows(split, 'all')) for n, split in rows.items()}
     share = {'small': SMALL_SHARE}
-    return [_steps(share.get(c['world'], 1) * rows[how.history], how, effort)[0] for c, how in zip(cells, hows)]
+    return [_sizes(share.get(c['world'], 1) * rows[how.history], how, effort)[1] for c, how in zip(cells, hows)]
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20034
 def _time_left(cells, ahead):
