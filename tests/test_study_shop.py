@@ -123,6 +123,25 @@ def test_a_training_is_no_longer_in_a_large_shop():
     assert shops._sizes(67_000, remedy, 0.25) == (shops.MOST_BATCH, most // 4, 524)
 
 
+def test_many_customers_teach_and_some_are_asked(studio, encoders, monkeypatch, tmp_path):
+    plain = {w: world_of(studio, w, 6, seed=s)[0] for w in WORLDS for s in (0,)}
+    monkeypatch.setattr(shops, 'MOST_ASKED', 20)
+    who = {}
+    for w in WORLDS:
+        for s in (0, 1):
+            split, _ = world_of(studio, w, 6, seed=s)
+            who[w, s] = split.test.users.tolist()
+            assert len(split.test) == len(split.valid) == 20
+        few, _ = world_of(studio, w, 6, seed=0)
+        assert np.array_equal(few.train.targets, plain[w].train.targets)  # nobody's later purchases are learned
+        assert set(few.test.targets) <= set(plain[w].test.targets)
+    assert len({tuple(x) for x in who.values()}) == 1 and len(set(who['warm', 0])) == 20
+    cell = shop_cell(encoders, studio, 'sft', 'warm', effort=0.1, draws=1)
+    assert {len(v) for views in cell['figures'].values() for v in views.values()} == {20}
+    write_shop([cell], tmp_path)
+    assert '20 customers, drawn once, are asked.' in (tmp_path / 'shop.md').read_text()
+
+
 def test_baselines_are_those_of_the_customers_that_are_asked(studio, tmp_path, monkeypatch):
     split = leave_one_out(studio, history=10)
     table = shop_baselines(tmp_path, studio)

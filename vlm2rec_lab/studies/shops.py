@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONG', 'SHOP_REMEDIES', 'FIRST', 'WORLDS', 'COLD', 'COLD_SHARE', 'SMALL_SHARE', 'MOST_CANDIDATES', 'MOST_STEPS',
-           'MOST_BATCH', 'TUNED_CANDIDATES', 'TUNED_CHUNK', 'ShopRemedy', 'cold_draw', 'without_items',
+           'MOST_BATCH', 'MOST_ASKED', 'TUNED_CANDIDATES', 'TUNED_CHUNK', 'ShopRemedy', 'cold_draw', 'without_items',
            'fewer_customers', 'some_customers', 'world_of', 'lacking_of', 'cold_auc', 'shop_cell', 'steps_ahead',
            'run_shop', 'stored_shop', 'columns_said', 'shop_table', 'shop_markdown', 'shop_choice', 'shop_baselines',
            'without_model', 'write_shop']
@@ -86,6 +86,7 @@ WORLDS = {
 COLD = ('cold', 'cold, validation')  # conditions of the world 'cold': test and validation customers
 COLD_SHARE, SMALL_SHARE, MOST_CANDIDATES = 0.2, 0.1, 4096
 MOST_STEPS, MOST_BATCH = 2000, 128  # of a training, however many customers teach
+MOST_ASKED = 10_000  # customers in validation and in the test
 TUNED_CANDIDATES, TUNED_CHUNK = 256, 128  # of encoders that learn: items beside the targets, contents at a time
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c2000a
@@ -159,6 +160,19 @@ def some_customers(
     drawn = Interactions([inter.user_ids[u] for u in who], offsets, items, times)
     return replace(dataset, interactions=drawn, name=f'{dataset.name}, {users:,} of {len(inter):,} customers')
 
+# %% ../../nbs/11_studies/06_shops.ipynb #49c9585d
+def _some_asked(
+    split,  # Split
+    most=None,  # customers in validation and in the test (default: MOST_ASKED)
+):  # -> Split; training stays
+    "A split that asks some of the customers where they are many, the same ones for every seed."
+    most, parts = MOST_ASKED if most is None else most, {}
+    for name in ('valid', 'test'):
+        rows = getattr(split, name)
+        if len(rows) > most:
+            parts[name] = rows.take(np.sort(np.random.default_rng(17).permutation(len(rows))[:most]))
+    return replace(split, **parts)
+
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c2000e
 def world_of(
     dataset,  # Dataset
@@ -166,7 +180,7 @@ def world_of(
     history=10,  # items of a sequence
     seed=0,  # of what is drawn
 ):  # -> Split, bool [items]: which are cold
-    "The tasks of one world. Raises DataError for an unknown one."
+    "The tasks of one world; of many customers all teach and some are asked. Raises DataError for an unknown world."
     known(world, WORLDS, 'world of a shop')
     split, cold = leave_one_out(dataset, history=history), np.zeros(len(dataset.catalogue), bool)
     if world == 'cold':
@@ -176,7 +190,7 @@ def world_of(
         split = fewer_customers(split, seed=seed)
     if world == 'exchanged':
         split = exchanged(split, seed=seed)
-    return split, cold
+    return _some_asked(split), cold
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20032
 def _sizes(rows, remedy, effort):  # -> (sequences in a step, steps of a training, steps of one pass)
@@ -631,7 +645,7 @@ def shop_baselines(
     "What needs no model, on the test customers of the world 'warm'."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # of gaps, which the cells are about
-        split = leave_one_out(dataset, history=10)
+        split, _ = world_of(dataset)
         file, rows = Path(out) / 'baselines.json', split.fingerprint[:16]
         found = json.loads(file.read_text()) if file.exists() else {}
         if found.get('rows') != rows:
@@ -654,6 +668,12 @@ def without_model(
     said = (f'{b} {v:.4f} [{low:.3f}, {high:.3f}]' for b, (v, low, high) in each)
     return f'Without a model, NDCG@10, all there: {"; ".join(said)}'
 
+# %% ../../nbs/11_studies/06_shops.ipynb #c07ff40c
+def _asked_said(cells):
+    "How many customers were asked, where it is not all; else ''."
+    asked = {len(c['kept']['users']) for c in cells if 'users' in c.get('kept', ())}
+    return f'{MOST_ASKED:,} customers, drawn once, are asked. ' if asked == {MOST_ASKED} else ''
+
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20025
 def write_shop(
     cells,  # of `run_shop`
@@ -668,7 +688,7 @@ def write_shop(
         f'{cells[0]["data"]}{said and f" ({said})"}. NDCG@10 by full ranking, items bought before left out, test '
         'customers; cold: AUC among new items that the customer has not bought, of test customers, and of validation. '
         'In brackets 95 % intervals, bootstrapped over customers; in percent the gain over SFT with the same sequence '
-        f'head. {command}'
+        f'head. {_asked_said(cells)}{command}'
     )
     choice = shop_choice(cells)
     parts = [about, shop_markdown(table), without_model(out), f'Sum or concat: {choice}' if choice else '']
