@@ -298,7 +298,7 @@ def _reasons(asked, rows, k, evidence, bootstrap, seed, rules):
         out[m] = judge(found[m], *given, rules=rules, **extra)
     return out, order[0]
 
-# %% ../../nbs/07_graph/08_diagnosis.ipynb #03180cd7
+# %% ../../nbs/07_graph/08_diagnosis.ipynb #77903604
 # what to do, by reason where it is known, else by verdict
 ADVICE = {
     'healthy': 'Nothing to repair.',
@@ -310,6 +310,10 @@ ADVICE = {
     'silent': "Train the same model on {m} alone and pass it as before={{'{m}': ...}}: it tells lost from never there.",
     'uninformative': 'Leave {m} out, or bring contents that differ between items.',
     'undecided': 'Bring more customers, or a model trained on {m} alone as a reference (before=).',
+    'damaged': 'Part of it was lost: give {m} a loss of its own (fit_graph with remedy=per_modality_bpr). More customers '
+    'would tell how much.',
+    'loss unclear': 'Bring more customers.',
+    'ceiling unclear': 'Bring more customers, or a reference trained longer.',
     'memory, cold unknown': 'Do not take its score for content. Train with fewer dimensions, or bring better vectors.',
 }
 # where `explain` speaks of what was not asked here
