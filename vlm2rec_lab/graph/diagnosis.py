@@ -298,7 +298,7 @@ def _reasons(asked, rows, k, evidence, bootstrap, seed, rules):
         out[m] = judge(found[m], *given, rules=rules, **extra)
     return out, order[0]
 
-# %% ../../nbs/07_graph/08_diagnosis.ipynb #77903604
+# %% ../../nbs/07_graph/08_diagnosis.ipynb #e93e007e
 # what to do, by reason where it is known, else by verdict
 ADVICE = {
     'healthy': 'Nothing to repair.',
@@ -310,8 +310,8 @@ ADVICE = {
     'silent': "Train the same model on {m} alone and pass it as before={{'{m}': ...}}: it tells lost from never there.",
     'uninformative': 'Leave {m} out, or bring contents that differ between items.',
     'undecided': 'Bring more customers, or a model trained on {m} alone as a reference (before=).',
-    'damaged': 'Part of it was lost: give {m} a loss of its own (fit_graph with remedy=per_modality_bpr). More customers '
-    'would tell how much.',
+    'damaged': 'Part of it was lost: give {m} a loss of its own (fit_graph with remedy=per_modality_bpr). More '
+    'customers would tell how much.',
     'loss unclear': 'Bring more customers.',
     'ceiling unclear': 'Bring more customers, or a reference trained longer.',
     'memory, cold unknown': 'Do not take its score for content. Train with fewer dimensions, or bring better vectors.',
@@ -368,13 +368,14 @@ def _spoken(x):
     "All sentences of a modality."
     return ' '.join(filter(None, [x['sentence'], x.get('memory'), x['advice']]))
 
-# %% ../../nbs/07_graph/08_diagnosis.ipynb #89cc51c7
-def _remembered(found, asked, chance, control, rows, k, bootstrap, seed):
-    "What a control says of each modality; one that is memory is not called alive."
+# %% ../../nbs/07_graph/08_diagnosis.ipynb #2d6636b3
+def _remembered(found, asked, chance, control, swapped, rows, k, bootstrap, seed):
+    "What a control says of the modalities that it swapped; one that is memory is not called alive."
     if control is None:
         return found
-    out = {}
-    for m, own in alone_gains(control, rows, k).items():
+    out, gains = dict(found), alone_gains(control, rows, k)
+    for m in swapped:
+        own = gains[m]
         share, x = content_share(asked.gains[m], own, chance, bootstrap, seed), found[m]
         e = x['evidence'] | dict(control=Estimate(float(own.mean()), *bootstrap_interval(own, bootstrap, seed)))
         if share is not None:
@@ -382,6 +383,8 @@ def _remembered(found, asked, chance, control, rows, k, bootstrap, seed):
             x |= dict(memory=_memory_said(asked.gains[m].mean(), own.mean(), share, x['kind']))
         if x.get('kind') == 'memory' and x['verdict'] in ('healthy', 'under-used'):
             x = x | _judged(m, e, 'memory, cold unknown', None, m, len(rows))
+        elif x.get('kind') == 'unclear' and x['verdict'] == 'healthy':
+            x = x | dict(advice='More customers, or a control with another exchange, would tell.')
         out[m] = x | dict(evidence=e)
     return out
 
@@ -483,8 +486,8 @@ def to_markdown(self: GraphReport):  # -> str
     lines = [*head, *markdown_table(report_rows(d)), *said, '', *notes, '', safe(d['protocol'])]
     return '\n'.join(lines) + '\n'
 
-# %% ../../nbs/07_graph/08_diagnosis.ipynb #d438e490
-def _ranking_said(asked, chance, control, k, seed, bootstrap):
+# %% ../../nbs/07_graph/08_diagnosis.ipynb #757631bd
+def _ranking_said(asked, chance, control, swapped, k, seed, bootstrap):
     "How the whole ranks, beside no content, chance and a control, in words."
     whole, bare = asked.gains['fused'], asked.without[None]
     said = f'NDCG@{k}: all there {whole.mean():.3f}, no content {bare.mean():.3f}, chance {chance.mean():.3f}'
@@ -492,7 +495,7 @@ def _ranking_said(asked, chance, control, k, seed, bootstrap):
         return f'{said}.'
     share = content_share(whole, control, chance, bootstrap, seed)
     left = '' if share is None else f', which leaves {_part(share)} of the gain over chance to content'
-    return f'{said}; trained with contents exchanged {control.mean():.3f}{left}.'
+    return f'{said}; trained with contents exchanged ({", ".join(swapped)}) {control.mean():.3f}{left}.'
 
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #2d481c58
 def _notes(model, before, control):
@@ -543,7 +546,17 @@ def _found(asked, rows, before, history, modalities, k, draws, rules):
         evidence[m]['gradient'] = e
     return {m: _judged(m, e, *why[m], best, len(rows)) for m, e in evidence.items()}
 
-# %% ../../nbs/07_graph/08_diagnosis.ipynb #5f3f53f6
+# %% ../../nbs/07_graph/08_diagnosis.ipynb #951af5bf
+def _swapped(model, control):
+    "Modalities whose contents a control has otherwise. Raises DataError where it has all as the model."
+    if control is None:
+        return []
+    found = [m for m in model.modalities if not torch.equal(model.vectors(m).cpu(), control.vectors(m).cpu())]
+    if not found:
+        raise DataError('control has the contents of the model: train it on exchanged_vectors(vectors)')
+    return found
+
+# %% ../../nbs/07_graph/08_diagnosis.ipynb #a9f3ed86
 def _whole_gain(model, rows, k):
     "[rows] NDCG@k of a model; None for none."
     if model is None:
@@ -551,7 +564,7 @@ def _whole_gain(model, rows, k):
     with _standing(model):
         return figure_of(_ranked(rows, model.tables()), k, 'NDCG')
 
-# %% ../../nbs/07_graph/08_diagnosis.ipynb #7870ac35
+# %% ../../nbs/07_graph/08_diagnosis.ipynb #fb62b832
 def _protocol(split, part, rows, permutations, bootstrap, seed):
     "On what the figures rest."
     return (
@@ -559,12 +572,12 @@ def _protocol(split, part, rows, permutations, bootstrap, seed):
         f'leave out; 95 % intervals from {bootstrap:,} resamples of rows, {permutations} permutations, seed {seed}.'
     )
 
-# %% ../../nbs/07_graph/08_diagnosis.ipynb #498d8813
+# %% ../../nbs/07_graph/08_diagnosis.ipynb #bb4424ef
 def graph_report(
     model,  # trained multimodal GraphRecommender
     split,  # Split that it was trained on
     before=None,  # model, or {modality: model}, that is a reference, such as one trained on a modality alone
-    control=None,  # model of the same training on `exchanged_vectors`
+    control=None,  # model of the same training on `exchanged_vectors`, of all modalities or of some
     *,
     history=None,  # GradientWatch of the training
     part='test',  # 'train' | 'valid' | 'test'
@@ -577,14 +590,14 @@ def graph_report(
 ):  # -> GraphReport
     "To which modality a graph recommender listens, and whether one is collapsed. DataError for what does not fit."
     rows, before = _checked(model, split, before, control, part, k, permutations, bootstrap)
-    draws, called = (bootstrap, seed), type(model).__name__
+    draws, called, swapped = (bootstrap, seed), type(model).__name__, _swapped(model, control)
     with kept_draws():
         asked = _ask(model, rows, before, k, permutations, seed)
         chance = chance_of(asked.ranks, k)
         found = _found(asked, rows, before, history, model.modalities, k, draws, rules)
         head = _headline(called, found, k)
-        found = _remembered(found, asked, chance, control, rows, k, *draws)
-        said = _ranking_said(asked, chance, _whole_gain(control, rows, k), k, seed, bootstrap)
+        found = _remembered(found, asked, chance, control, swapped, rows, k, *draws)
+        said = _ranking_said(asked, chance, _whole_gain(control, rows, k), swapped, k, seed, bootstrap)
     verdict = worst(x['verdict'] for x in found.values())
     plain = {m: x | dict(evidence={n: e.to_dict() for n, e in x['evidence'].items()}) for m, x in found.items()}
     data = dict(name=name or f'{called}: {verdict}', verdict=verdict, headline=head, modalities=plain)

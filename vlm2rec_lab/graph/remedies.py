@@ -134,7 +134,7 @@ def counterfactual_weights(
         weights = len(left) * torch.softmax(-effect / temperature, 0)
     return dict(zip(modalities, weights.tolist()))
 
-# %% ../../nbs/07_graph/09_remedies.ipynb #ad044b0f
+# %% ../../nbs/07_graph/09_remedies.ipynb #d908b940
 def taught_bpr(
     model,  # multimodal GraphRecommender: the student
     users,  # long [B]
@@ -142,7 +142,7 @@ def taught_bpr(
     negatives,  # long [B]
     teachers=None,  # {modality: (users [U, d], items [N, d])} of `teachers_of`
     weight=1.0,  # of the mean over modalities
-    temperature=0.1,  # of the weights by effect; math.inf: all alike
+    temperature=0.1,  # of the weights by effect; a large one: all alike
 ):  # -> {'taught <modality>': scalar}
     "What unimodal teachers prefer is asked of each modality's own margins. Raises DataError for missing teachers."
     if not teachers:
