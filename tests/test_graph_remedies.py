@@ -285,7 +285,8 @@ def test_other_teachers_are_another_run(shop, tmp_path):
             with pytest.raises(DataError, match='given'):
                 fit_graph(small(shop), shop[0], **how)
         else:
-            assert fit_graph(small(shop), shop[0], **how).settings['remedy'] == 'taught_bpr'
+            run = fit_graph(small(shop), shop[0], **how)
+            assert run.settings['remedy'] == 'taught_bpr' and 'by bpr + norm, taught_bpr' in repr(run)
 
 
 def test_a_step_chooses_no_neighbours(shop, monkeypatch):

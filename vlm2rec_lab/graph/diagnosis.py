@@ -108,7 +108,7 @@ def _unexplained(whole, lacking, at):
     r2 = (a * b).sum(1).square() / both.clamp(min=1e-300)
     return torch.where(a.square().sum(1) > 0, 1 - torch.where(both > 0, r2, 0.0), 0.0).clamp(0, 1)
 
-# %% ../../nbs/07_graph/08_diagnosis.ipynb #7160e314
+# %% ../../nbs/07_graph/08_diagnosis.ipynb #7cdd1f44
 def gradient_norms(
     model,  # multimodal GraphRecommender
     pairs,  # users, positives, negatives: long [B]
@@ -117,7 +117,8 @@ def gradient_norms(
     seed=0,  # of what the model draws
 ):  # -> {modality: float}
     "Length of the loss's gradient along the parameters of each modality. No gradient is kept."
-    with torch.random.fork_rng(devices=[]):
+    device = pairs[0].device
+    with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         value = step_loss(model, pairs, generator, {**model.weights, **(weights or {})}, remedy)

@@ -224,6 +224,7 @@ def fit_graph(
     )
     settings |= dict(metric=metric, every=every, seed=seed, decay=decay, split=split.fingerprint)
     settings |= dict(start=weights_key(model.state_dict(), repr(model))[:16]) | _remedy_settings(remedy)
+    settings['loss'] += f', {settings["remedy"]}' if remedy is not None else ''
 
     def teach(e):
         for group in optimiser.param_groups:
