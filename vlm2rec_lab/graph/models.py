@@ -208,7 +208,7 @@ class Contents(nn.Module):
         return getattr(self, f'content{self.modalities.index(modality)}')
 
     def take(self, contents, whole=True):
-        "Read other vectors, {modality: float [N, D]} as `content_tables` gives them, with the gradient that they have."
+        "Read other vectors, {modality: float [N, D]} as `content_tables` gives them, with their gradient."
         for m, v in contents.items():
             old = self.vectors(m)
             setattr(self, f'content{self.modalities.index(m)}', same_shape(v, old, m) * v.shape[1] ** -0.5)
