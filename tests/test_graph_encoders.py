@@ -376,6 +376,23 @@ def test_ranking_is_by_the_encoders_as_they_stand(split, shop, name):
     assert np.abs(seen[0] - seen[1]).max() > 1e-3 * np.abs(seen[0]).max()
 
 
+@pytest.mark.parametrize('name', READERS)
+def test_a_training_that_was_stopped_goes_on_bit_for_bit(split, shop, tmp_path, name):
+    "The memory bank is not kept: every epoch begins with vectors of all items."
+
+    def fitted(folder=None, stop=99):
+        model = make_together(name, graph_of(split), shop, {'text': HashedWords(), 'image': Colours()}, **SIZES)
+        how = dict(
+            batch=16, lr=0.02, epochs=4, patience=None, every=2, metric='Recall@5', progress=False, folder=folder
+        )
+        run = fit_graph(model, split, **how, callback=lambda records: 'stop' if len(records) == stop else None)
+        return run.frame.loss.tolist(), tables_of(model)
+
+    fitted(tmp_path, 1)
+    (losses, tables), (straight, wanted) = fitted(tmp_path), fitted()
+    assert losses == straight and all((a == b).all() for a, b in zip(tables, wanted))
+
+
 def test_without_a_modality_is_by_the_encoders_as_they_stand(split, shop):
     model = make_together('VBPR', graph_of(split), shop, {'text': HashedWords(), 'image': Colours()}, **SIZES)
     before = model.without('image')[1].detach().clone()

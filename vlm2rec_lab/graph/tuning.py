@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..base.errors import DataError
+from ..base.errors import DataError, counted
 from ..base.store import weights_key
 from .encoders import ItemReader, learning
 from .unified import pair_of
@@ -148,9 +148,9 @@ class Tuned:
 
     def __repr__(self):
         after, epochs = self.run.frame[self.run.metric].max(), len(self.run.frame)
-        kept = f'best after {self.run.best} of {epochs} epochs'
+        kept = f'best after {self.run.best} of {counted(epochs, "epoch")}'
         if not after > self.before:
-            kept = f'no better in {epochs} epochs, so that the encoders stayed as they were'
+            kept = f'no better in {counted(epochs, "epoch")}, so that the encoders stayed as they were'
         return f'Tuned: MRR {self.before:.3f} -> {after:.3f} on {self.held} items that were held out, {kept}'
 
 # %% ../../nbs/07_graph/06c_tuning.ipynb #a4b6622b
