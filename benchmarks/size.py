@@ -155,7 +155,7 @@ def run_demo(folder):  # -> dict: CPU seconds, wall seconds and memory of the de
         code = child.wait()
     took = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = dict(code=code, seconds=round(time.perf_counter() - begun), cpu=round(took.ru_utime + took.ru_stime))
-    return found | dict(peak_mb=round(took.ru_maxrss / 1000), said=[x for x in lines if x][-2:])
+    return found | dict(peak_mb=round(took.ru_maxrss * 1024 / 1e6), said=[x for x in lines if x][-2:])
 
 
 def main():

@@ -14,6 +14,7 @@ from vlm2rec_lab.commands.train import read_prompts
 from vlm2rec_lab.diagnosis.settings import HALVES
 from vlm2rec_lab.diagnosis.verdict import VERDICTS
 from vlm2rec_lab.graph.make import GRAPH_MODELS
+from vlm2rec_lab.model.heads import SEQUENCES
 from vlm2rec_lab.model.pieces import Prompts
 from vlm2rec_lab.ranking.fusions import FUSIONS
 from vlm2rec_lab.ranking.vectors import write_vectors
@@ -36,6 +37,7 @@ REGISTERED = {
     'halves': HALVES,
     'graph models': GRAPH_MODELS,
     'starts': ITEMS,
+    'sequence heads': SEQUENCES,
 }
 
 

@@ -217,7 +217,7 @@ def test_trained_adapters_are_trained_on(shop, tmp_path, checkpoint):
     assert run(shop, tmp_path / 'second', '--resume', model=trained)[0] == 0
 
 
-@pytest.mark.parametrize('flag', [('--lora', 4), ('--apart',), ('--ceiling',), ('--control',)])
+@pytest.mark.parametrize('flag', [('--lora', 4), ('--apart',), ('--ceiling',), ('--control',), ('--together',)])
 def test_fresh_adapters_on_top_are_refused_by_flag(shop, tmp_path, checkpoint, flag):
     trained = VLMEmbedder.from_pretrained(checkpoint, lora=2, device='cpu').save_pretrained(tmp_path / 'mine')
     status, _, err = run(shop, tmp_path / 'out', *flag, model=trained)

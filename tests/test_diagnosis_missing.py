@@ -21,6 +21,7 @@ from vlm2rec_lab.diagnosis.missing import (
 from vlm2rec_lab.diagnosis.missing_shown import missing_html
 from vlm2rec_lab.diagnosis.worlds import hurt, world
 from vlm2rec_lab.ranking.evaluate import paired_difference
+from vlm2rec_lab.ranking.fusions import beside, together_weights
 
 
 def tanh(sides):
@@ -222,3 +223,38 @@ def test_a_mean_and_a_missing_vector_that_disagree_are_explained(tmp_path):
         assert f'falls by {mean["value"]:.3f}' in text and f'rises by {-lost["value"]:.3f}' in text
     alike = collapse_report(**world(800, 200, 1), **how)
     assert 'point different ways' not in repr(alike)
+
+
+def beside_task(**how):
+    "A world in which the sum is one more view, with what it is made of."
+    w = world(150, 67, noise={'text': 0.3, 'image': 0.6})
+    if how.pop('absent', False):
+        w = hurt(w, 'text', 'absent', 0.3)
+    items, users = beside(w['items'], w['sequences'], (w['items'], w['sequences']))
+    return w, Task.of(items, users, w['targets'], fuse=together_weights(w['items']), **how)
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('absent', [False, True])
+def test_what_is_said_together_goes_with_each_content(absent):
+    w, task = beside_task(absent=absent)
+    found = missing_curve(task, shares=(0, 0.5, 1), draws=2, seed=4)
+    there = {m: x.any(1) for m, x in w['items'].items()}
+    lost, left = _plan(there, (0, 0.5, 1), 2, 4)
+    score = {m: task.sequences[m] @ x.T for m, x in task.items.items()}
+
+    def gain(gone):
+        has = {m: there[m] & ~gone.get(m, np.zeros(67, bool)) for m in there}
+        has['together'] = np.all(list(has.values()), 0)
+        weight = {m: task.fuse[m] * has[m] for m in score}
+        total = np.maximum(sum(weight.values()), 1e-12)
+        s = sum(weight[m] * score[m] for m in score) / total
+        own = s[np.arange(150), task.targets][:, None]
+        rank = (s > own + 1e-6).sum(1) + ((abs(s - own) <= 1e-6).sum(1) - 1) / 2
+        return np.where(rank < 10, 1 / np.log2(rank + 2), 0).mean()
+
+    for m in there:
+        want = [np.mean([gain({m: lost[m][d, s]}) for d in range(2)]) for s in range(3)]
+        assert np.allclose([x['ndcg']['value'] for x in found['curve'][m]], want, atol=2e-3), m
+    one = np.mean([gain({m: row != j for j, m in enumerate(there)}) for row in left])
+    assert set(found['curve']) == set(there) and abs(found['one_each']['ndcg']['value'] - one) < 2e-3

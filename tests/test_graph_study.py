@@ -15,7 +15,9 @@ from vlm2rec_lab.graph.make import GRAPH_MODELS, reads_contents
 from vlm2rec_lab.graph.study import (
     NOTHING,
     WHOLE,
+    cases_said,
     equal_widths,
+    graph_cases,
     graph_cell,
     graph_table,
     run_graph,
@@ -141,6 +143,33 @@ def test_the_table_by_hand(tmp_path):
     assert "'=x" in (tmp_path / 'graph.csv').read_text()  # text that a spreadsheet would compute is guarded
     flat = [cell_of('LightGCN', '', 0, **{WHOLE: [0.0, 0.0]}), cell_of('VBPR', 'x', 0, **{WHOLE: [0.3, 0.1]})]
     assert graph_table(flat).gain.isna().all()  # no share of nothing
+
+
+def test_cases_by_hand():
+    def cell(model, encoder, seed, values):
+        figures = {WHOLE: {'Recall@5': values, 'NDCG@5': [v / 2 for v in values]}}
+        return dict(model=model, encoder=encoder, seed=seed, cut=5, figures=figures)
+
+    cells = [
+        cell('LightGCN', '', 0, [9, 9, 9]),
+        cell('VBPR', 'a', 0, [0.2, 0.4, 0.2]),
+        cell('VBPR', 'a', 1, [0.4, 0.4, 0.6]),
+        cell('VBPR', 'b', 1, [0.8, 0.6, 0.8]),
+        cell('VBPR', 'b', 2, [0, 0, 0]),
+        cell('VBPR', 'c', 1, [0.2, 0.2, 0.3]),
+        cell('MMGCN', 'a', 0, [0.4, 0.2, 0.0]),
+        cell('MMGCN', 'b', 0, [0.3, 0.3, 0.1]),
+        cell('MMGCN', 'c', 7, [0.3, 0.3, 0.1]),
+    ]
+    table = graph_cases(cells)
+    assert set(table.against) == {'a'} and list(table.metric) == ['Recall@5', 'NDCG@5'] * 3
+    first = table.iloc[0]  # of VBPR the seed that both have: .7333 against .4667
+    assert (first.model, first.encoder, first.seeds) == ('VBPR', 'b', 1)
+    assert first.gain == pytest.approx((0.8 + 0.6 + 0.8) / 1.4 - 1) and first['gain low'] > 0
+    assert table[table.encoder == 'c'].gain.tolist() == pytest.approx([-0.5, -0.5])  # MMGCN has no seed of both
+    said = cases_said(table)
+    assert said[0].startswith('b against a: better in 4 of 4 cases (100 %), surely in 2, surely worse in 0;')
+    assert said[1].startswith('c against a: better in 0 of 2 cases (0 %), surely in 0, surely worse in 2;')
 
 
 def test_the_command_takes_vectors_of_others(tmp_path, monkeypatch, capsys):

@@ -28,6 +28,7 @@ from vlm2rec_lab.model.passes import prefix_pairs
 from vlm2rec_lab.model.prompts import show_prompts, token_budget
 from vlm2rec_lab.model.tuned import _at
 from vlm2rec_lab.ranking.evaluate import evaluate
+from vlm2rec_lab.ranking.fusions import fuse_vectors, together_weights
 from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.shop.dataset import Dataset
 from vlm2rec_lab.shop.drawn import make_studio
@@ -37,17 +38,18 @@ from vlm2rec_lab.show.bench import Bench
 from vlm2rec_lab.train import encode_split, train
 from vlm2rec_lab.training.estimate import estimate
 from vlm2rec_lab.training.inputs import inputs_of
-from vlm2rec_lab.training.losses import LOSSES, get_loss
+from vlm2rec_lab.training.losses import LOSSES, get_loss, own_losses
 from vlm2rec_lab.training.shard import shard
 from vlm2rec_lab.training.step import plan_works, step_gradients
 
 QUICK = dict(batch=16, eval_every=0, progress=False)
-KINDS = ['frozen', 'causal', 'rank', 'tuned']
+KINDS = ['frozen', 'causal', 'rank', 'tuned', 'together']
 
 
 def make(kind='frozen', seed=0, encoder_seed=0):
     "A pair of some make."
     own = {'causal': dict(sequence='causal'), 'rank': dict(rank=2, start='random'), 'tuned': dict(lora=2)}
+    own |= {'together': dict(together=True, sequence='causal')}
     return PairEmbedder(encoders(encoder_seed), dims=8, seed=seed, device='cpu', **own.get(kind, {}))
 
 
@@ -554,6 +556,110 @@ def test_lora_on_a_saved_pair(studio, tmp_path):
     assert all(torch.allclose(z, want[m], atol=1e-5) for m, z in tuned.encode_items(studio.catalogue).items())
 
 
+# ---- a sum beside its modalities
+
+
+def summed_pair(pair):
+    "A pair whose own heads are those that another one sums, with the names of its parameters there."
+    other = make('causal')
+    for m in other.encoders:
+        other.heads[m].load_state_dict(pair.heads[f'together/{m}'].state_dict())
+        other.sequences[m].load_state_dict(pair.sequences[f'together/{m}'].state_dict())
+    return other
+
+
+@pytest.mark.filterwarnings('ignore::vlm2rec_lab.data.DataWarning')
+def test_the_sum_beside_is_that_of_a_pair_with_these_heads(holes, split):
+    pair = moved(make('together'))
+    pair.bank(holes)
+    other, history, whole = summed_pair(pair), split.test.history, ~np.any(list(holes.missing().values()), 0)
+    items, users = pair.encode_items(holes), pair.encode_sequences(holes, history)
+    assert list(items) == list(users) == ['text', 'image', 'together'] and pair.adapters == tuple(items)
+    theirs = other.encode_items(holes), other.encode_sequences(holes, history)
+    i, u = (F.normalize(sum(side.values()), dim=-1) for side in theirs)
+    assert torch.allclose(items['together'], i * torch.from_numpy(whole)[:, None], atol=1e-6)
+    assert torch.allclose(users['together'], u, atol=1e-6) and not whole.all() and whole.any()
+    rows = np.flatnonzero(~whole)[:3]
+    assert not pair.item_vectors(pair.bank(holes), rows)['together'].any()
+    alone = moved(make('causal'))  # the first heads are those of a pair without
+    for m in alone.encoders:
+        alone.heads[m].load_state_dict(pair.heads[m].state_dict())
+        alone.sequences[m].load_state_dict(pair.sequences[m].state_dict())
+        assert torch.equal(alone.encode_items(holes)[m], items[m])
+
+
+def test_its_own_loss_is_sft_on_the_sum(studio, split):
+    pair = moved(make('together'))
+    bank = pair.bank(studio.catalogue)
+    other = summed_pair(pair)
+    history, items, positives, exclude = batch_of(split, True)
+    mine = own_losses(pair.prefix_vectors(bank, history), pair.item_vectors(bank, items), positives, exclude, 0.1)
+    there = other.bank(studio.catalogue)
+    both = other.prefix_vectors(there, history), other.item_vectors(there, items)
+    theirs = get_loss('sft', tau=0.1, fuse='sum')(*both, positives, exclude)
+    assert abs(mine['together'].item() - theirs.item()) < 1e-5
+    mine['together'].backward()
+    theirs.backward()
+    want = {f'together/{n}': p.grad for n, p in other.adapter_parameters()}
+    for n, p in pair.adapter_parameters():
+        if n in want:
+            assert torch.allclose(p.grad, want[n], atol=1e-5), n
+        else:
+            assert p.grad is None or not p.grad.any(), n
+
+
+def test_what_lacks_a_content_is_scored_by_the_other_alone(holes, split):
+    pair = moved(make('together'))
+    bare = replace(split, catalogue=holes)
+    with pytest.warns(DataWarning):
+        v = encode_split(pair, bare, progress=False)
+    weights = together_weights(holes.modalities)
+    i, u = fuse_vectors(v['items'], v['sequences'], weights)
+    items, users = ({m: np.asarray(x, float) for m, x in v[side].items()} for side in ('items', 'sequences'))
+    cos = {m: users[m] @ items[m].T for m in items}
+    gone = holes.missing()
+    want = np.select(
+        [gone['text'] & gone['image'], gone['text'], gone['image']],
+        [0 * cos['text'], cos['image'], cos['text']],
+        cos['together'] / 2 + cos['text'] / 4 + cos['image'] / 4,
+    )
+    assert np.allclose(u @ i.T, want, atol=1e-6)
+
+
+@pytest.mark.parametrize('loss', ['per-modality', 'experts', 'vlm2rec'])
+def test_it_learns_beside_encoders_that_learn(split, loss):
+    pair = PairEmbedder(encoders(), dims=8, lora=2, together=True, seed=0, device='cpu')
+    run = train(pair, split, loss, steps=3, fuse=together_weights(pair.encoders), positions='all', **QUICK)
+    assert np.isfinite(run.frame.loss).all() and (run.frame[['grad/text', 'grad/image', 'grad/together']] > 0).all(None)
+    still = pair.at_rest()
+    for a, b in ((pair.encode_items(split.catalogue), still.encode_items(split.catalogue)),):
+        assert all(torch.allclose(a[m], b[m], atol=1e-6) for m in a) and len(a) == 3
+
+
+def test_a_sum_needs_two_and_a_name_that_is_free(studio):
+    words, colours = encoders().values()
+    with pytest.raises(ValueError, match='two modalities or more'):
+        PairEmbedder({'text': words}, together=True)
+    with pytest.raises(ValueError, match="none called 'together'"):
+        PairEmbedder({'text': words, 'together': colours}, together=True)
+    texts = Catalogue(studio.catalogue.ids, {'text': studio.catalogue.content['text']}, {'text': 'text'})
+    assert list(make('together').encode_items(texts)) == ['text']  # of one modality there is no sum
+
+
+def test_it_is_in_every_picture_of_the_embedder(split, studio):
+    pair = make('together')
+    assert 'and a sum beside them' in repr(pair) and inputs_of(pair, split)['together'] is True
+    shown = show_prompts(pair, studio.catalogue, 3, (1, 2))
+    assert shown['together']['item'] == f'{studio.catalogue.content["text"][3]} + [picture]'
+    assert 'together' not in repr(token_budget(pair, studio.catalogue, 6))
+    train(pair, split, 'per-modality', steps=5, fuse=together_weights(pair.encoders), **QUICK)
+    how = dict(fuse=together_weights(pair.encoders), permutations=5, bootstrap=50)
+    report = collapse_report(pair, split, **how)
+    assert set(report.modalities) == {'text', 'image', 'together'}
+    missing = report.to_dict()['missing']
+    assert set(missing['curve']) == {'text', 'image'} and missing['one_each'] is not None
+
+
 # ---- everything that takes an embedder
 
 
@@ -659,6 +765,45 @@ def test_trained_heads_go_on_and_take_no_fresh_start(folder, known_encoders, tmp
     assert said(*argv, '--out', tmp_path / 'b')[0] == 0
     status, _, err = said(*argv, '--recompute', '--out', tmp_path / 'c')
     assert status == 2 and 'is a pair of encoders and takes no --recompute' in err
+
+
+def test_a_sum_beside_its_modalities_by_command(folder, known_encoders, monkeypatch, tmp_path):
+    monkeypatch.setattr(loading, 'has_real', lambda: True)
+    monkeypatch.setattr(
+        loading, 'named_encoders', lambda where, kinds, device: {m: encoders()[k] for m, k in kinds.items()}
+    )
+    argv = ['train', '--data', folder, *TRAIN, '--losses', 'per-modality', '--weight', 3]
+    argv += ['--sequence', 'causal']
+    status, text, err = said(*argv, '--together', '--control', '--out', tmp_path / 'run')
+    assert status == 0 and 'causal of the history' in text, err
+    weights = "{'together': 0.5, 'text': 0.25, 'image': 0.25}"
+    assert 'and a sum beside them' in text and f'fusion {weights}' in text and 'control of per-modality' in text
+    model = tmp_path / 'run' / 'per-modality'
+    assert PairEmbedder.from_pretrained(model, encoders=encoders()).together
+    note = json.loads((tmp_path / 'run' / 'run.json').read_text())
+    assert note['together'] is True and note['fuse'] == 'sum' and note['sequence'] == 'causal'
+    status, _, err = said(*argv, '--sequence', 'casual', '--out', tmp_path / 'no')
+    assert status == 2 and "did you mean 'causal'" in err
+    status, _, err = said(*argv, '--together', '--resume', '--out', tmp_path / 'run')
+    assert status == 0, err
+    status, _, err = said(*argv, '--resume', '--out', tmp_path / 'run')
+    assert status == 2 and 'together' in err
+    status, text, err = said('train', '--data', folder, '--model', model, *TRAIN, '--out', tmp_path / 'on')
+    assert status == 0 and f'fusion {weights}' in text, err
+    own = 'together=1,text=1,image=0'
+    status, text, err = said(*argv, '--together', '--fuse', own, '--out', tmp_path / 'own')
+    assert status == 0 and "fusion {'together': 1.0, 'text': 1.0, 'image': 0.0}" in text, err
+    status, _, err = said(*argv, '--together', '--model', model, '--out', tmp_path / 'no')
+    assert status == 2 and '--sequence, --together' in err and 'has adapters already' in err
+    fresh = make().save_pretrained(tmp_path / 'fresh')
+    status, _, err = said(*argv, '--together', '--model', fresh, '--out', tmp_path / 'no')
+    assert status == 2 and 'takes no --together, --sequence' in err
+
+
+def test_a_sum_is_not_put_beside_what_one_model_reads(tmp_path):
+    for more in (['--together'], ['--sequence', 'recent']):
+        status, _, err = said('train', '--data', 'studio:balanced', *more, '--steps', 2, '--out', tmp_path / 'run')
+        assert status == 2 and f'{more[0]}: for a pair of encoders' in err and not (tmp_path / 'run').exists()
 
 
 def test_data_of_ones_own_are_read_by_real_encoders_where_there_are_some(folder, monkeypatch, tmp_path):

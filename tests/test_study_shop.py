@@ -17,6 +17,7 @@ from vlm2rec_lab.base.ragged import PAD
 from vlm2rec_lab.cli import main
 from vlm2rec_lab.commands import studies as commands
 from vlm2rec_lab.model import loading
+from vlm2rec_lab.ranking.baselines import baselines
 from vlm2rec_lab.shop.dataset import Dataset
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.shop.leave_one_out import leave_one_out
@@ -29,12 +30,14 @@ from vlm2rec_lab.studies.shops import (
     fewer_customers,
     lacking_of,
     run_shop,
+    shop_baselines,
     shop_cell,
     shop_choice,
     shop_table,
     some_customers,
     stored_shop,
     without_items,
+    without_model,
     world_of,
     write_shop,
 )
@@ -93,6 +96,67 @@ def test_time_that_is_left_goes_by_steps():
     assert shops._time_left(made, [100, 300]) == ''
 
 
+def test_a_study_ends_when_its_time_is_over():
+    now, made = iter(range(100)), []
+
+    def cells(minutes, jobs=2):
+        "What begins where a cell of 10 steps is done every second look at a clock that goes on by a minute each."
+        for cell in shops._in_time('abcdef', [10] * 6, made, minutes, jobs, clock=lambda: 60.0 * next(now)):
+            yield cell
+            made.append(dict(kept=dict(steps=10)))
+
+    assert list(cells(None)) == list('abcdef')
+    made.clear()
+    # two begin anyway; at 1 minute two are done: a minute each, so the third is done at 2, the fourth at 3 1/3
+    assert list(cells(3)) == ['a', 'b', 'c']
+    made.clear()
+    assert list(cells(0)) == ['a', 'b'] and len(made) == 2
+    made.clear()
+    assert list(shops._in_time('abc', [1, 1, 1], [], 1.5, 1, clock=lambda: 60.0 * next(now))) == ['a']  # none done yet
+
+
+def test_a_training_is_no_longer_in_a_large_shop():
+    remedy, most = shops.SHOP_REMEDIES['recommended'], shops.MOST_STEPS
+    assert shops._sizes(943, remedy, 1) == (16, 12 * 59, 59)  # the films are trained as they were
+    assert shops._sizes(10_000, remedy, 1) == (60, most, 167)  # larger steps, as many passes
+    assert shops._sizes(67_000, remedy, 1) == (shops.MOST_BATCH, most, 524)
+    assert shops._sizes(67_000, remedy, 0.25) == (shops.MOST_BATCH, most // 4, 524)
+
+
+def test_many_customers_teach_and_some_are_asked(studio, encoders, monkeypatch, tmp_path):
+    plain = {w: world_of(studio, w, 6, seed=s)[0] for w in WORLDS for s in (0,)}
+    monkeypatch.setattr(shops, 'MOST_ASKED', 20)
+    who = {}
+    for w in WORLDS:
+        for s in (0, 1):
+            split, _ = world_of(studio, w, 6, seed=s)
+            who[w, s] = split.test.users.tolist()
+            assert len(split.test) == len(split.valid) == 20
+        few, _ = world_of(studio, w, 6, seed=0)
+        assert np.array_equal(few.train.targets, plain[w].train.targets)  # nobody's later purchases are learned
+        assert set(few.test.targets) <= set(plain[w].test.targets)
+    assert len({tuple(x) for x in who.values()}) == 1 and len(set(who['warm', 0])) == 20
+    cell = shop_cell(encoders, studio, 'sft', 'warm', effort=0.1, draws=1)
+    assert {len(v) for views in cell['figures'].values() for v in views.values()} == {20}
+    write_shop([cell], tmp_path)
+    assert '20 customers, drawn once, are asked.' in (tmp_path / 'shop.md').read_text()
+
+
+def test_baselines_are_those_of_the_customers_that_are_asked(studio, tmp_path, monkeypatch):
+    split = leave_one_out(studio, history=10)
+    table = shop_baselines(tmp_path, studio)
+    want = baselines(split, dataset=studio, progress=False)
+    assert list(table.index) == list(want) and 'popularity' in table.index
+    assert table.value.tolist() == [want[b]['NDCG@10'] for b in want]
+    assert table.loc['popularity', ['low', 'high']].tolist() == list(want.interval('popularity', 'NDCG@10'))
+    assert f'popularity {want["popularity"]["NDCG@10"]:.4f} [' in without_model(tmp_path)
+    monkeypatch.setattr(shops, 'baselines', None)  # not asked again
+    pd.testing.assert_frame_equal(shop_baselines(tmp_path, studio), table)
+    with pytest.raises(TypeError):
+        shop_baselines(tmp_path, some_customers(studio, 50))  # those of others are not taken
+    assert without_model(tmp_path / 'nowhere') == ''
+
+
 def test_some_customers_keep_what_they_bought(studio):
     few = some_customers(studio, 20, seed=1)
     who = [studio.interactions.user_ids.index(u) for u in few.interactions.user_ids]
@@ -134,13 +198,13 @@ def test_auc_by_hand():
 
 
 @pytest.mark.parametrize('world', WORLDS)
-@pytest.mark.parametrize('remedy', ['sft', 'recommended'])
+@pytest.mark.parametrize('remedy', ['sft', 'recommended', 'side by side'])
 def test_every_world_makes_a_cell(studio, encoders, world, remedy, tmp_path):
     cell = json.loads(json.dumps(shop_cell(encoders, studio, remedy, world, 1, effort=0.2, draws=1)))
     wanted = {'warm': list(lacking_of(studio.catalogue)), 'cold': list(shops.COLD)}.get(world, [world])
     assert list(cell['figures']) == wanted
     first = cell['figures'][wanted[0]]
-    assert set(first) == {'text', 'image', 'fused'}
+    assert set(first) == {'text', 'image', 'fused', *(['together'] if remedy == 'side by side' else [])}
     assert all(0 <= g <= 1 for views in cell['figures'].values() for v in views.values() for g in v if g == g)
     if world != 'cold':
         assert len(first['fused']) == 90
@@ -152,7 +216,7 @@ def test_what_is_taken_is_taken_from_candidates_and_histories(studio, encoders, 
     "With every picture gone, the fused ranking is the one by texts alone; of a sum, too."
     gone = {'all': [{}], 'no image': [{'image': np.ones(50, bool)}]}
     monkeypatch.setattr(shops, 'lacking_of', lambda *_: gone)
-    for remedy in ('sft', 'per-modality, concat'):
+    for remedy in ('sft', 'per-modality, concat', 'side by side'):
         figures = shop_cell(encoders, studio, remedy, effort=0.3)['figures']
         assert figures['no image']['fused'] == figures['all']['text']
         assert figures['all']['fused'] != figures['all']['text']
@@ -341,6 +405,7 @@ def test_the_command_runs_and_goes_on(folder, encoders, monkeypatch, tmp_path, c
     assert 'text: 40 of 40 read' in first and 'image: 40 of 40 read' in first
     assert 'warm--sft--0' in first and 'half of image gone' in first and '\nwpcl ' in first
     assert '\nsum or concat: ' in first and 'validation users)' in first
+    assert '\nWithout a model, NDCG@10, all there: ' in first and 'popularity' in first
     made = tmp_path / f'{folder.name}-shop'
     assert (made / 'shop.csv').exists() and '| wpcl |' in (made / 'shop.md').read_text()
     seen = sum(sum(e.seen.values()) for e in encoders.values())
@@ -368,6 +433,20 @@ def test_a_study_of_some_customers_says_so_and_is_not_mixed_with_all(folder, enc
     assert '15 of 40 customers' in (tmp_path / f'{folder.name}-shop' / 'shop.md').read_text()
     assert main(argv) == 2 and 'choose another folder' in capsys.readouterr().err
     assert main([*argv, '--users', '41']) == 2 and 'the shop has 40 customers' in capsys.readouterr().err
+
+
+def test_a_study_whose_time_is_over_goes_on(folder, encoders, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(loading, 'real_encoders', lambda kinds, device=None: {m: encoders[k] for m, k in kinds.items()})
+    argv = ['study', '--part', 'shop', '--data', str(folder), '--out', str(tmp_path), '--conditions', 'exchanged']
+    argv += ['--remedies', 'sft', 'wpcl', 'experts', '--seeds', '1', '--effort', '0.1', '--jobs', '1']
+    for left in (1, 2):
+        assert main([*argv, '--minutes', '0.0001']) == 0
+        out = capsys.readouterr().out
+        assert f'0.0001 minutes are over: {left} of 3 cells are there, the next call goes on' in out
+        assert '\nsft ' in out and len(stored_shop(tmp_path / f'{folder.name}-shop')) == left
+    assert main(argv) == 0 and 'are over' not in capsys.readouterr().out
+    assert len(stored_shop(tmp_path / f'{folder.name}-shop')) == 3
+    assert main(['study', '--minutes', '5']) == 2 and '--minutes is for --part shop' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

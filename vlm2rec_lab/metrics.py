@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['evaluate', 'Metrics', 'Estimate', 'fusion_name', 'GAINS', 'Ranks', 'ranks', 'scores', 'tally', 'metric_at_k',
            'chance_level', 'as_matrix', 'normalise', 'check_task', 'target_sets', 'SetRanks', 'set_ranks',
-           'metric_names', 'figure_at_k', 'chance_of', 'FUSIONS', 'fuse_vectors', 'fusion_weights', 'score_terms',
-           'seen_items', 'sample_negatives', 'popular_negatives', 'with_negatives', 'given_negatives',
-           'bootstrap_means', 'bootstrap_interval', 'paired_difference', 'baselines']
+           'metric_names', 'figure_at_k', 'chance_of', 'FUSIONS', 'beside', 'fuse_vectors', 'fusion_weights',
+           'score_terms', 'together_weights', 'seen_items', 'sample_negatives', 'popular_negatives', 'with_negatives',
+           'given_negatives', 'bootstrap_means', 'bootstrap_interval', 'paired_difference', 'baselines']
 
 # %% ../nbs/02_metrics.ipynb #e35ca6ab
 from .ranking.evaluate import Estimate, Metrics, evaluate, fusion_name
@@ -28,10 +28,10 @@ from .ranking.sets import SetRanks, chance_of, figure_at_k, metric_names, set_ra
 _all_ = ['target_sets', 'SetRanks', 'set_ranks', 'metric_names', 'figure_at_k', 'chance_of']
 
 # %% ../nbs/02_metrics.ipynb #81c03b2e
-from .ranking.fusions import FUSIONS, fuse_vectors, fusion_weights, score_terms
+from .ranking.fusions import FUSIONS, beside, fuse_vectors, fusion_weights, score_terms, together_weights
 
 # %% ../nbs/02_metrics.ipynb #4ee2b8f5
-_all_ = ['FUSIONS', 'fuse_vectors', 'fusion_weights', 'score_terms']
+_all_ = ['FUSIONS', 'beside', 'fuse_vectors', 'fusion_weights', 'score_terms', 'together_weights']
 
 # %% ../nbs/02_metrics.ipynb #2257b7cc
 from vlm2rec_lab.ranking.candidates import (

@@ -109,7 +109,7 @@ def graph(
     _check_graph(o)
     check_device(o.device)
     from vlm2rec_lab.graph.make import reads_contents
-    from vlm2rec_lab.graph.study import graph_markdown, run_graph, write_graph
+    from vlm2rec_lab.graph.study import cases_said, graph_cases, graph_markdown, run_graph, write_graph
     from vlm2rec_lab.shop.shares import shares
 
     whole = open_dataset(o.data, o.core, o.images, **columns_of(o))
@@ -121,4 +121,5 @@ def graph(
     training = dict(batch=o.batch, lr=o.lr, epochs=o.epochs, patience=o.patience, progress=sys.stderr.isatty())
     cells = run_graph(o.out, split, encoders, models, o.seeds, said=partial(print, flush=True), **sizes, **training)
     table = write_graph(cells, o.out, split.name, o.command)
-    print(f'\n{markdown_text(graph_markdown(table))}\n\ngraph.csv and graph.md: {o.out}\n{o.command}')
+    print(f'\n{markdown_text(graph_markdown(table))}', *cases_said(graph_cases(cells)), sep='\n\n')
+    print(f'\ngraph.csv and graph.md: {o.out}\n{o.command}')

@@ -48,6 +48,7 @@ REGISTRIES = {  # kind -> (room, dictionary, decorator or None)
     'halves': ('diagnosis.settings', 'HALVES', None),
     'graph models': ('graph.make', 'GRAPH_MODELS', None),
     'starts': ('recommenders.seqrec', 'ITEMS', None),
+    'sequence heads': ('model.heads', 'SEQUENCES', None),
 }
 
 # %% ../../nbs/11a_commands/00_names.ipynb #6a8baf04

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METAVARS', 'KEYWORD', 'SHELL', 'COMMANDS', 'unlike', 'Help', 'Parser', 'count', 'seed', 'amount', 'device', 'fusion',
-           'check_ending', 'add_options', 'given', 'in_flags', 'Command', 'command', 'make_parser']
+           'reader', 'check_ending', 'add_options', 'given', 'in_flags', 'Command', 'command', 'make_parser']
 
 # %% ../../nbs/11a_commands/01_parser.ipynb #dabe84cd
 import argparse
@@ -127,6 +127,15 @@ def fusion(
         said = 'write weights as text=0.7,image=0.3, none below 0 and not all 0'
         raise argparse.ArgumentTypeError(f"'{text}': {said}") from None
     return weights
+
+# %% ../../nbs/11a_commands/01_parser.ipynb #accb09fa
+def reader(
+    text,  # of the command line
+):  # -> str
+    "The name of a head that reads histories; raises argparse.ArgumentTypeError."
+    if text not in names('sequence heads'):
+        raise argparse.ArgumentTypeError(unlike(text, names('sequence heads'), 'sequence head'))
+    return text
 
 # %% ../../nbs/11a_commands/01_parser.ipynb #198c38e7
 def check_ending(

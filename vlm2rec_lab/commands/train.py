@@ -47,7 +47,7 @@ from vlm2rec_lab.commands.open import (
     open_data,
     recall_columns,
 )
-from .parser import add_options, check_ending, command, count, fusion, given
+from .parser import add_options, check_ending, command, count, fusion, given, reader
 from vlm2rec_lab.training.options import (
     KEEP,
     POSITIONS,
@@ -107,6 +107,14 @@ class Plan:
         False, 'keep no activations and compute them again on the way back: less memory, more time'
     )
     apart: bool = option(False, 'adapters of its own for every modality')
+    sequence: str = option(
+        None, 'of a pair of encoders, how its heads read a history: mean, causal or recent (default: mean)', kind=reader
+    )
+    together: bool = option(
+        False,
+        'of a pair of encoders: beside its modalities their sum, with heads of its own, as one view more; it has half '
+        'the weight, unless --fuse gives others',
+    )
     ceiling: bool = option(False, 'train experts of one modality each as well, and hold the reports against them')
     repair: bool = option(False, 'train what the study recommends as well', flag=False)
     control: bool = option(
@@ -236,12 +244,22 @@ RANK = 8  # of fresh adapters
 # %% ../../nbs/11a_commands/04_train.ipynb #4a1f0412
 def _check_adapters(o, model):
     "Raises ValueError where fresh adapters are asked for on top of those that the model has."
-    asked = [f'--{k}' for k in ('lora', 'apart', 'ceiling', 'control') if getattr(o, k)]
+    asked = [f'--{k}' for k in ('lora', 'apart', 'ceiling', 'control', 'sequence', 'together') if getattr(o, k)]
     if asked and has_adapters(model):
         raise ValueError(
             f'{", ".join(asked)}: {model} has adapters already and goes on with them: leave {", ".join(asked)} out, or '
             'give the model that they were trained on'
         )
+
+# %% ../../nbs/11a_commands/04_train.ipynb #55711c54
+def _check_heads(o):
+    "Raises ValueError where heads are asked for of a model that has none."
+    from vlm2rec_lab.model.loading import makes_pair
+
+    asked = [f'--{k}' for k in ('sequence', 'together') if getattr(o, k)]
+    if asked and not makes_pair(model_at(o.model, o.data)):
+        said = ', '.join(asked)
+        raise ValueError(f'{said}: for a pair of encoders, and this model reads all modalities: leave {said} out')
 
 # %% ../../nbs/11a_commands/04_train.ipynb #d2400002
 def _rank(o, model):
@@ -267,7 +285,18 @@ def _load(plan, model, catalogue, accelerator, apart):
     how |= dict(recompute=plan.recompute, **load_settings(accelerator))
     if makes_pair(model):
         how |= dict(kinds=catalogue.kinds) | (HEADS if str(model) == REAL else {})
+        how |= dict(together=True) if plan.together and len(catalogue.modalities) > 1 else {}
+        how |= dict(sequence=plan.sequence) if plan.sequence else {}
     return shard(load_embedder(model, adapters=adapters, **how), accelerator)
+
+# %% ../../nbs/11a_commands/04_train.ipynb #f2b96e7e
+def _with_fusion(plan, embedder, catalogue):
+    "The plan, with the weights that are usual for a sum beside its modalities where it says nothing else."
+    if not getattr(embedder, 'together', False) or plan.fuse != 'sum' or len(catalogue.modalities) < 2:
+        return plan
+    from vlm2rec_lab.ranking.fusions import together_weights
+
+    return replace(plan, fuse=together_weights(catalogue.modalities))
 
 # %% ../../nbs/11a_commands/04_train.ipynb #65cd78a7
 def _heading(plan, embedder, said):
@@ -482,6 +511,7 @@ def run_plan(
     bars = first and sys.stderr.isatty()
     plan, embedder = enough_steps(plan, split), _load(plan, model, split.catalogue, accelerator, plan.apart)
     model, apart = (embedder, True) if hasattr(embedder, 'again') else (model, plan.apart)
+    plan = _with_fusion(plan, embedder, split.catalogue)
     if out and first:
         keep_inputs(embedder, split, out, plan.resume)
     print(_heading(plan, embedder, said), flush=True)
@@ -658,6 +688,7 @@ def _note(o, plan):
     called = str(o.model or (model if model == 'real' else 'tiny_vlm'))
     note = dict(data=str(o.data), model=called, lora=_rank(o, model), users=o.users, history=o.history)
     note |= dict(seed=plan.seed, fuse=plan.fuse, apart=plan.apart)
+    note |= {k: getattr(plan, k) for k in ('sequence', 'together') if getattr(plan, k)}
     rare = {k: getattr(o, k) for k in ('split', 'core', 'images', 'negatives', 'prompts', 'quantise')}
     note |= {k: v for k, v in rare.items() if v is not None} | columns_of(o)
     return note | {k: v for k, v in plan.unusual.items() if k not in ('chunk', 'vision')}
@@ -684,6 +715,7 @@ def _checked(o):
     if o.model:
         check_place(o.model)
         _check_adapters(o, o.model)
+    _check_heads(o)
     check_folder(out, o.losses, o.resume)
     plan = as_usual(plan, vars(o), model_at(o.model, o.data), out.parent / STORE)
     check_run(out, o.losses, _note(o, plan), o.resume)

@@ -17,7 +17,7 @@ import numpy as np
 from ..base.errors import DataError, known
 from .evidence import fused_gain
 from ..ranking.evaluate import Estimate, bootstrap_means
-from ..ranking.fusions import fuse_vectors
+from ..ranking.fusions import TOGETHER, fuse_vectors
 from ..ranking.ranks import Ranks, metric_at_k, scores
 from ..ranking.task import check_task, normalise
 
@@ -51,7 +51,8 @@ def one_left(
 
 # %% ../../nbs/04_diagnosis/04b_missing.ipynb #98fe8143
 def _fused_items(task, lacking):
-    "[items, D] the fused items where all of them lack these modalities."
+    "[items, D] the fused items where all of them lack these modalities, and with any of them what is said together."
+    lacking = (*lacking, TOGETHER) if lacking else ()
     items = {m: np.zeros_like(x) if m in lacking else x for m, x in task.items.items()}
     return fuse_vectors(items, task.sequences, task.fuse)[0]
 
@@ -129,14 +130,17 @@ def users_are_means(
     return True
 
 # %% ../../nbs/04_diagnosis/04b_missing.ipynb #56054507
-def _zeroed(x, gone):
-    "Vectors of which some, bool [items], are taken away; all stay for None."
-    return x if gone is None else np.where(gone[:, None], x.dtype.type(0), x)
+def _left(items, lacking):
+    "Vectors of which some are taken away, {modality: bool [items]}, and with any of them what is said together."
+    gone = dict(lacking)
+    if lacking and TOGETHER in items:
+        gone[TOGETHER] = np.any(list(lacking.values()), 0)
+    return {m: np.where(gone[m][:, None], x.dtype.type(0), x) if m in gone else x for m, x in items.items()}
 
 # %% ../../nbs/04_diagnosis/04b_missing.ipynb #35a40bd6
 def _both_gain(task, histories, lacking):
     "[users] fused gain where items lack modalities ({modality: bool [items]}), as candidates and in histories."
-    items = {m: _zeroed(x, lacking.get(m)) for m, x in task.items.items()}
+    items = _left(task.items, lacking)
     users = {m: _mean_of(x, histories, len(task.targets)) for m, x in items.items()}
     return fused_gain(task, items, users)
 
@@ -158,7 +162,7 @@ def _rows_of(lost, left, names):
 # %% ../../nbs/04_diagnosis/04b_missing.ipynb #ca10e979
 def _variants_of(task):
     "The fused items in the states that `_rows_of` counts."
-    names = list(task.items)
+    names = [m for m in task.items if m != TOGETHER]
     lacking = [(), *((m,) for m in names)]
     if len(names) > 2:
         lacking += [tuple(n for n in names if n != m) for m in names]
@@ -169,7 +173,7 @@ def _plainly(task, histories):
     "The function from what is lacking to [users] gains, where one product per state is not enough; else None."
 
     def gain(lacking):
-        return fused_gain(task, {m: _zeroed(x, lacking.get(m)) for m, x in task.items.items()})
+        return fused_gain(task, _left(task.items, lacking))
 
     if histories is not None:
         return partial(_both_gain, task, histories)
@@ -308,7 +312,7 @@ def missing_curve(
         return {}
     tasks, past = _taking_part(task, reference, histories, most, seed)
     draws = draws or (3 if past is None else 1)
-    lost, left = _plan({m: x.any(1) for m, x in task.items.items()}, shares, draws, seed)
+    lost, left = _plan({m: x.any(1) for m, x in task.items.items() if m != TOGETHER}, shares, draws, seed)
     found = [_gains(t, lost, left, _plainly(t, past)) for t in tasks]
     said = dict(chance=float(tasks[0].chance.mean()), sides='candidates' if past is None else 'both', draws=draws)
     said |= dict(users=len(tasks[0].targets), seed=int(seed), k=int(task.k))

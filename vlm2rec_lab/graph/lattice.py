@@ -125,6 +125,16 @@ class LATTICE(OnModalities):
                 total = total + share * (self.original * told + (1 - self.original) * learned)
         return total
 
+    def chosen(self):
+        "Neighbours by what is learned: in training those that were chosen when the epoch began, else {m: long [N, k]}."
+        return self.near if self.training and self.near is not None else self.neighbours()
+
+    def alone(self):
+        "What near items of each modality tell, without the own vector: {modality: (users [U, d], items [N, d])}."
+        near, users = self.chosen(), propagate(self.graph, self.user, self.item, self.layers)[0]
+        others = {m: [n for n in self.modalities if n != m] for m in self.modalities}
+        return {m: (users, F.normalize(self.layer(near, left), dim=1)) for m, left in others.items()}
+
     def tables_by(self, near, without=()):
         "Tables with these neighbours: users [U, d], items [N, d]."
         users, items = propagate(self.graph, self.user, self.item, self.layers)

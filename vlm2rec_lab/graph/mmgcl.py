@@ -87,6 +87,20 @@ class MMGCL(OnModalities):
         "All vectors as they stand now, without what some modalities say: users and items."
         return self.flow(self.graph, self.start(without))
 
+    def parts(self):
+        "Parts after they have flowed, ids first: [(users [U, d], items [N, d])]."
+        wide = (x.unflatten(1, (1 + len(self.modalities), -1)).unbind(1) for x in self.tables())
+        return list(zip(*wide))
+
+    def alone(self):
+        "What each modality says by itself: {modality: (users [U, d], items [N, d])}."
+        return dict(zip(self.modalities, self.parts()[1:]))
+
+    def views(self):
+        "Tables whose scores add up to the model's: of ids, and of each modality."
+        ids, *said = self.parts()
+        return {'ids': ids, **dict(zip(self.modalities, said))}
+
     def two_views(self, start, generator):
         "The tables of the graph without some edges, and those of nodes without one of their modalities."
         edges, nodes = self.left_out

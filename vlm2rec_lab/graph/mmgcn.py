@@ -87,6 +87,16 @@ class MMGCN(OnModalities):
         v = self.vectors(modality)
         return self.networks[self.modalities.index(modality)](v, (self.user, self.item), self.steps)
 
+    def path(self, modality):
+        "The parameters that serve a modality alone: its network. Raises DataError for an unknown one."
+        known(modality, self.modalities, 'modality')
+        return list(self.networks[self.modalities.index(modality)].parameters())
+
+    def alone(self):
+        "What each modality says without ids: {modality: (users [U, d], items [N, d])}."
+        nobody = torch.zeros_like(self.user), torch.zeros_like(self.item)
+        return {m: net(self.vectors(m), nobody, self.steps) for m, net in zip(self.modalities, self.networks)}
+
     def tables(self, without=()):
         "All vectors as they stand now, without what some modalities say: users [U, d], items [N, d]."
         parts = [self.part(m) for m in self.modalities if m not in without]

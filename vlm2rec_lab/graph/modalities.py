@@ -48,6 +48,11 @@ class OnModalities(OnGraph):
             known(m, self.modalities, 'modality')
         return self.tables(modalities)
 
+    def path(self, modality):
+        "The parameters that serve a modality alone. Raises DataError for an unknown one."
+        known(modality, self.modalities, 'modality')
+        return [self.matrices[self.modalities.index(modality)]]
+
     def extra_repr(self):
         "In words."
         return f'{self.graph!r}, {", ".join(self.modalities)}'

@@ -255,6 +255,30 @@ class VBPR(nn.Module):
             known(m, self.contents.modalities, 'modality')
         return self.tables(modalities)
 
+    @property
+    def modalities(self):
+        "Those that there are."
+        return self.contents.modalities
+
+    def vectors(self, modality):
+        "The vectors of a modality [N, D], as they are read. Raises DataError for an unknown one."
+        return self.contents.vectors(modality)
+
+    def path(self, modality):
+        "The parameters that serve a modality alone. Raises DataError for an unknown one."
+        known(modality, self.modalities, 'modality')
+        return [self.contents.matrices[self.modalities.index(modality)]]
+
+    def alone(self):
+        "What each modality says by itself: {modality: (users [U, d], items [N, d])}."
+        users = self.user[:, self.item.shape[1] :]
+        return {m: (users, self.vectors(m) @ w) for m, w in zip(self.modalities, self.contents.matrices)}
+
+    def views(self):
+        "Tables whose scores add up to the model's: of ids, with the shift that all items have, and of each modality."
+        shift = self.contents.shift.expand(len(self.item), -1)
+        return {'ids': (self.user, torch.cat([self.item, shift], 1)), **self.alone()}
+
     def take(self, contents, whole=True):
         "Read other contents, {modality: float [N, D]}, as `Contents.take`. Raises DataError for another shape."
         self.contents.take(contents, whole)

@@ -78,6 +78,13 @@ class SLMRec(OnModalities):
         users, items = self.together(self.parts(), without)
         return (users, items) if self.raw else (F.normalize(users, dim=1), F.normalize(items, dim=1))
 
+    def alone(self):
+        "What each modality says by itself, of length 1 as all is: {modality: (users [U, d], items [N, d])}."
+        parts, count = self.parts(), 1 + len(self.modalities)
+        weights = [w.unflatten(0, (count, -1)) for w in (self.of_users, self.of_items)]
+        found = {m: [x[:, k] @ w[k] for x, w in zip(parts, weights)] for k, m in enumerate(self.modalities, 1)}
+        return {m: tuple(x if self.raw else F.normalize(x, dim=1) for x in both) for m, both in found.items()}
+
     def losses(self, users, positives, negatives, generator):
         "The losses of a batch; nothing in them is random."
         parts = self.parts()

@@ -124,7 +124,9 @@ class Together(nn.Module):
         tables = {m: self.bank[m].index_copy(0, items, v) for m, v in fresh.items()}
         self.recommender.take(tables, whole=False)
         self.bank, self.state = {m: v.detach() for m, v in tables.items()}, None
-        return self.recommender.losses(users, positives, negatives, generator)
+        found = self.recommender.losses(users, positives, negatives, generator)
+        self.recommender.take(self.bank, whole=False)  # what is kept hangs on no graph
+        return found
 
     def tables(self):
         "All vectors of the encoders as they stand now: users [U, d], items [N, d]; without gradient to the encoders."

@@ -82,6 +82,18 @@ def settle(
     self.mean.copy_(mean)
     self.settled.fill_(True)
 
+# %% ../../nbs/02_model/10_heads.ipynb #69a1f49d
+@patch
+def settle_as(
+    self: Head,
+    other,  # Head of the same encoder and start
+):
+    "Take mean and axes from another head, unless there are some."
+    if self.settled or not other.settled:
+        return
+    for name in ('mean', 'axes', 'settled'):
+        getattr(self, name).copy_(getattr(other, name))
+
 # %% ../../nbs/02_model/10_heads.ipynb #b8d20002
 ROUNDING = 1e-5  # of the length of the mean: what float32 leaves of a difference to it
 
@@ -258,7 +270,11 @@ class RecentSequence(torch.nn.Module):
         return F.normalize(weight @ x, dim=-1) + self.gate * self.norm(told)
 
 # %% ../../nbs/02_model/10_heads.ipynb #d2100021
-SEQUENCES = ('mean', 'causal', 'recent')
+SEQUENCES = {
+    'mean': 'the mean of the items',
+    'causal': 'the mean, and what a small transformer adds',
+    'recent': 'the items weighed by recency, and what a small transformer adds',
+}
 
 # %% ../../nbs/02_model/10_heads.ipynb #d2100022
 def sequence_head(

@@ -182,7 +182,7 @@ def load_embedder(
         _refuse(where, more)
         return PairEmbedder.from_pretrained(where, encoders=encoders, lora=lora, seed=seed, device=device)
     if by_name or by_object or kinds_read(where):
-        own = {k: more.pop(k) for k in ('dims', 'rank', 'sequence', 'start') if k in more}
+        own = {k: more.pop(k) for k in ('dims', 'rank', 'sequence', 'start', 'together') if k in more}
         _refuse(_called(where), more)
         found = encoders or (named_encoders if by_name else encoders_of)(where, kinds, device)
         return PairEmbedder(found, lora=lora, seed=seed, device=device, **own)

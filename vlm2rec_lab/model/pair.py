@@ -35,12 +35,13 @@ from vlm2rec_lab.model.pair_saved import (
 from .passes import prefix_pairs
 from .saved import NOTE, write_embedder
 from .tuned import is_untouched, read_contents, tuned_copies
+from ..ranking.fusions import TOGETHER
 
 # %% ../../nbs/02_model/11_pair.ipynb #d2200019
 class PairEmbedder:
     """One encoder per modality, with trained heads, as an embedder of items and purchase sequences.
 
-    Raises DataError for an unknown head, ValueError for no encoder or a bad size."""
+    Raises DataError for an unknown head, ValueError for no encoder, a bad size, or nothing to be put together."""
 
     fusion = 'external'  # every modality is read by itself
     sharded = False  # weights never lie in parts
@@ -53,18 +54,26 @@ class PairEmbedder:
         sequence='mean',  # how histories are read: of `SEQUENCES`
         start='axes',  # where heads begin: of `STARTS`
         lora=None,  # rank of fresh adapters on the encoders that can be tuned; None: all stay as they are
+        together=False,  # one view more, 'together', for the sum: with heads of its own for every modality
         seed=0,  # of all that is drawn
         device=None,  # of the heads; None: a GPU where there is one
         trainable=True,  # may heads and adapters be trained?
     ):
         if not encoders:
             raise ValueError('encoders={}: give one for each modality, such as {"text": encoder}')
+        if together and (len(encoders) < 2 or TOGETHER in encoders):
+            raise ValueError(
+                f"together=True of {list(encoders)}: give two modalities or more, none called '{TOGETHER}'"
+            )
         self.encoders, self.tuned = dict(encoders), tuned_copies(encoders, lora, seed)
         self.marks = {m: e.mark for m, e in self.encoders.items()}  # of frozen weights, taken once
         self.made = dict(dims=dims, rank=rank, sequence=sequence, start=start, lora=lora, seed=seed)
-        seeds = {m: seed + 1000 * k for k, m in enumerate(self.encoders)}
-        self.heads = {m: Head(e.size, dims, rank, start, seeds[m]) for m, e in self.encoders.items()}
-        self.sequences = {m: sequence_head(sequence, dims, s + 1) for m, s in seeds.items()}
+        self.made |= dict(together=True) if together else {}
+        self.parts = {m: m for m in encoders} | {f'{TOGETHER}/{m}': m for m in encoders if together}
+        sizes = {p: self.encoders[m].size for p, m in self.parts.items()}
+        seeds = {p: seed + 1000 * k for k, p in enumerate(self.parts)}
+        self.heads = {p: Head(size, dims, rank, start, seeds[p]) for p, size in sizes.items()}
+        self.sequences = {p: sequence_head(sequence, dims, s + 1) for p, s in seeds.items()}
         tuned = [e.module for e in self.tuned.values()]
         self.model = torch.nn.ModuleList([*self.heads.values(), *self.sequences.values(), *tuned])
         self.model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
@@ -77,8 +86,14 @@ class PairEmbedder:
 # %% ../../nbs/02_model/11_pair.ipynb #d220001a
 @patch(as_prop=True)
 def adapters(self: PairEmbedder):  # -> tuple of str
-    "The modalities, each of which has trained parts of its own."
-    return tuple(self.encoders)
+    "The views, each of which has trained parts of its own."
+    return (*self.encoders, *[TOGETHER] * self.together)
+
+# %% ../../nbs/02_model/11_pair.ipynb #32c7ca36
+@patch(as_prop=True)
+def together(self: PairEmbedder):  # -> bool
+    "Has it a sum beside its modalities?"
+    return len(self.parts) > len(self.encoders)
 
 # %% ../../nbs/02_model/11_pair.ipynb #d220001b
 @patch(as_prop=True)
@@ -138,8 +153,8 @@ def switch(
     self: PairEmbedder,
     view,  # name of a modality
 ):
-    "Nothing is to be switched: each modality has its own. Raises ValueError for a modality without an encoder."
-    if view not in self.encoders:
+    "Nothing is to be switched: each view has its own. Raises ValueError for a modality without an encoder."
+    if view not in self.adapters:
         raise ValueError(f'no encoder for {view!r}: there is one for {", ".join(self.encoders)}')
 
 # %% ../../nbs/02_model/11_pair.ipynb #d2200021
@@ -166,9 +181,9 @@ def at_rest(
         raise ValueError('this pair has read no catalogue yet: train it, or call bank(catalogue), and then at_rest()')
     made = self.made | dict(lora=None)
     other = type(self)(self.encoders | self.tuned, device=self.device, trainable=False, **made)
-    for m in self.encoders:
-        other.heads[m].load_state_dict(self.heads[m].state_dict())
-        other.sequences[m].load_state_dict(self.sequences[m].state_dict())
+    for part in self.parts:
+        other.heads[part].load_state_dict(self.heads[part].state_dict())
+        other.sequences[part].load_state_dict(self.sequences[part].state_dict())
     learned = {m: dict(e.module.named_parameters()) for m, e in self.tuned.items()}
     other.marks = {m: weights_key(learned.get(m, {}), mark) for m, mark in self.marks.items()}
     return other
@@ -180,8 +195,9 @@ def __repr__(self: PairEmbedder):
         f'{m}: {e.name} ({e.size}{", tuned" if m in self.tuned else ""})' for m, e in self.encoders.items()
     )
     trained, made = sum(p.numel() for _, p in self.adapter_parameters()), self.made
+    beside = ' and a sum beside them' if self.together else ''
     return (
-        f'PairEmbedder({each}; heads of rank {made["rank"] or "full"} to {made["dims"]} dimensions, '
+        f'PairEmbedder({each}{beside}; heads of rank {made["rank"] or "full"} to {made["dims"]} dimensions, '
         f'{made["sequence"]} of the history, {trained:,} trained parameters, {self.device})'
     )
 
@@ -203,28 +219,42 @@ def bank(
         banks[str(folder)] = make_pair_bank(self, catalogue, progress, folder, told)
     return banks[str(folder)]
 
+# %% ../../nbs/02_model/11_pair.ipynb #dd3d8659
+def _parts_of(embedder, bank, view):
+    "The parts that make a view: one, or of the sum one for each modality."
+    return [f'{TOGETHER}/{m}' for m in bank.modalities] if view == TOGETHER else [view]
+
+# %% ../../nbs/02_model/11_pair.ipynb #bebe9010
+def _part_vectors(embedder, bank, part, items, most):
+    "Vectors of items by one head, float32 [n, d] of length 1, zero where there is nothing."
+    modality, head = embedder.parts[part], embedder.heads[part]
+    there = bank.present(modality, items)
+    tuned = embedder.tuned.get(modality)
+    if tuned is not None and (torch.is_grad_enabled() or not is_untouched(tuned)):
+        x = torch.zeros(len(items), head.size, device=embedder.device)
+        if there.any():
+            contents = [bank.contents[modality][i] for i in items[there].tolist()]
+            read = read_contents(tuned, contents, most).to(embedder.device)
+            x[there.to(x.device)] = head.prepare(read).float()
+    else:
+        x = bank.views[modality][items.to(embedder.device)]
+    return F.normalize(head(x), dim=-1) * there[:, None].to(embedder.device)
+
 # %% ../../nbs/02_model/11_pair.ipynb #d2200029
 @patch
 def vectors_of(
     self: PairEmbedder,
     bank,  # PairBank
-    view,  # a modality
+    view,  # a modality, or 'together'
     items,  # long [n] item numbers
     most=None,  # contents that a tuned encoder reads at a time; None: all
 ):  # -> float32 [n, d] of length 1, zero where there is nothing; with gradient
-    "Vectors of items in one modality."
-    items, head = torch.as_tensor(items, dtype=torch.long), self.heads[view]
-    there = bank.present(view, items)
-    fresh = not torch.is_grad_enabled() and view in self.tuned and is_untouched(self.tuned[view])
-    if view in self.tuned and not fresh:
-        x = torch.zeros(len(items), head.size, device=self.device)
-        if there.any():
-            contents = [bank.contents[view][i] for i in items[there].tolist()]
-            read = read_contents(self.tuned[view], contents, most).to(self.device)
-            x[there.to(x.device)] = head.prepare(read).float()
-    else:
-        x = bank.views[view][items.to(self.device)]
-    return F.normalize(head(x), dim=-1) * there[:, None].to(self.device)
+    "Vectors of items in one view; the sum is there for items that lack nothing."
+    items = torch.as_tensor(items, dtype=torch.long)
+    parts = [_part_vectors(self, bank, p, items, most) for p in _parts_of(self, bank, view)]
+    if view != TOGETHER:
+        return parts[0]
+    return F.normalize(sum(parts), dim=-1) * bank.present(view, items)[:, None].to(self.device)
 
 # %% ../../nbs/02_model/11_pair.ipynb #d220002a
 @dataclass(frozen=True)
@@ -245,13 +275,23 @@ def _look_up(history, items):
     return _Lookup(torch.from_numpy(distinct), places[: history.size].view(history.shape), places[history.size :])
 
 # %% ../../nbs/02_model/11_pair.ipynb #d220002c
-def _run(embedder, bank, view, lookup, rows, columns, most):
-    "Vectors [P + J, d] in one modality: of prefixes, named by row and last column, then of candidates."
-    table = embedder.vectors_of(bank, view, lookup.distinct, most)
-    there = (lookup.history >= 0) & bank.present(view, lookup.distinct)[lookup.history.clamp(min=0)]
+def _run_part(embedder, bank, part, lookup, rows, columns, most):
+    "By one head: vectors [P, d] of prefixes, named by row and last column, and [U, d] of the distinct items."
+    table = _part_vectors(embedder, bank, part, lookup.distinct, most)
+    modality = embedder.parts[part]
+    there = (lookup.history >= 0) & bank.present(modality, lookup.distinct)[lookup.history.clamp(min=0)]
     places, there = lookup.history.to(table.device), there.to(table.device)
-    z = read_histories(embedder.sequences[view], table, places, there)
-    return torch.cat([z[rows, columns], table[lookup.items.to(table.device)]])
+    return read_histories(embedder.sequences[part], table, places, there)[rows, columns], table
+
+# %% ../../nbs/02_model/11_pair.ipynb #9d208abe
+def _run(embedder, bank, view, lookup, rows, columns, most):
+    "Vectors [P + J, d] in one view: of prefixes, then of candidates."
+    found = [_run_part(embedder, bank, p, lookup, rows, columns, most) for p in _parts_of(embedder, bank, view)]
+    z, table = found[0]
+    if view == TOGETHER:
+        z, table = (sum(F.normalize(x, dim=-1) for x in side) for side in zip(*found))
+        table = table * bank.present(view, lookup.distinct)[:, None].to(table.device)
+    return torch.cat([z, table[lookup.items.to(table.device)]])
 
 # %% ../../nbs/02_model/11_pair.ipynb #d220002e
 @patch
@@ -318,12 +358,13 @@ def prefix_vectors(
 
 # %% ../../nbs/02_model/11_pair.ipynb #d2200036
 def _unit_items(embedder, bank, view, batch):
-    "Unit vectors of all items [items, d]; computed again only when weights have changed."
+    "Unit vectors of all items [items, d] in a view or of a part; computed again only when weights have changed."
     state = weights_key(dict(embedder.adapter_parameters()))
     tables = embedder._tables.setdefault(bank, {})
     if tables.get(view, ('', None))[0] != state:
         with torch.no_grad():
-            blocks = torch.arange(bank.items).split(batch if view in embedder.tuned else max(batch, 8192))
+            read = embedder.tuned.keys() & {embedder.parts[p] for p in _parts_of(embedder, bank, view)}
+            blocks = torch.arange(bank.items).split(batch if read else max(batch, 8192))
             z = torch.cat([embedder.vectors_of(bank, view, b) for b in blocks])
         tables[view] = state, z
     return tables[view][1]
@@ -342,6 +383,17 @@ def encode_items(
     bank = self.bank(catalogue, progress, store)
     return {v: _unit_items(self, bank, v, batch).cpu().clone() for v in bank.views}
 
+# %% ../../nbs/02_model/11_pair.ipynb #820d5772
+def _unit_sequences(embedder, bank, part, history, batch):
+    "Unit vectors of histories long [rows, L] by one head, float32 [rows, d]."
+    table, there = _unit_items(embedder, bank, part, batch), bank.present(embedder.parts[part], history)
+    with torch.no_grad():
+        read = [
+            read_histories(embedder.sequences[part], table, h.to(table.device), t.to(table.device))[:, -1]
+            for h, t in zip(history.split(4096), there.split(4096))
+        ]
+    return F.normalize(torch.cat([*read, table[:0]]), dim=-1)
+
 # %% ../../nbs/02_model/11_pair.ipynb #d2200038
 @patch
 def encode_sequences(
@@ -356,13 +408,8 @@ def encode_sequences(
     history = torch.from_numpy(checked_history(history, len(catalogue)))
     bank, out = self.bank(catalogue, progress), {}
     for v in bank.views:
-        table, there = _unit_items(self, bank, v, batch), bank.present(v, history)
-        with torch.no_grad():
-            parts = [
-                read_histories(self.sequences[v], table, h.to(table.device), t.to(table.device))[:, -1]
-                for h, t in zip(history.split(4096), there.split(4096))
-            ]
-        out[v] = F.normalize(torch.cat([*parts, table[:0]]), dim=-1).cpu()
+        found = [_unit_sequences(self, bank, p, history, batch) for p in _parts_of(self, bank, v)]
+        out[v] = (found[0] if len(found) == 1 else F.normalize(sum(found), dim=-1)).cpu()
     return out
 
 # %% ../../nbs/02_model/11_pair.ipynb #d220003b
@@ -388,13 +435,14 @@ def shown(
         value = catalogue.content[m][i]
         return '[nothing]' if value is None else value if catalogue.kinds[m] == 'text' else '[picture]'
 
-    return {
-        m: {
-            'item': said(m, item),
-            'sequence': f'{self.made["sequence"]} of: ' + ' | '.join(said(m, i) for i in history),
-        }
-        for m in self.bank(catalogue).views
+    reading, bank = f'{self.made["sequence"]} of: ', self.bank(catalogue)
+    each = {
+        m: {'item': said(m, item), 'sequence': reading + ' | '.join(said(m, i) for i in history)}
+        for m in bank.modalities
     }
+    if TOGETHER in bank.views:
+        each[TOGETHER] = {k: ' + '.join(each[m][k] for m in bank.modalities) for k in ('item', 'sequence')}
+    return each
 
 # %% ../../nbs/02_model/11_pair.ipynb #d220003d
 @dataclass(frozen=True)
@@ -422,7 +470,7 @@ def budget(
 ):  # -> PairBudget
     "What is read of a catalogue."
     bank = self.bank(catalogue)
-    gone = {m: int(x.sum()) for m, x in bank.missing.items()}
+    gone = {m: int(bank.missing[m].sum()) for m in bank.modalities}
     return PairBudget(tuple((m, self.encoders[m].name, bank.items - n, n) for m, n in gone.items()), history)
 
 # %% ../../nbs/02_model/11_pair.ipynb #d2200044
@@ -470,7 +518,7 @@ def from_pretrained(
     if lora is None:
         return embedder
     tuned = cls(found, device=device, trainable=trainable, **{**made, 'lora': lora, 'seed': seed})
-    for m in found:
-        tuned.heads[m].load_state_dict(embedder.heads[m].state_dict())
-        tuned.sequences[m].load_state_dict(embedder.sequences[m].state_dict())
+    for part in embedder.parts:
+        tuned.heads[part].load_state_dict(embedder.heads[part].state_dict())
+        tuned.sequences[part].load_state_dict(embedder.sequences[part].state_dict())
     return tuned

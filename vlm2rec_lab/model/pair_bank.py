@@ -17,6 +17,7 @@ import torch
 from ..base.errors import DataError, warn
 from ..base.store import Store, content_key, writing
 from .bank import Bank
+from ..ranking.fusions import TOGETHER
 from ..shop.pictures import open_image
 
 # %% ../../nbs/02_model/10a_pair_bank.ipynb #d2200007
@@ -146,11 +147,11 @@ def _raw_vectors(embedder, catalogue, modality, folder, progress, told=None):
 class PairBank:
     "A catalogue ready for the heads."
 
-    views: dict  # modality -> float32 [items, S] of `Head.prepare`, zero where there is nothing
+    views: dict  # modality -> float32 [items, S] of `Head.prepare`, zero where there is nothing; 'together' [items, 0]
     features: torch.Tensor  # float32 [n]: all of these numbers, end to end
     items: int  # how many
     modalities: tuple  # of the catalogue
-    missing: dict  # modality -> bool [items]
+    missing: dict  # view -> bool [items]; 'together' lacks where any modality does
     contents: dict  # modality -> what its encoder is given, one an item; of tuned encoders only
 
     present = Bank.present
@@ -196,6 +197,8 @@ def make_pair_bank(
         raw, there = _raw_vectors(embedder, catalogue, m, folder, progress, told), torch.from_numpy(~missing[m])
         head = embedder.heads[m]
         head.settle(raw[there].to(embedder.device))
+        for part in (p for p, of in embedder.parts.items() if of == m and p != m):
+            embedder.heads[part].settle_as(head)
         ready[m] = head.prepare(raw.to(embedder.device)) * there[:, None].to(embedder.device)
         if m in embedder.tuned:
             contents[m] = contents_of(catalogue, m, range(len(catalogue)))[0]
@@ -203,4 +206,6 @@ def make_pair_bank(
     parts = flat.split([x.numel() for x in ready.values()])
     views = {m: part.view(x.shape) for (m, x), part in zip(ready.items(), parts)}
     gone = {m: torch.from_numpy(x) for m, x in missing.items()}
+    if len(embedder.parts) > len(embedder.encoders) and len(gone) > 1:
+        views[TOGETHER], gone[TOGETHER] = flat.new_zeros(len(catalogue), 0), torch.stack(list(gone.values())).any(0)
     return PairBank(views, flat, len(catalogue), catalogue.modalities, gone, contents)

@@ -20,12 +20,12 @@ from .smollm2 import smollm2_encoder
 def trained_parts(
     embedder,  # PairEmbedder
 ):  # -> iterator of (name, torch module)
-    "The parts in which something is trained, by modality."
-    for m in embedder.encoders:
-        yield f'{m}/head', embedder.heads[m]
-        yield f'{m}/sequence', embedder.sequences[m]
-        if m in embedder.tuned:
-            yield f'{m}/encoder', embedder.tuned[m].module
+    "The parts in which something is trained, by modality, and those of what they say together."
+    for part in embedder.parts:
+        yield f'{part}/head', embedder.heads[part]
+        yield f'{part}/sequence', embedder.sequences[part]
+        if part in embedder.tuned:
+            yield f'{part}/encoder', embedder.tuned[part].module
 
 # %% ../../nbs/02_model/10c_pair_saved.ipynb #d2200041
 WEIGHTS = 'heads.safetensors'
