@@ -98,6 +98,19 @@ def dual_models():
     }
 
 
+def unified_model():
+    "A random FLAVA, which reads text and picture in one, and its processor."
+    from transformers.models.flava.image_processing_pil_flava import FlavaImageProcessorPil
+
+    t = transformers
+    parts = dict(
+        text_config=dict(SMALL, **READ, max_position_embeddings=24), image_config=SEEN, multimodal_config=SMALL
+    )
+    return t.FlavaModel(t.FlavaConfig(**parts, projection_dim=24)), FlavaImageProcessorPil(
+        size=SQUARE, crop_size=SQUARE
+    )
+
+
 def save(folder, *parts, seed=0):
     "Random weights that are far from alike, and all parts in a folder."
     generator = torch.Generator().manual_seed(seed)

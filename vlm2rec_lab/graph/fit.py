@@ -218,7 +218,7 @@ def fit_graph(
     (name, cut), parameters, pairs = cut_of(metric, METRICS), trained_parts(model), _pairs(model, split)
     if batch < 1:
         raise DataError(f'batch={batch}: at least one pair')
-    weights, optimiser = _weights(model, weights), adam(parameters, lr, decay)
+    weights, optimiser = _weights(model, weights), adam(parameters, lr, decay, getattr(model, 'rates', None))
     settings = dict(
         model=type(model).__name__, loss=' + '.join(weights), weights=weights, batch=batch, lr=lr, fall=fall
     )
@@ -228,7 +228,7 @@ def fit_graph(
 
     def teach(e):
         for group in optimiser.param_groups:
-            group['lr'] = lr * fall ** (e - 1)
+            group['lr'] = lr * fall ** (e - 1) * group['share']
         return _epoch(model, optimiser, weights, pairs, batch, e, mixed(seed, e), remedy)
 
     def look():

@@ -99,6 +99,12 @@ class LATTICE(OnModalities):
         self.near = None
         return self
 
+    def take(self, contents, whole=True):
+        "Read other contents; where they are those of one moment, original graphs are made of them."
+        super().take(contents, whole)
+        if whole:
+            renewed(self)
+
     def neighbours(self):
         "The nearest items by what is learned, of the model as it stands: {modality: long [N, k]}."
         with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..base.errors import DataError, known
-from .models import OnGraph, content_tables, random_rows
+from .models import OnGraph, content_tables, random_rows, same_shape
 from ..training.losses import info_nce
 
 # %% ../../nbs/07_graph/01a_modalities.ipynb #5049225a
@@ -35,6 +35,12 @@ class OnModalities(OnGraph):
         "The vectors of a modality [N, D], as they are read. Raises DataError for an unknown one."
         known(modality, self.modalities, 'modality')
         return getattr(self, f'content{self.modalities.index(modality)}')
+
+    def take(self, contents, whole=True):
+        "Read other contents, {modality: float [N, D]} as `content_tables` gives them, with their gradient."
+        for m, v in contents.items():
+            old = self.vectors(m)
+            setattr(self, f'content{self.modalities.index(m)}', same_shape(v, old, m))
 
     def without(self, *modalities):
         "The tables without what some modalities say. Raises DataError for an unknown one."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GraphRecommender', 'bpr', 'half_norm', 'picked', 'pair_losses', 'random_rows', 'BPRMF', 'OnGraph', 'LightGCN',
-           'content_tables', 'Contents', 'VBPR']
+           'content_tables', 'same_shape', 'Contents', 'VBPR']
 
 # %% ../../nbs/07_graph/01_models.ipynb #c421d438
 from typing import Protocol
@@ -170,6 +170,17 @@ def content_tables(
             raise DataError(f'{m}: {len(v)} vectors for {items} items: give one row for each, zeros where it lacks')
     return found
 
+# %% ../../nbs/07_graph/01_models.ipynb #6f4c2d92
+def same_shape(
+    new,  # tensor
+    old,  # tensor that it stands in for
+    name,  # what it is called in the error
+):  # -> the new one
+    "Raises DataError where a tensor is of another shape than the one before."
+    if new.shape != old.shape:
+        raise DataError(f'{name}: vectors {tuple(new.shape)} in place of {tuple(old.shape)}: keep items and width')
+    return new
+
 # %% ../../nbs/07_graph/01_models.ipynb #18402aec
 class Contents(nn.Module):
     "What contents say: the sum over modalities of a matrix times their vectors, and a shift that all items have."
@@ -195,6 +206,12 @@ class Contents(nn.Module):
         "The vectors of a modality [N, D], as they are read: of length 1 or so. Raises DataError for an unknown one."
         known(modality, self.modalities, 'modality')
         return getattr(self, f'content{self.modalities.index(modality)}')
+
+    def take(self, contents, whole=True):
+        "Read other vectors, {modality: float [N, D]} as `content_tables` gives them, with their gradient."
+        for m, v in contents.items():
+            old = self.vectors(m)
+            setattr(self, f'content{self.modalities.index(m)}', same_shape(v, old, m) * v.shape[1] ** -0.5)
 
     def forward(
         self,
@@ -261,6 +278,10 @@ class VBPR(nn.Module):
         "Tables whose scores add up to the model's: of ids, with the shift that all items have, and of each modality."
         shift = self.contents.shift.expand(len(self.item), -1)
         return {'ids': (self.user, torch.cat([self.item, shift], 1)), **self.alone()}
+
+    def take(self, contents, whole=True):
+        "Read other contents, {modality: float [N, D]}, as `Contents.take`. Raises DataError for another shape."
+        self.contents.take(contents, whole)
 
     def losses(self, users, positives, negatives, generator):
         "The losses of a batch; contents of its items alone are read."

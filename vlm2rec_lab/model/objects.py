@@ -25,7 +25,8 @@ def is_sentence_object(
     return 'SentenceTransformer' in of
 
 # %% ../../nbs/02_model/07f_objects.ipynb #9c429d48
-SAMPLES = dict(text='a', image=Image.new('RGB', (224, 224), 'white'))  # something to try an encoder on
+_WHITE = Image.new('RGB', (224, 224), 'white')
+SAMPLES = dict(text='a', image=_WHITE, pair=('a', _WHITE))  # something to try an encoder on
 
 # %% ../../nbs/02_model/07f_objects.ipynb #7a0b10c1
 def object_reads(

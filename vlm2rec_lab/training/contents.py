@@ -42,7 +42,8 @@ def reduce_vectors(
     x,  # float64 [n, D] of `item_vectors`
     dim,  # columns wanted
 ):  # -> float32 [n, dim] of mean square 1
-    "Principal components; zeros where there are fewer than `dim`."
+    "Principal components; zeros where there are fewer than `dim`, and in rows of zeros."
     u, s, _ = torch.linalg.svd(x, full_matrices=False)
     z = F.pad((u * s)[:, :dim], (0, max(dim - len(s), 0)))
+    z = z * x.any(1, keepdim=True)  # what rounding leaves there would be taken for a content
     return (z / z.square().mean().sqrt().clamp(min=1e-12)).float()

@@ -195,10 +195,15 @@ def adam(
     parameters,  # list of (name, parameter)
     lr,  # rate
     decay=0.0,  # weight decay
-):  # -> torch.optim.AdamW
+    rates=None,  # {beginning of a name: what such parameters get of the rate}; None: all get all of it
+):  # -> torch.optim.AdamW, whose groups have that share as 'share'
     "AdamW, fused where the device has that."
-    fused = parameters[0][1].device.type in ('cpu', 'cuda')
-    return torch.optim.AdamW([p for _, p in parameters], lr=lr, weight_decay=decay, fused=fused)
+    fused, groups = parameters[0][1].device.type in ('cpu', 'cuda'), {}
+    for name, p in parameters:
+        share = next((s for start, s in (rates or {}).items() if name.startswith(start)), 1.0)
+        groups.setdefault(share, []).append(p)
+    found = [dict(params=ps, lr=lr * share, share=share) for share, ps in groups.items()]
+    return torch.optim.AdamW(found, lr=lr, weight_decay=decay, fused=fused)
 
 # %% ../../nbs/02_training/08_course.ipynb #ddd762eb
 def run_course(
