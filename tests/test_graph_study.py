@@ -182,6 +182,10 @@ def test_the_command_takes_vectors_of_others(tmp_path, monkeypatch, capsys):
     assert 'without image' in said and 'against LightGCN' in said and 'MMGCL--theirs--0' in said
     assert main([*ask, '--encoders', 'theirs.npz']) == 0
     assert 'CPU s' not in capsys.readouterr().out
+    assert main([*ask, '--encoders', 'theirs.npz', '--control']) == 0
+    said = capsys.readouterr().out
+    assert 'MMGCL--theirs%2C%20exchanged--0' in said and 'LightGCN--' not in said
+    assert 'theirs, exchanged against theirs: better in ' in said and ' of 2 cases' in said
     if not torch.cuda.is_available():
         assert main([*ask, '--encoders', 'theirs.npz', '--device', 'cuda']) == 2
         assert '--device cuda: torch sees 0 such devices here' in capsys.readouterr().err

@@ -46,6 +46,8 @@ def _graph_options(add):
     add('--images', metavar='FROM', help=IMAGES_HELP)
     encoders = 'as --model of train, or .npz files with arrays items/<modality> (default: real where it is installed)'
     add('--encoders', nargs='+', default=[None], metavar='ENCODER', help=encoders)
+    control = 'each encoder once more with contents exchanged between products: what a model reaches then is no content'
+    add('--control', action='store_true', help=control)
     models = f'some of {listed("graph models")} (default: all)'
     add('--models', nargs='+', metavar='NAME', help=models)
     add('--seeds', type=count, default=3, metavar='N', help='how many, of models and trainings (default: 3)')
@@ -98,6 +100,10 @@ def _encoders(o, catalogue):
         found[Path(str(where)).name] = _encoded(where, catalogue)
     if len(found) < len(o.encoders):
         raise ValueError(f'--encoders: two of them are called alike: {", ".join(found)}; rename one')
+    if o.control:
+        from vlm2rec_lab.graph.diagnosis import exchanged_vectors
+
+        found |= {f'{name}, exchanged': exchanged_vectors(v, o.seed) for name, v in found.items()}
     return found
 
 # %% ../../nbs/11a_commands/08_graph.ipynb #64cf312a
