@@ -254,10 +254,12 @@ def _check_adapters(o, model):
 # %% ../../nbs/11a_commands/04_train.ipynb #55711c54
 def _check_heads(o):
     "Raises ValueError where heads are asked for of a model that has none."
+    asked = [f'--{k}' for k in ('sequence', 'together') if getattr(o, k)]
+    if not asked:
+        return
     from vlm2rec_lab.model.loading import makes_pair
 
-    asked = [f'--{k}' for k in ('sequence', 'together') if getattr(o, k)]
-    if asked and not makes_pair(model_at(o.model, o.data)):
+    if not makes_pair(model_at(o.model, o.data)):
         said = ', '.join(asked)
         raise ValueError(f'{said}: for a pair of encoders, and this model reads all modalities: leave {said} out')
 
