@@ -52,13 +52,14 @@ def scripts():
     import flame
     import fusions
     import gpu
+    import lattice
     import pairs
     import scale
     import shapes
     import size
     import train
 
-    found = (common, decoders, flame, fusions, gpu, pairs, scale, shapes, size, train)
+    found = (common, decoders, flame, fusions, gpu, lattice, pairs, scale, shapes, size, train)
     yield {m.__name__: m for m in found}
     sys.path.remove(str(BENCH))
 
@@ -709,3 +710,35 @@ def test_the_large_shop_is_a_folder_that_opens(scripts, tmp_path):
     assert one.catalogue.image('image', 29).size == (48, 48)
     assert (one.interactions.items == two.interactions.items).all()
     assert one.catalogue.content['text'] == two.catalogue.content['text']
+
+
+def test_a_graph_of_near_items_is_handed_over(scripts):
+    "With the other's graph a model is that of the other but for a tenth; its own is what it makes itself."
+    from types import SimpleNamespace
+
+    from vlm2rec_lab.graph.lattice import item_graphs
+    from vlm2rec_lab.shop.drawn import make_studio
+    from vlm2rec_lab.shop.shares import shares
+
+    s, studio = scripts['lattice'], make_studio('balanced', seed=0, items=40, users=80, length=10)
+    split, rng = shares(studio), np.random.default_rng(0)
+    plain = s.plain_vectors(studio.catalogue)
+    assert {m: len(z) for m, z in plain.items()} == {'text': 40, 'image': 40}
+    other = {m: rng.normal(size=(40, 6)).astype(np.float32) for m in plain}
+    graphs = {name: item_graphs(v) for name, v in (('plain', plain), ('other', other))}
+    a = SimpleNamespace(dim=8, lr=0.02, epochs=3, patience=3)
+    own = s.trained(split, plain, graphs['plain'], 0, a)
+    foreign = s.trained(split, plain, graphs['other'], 0, a)
+    assert own[1] == foreign[1] == 3 and len(own[0]) == len(split.test) and (own[0] != foreign[0]).any()
+    again = s.trained(split, plain, item_graphs(plain), 0, a)
+    assert (again[0] == own[0]).all()
+    rows = s.compared(
+        {('a', 'a'): [np.array([0.2, 0.4])], ('a', 'b'): [np.array([0.1, 0.2])]}
+        | {('b', k): [np.array([0.3, 0.3])] for k in 'ab'}
+    )
+    assert [(r['vectors'], r['graph'], r['recall'], r['gain']) for r in rows] == [
+        ('a', 'a', 0.3, ''),
+        ('a', 'b', 0.15, -0.5),
+        ('b', 'a', 0.3, 0.0),
+        ('b', 'b', 0.3, ''),
+    ]
