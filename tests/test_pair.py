@@ -653,8 +653,8 @@ def test_it_is_in_every_picture_of_the_embedder(split, studio):
     assert shown['together']['item'] == f'{studio.catalogue.content["text"][3]} + [picture]'
     assert 'together' not in repr(token_budget(pair, studio.catalogue, 6))
     train(pair, split, 'per-modality', steps=5, fuse=together_weights(pair.encoders), **QUICK)
-    how = dict(fuse=together_weights(pair.encoders), permutations=5, bootstrap=50)
-    report = collapse_report(pair, split, **how)
+    report = collapse_report(pair, split, permutations=5, bootstrap=50)
+    assert report.to_dict()['fuse'] == {'together': 0.5, 'text': 0.25, 'image': 0.25}
     assert set(report.modalities) == {'text', 'image', 'together'}
     missing = report.to_dict()['missing']
     assert set(missing['curve']) == {'text', 'image'} and missing['one_each'] is not None
@@ -778,6 +778,13 @@ def test_a_sum_beside_its_modalities_by_command(folder, known_encoders, monkeypa
     assert status == 0 and 'causal of the history' in text, err
     weights = "{'together': 0.5, 'text': 0.25, 'image': 0.25}"
     assert 'and a sum beside them' in text and f'fusion {weights}' in text and 'control of per-modality' in text
+    file = tmp_path / 'run' / 'vectors-per-modality.npz'
+    for command in ('evaluate', 'report'):  # half of the sum here, too, without being told
+        status, text, err = said(command, file, *(['--out', tmp_path / 'page.html'] if command == 'report' else []))
+        assert status == 0 and ('together' in text), err
+    status, text, err = said('evaluate', file)
+    assert f'fusion by weights {weights}' in text and 'fusion sum' not in text
+    assert 'fusion sum' in said('evaluate', file, '--fuse', 'sum')[1]
     model = tmp_path / 'run' / 'per-modality'
     assert PairEmbedder.from_pretrained(model, encoders=encoders()).together
     note = json.loads((tmp_path / 'run' / 'run.json').read_text())

@@ -68,8 +68,9 @@ def _vector_options(add, k, default='sum', **more):
     users = 'the same for the users, with the item_id of the next item in the column target, and perhaps seen'
     add('--sequences', metavar='FILE', help=users)
     otherwise = default or 'sum, or concat where the dimensions differ'
+    otherwise += "; of a view 'together' half"
     fuse = f'sum, mean (ranks the same), concat, or weights such as text=0.7,image=0.3 (default: {otherwise})'
-    add('--fuse', type=fusion, default=default, help=fuse)
+    add('--fuse', type=fusion, help=fuse)
     cutoff = 'cut-off of the metrics (default: %(default)s)'
     add('--k', type=count, default=k, metavar='K', help=cutoff, **more)
 
@@ -86,9 +87,11 @@ def evaluate(
     "`vlm2rec evaluate`: ranking metrics of the vectors in a file."
     check_vectors(o.vectors, o.items, o.sequences)
     from vlm2rec_lab.ranking.evaluate import evaluate
+    from vlm2rec_lab.ranking.fusions import TOGETHER, together_weights
 
     vectors, _ = given_vectors(o.vectors, o.items, o.sequences)
-    print(evaluate(**vectors, fuse=o.fuse, k=tuple(o.k), seed=o.seed), o.command, sep='\n')
+    fuse = o.fuse or (together_weights(vectors['items']) if TOGETHER in vectors['items'] else 'sum')
+    print(evaluate(**vectors, fuse=fuse, k=tuple(o.k), seed=o.seed), o.command, sep='\n')
     told = [f'--{k} {shlex.quote(str(v))}' for k in ('items', 'sequences') if (v := getattr(o, k))]
     file = [shlex.quote(str(o.vectors))] if o.vectors else []
     print('-> which modality it rests on:', *['vlm2rec', 'report', *file, *told])

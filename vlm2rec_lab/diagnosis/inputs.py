@@ -15,6 +15,7 @@ import numpy as np
 
 from ..base.errors import DataWarning
 from ..ranking.evaluate import Estimate
+from ..ranking.fusions import TOGETHER, together_weights
 from ..ranking.task import check_task
 from ..ranking.vectors import read_side, read_task
 
@@ -95,9 +96,12 @@ def read_fusion(
     fuse,  # what was asked for, or None
     items,  # modality -> [items, dims]
 ):  # -> the fusion
-    "The fusion that was asked for; without one 'sum', or 'concat' with a DataWarning where dimensions differ."
+    """The fusion that was asked for; without one half of the view 'together' where there is one, else 'sum', or
+    'concat' with a DataWarning where dimensions differ."""
     if fuse is not None:
         return fuse
+    if TOGETHER in items and len(items) > 1:
+        return together_weights(items)
     dims = {m: _dims(x) for m, x in items.items()}
     if None in dims.values() or len(set(dims.values())) < 2:
         return 'sum'

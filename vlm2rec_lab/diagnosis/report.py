@@ -353,7 +353,7 @@ def collapse_report(
     history=None,  # object with `.frame` holding columns grad/<modality>
     downstream=None,  # table of what recommenders made of the vectors; shown, and no verdict looks at it
     fuse=None,  # 'sum' | 'mean' | 'concat' | {modality: weight} | function {modality: [rows, dims]} -> [rows, D];
-    # without one 'sum' where the dimensions are equal, else 'concat'
+    # without one half of a view 'together', else 'sum' where the dimensions are equal, else 'concat'
     k=10,  # cut-off of NDCG and hit rate
     permutations=20,  # of each modality across items
     bootstrap=1000,  # draws of the intervals
