@@ -142,6 +142,21 @@ def test_many_customers_teach_and_some_are_asked(studio, encoders, monkeypatch, 
     assert '20 customers, drawn once, are asked.' in (tmp_path / 'shop.md').read_text()
 
 
+def test_cells_of_a_large_shop_with_other_bounds_are_refused(studio, encoders, monkeypatch, tmp_path):
+    how = dict(remedies=['sft'], worlds=['exchanged'], seeds=1, effort=0.1)
+    [cell] = run_shop(tmp_path / 'small', encoders, studio, **how)
+    assert 'bounds' not in cell  # 90 customers feel none: cells of before are taken
+    monkeypatch.setattr(shops, 'MOST_STEPS', 60)
+    with pytest.raises(DataError, match='bounds=None'):
+        run_shop(tmp_path / 'small', encoders, studio, **how)
+    [cell] = run_shop(tmp_path / 'large', encoders, studio, **how)
+    assert cell['bounds'] == [60, shops.MOST_BATCH, shops.MOST_ASKED]
+    assert run_shop(tmp_path / 'large', encoders, studio, **how) == [cell]
+    monkeypatch.setattr(shops, 'MOST_ASKED', 20)
+    with pytest.raises(DataError, match='bounds='):
+        run_shop(tmp_path / 'large', encoders, studio, **how)
+
+
 def test_baselines_are_those_of_the_customers_that_are_asked(studio, tmp_path, monkeypatch):
     split = leave_one_out(studio, history=10)
     table = shop_baselines(tmp_path, studio)
@@ -427,7 +442,7 @@ def test_a_study_of_some_customers_says_so_and_is_not_mixed_with_all(folder, enc
     monkeypatch.setattr(commands, 'MANY', 14)
     assert main([*argv, '--users', '15']) == 0
     out = capsys.readouterr().out
-    assert ', 15 of 40 customers\n' in out and 'note: 15 customers teach and are asked: --users 5000' in out
+    assert ', 15 of 40 customers\n' in out and 'note: 15 customers teach, 15 are asked: --users 5000' in out
     [cell] = stored_shop(tmp_path / f'{folder.name}-shop')
     assert len(cell['figures']['exchanged']['fused']) == 15
     assert '15 of 40 customers' in (tmp_path / f'{folder.name}-shop' / 'shop.md').read_text()

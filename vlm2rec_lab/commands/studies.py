@@ -170,7 +170,7 @@ def _say_shop(o, cells, out):
 # %% ../../nbs/11a_commands/05_studies.ipynb #a7c10083
 def _shop_study(o):
     "The part of a shop: run, write and print."
-    from vlm2rec_lab.studies.shops import run_shop, shop_baselines, some_customers, stored_shop
+    from vlm2rec_lab.studies.shops import MOST_ASKED, run_shop, shop_baselines, some_customers, stored_shop
 
     check_device(o.device)
     out = Path(o.out) / f'{Path(o.data).resolve().name}-shop'
@@ -183,7 +183,8 @@ def _shop_study(o):
         whole = load_folder(o.data, progress=sys.stderr.isatty(), **columns)
         whole = some_customers(whole, o.users) if o.users else whole
         if len(whole.interactions) > MANY:
-            print(f'note: {len(whole.interactions):,} customers teach and are asked: --users 5000 takes some of them')
+            asked = min(MOST_ASKED, len(whole.interactions))
+            print(f'note: {len(whole.interactions):,} customers teach, {asked:,} are asked: --users 5000 takes fewer')
         print(f'{whole}\ncells, vectors and tables: {out}; {o.command}', flush=True)
         encoders = _shop_encoders(o, whole.catalogue.kinds)
         say = partial(print, flush=True)

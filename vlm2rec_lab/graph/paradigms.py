@@ -10,16 +10,13 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from ..base.errors import DataError, differing, known
+from ..base.errors import known
 from ..base.files import sole_writer, write_bytes
 from .encoders import encoder_vectors, mark_of
-from .fit import figure_of, fit_graph, rank_graph
+from .fit import fit_graph
 from .graph import graph_of
 from .make import GRAPH_MODELS, reads_contents
-from .study import NOTHING, WHOLE, run_graph
+from .study import figures_left, plain_settings, run_graph, stored_cell
 from .together import make_together
 
 # %% ../../nbs/07_graph/11_paradigms.ipynb #8cae824d
@@ -45,19 +42,6 @@ def paradigm_vectors(
             z = encoder_vectors(catalogue, each, **how)
             found[name] = {known(m, z, 'modality of views='): z[m] for m in views or z}
     return found
-
-# %% ../../nbs/07_graph/11_paradigms.ipynb #2df83f93
-def _figures(model, split, cut):
-    "{what is left at the test: {metric: [rows]}} of a trained Together."
-    left = {WHOLE: ()} | {f'without {m}': (m,) for m in model.modalities}
-    left |= {NOTHING: model.modalities} if len(model.modalities) > 1 else {}
-    figures = {}
-    with torch.no_grad():
-        for name, gone in left.items():
-            ranks = rank_graph(model, split, 'test', model.without(*gone) if gone else model.tables())
-            each = {f'{m}@{cut}': figure_of(ranks, cut, m) for m in ('Recall', 'NDCG')}
-            figures[name] = {k: np.asarray(v, float).round(6).tolist() for k, v in each.items()}
-    return figures
 
 # %% ../../nbs/07_graph/11_paradigms.ipynb #600cf314
 def _learned(model):
@@ -92,7 +76,8 @@ def together_cell(
     how = dict(lora=lora, views=views, reach=reach, share=share, most=most, memory=memory)
     net = make_together(model, graph, split.catalogue, encoders, **sizes, **how).to(device)
     run = fit_graph(net, split, metric=f'Recall@{cut}', seed=seed, folder=folder, **training)
-    said = dict(model=model, encoder=name, seed=seed, cut=cut, figures=_figures(net.eval(), split, cut))
+    figures = figures_left(net.eval(), split, net.modalities, cut)
+    said = dict(model=model, encoder=name, seed=seed, cut=cut, figures=figures)
     kept = dict(best=run.best, epochs=len(run.frame), valid=float(run.frame[run.metric].max()), learned=_learned(net))
     asked = _asked(split, encoders, lora, views, reach, share, dim, width, cut, training)
     return said | dict(asked=asked, kept=kept, seconds=round(time.process_time() - start, 1))
@@ -102,20 +87,16 @@ def _asked(split, encoders, lora, views, reach, share, dim, width, cut, training
     "What a cell must have been made with."
     several = encoders if isinstance(encoders, dict) else {'both': encoders}
     marks = {m: mark_of(e)[:16] for m, e in several.items()}
-    plain = {k: v for k, v in training.items() if k not in ('progress', 'callback')}
     sizes = dict(dim=dim, width=width, cut=cut, lora=lora, views=views and list(views), reach=reach, share=share)
-    return sizes | dict(split=split.fingerprint[:16], encoders=marks, **plain)
+    return sizes | dict(split=split.fingerprint[:16], encoders=marks, **plain_settings(training))
 
 # %% ../../nbs/07_graph/11_paradigms.ipynb #429b4ecc
 def _cell(file, asked, make):
     "A cell that is there, or a new one. Raises DataError for one that was made otherwise."
-    if file.exists():
-        found = json.loads(file.read_text())
-        if other := differing(found['asked'], json.loads(json.dumps(asked))):
-            raise DataError(f'{file} was made with {other}: choose another folder, or remove the file')
-        return found
-    cell = make(file.parent / 'training' / file.stem)
-    write_bytes(file, json.dumps(cell).encode())
+    cell = stored_cell(file, asked)
+    if cell is None:
+        cell = make(file.parent / 'training' / file.stem)
+        write_bytes(file, json.dumps(cell).encode())
     return cell
 
 # %% ../../nbs/07_graph/11_paradigms.ipynb #ffcff218

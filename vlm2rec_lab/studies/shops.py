@@ -199,6 +199,12 @@ def _sizes(rows, remedy, effort):  # -> (sequences in a step, steps of a trainin
     epoch = math.ceil(rows / batch)
     return batch, max(1, round(effort * min(remedy.epochs * epoch, MOST_STEPS))), epoch
 
+# %% ../../nbs/11_studies/06_shops.ipynb #1478ffe9
+def _bounds(dataset):
+    "What bounds trainings and tests of a shop that is large enough to feel it, else None."
+    felt = len(dataset.interactions) * LONG['epochs'] > MOST_STEPS * LONG['batch']
+    return [MOST_STEPS, MOST_BATCH, MOST_ASKED] if felt else None
+
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20011
 def _trained(embedder, split, remedy, seed, effort):
     "Train in place; which step was kept."
@@ -332,6 +338,7 @@ def shop_cell(
     said = dict(remedy=remedy, world=world, seed=seed, data=dataset.name, rows=split.fingerprint[:16], effort=effort)
     marks = {m: e.mark[:16] for m, e in used.items()}
     said |= dict(columns=columns) if columns else {}
+    said |= dict(bounds=bounds) if (bounds := _bounds(dataset)) else {}
     said |= {k: v for k, v in dict(rank=rank, lora=lora).items() if v}
     said |= dict(device=str(device)) if str(device) != 'cpu' else {}
     said |= dict(contents={m: mark[:16] for m, mark in dataset.catalogue.marks().items()})
@@ -352,7 +359,8 @@ def _asked(dataset, encoders, effort, columns):
     "What a cell must have been made with."
     marks = {m: encoders[m].mark[:16] for m in dataset.catalogue.modalities}
     contents = {m: mark[:16] for m, mark in dataset.catalogue.marks().items()}
-    return dict(data=dataset.name, encoders=marks, effort=effort, columns=columns or None, contents=contents)
+    said = dict(data=dataset.name, encoders=marks, effort=effort, columns=columns or None, contents=contents)
+    return said | dict(bounds=_bounds(dataset))
 
 # %% ../../nbs/11_studies/06_shops.ipynb #5e1a0d01
 def _one_thread(arguments):
