@@ -27,6 +27,7 @@ from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.shop.shares import shares
 
 pytestmark = pytest.mark.filterwarnings('ignore::vlm2rec_lab.data.DataWarning')
+THEIRS = ('theirs', 'theirs%2C%20exchanged')  # names of files
 QUICK = dict(dim=4, width=4, cut=5, batch=128, lr=0.02, epochs=2, patience=None, progress=False)
 
 
@@ -186,6 +187,8 @@ def test_the_command_takes_vectors_of_others(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert 'MMGCL--theirs%2C%20exchanged--0' in said and 'LightGCN--' not in said
     assert 'theirs, exchanged against theirs: better in ' in said and ' of 2 cases' in said
+    kept = [json.loads((Path('runs/graph') / f'MMGCL--{name}--0.json').read_text()) for name in THEIRS]
+    assert kept[0]['asked']['vectors'] != kept[1]['asked']['vectors'] and kept[0]['figures'] != kept[1]['figures']
     if not torch.cuda.is_available():
         assert main([*ask, '--encoders', 'theirs.npz', '--device', 'cuda']) == 2
         assert '--device cuda: torch sees 0 such devices here' in capsys.readouterr().err

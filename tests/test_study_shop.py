@@ -117,7 +117,7 @@ def test_a_study_ends_when_its_time_is_over():
 
 def test_a_training_is_no_longer_in_a_large_shop():
     remedy, most = shops.SHOP_REMEDIES['recommended'], shops.MOST_STEPS
-    assert shops._sizes(943, remedy, 1) == (16, 12 * 59, 59)  # the films are trained as they were
+    assert shops._sizes(2412, remedy, 1) == (16, 1812, 151)  # the films are trained as they were
     assert shops._sizes(10_000, remedy, 1) == (60, most, 167)  # larger steps, as many passes
     assert shops._sizes(67_000, remedy, 1) == (shops.MOST_BATCH, most, 524)
     assert shops._sizes(67_000, remedy, 0.25) == (shops.MOST_BATCH, most // 4, 524)
@@ -136,6 +136,7 @@ def test_many_customers_teach_and_some_are_asked(studio, encoders, monkeypatch, 
         assert np.array_equal(few.train.targets, plain[w].train.targets)  # nobody's later purchases are learned
         assert set(few.test.targets) <= set(plain[w].test.targets)
     assert len({tuple(x) for x in who.values()}) == 1 and len(set(who['warm', 0])) == 20
+    assert who['warm', 0] != plain['warm'].test.users[:20].tolist()  # drawn, not the first ones
     cell = shop_cell(encoders, studio, 'sft', 'warm', effort=0.1, draws=1)
     assert {len(v) for views in cell['figures'].values() for v in views.values()} == {20}
     write_shop([cell], tmp_path)

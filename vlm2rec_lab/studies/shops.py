@@ -202,7 +202,9 @@ def _sizes(rows, remedy, effort):  # -> (sequences in a step, steps of a trainin
 # %% ../../nbs/11_studies/06_shops.ipynb #1478ffe9
 def _bounds(dataset):
     "What bounds trainings and tests of a shop that is large enough to feel it, else None."
-    felt = len(dataset.interactions) * LONG['epochs'] > MOST_STEPS * LONG['batch']
+    learned = np.maximum(dataset.interactions.lengths - 2, 0)  # all but validation and test
+    rows = np.ceil(learned / LONG['history']).sum()
+    felt = rows * LONG['epochs'] > MOST_STEPS * LONG['batch']
     return [MOST_STEPS, MOST_BATCH, MOST_ASKED] if felt else None
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20011
