@@ -179,7 +179,7 @@ def run_blocks(
     **training,  # of `train_rounds`: batch, negatives, rounds, patience, progress, callback
 ):  # -> Continued
     """Learn all blocks in their order, and ask about all of them after each. Raises DataError for unknown names, and
-    for a memory or a temporal mean together with a fresh start; Interrupted where a block was not learned to its end."""
+    for a memory or a temporal mean with a fresh start; Interrupted where a block was not learned to its end."""
     b, look_back = get_backbone(backbone), dict(length=length, eps=eps, weight=weight, beta=beta)
     if scratch and (memory or temporal):
         raise DataError('scratch=True begins anew in every block: memory and temporal have nothing to look back on')
