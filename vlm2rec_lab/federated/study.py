@@ -185,7 +185,7 @@ def write_federated(
     about='',  # name of the blocks
     command='',  # that made them
 ):  # -> DataFrame
-    "Write federated.csv with all metrics and ways, and federated.md; gives the table of NDCG, all that was seen left out."
+    "Write federated.csv with all metrics and ways, and federated.md; gives the table of NDCG, all seen left out."
     tables = [federated_table(cells, m, way) for m in ('NDCG', 'Recall') for way in WAYS]
     write_bytes(Path(out) / 'federated.csv', csv_bytes(pd.concat(tables).round(5)))
     said = ('Full ranking of all items that are known by then', 'customers are the mean over the seeds')
