@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WAYS', 'METHODS', 'task_of', 'test_of', 'Figures', 'averages', 'Continued', 'run_blocks']
 
-# %% ../../nbs/09_federated/05_continual.ipynb #ae99780a
+# %% ../../nbs/09_federated/05_continual.ipynb #5d496162
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,12 @@ import pandas as pd
 import torch
 
 from ..base.errors import DataError, known
-from .backbones import get_backbone
+from .backbones import get_backbone, rates_of
 from .blocks import PARTS, joined
-from .memory import remembered
+from .memory import check_memory, remembered
 from .rank import asking, figures
 from .rounds import Task, clients_of, train_rounds
-from .temporal import holding
+from .temporal import check_beta, holding
 from ..training.course import mixed
 from ..training.history import Interrupted
 
@@ -155,6 +155,15 @@ def _said(k, blocks, look_back, memory, temporal, replay):
         said |= dict(memory={name: look_back[name] for name in ('length', 'eps', 'weight')})
     return said | (dict(temporal=look_back['beta']) if k and temporal else {})
 
+# %% ../../nbs/09_federated/05_continual.ipynb #d8ef5ee0
+def _check(backbone, lr, look_back, torn):
+    "Raises DataError for what would fail only when the base block is learned."
+    if torn:
+        raise DataError('scratch=True begins anew in every block: memory and temporal have nothing to look back on')
+    rates_of(backbone, lr, 1)
+    check_memory(*(look_back[name] for name in ('length', 'eps', 'weight')))
+    check_beta(look_back['beta'])
+
 # %% ../../nbs/09_federated/05_continual.ipynb #494bd6c2
 def run_blocks(
     blocks,  # Blocks
@@ -181,8 +190,7 @@ def run_blocks(
     """Learn all blocks in their order, and ask about all of them after each. Raises DataError for unknown names, and
     for a memory or a temporal mean with a fresh start; Interrupted where a block was not learned to its end."""
     b, look_back = get_backbone(backbone), dict(length=length, eps=eps, weight=weight, beta=beta)
-    if scratch and (memory or temporal):
-        raise DataError('scratch=True begins anew in every block: memory and temporal have nothing to look back on')
+    _check(b, lr, look_back, scratch and (memory or temporal))
     go_on = known(b.goes_on if go_on is None else go_on, ('last', 'best'), 'round to go on from')
     renew = b.renews if renew is None else renew
     begun, state = (_begin(b, blocks, dim, seed) for _ in range(2))
