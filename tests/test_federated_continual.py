@@ -16,8 +16,8 @@ from vlm2rec_lab.federated.blocks import PARTS, blocks
 from vlm2rec_lab.federated.continual import METHODS, WAYS, averages, run_blocks, task_of, test_of
 
 test_of.__test__ = False  # a question, no test
-QUICK = dict(dim=8, rounds=8, patience=None, cut=5, progress=False)
-RATES = {'FedMF': 1.0, 'FedMLP': 0.02, 'PFedRec': 0.02}
+QUICK = dict(dim=8, lr=2.0, rounds=16, patience=None, cut=5, progress=False)
+RATES = {'FedMF': 2.0, 'FedMLP': 0.02, 'PFedRec': 0.02}
 
 
 @pytest.fixture(scope='module')
@@ -160,15 +160,15 @@ def test_averages(a):
 
 GOLDEN = {  # backbone -> last loss of each block, NDCG@5 by block after block
     'FedMF': (
-        [0.69303, 0.69296, 0.69287],
-        [0.066, 0.0997, 0.0919, 0.1056, 0.1058, 0.019],
+        [0.4856, 0.53376, 0.50547],
+        [0.0796, 0.0909, 0.0885, 0.1127, 0.0956, 0.0337],
     ),
     'FedMLP': (
-        [0.49751, 0.49287, 0.50336],
-        [0.1225, 0.1357, 0.0835, 0.1357, 0.0805, 0.0549],
+        [0.48193, 0.47212, 0.48206],
+        [0.0812, 0.1159, 0.0694, 0.1043, 0.0714, 0.0349],
     ),
     'PFedRec': (
-        [0.49136, 0.51681, 0.52025],
+        [0.47637, 0.50458, 0.51093],
         [0.0843, 0.1018, 0.0868, 0.0855, 0.1062, 0.0427],
     ),
 }
@@ -177,7 +177,7 @@ GOLDEN = {  # backbone -> last loss of each block, NDCG@5 by block after block
 @pytest.mark.parametrize('name', BACKBONES)
 def test_golden(shop, name):
     "A neutral change gives these figures again."
-    run = run_blocks(shop, name, memory=True, temporal=True, lr=RATES[name], **QUICK)
+    run = run_blocks(shop, name, memory=True, temporal=True, **QUICK | dict(lr=RATES[name]))
     losses, table = [r.frame.loss.iloc[-1] for r in run.runs], run.table().to_numpy()[np.tril_indices(3)]
     assert losses == pytest.approx(GOLDEN[name][0], abs=2e-4), losses
     assert table.tolist() == pytest.approx(GOLDEN[name][1], abs=0.01), table.round(4).tolist()
