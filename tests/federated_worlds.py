@@ -2,8 +2,10 @@
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from vlm2rec_lab.base.errors import DataWarning
 from vlm2rec_lab.shop.catalogue import Catalogue, Interactions
@@ -39,3 +41,14 @@ def shop_of(log):
     offsets = np.concatenate([[0], np.cumsum([len(e) for e in log.values()])])
     items, times = np.array(pairs, float).T
     return Dataset(catalogue, Interactions(tuple(log), offsets, items.astype(int), times * DAY), 'by hand')
+
+
+def dated_folder(folder, dataset=None):  # -> the folder
+    "A dated shop as a folder of one's own: two tables."
+    dataset, folder = dataset or drawn_shop(items=40, users=120, length=12), Path(folder)
+    folder.mkdir(exist_ok=True)
+    inter, items = dataset.interactions, dataset.catalogue
+    bought = dict(user_id=np.repeat(inter.user_ids, inter.lengths), item_id=np.array(items.ids)[inter.items])
+    pd.DataFrame(bought | dict(timestamp=inter.times.round())).to_csv(folder / 'interactions.csv', index=False)
+    pd.DataFrame(dict(item_id=items.ids, text=items.content['text'])).to_csv(folder / 'items.csv', index=False)
+    return folder

@@ -134,9 +134,9 @@ def by_loop(shop, run, name, k, i, way, cut):
 @pytest.mark.parametrize('way', WAYS)
 def test_figures_are_those_of_a_loop(shop, done, way):
     for i in range(3):
-        ndcg, recall = by_loop(shop, done['ARM + ITM'], 'FedMF', 2, i, way, 5)
-        assert done['ARM + ITM'].table('NDCG', way).loc[2, i] == pytest.approx(ndcg, abs=1e-6)
-        assert done['ARM + ITM'].table('Recall', way).loc[2, i] == pytest.approx(recall, abs=1e-6)
+        ndcg, recall = by_loop(shop, done['ARM+ITM'], 'FedMF', 2, i, way, 5)
+        assert done['ARM+ITM'].table('NDCG', way).loc[2, i] == pytest.approx(ndcg, abs=1e-6)
+        assert done['ARM+ITM'].table('Recall', way).loc[2, i] == pytest.approx(recall, abs=1e-6)
 
 
 def test_the_published_way_leaves_more_candidates(shop):

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from federated_worlds import drawn_shop
+from federated_worlds import dated_folder, drawn_shop
+from shell import own_shop, said
 
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.federated import study
@@ -30,9 +31,9 @@ def cells(shop, tmp_path_factory):
 def test_cells_are_kept_and_the_base_block_is_learned_once(shop, tmp_path, monkeypatch):
     made, whole = [], study.federated_cell
     monkeypatch.setattr(study, 'federated_cell', lambda *a, **k: made.append(a[1:4]) or whole(*a, **k))
-    how = dict(backbones=['FedMF'], methods=['fine-tuning', 'ARM + ITM'], **QUICK)
+    how = dict(backbones=['FedMF'], methods=['fine-tuning', 'ARM+ITM'], **QUICK)
     cells = run_federated(tmp_path, shop, seeds=1, **how)
-    assert made == [('FedMF', 'fine-tuning', 0), ('FedMF', 'ARM + ITM', 0)]
+    assert made == [('FedMF', 'fine-tuning', 0), ('FedMF', 'ARM+ITM', 0)]
     assert run_federated(tmp_path, shop, seeds=2, **how)[:2] == cells and len(made) == 4
     folders = {p.parent.relative_to(tmp_path / 'training').as_posix() for p in tmp_path.rglob('fit.safetensors')}
     assert {f for f in folders if 'base' in f} == {'FedMF--base--0', 'FedMF--base--1'}
@@ -104,9 +105,36 @@ def test_the_files(cells, shop, tmp_path):
 def test_unknown_names(shop, tmp_path, cells):
     for how, said in (
         (dict(backbones=['FedMfF']), "did you mean 'FedMF'"),
-        (dict(methods=['ARM+ITM']), "did you mean 'ARM . ITM'"),
+        (dict(methods=['ARM-ITM']), "did you mean 'ARM.ITM'"),
     ):
         with pytest.raises(DataError, match=said):
             run_federated(tmp_path, shop, **how)
     with pytest.raises(DataError, match="did you mean 'latest'"):
         federated_table(cells, way='latets')
+
+
+# ---- the command
+
+ASKED = ('--least', 5, '--rounds', 2, '--seeds', 1, '--dim', 4, '--k', 5, '--backbones', 'PFedRec')
+
+
+def test_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dated_folder('shop')
+    argv = ('federated', '--data', 'shop', *ASKED, '--methods', 'ARM', 'fine-tuning')
+    status, out, err = said(*argv, '--parts', 2)
+    assert status == 0, err
+    assert 'PFedRec--ARM--0: [2, 2, 2] rounds' in out and 'NDCG@5, all that a customer has had' in out
+    text = (tmp_path / 'runs/federated/federated.md').read_text()
+    assert 'vlm2rec federated --data shop' in text and text.count('| PFedRec | ARM |') == 4
+    again = said(*argv, '--parts', 2)
+    assert again[0] == 0 and 'CPU s' not in again[1] and again[1].split('HM')[1:] == out.split('HM')[1:]
+    status, _, err = said(*argv, '--parts', 3)
+    assert status == 2 and 'blocks=' in err
+
+
+def test_a_shop_without_dates_is_refused_in_a_line(tmp_path):
+    (tmp_path / 'shop').mkdir()
+    own_shop(tmp_path / 'shop')
+    status, _, err = said('federated', '--data', tmp_path / 'shop', *ASKED, '--out', tmp_path / 'out')
+    assert status == 2 and 'no times that mean the same for all users' in err and not (tmp_path / 'out').exists()

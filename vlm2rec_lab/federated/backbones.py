@@ -95,14 +95,13 @@ def _pull_layer(private, to_head, to_offset):
     of_user, push = private['layer'].chunk(2, 1)[0], to_offset[:, None]
     return {'user': push * of_user, 'layer': torch.cat([push * private['user'], to_head], 1), 'bias': to_offset}
 
-# %% ../../nbs/09_federated/01_backbones.ipynb #ea4615ea
-BACKBONES = {
-    b.name: b
-    for b in (
-        Backbone('FedMF', _vectors, _vector_head, _pull_vector, dict(user=1, items=1), 0.01, False, False, 'last'),
-        Backbone('FedMLP', _layers, _layer_head, _pull_layer, dict(layer=1, bias=1, user=170, items=170), 1.0),
-        Backbone('PFedRec', _personal, _personal_head, _pull_personal, dict(head=1, bias=1, items=170), 1.0, True),
-    )
+# %% ../../nbs/09_federated/01_backbones.ipynb #b806d278
+BACKBONES = {  # name -> Backbone
+    'FedMF': Backbone('FedMF', _vectors, _vector_head, _pull_vector, dict(user=1, items=1), 0.01, False, False, 'last'),
+    'FedMLP': Backbone('FedMLP', _layers, _layer_head, _pull_layer, dict(layer=1, bias=1, user=170, items=170), 1.0),
+    'PFedRec': Backbone(
+        'PFedRec', _personal, _personal_head, _pull_personal, dict(head=1, bias=1, items=170), 1.0, alternates=True
+    ),
 }
 
 # %% ../../nbs/09_federated/01_backbones.ipynb #4eee1ac8

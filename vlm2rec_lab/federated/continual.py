@@ -230,12 +230,12 @@ def _switches(memory, temporal, replay, scratch):
     "(name, whether it is on) of each."
     return ('memory', memory), ('temporal mean', temporal), ('replay', replay), ('from scratch', scratch)
 
-# %% ../../nbs/09_federated/05_continual.ipynb #2844082b
+# %% ../../nbs/09_federated/05_continual.ipynb #5ce374d3
 METHODS = {  # name -> switches of `run_blocks`
     'fine-tuning': {},
     'ARM': dict(memory=True),
     'ITM': dict(temporal=True),
-    'ARM + ITM': dict(memory=True, temporal=True),
+    'ARM+ITM': dict(memory=True, temporal=True),
     'replay': dict(replay=True),
     'scratch': dict(replay=True, scratch=True),
 }

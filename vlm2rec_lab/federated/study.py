@@ -32,7 +32,7 @@ def _asked_with(blocks, backbone, method, settings):
 def federated_cell(
     blocks,  # Blocks
     backbone='FedMF',  # a key of BACKBONES
-    method='ARM + ITM',  # a key of METHODS
+    method='ARM+ITM',  # a key of METHODS
     seed=0,  # of everything random
     *,
     lr=None,  # rate; None: that of RATES
@@ -73,7 +73,7 @@ def run_federated(
     out, cells = Path(out), []
     with sole_writer(out):
         for seed, b, m in [(s, b, m) for s in range(seeds) for b in backbones for m in methods]:
-            name = f'{b}--{m}--{seed}'.replace(' ', '')
+            name = f'{b}--{m}--{seed}'
             asked = _asked_with(blocks, b, m, dict(lr=RATES[b] if lr is None else lr, **settings))
             cell = stored_cell(out / f'{name}.json', asked)
             if cell is None:
