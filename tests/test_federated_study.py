@@ -103,11 +103,11 @@ def test_the_files(cells, shop, tmp_path):
 
 
 def test_unknown_names(shop, tmp_path, cells):
-    for how, said in (
+    for how, hint in (
         (dict(backbones=['FedMfF']), "did you mean 'FedMF'"),
         (dict(methods=['ARM-ITM']), "did you mean 'ARM.ITM'"),
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=hint):
             run_federated(tmp_path, shop, **how)
     with pytest.raises(DataError, match="did you mean 'latest'"):
         federated_table(cells, way='latets')
