@@ -19,7 +19,25 @@ from vlm2rec_lab.ranking.vectors import write_vectors
 from vlm2rec_lab.studies.cell import run_cell
 
 SMALL = ['--data', 'studio:three', '--users', '40', '--steps', '2', '--batch', '4']
-FEDERATED = ('--backbones', 'PFedRec', '--methods', 'fine-tuning', 'ARM+ITM', '--seeds', '1', '--rounds', '1', '--least', '5', '--k', '5', '--dim', '4', '--parts', '1')
+FEDERATED = (
+    '--backbones',
+    'PFedRec',
+    '--methods',
+    'fine-tuning',
+    'ARM+ITM',
+    '--seeds',
+    '1',
+    '--rounds',
+    '1',
+    '--least',
+    '5',
+    '--k',
+    '5',
+    '--dim',
+    '4',
+    '--parts',
+    '1',
+)
 GRAPH = ('--seeds', '1', '--epochs', '2', '--batch', '64', '--k', '5', '--dim', '4')
 TABLES = {  # what prints a table: the command, and words of its table
     'train': ([*SMALL, '--losses', 'sft', 'wpcl', 'per-modality', '--out', 'run-{columns}'], 'last item by'),

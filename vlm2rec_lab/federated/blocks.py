@@ -143,7 +143,9 @@ def _timed_pairs(dataset, core):
     users, items, times = _owner(inter)[first], inter.items[first], inter.times[first]
     left = _in_core(users, items, core)
     if not left.any():
-        raise DataError(f'{dataset.name}: nobody is left with {counted(core, "interaction")}: choose a smaller core')
+        raise DataError(
+            f'{dataset.name}: nobody is left where each user and item needs {counted(core, "pair")}: ask for fewer'
+        )
     said = [f'{counted(int((~first).sum()), "repeat")} of a pair left out'] if not first.all() else []
     out = int((~left).sum())
     said += [f'{out:,} of {len(left):,} pairs left out, of users or items with fewer than {core}'] if out else []
