@@ -49,17 +49,22 @@ def scripts():
     sys.path.insert(0, str(BENCH))
     import common  # noqa: E401
     import decoders
+    import encoders
     import flame
     import fusions
     import gpu
+    import graph_films
+    import graph_remedies
     import lattice
     import pairs
+    import published
     import scale
     import shapes
     import size
     import train
 
-    found = (common, decoders, flame, fusions, gpu, lattice, pairs, scale, shapes, size, train)
+    found = (common, decoders, encoders, flame, fusions, gpu, graph_films, graph_remedies, lattice, pairs, published)
+    found += (scale, shapes, size, train)
     yield {m.__name__: m for m in found}
     sys.path.remove(str(BENCH))
 
@@ -742,3 +747,77 @@ def test_a_graph_of_near_items_is_handed_over(scripts):
         ('b', 'a', 0.3, 0.0),
         ('b', 'b', 0.3, ''),
     ]
+
+
+def test_others_claims_are_held_against_small_encoders(tmp_path):
+    more = ['--small', '--seeds', '1', '--models', 'VBPR', '--worlds', 'balanced']
+    found, printed = run('encoders.py', str(tmp_path / 'work'), *more, tmp_path / 'encoders.json')
+    assert [(r['cases'], r['theirs']) for r in found['claims']] == [(2, 0.9), (4, 0.7), (2, 0.83), (2, 0.8)]
+    assert {r['encoder'] for r in found['worth']} == {
+        'separate',
+        'separate, fine-tuned',
+        'joint',
+        'joint, fine-tuned',
+        'joint, end-to-end',
+        'one tower',
+    }
+    assert len(found['cases']) == sum(r['cases'] for r in found['claims']) and 'one tower beats two' in printed
+
+
+def test_two_views_of_a_content_differ_and_belong_together(scripts):
+    from vlm2rec_lab.shop.drawn import make_studio
+
+    shop = make_studio('redundant', seed=0, items=40, users=60, length=8).catalogue
+    texts = scripts['encoders'].twice(shop, 'text', 0)
+    for given, other in zip(texts.content['text'], texts.content['other']):
+        assert other and set(other.split()) <= set(given.split())
+    assert texts.content['text'] != texts.content['other'] and texts.kinds == {'text': 'text', 'other': 'text'}
+    pictures = scripts['encoders'].twice(shop, 'image', 0)
+    for given, other in zip(pictures.content['image'], pictures.content['other']):
+        assert other.shape == given.shape and other.dtype == given.dtype and (other != given).any()
+
+
+def test_a_published_run_is_repeated_on_other_ratings(scripts):
+    from types import SimpleNamespace
+
+    from vlm2rec_lab.shop.drawn import make_studio
+
+    s, studio = scripts['published'], make_studio('balanced', seed=0, items=40, users=80, length=12)
+    short, longer = (s.trained(studio, 0, SimpleNamespace(dim=8, epochs=e)) for e in (1, 30))
+    assert set(longer) == set(s.PUBLISHED) and short != longer
+    assert longer == s.trained(studio, 0, SimpleNamespace(dim=8, epochs=30))
+
+
+def test_remedies_are_held_against_plain_training(scripts):
+    from types import SimpleNamespace
+
+    from vlm2rec_lab.shop.drawn import make_studio
+    from vlm2rec_lab.shop.shares import shares
+
+    s, studio = scripts['graph_remedies'], make_studio('balanced', seed=0, items=40, users=80, length=12)
+    rng = np.random.default_rng(0)
+    vectors = {m: rng.normal(size=(40, 6)).astype(np.float32) for m in ('text', 'image')}
+    cell = s.seed_cell(shares(studio), vectors, 0, SimpleNamespace(model='VBPR', epochs=2))
+    ways = {'whole', 'without text', 'without image', 'text alone', 'image alone'}
+    assert {n: set(f) for n, f in cell.items() if n != 'means taken away'} == {
+        n: ways for n in (s.PLAIN, 'a loss for each modality', 'negatives louder by the gap', 'unimodal teachers')
+    }
+    assert cell['a loss for each modality']['whole'] != cell[s.PLAIN]['whole']
+    rows = s.compared([cell])
+    assert [r['gain'] for r in rows if r['remedy'] == s.PLAIN] == [''] * 5
+    mean = np.mean(cell['unimodal teachers']['text alone'])
+    assert [r['recall'] for r in rows if (r['remedy'], r['left']) == ('unimodal teachers', 'text alone')] == [
+        round(float(mean), 5)
+    ]
+
+
+def test_vectors_of_films_are_made_once(scripts, tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return {'text': np.ones((3, 2), np.float32), 'image': np.zeros((3, 4), np.float32)}
+
+    first, again = (scripts['graph_films'].stored(tmp_path / 'x.npz', make) for _ in range(2))
+    assert len(made) == 1 and set(first) == set(again) == {'text', 'image'}
+    assert all((first[m] == again[m]).all() for m in first)

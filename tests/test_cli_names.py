@@ -14,6 +14,7 @@ from vlm2rec_lab.commands.train import read_prompts
 from vlm2rec_lab.diagnosis.settings import HALVES
 from vlm2rec_lab.diagnosis.verdict import VERDICTS
 from vlm2rec_lab.graph.make import GRAPH_MODELS
+from vlm2rec_lab.graph.paradigms import PARADIGMS
 from vlm2rec_lab.model.heads import SEQUENCES
 from vlm2rec_lab.model.pieces import Prompts
 from vlm2rec_lab.ranking.fusions import FUSIONS
@@ -36,6 +37,7 @@ REGISTERED = {
     'shop remedies': SHOP_REMEDIES,
     'halves': HALVES,
     'graph models': GRAPH_MODELS,
+    'paradigms': PARADIGMS,
     'starts': ITEMS,
     'sequence heads': SEQUENCES,
 }
@@ -65,7 +67,7 @@ def test_settings_read_from_the_file_are_those_of_the_function(loss):
         ('study', ['conditions', 'worlds']),
         ('report', ['verdicts']),
         ('downstream', ['losses']),
-        ('graph', ['graph models']),
+        ('graph', ['graph models', 'paradigms']),
     ],
 )
 def test_help_lists_the_registry(command, kinds):

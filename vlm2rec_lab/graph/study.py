@@ -303,6 +303,7 @@ def write_graph(
     out,  # folder
     about='',  # name of the tasks
     command='',  # that made them
+    pairs=None,  # as in `graph_cases`
 ):  # -> DataFrame
     "Write graph.csv, graph.md, and cases.csv where there are several encoders; the table of Recall."
     tables = [graph_table(cells, m) for m in ('Recall', 'NDCG')]
@@ -311,7 +312,7 @@ def write_graph(
         f'{about}. Full ranking, test rows; each customer is the mean over the seeds, in brackets 95 % intervals, '
         f'bootstrapped over customers; chosen by validation. {command}'
     )
-    cases = graph_cases(cells)
+    cases = graph_cases(cells, pairs=pairs)
     if len(cases):
         write_bytes(Path(out) / 'cases.csv', csv_bytes(cases.round(5)))
     parts = [head.strip(), graph_markdown(tables[0]), *cases_said(cases)]
