@@ -1,6 +1,6 @@
 """Do joint encoders help a recommender, and should they be tuned? Four claims of others, in drawn shops.
 
-    python benchmarks/encoders.py FOLDER [--worlds balanced complementary redundant] [--seeds 5]
+    python benchmarks/encoders.py FOLDER [--worlds balanced complementary redundant] [--seeds 5] [--end-seeds 2]
                                   [--out benchmarks/results/encoders.json] [--small]
 
 No weights of a real joint encoder can be had here, so small ones are made on the spot, of one size, from one corpus of
@@ -118,45 +118,49 @@ def one_tower(split, a):  # -> {modality: [N, D]}
     return {m: z.float().cpu().numpy() for m, z in embedder.encode_items(split.catalogue, progress=False).items()}
 
 
-def world_cells(world, families, folder, a):  # -> cells of one drawn shop
-    "Every family in every way, in every model."
-    from vlm2rec_lab.graph.paradigms import run_paradigms
-    from vlm2rec_lab.graph.study import run_graph
-    from vlm2rec_lab.graph.tuning import tune_on_shop
+def drawn_shop(world, a):  # -> Split
+    "A drawn shop."
     from vlm2rec_lab.shop.shares import shares
     from vlm2rec_lab.studio import make_studio
 
-    split = shares(make_studio(world, seed=0, items=a.items, users=a.users, length=a.length))
-    how = dict(dim=32, width=a.hidden, batch=1024, lr=5e-3, epochs=a.epochs, patience=a.patience, progress=False)
-    models, cells = a.models, []
-    for family, encoders in families.items():
-        tuned = tune_on_shop(
-            split.catalogue,
-            encoders,
-            lr=1e-4,
-            batch=128,
-            most=None,
-            epochs=a.tune,
-            progress=False,
-            folder=folder / world / f'{family}-tuned',
-        )
-        say(f'{world}, {family}: {tuned}')
-        joint = family == 'joint'
-        run = run_paradigms if joint else fixed_only
-        more = dict(most=None) if joint else {}
-        found = run(folder / world / family, split, encoders, tuned, models, a.seeds, said=say, **how, **more)
-        cells += [c for c in named(found, family) if joint or c['encoder']]
-    vectors = {'one tower': one_tower(split, a)}
-    cells += run_graph(folder / world / 'one', split, vectors, a.models, a.seeds, said=say, **how)
-    return [c | dict(world=world) for c in cells]
+    return shares(make_studio(world, seed=0, items=a.items, users=a.users, length=a.length))
 
 
-def fixed_only(out, split, encoders, tuned, models, seeds, *, said, **how):
-    "Cells of one encoder as it comes and tuned."
+def budget(a):  # -> dict
+    "What all models share."
+    sizes = dict(dim=32, width=a.hidden, said=say, progress=False)
+    return sizes | dict(batch=1024, lr=5e-3, epochs=a.epochs, patience=a.patience)
+
+
+def fixed_cells(world, families, folder, a):  # -> cells of one drawn shop
+    "Every family as it comes and tuned, and the one tower."
     from vlm2rec_lab.graph.paradigms import paradigm_vectors
     from vlm2rec_lab.graph.study import run_graph
+    from vlm2rec_lab.graph.tuning import tune_on_shop
 
-    return run_graph(out, split, paradigm_vectors(split.catalogue, encoders, tuned), models, seeds, said=said, **how)
+    split, cells = drawn_shop(world, a), []
+    for family, encoders in families.items():
+        how = dict(lr=1e-4, batch=128, most=None, epochs=a.tune, progress=False)
+        tuned = tune_on_shop(split.catalogue, encoders, folder=folder / world / f'{family}-tuned', **how)
+        say(f'{world}, {family}: {tuned}')
+        vectors = paradigm_vectors(split.catalogue, encoders, tuned)
+        cells += named(run_graph(folder / world / family, split, vectors, a.models, a.seeds, **budget(a)), family)
+    vectors = {'one tower': one_tower(split, a)}
+    return cells + run_graph(folder / world / 'one', split, vectors, a.models, a.seeds, **budget(a))
+
+
+def learning_cells(world, encoders, folder, a):  # -> cells of one drawn shop
+    "The joint encoders while they learn with the recommender."
+    from vlm2rec_lab.graph.paradigms import run_together
+
+    place = folder / world / 'together'
+    found = run_together(place, drawn_shop(world, a), encoders, a.models, a.end_seeds, most=None, **budget(a))
+    return named(found, 'joint')
+
+
+def of_world(world, cells):  # -> cells
+    "Cells that know their shop."
+    return [c | dict(world=world) for c in cells]
 
 
 def told(
@@ -185,6 +189,8 @@ def main():
     p.add_argument('--worlds', nargs='+', default=['balanced', 'complementary', 'redundant'])
     p.add_argument('--models', nargs='+', default=READERS)
     p.add_argument('--seeds', type=int, default=5)
+    p.add_argument('--end-seeds', type=int, help='of encoders that learn with the recommender (default: --seeds)')
+    p.add_argument('--end-worlds', nargs='*', help='shops in which they do (default: --worlds)')
     p.add_argument('--items', type=int, default=300)
     p.add_argument('--users', type=int, default=600)
     p.add_argument('--length', type=int, default=14)
@@ -202,7 +208,9 @@ def main():
     quiet(1)
     warnings.simplefilter('ignore')
     families = pretrained(a.folder, a)
-    cells = [c for world in a.worlds for c in world_cells(world, families, a.folder, a)]
+    a.end_seeds, a.end_worlds = a.end_seeds or a.seeds, a.end_worlds or a.worlds
+    cells = [c for w in a.worlds for c in of_world(w, fixed_cells(w, families, a.folder, a))]
+    cells += [c for w in a.end_worlds for c in of_world(w, learning_cells(w, families['joint'], a.folder, a))]
     found = told(cells, a)
     print(table(found['claims']))
     asked = {k: v for k, v in vars(a).items() if k not in ('folder', 'out', 'small')}
