@@ -98,10 +98,14 @@ def test_propagation_is_the_dense_one_with_its_gradient(seed, layers):
     assert torch.allclose(torch.cat([a.grad, b.grad]), want @ back, atol=1e-6)
     some, other = torch.randint(0, 7, (5,), generator=g), torch.randint(0, 9, (4,), generator=g)  # rows may repeat
     a, b = a.detach().requires_grad_(), b.detach().requires_grad_()
-    rows, at = torch.cat(propagate_rows(graph, a, b, some, other, layers)), torch.cat([some, 7 + other])
-    assert torch.allclose(rows, found.detach()[at], atol=1e-6)
-    rows.backward(back[:9])
+    (flowed, own), at = propagate_rows(graph, a, b, some, other, layers), torch.cat([some, 7 + other])
+    rows, own = torch.cat(flowed), torch.cat(own)
+    assert torch.allclose(rows, found.detach()[at], atol=1e-6) and torch.equal(own, x[at])
+    rows.backward(back[:9], retain_graph=True)
     assert torch.allclose(torch.cat([a.grad, b.grad]), want[:, at] @ back[:9], atol=1e-6)
+    own.backward(back[7:])  # what holds them small adds up with it
+    both = want[:, at] @ back[:9] + torch.eye(16)[:, at] @ back[7:]
+    assert torch.allclose(torch.cat([a.grad, b.grad]), both, atol=1e-6)
 
 
 def test_one_side_alone_has_a_gradient():

@@ -148,8 +148,7 @@ class LightGCN(OnGraph):
     def losses(self, users, positives, negatives, generator):
         "The losses of a batch; the rows that are held small are those before the first layer."
         both = torch.cat([positives, negatives])
-        u, i = propagate_rows(self.graph, self.user, self.item, users, both, self.layers)
-        own = picked((self.user, self.item), users, positives, negatives)
+        (u, i), own = propagate_rows(self.graph, self.user, self.item, users, both, self.layers)
         return {'bpr': bpr(u, *i.split(len(users))), 'norm': half_norm(*own)}
 
     def extra_repr(self):
