@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Sparse', 'owners', 'sparse', 'moved', 'dense', 'Graph', 'edge_weights', 'graph_of', 'propagate', 'rows_of',
-           'propagate_rows', 'drop_edges', 'ItemGraph', 'vectors_key', 'nearest_items', 'item_graph']
+           'propagate_rows', 'drawn_rows', 'check_fanout', 'propagate_drawn', 'drop_edges', 'ItemGraph', 'vectors_key',
+           'nearest_items', 'item_graph']
 
 # %% ../../nbs/07_graph/00_graph.ipynb #e7b9324e
 import math
@@ -220,14 +221,19 @@ def propagate(
         raise DataError(f'layers={layers}: give a whole number, 0 or more')
     return _Propagation.apply(users, items, graph, int(layers))
 
+# %% ../../nbs/07_graph/00_graph.ipynb #5d0b7a09
+def _bounds(matrix, at):
+    "Where some rows begin, and how long they are."
+    first = matrix.starts.index_select(0, at)
+    return first, matrix.starts.index_select(0, at + 1) - first
+
 # %% ../../nbs/07_graph/00_graph.ipynb #53687211
 def rows_of(
     matrix,  # Sparse
     at,  # long [B] which rows, in any order
 ):  # -> starts int [B + 1], columns and values of these rows, end to end
     "Some rows of a matrix."
-    first = matrix.starts.index_select(0, at)
-    lengths = matrix.starts.index_select(0, at + 1) - first
+    first, lengths = _bounds(matrix, at)
     starts = F.pad(lengths.cumsum(0, dtype=first.dtype), (1, 0))
     places = torch.repeat_interleave(first - starts[:-1], lengths)
     places += torch.arange(len(places), dtype=places.dtype, device=places.device)
@@ -292,6 +298,99 @@ def propagate_rows(
 ):  # -> users [B, d], items [C, d]; and the same rows before anything flowed: users [B, d], items [C, d]
     "Rows of what `propagate` gives, for less, and of what it is given."
     found = _PropagationOfRows.apply(users, items, graph, layers, at_users, at_items)
+    return found[:2], found[2:]
+
+# %% ../../nbs/07_graph/00_graph.ipynb #5d0b7a11
+def drawn_rows(
+    matrix,  # Sparse
+    at,  # long [B] which rows, in any order
+    fanout,  # values of a row at most
+    r,  # float [rows of the matrix], each from 0 to below 1
+):  # -> Sparse [B, columns], without its transpose
+    "Some rows with some of their values, enlarged so that sums over a row are right on average."
+    first, lengths = _bounds(matrix, at)
+    count = lengths.clamp(max=fanout)
+    starts = F.pad(count.cumsum(0, dtype=first.dtype), (1, 0))
+    row = torch.repeat_interleave(torch.arange(len(at), device=at.device), count)
+    stride = (lengths.double() / count.clamp(min=1)).index_select(0, row)
+    k = torch.arange(len(row), device=at.device) - starts.index_select(0, row)
+    places = ((k + r.index_select(0, at).double().index_select(0, row)) * stride).to(first.dtype)
+    places += first.index_select(0, row)
+    values = matrix.values.index_select(0, places) * stride.to(matrix.values)
+    return Sparse(starts, matrix.columns.index_select(0, places), values, (len(at), matrix.shape[1]))
+
+# %% ../../nbs/07_graph/00_graph.ipynb #5d0b7a12
+def _reached(matrix):
+    "A matrix without its empty columns, with its transpose; and which columns are left, long [n]."
+    there = torch.zeros(matrix.shape[1], dtype=torch.bool, device=matrix.columns.device)
+    near = there.index_fill_(0, matrix.columns.long(), True).nonzero()[:, 0]
+    number = torch.zeros(matrix.shape[1], dtype=matrix.columns.dtype, device=near.device)
+    number[near] = torch.arange(len(near), dtype=number.dtype, device=near.device)
+    columns = number.index_select(0, matrix.columns)
+    return _with_back(Sparse(matrix.starts, columns, matrix.values, (matrix.shape[0], len(near)))), near
+
+# %% ../../nbs/07_graph/00_graph.ipynb #5d0b7a13
+def _drawn_layers(graph, at_users, at_items, layers, fanout, generator):
+    "Nodes that each layer reaches, a list of (users, items), and the matrices between them, one pair fewer."
+    nodes, steps = [(at_users, at_items)], []
+    for _ in range(layers):
+        r = (torch.rand(n, generator=generator).to(at_users.device) for n in (graph.users, graph.items))
+        sides = zip((graph.to_users, graph.to_items), nodes[-1], r)
+        (to_users, items), (to_items, users) = (_reached(drawn_rows(m, at, fanout, x)) for m, at, x in sides)
+        nodes.append((users, items))
+        steps.append((to_users, to_items))
+    return nodes, steps
+
+# %% ../../nbs/07_graph/00_graph.ipynb #5d0b7a14
+class _PropagationOfDrawn(torch.autograd.Function):
+    "Mean over layers of the first nodes, along drawn edges, and their rows before the first layer."
+
+    @staticmethod
+    def forward(ctx, users, items, nodes, steps):
+        ctx.nodes, ctx.steps, ctx.sizes = nodes, steps, (len(users), len(items))
+        rows = [(users.index_select(0, a), items.index_select(0, b)) for a, b in nodes]
+        u, i = rows[-1]
+        for (to_users, to_items), (own_u, own_i) in zip(steps[::-1], rows[-2::-1]):  # x + A (x + A (x + ...))
+            u, i = own_u + _times(to_users, i), own_i + _times(to_items, u)
+        return u / len(nodes), i / len(nodes), *rows[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_users, of_items, *of_own):
+        u, i = of_users / len(ctx.nodes), of_items / len(ctx.nodes)
+        users, items = (x.new_zeros(n, x.shape[1]) for x, n in zip((u, i), ctx.sizes))
+        for (a, b), own in zip((ctx.nodes[0], ctx.nodes[0]), ((u, i), of_own)):
+            users.index_add_(0, a, own[0])
+            items.index_add_(0, b, own[1])
+        for (to_users, to_items), (a, b) in zip(ctx.steps, ctx.nodes[1:]):
+            u, i = _times(to_items.back, i), _times(to_users.back, u)
+            users.index_add_(0, a, u)
+            items.index_add_(0, b, i)
+        return users, items, None, None
+
+# %% ../../nbs/07_graph/00_graph.ipynb #5d0b7a15
+def check_fanout(
+    fanout,  # neighbours that a node asks at most
+):
+    "Raises DataError where it is no whole number from 1 on."
+    if fanout < 1 or int(fanout) != fanout:
+        raise DataError(f'fanout={fanout}: let a node ask one neighbour or more, or leave it out to ask all')
+
+# %% ../../nbs/07_graph/00_graph.ipynb #5d0b7a16
+def propagate_drawn(
+    graph,  # Graph
+    users,  # float [U, d]
+    items,  # float [N, d]
+    at_users,  # long [B] rows of users that are wanted
+    at_items,  # long [C] rows of items that are wanted
+    layers=3,  # how far vectors flow
+    fanout=10,  # neighbours that a node asks at most
+    generator=None,  # torch.Generator of which
+):  # -> as `propagate_rows`
+    "Rows of what `propagate` gives, on average over draws. Raises DataError for a fanout below 1."
+    check_fanout(fanout)
+    nodes, steps = _drawn_layers(graph, at_users, at_items, layers, fanout, generator)
+    found = _PropagationOfDrawn.apply(users, items, nodes, steps)
     return found[:2], found[2:]
 
 # %% ../../nbs/07_graph/00_graph.ipynb #5a1060af
