@@ -80,9 +80,9 @@ def owners(
 # %% ../../nbs/07_graph/00_graph.ipynb #3d0f21a4
 def _turned(matrix):
     "The transpose, in rows."
-    order = torch.argsort(matrix.columns, stable=True)
-    rows, columns = matrix.columns[order], owners(matrix)[order]
-    return _in_rows(rows, columns, matrix.values[order], matrix.shape[::-1])
+    rows, order = torch.sort(matrix.columns, stable=True)
+    columns, values = owners(matrix).index_select(0, order), matrix.values.index_select(0, order)
+    return _in_rows(rows, columns, values, matrix.shape[::-1])
 
 # %% ../../nbs/07_graph/00_graph.ipynb #e6ab4126
 def _paired(there, back):
@@ -351,7 +351,7 @@ class _PropagationOfDrawn(torch.autograd.Function):
         rows = [(users.index_select(0, a), items.index_select(0, b)) for a, b in nodes]
         u, i = rows[-1]
         for (to_users, to_items), (own_u, own_i) in zip(steps[::-1], rows[-2::-1]):  # x + A (x + A (x + ...))
-            u, i = own_u + _times(to_users, i), own_i + _times(to_items, u)
+            u, i = _times(to_users, i).add_(own_u), _times(to_items, u).add_(own_i)
         return u / len(nodes), i / len(nodes), *rows[0]
 
     @staticmethod
