@@ -1,6 +1,7 @@
 """Propagation by hand and against dense loops; LightGCN and VBPR against their definitions, one pair after another."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm2rec_lab.base.errors import DataError
+from vlm2rec_lab.graph import graph as room
 from vlm2rec_lab.graph.graph import (
     Graph,
     dense,
@@ -99,6 +101,13 @@ def test_propagation_is_the_dense_one_with_its_gradient(seed, layers):
     found.backward(back)
     assert torch.allclose(torch.cat([a.grad, b.grad]), want @ back, atol=1e-6)
     some, other = torch.randint(0, 7, (5,), generator=g), torch.randint(0, 9, (4,), generator=g)  # rows may repeat
+    for few in (True, False):  # both ways to take rows
+        with mock.patch.object(room, '_few', lambda *_: few):
+            rows_are_those(graph, a, b, some, other, layers, found, want, x, back)
+
+
+def rows_are_those(graph, a, b, some, other, layers, found, want, x, back):
+    "Rows of what has flowed, and the gradient through them, are those of the dense matrix."
     a, b = a.detach().requires_grad_(), b.detach().requires_grad_()
     (flowed, own), at = propagate_rows(graph, a, b, some, other, layers), torch.cat([some, 7 + other])
     rows, own = torch.cat(flowed), torch.cat(own)
@@ -296,6 +305,12 @@ def test_a_bias_is_a_column():
     assert torch.allclose(users @ items.T, model.user @ model.item.T + torch.arange(9.0), atol=1e-6)
     model.losses(*PAIRS, None)['bpr'].backward()
     assert model.bias.grad.abs().sum() > 0
+
+
+def test_a_small_part_of_the_edges_is_picked_out():
+    _, graph = drawn()
+    assert room._few(graph.to_users, torch.tensor([6])) and not room._few(graph.to_users, torch.arange(7))
+    assert not room._few(graph.to_users, torch.tensor([0] * 30))  # a row that is named often is taken often
 
 
 # ---- neighbours that are drawn

@@ -239,14 +239,23 @@ def rows_of(
     places += torch.arange(len(places), dtype=places.dtype, device=places.device)
     return starts, matrix.columns.index_select(0, places), matrix.values.index_select(0, places)
 
+# %% ../../nbs/07_graph/00_graph.ipynb #5d0b7a20
+def _few(matrix, at):
+    "Whether some rows, each as often as it is named, hold less than a third of all values."
+    return 3 * int(_bounds(matrix, at)[1].sum()) < len(matrix.values)
+
 # %% ../../nbs/07_graph/00_graph.ipynb #1fe0fe88
 def _some_times(matrix, at, x):
     "Some rows of the product of a sparse matrix with x."
+    if not _few(matrix, at):
+        return _times(matrix, x).index_select(0, at)
     return _times(Sparse(*rows_of(matrix, at), (len(at), matrix.shape[1])), x)
 
 # %% ../../nbs/07_graph/00_graph.ipynb #71bbe55d
 def _times_some(matrix, at, rows):
     "The product of a sparse matrix with a table that has these rows at some places, and zeros elsewhere."
+    if not _few(matrix.back, at):
+        return _times(matrix, rows.new_zeros(matrix.shape[1], rows.shape[1]).index_add_(0, at, rows))
     there = Sparse(*rows_of(matrix.back, at), (len(at), matrix.shape[0]))
     return _times(_turned(there), rows)
 
