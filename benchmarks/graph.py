@@ -382,6 +382,10 @@ def main():
     a = p.parse_args()
     if a.child:
         return child(a.child)
+    if bad := [f for f in a.fanout if f < 1]:
+        p.error(f'--fanout {bad[0]}: let a node ask one neighbour or more')
+    if gone := [s for s in a.shops if not Path(s).is_dir()]:
+        p.error(f'--shops {gone[0]}: there is no such folder')
     if a.small:
         a.users, a.items, a.interactions = 200, 300, 2000
     found = {part: [run(a.cells, part, **how) for how in asked] for part, asked in asked_parts(a).items()}

@@ -378,9 +378,16 @@ def test_sentence_trainer(tmp_path):
 
 @pytest.mark.slow
 def test_graph(tmp_path):
-    found, printed = run('graph.py', '--small', '--batches', '64', tmp_path / 'graph.json')
-    assert {r['model'] for r in found['rows']} == {'LightGCN', 'VBPR'}
+    asked = ['--small', '--batches', '64', '--fanout', '4', '--threads', '1', '--recbole', str(tmp_path / 'empty')]
+    found, printed = run('graph.py', *asked, tmp_path / 'graph.json')
+    assert [(r['model'], r['fanout']) for r in found['rows']] == [('LightGCN', None), ('LightGCN', 4), ('VBPR', None)]
     assert all(r['cpu'] > 0 and r['peak_gb'] > 0 and np.isfinite(r['loss']) for r in found['rows'])
+    assert [r['model'] for r in found['beside']] == ['LightGCN', 'VBPR', 'BPR-MF']
+    assert all(r['losses_apart'] < 1e-5 and r['ratio_dense'] > 0 for r in found['beside'])
+    assert found['beside'][0]['recbole'].startswith('not here')
+    assert [s['fanout'] for s in found['drawn'][0]['steps']] == [None, 4]
+    blocks, pairs = found['near']
+    assert blocks['found'] == pairs['found'] and not found['recall']
     assert 'LightGCN' in printed and 'VBPR' in printed
 
 
