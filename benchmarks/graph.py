@@ -85,8 +85,8 @@ def epoch(a):  # -> dict
     split = purchases(a.users, a.items, a.interactions, a.seed)
     model, made = model_of(a.model, split, a)
     row = fit_graph(model, split, batch=a.batch, epochs=1, progress=False).frame.iloc[0]
-    found = dict(model=a.model, batch=a.batch, fanout=a.fanout, threads=a.threads, seconds=round(row.seconds, 1))
-    return found | dict(cpu=round(row.cpu, 1), made=round(made, 1), peak_gb=peak_gb(), loss=round(row.loss, 4))
+    found = dict(model=a.model, batch=a.batch, fanout=a.fanout, threads=a.threads, seconds=round(row.seconds, 2))
+    return found | dict(cpu=round(row.cpu, 2), made=round(made, 1), peak_gb=peak_gb(), loss=round(row.loss, 4))
 
 
 def batches(split, batch, seed):
@@ -211,6 +211,13 @@ def recbole_lightgcn(model, folder):  # -> parameters, loss; or why there are no
     return list(theirs.parameters()), lambda u, p, n: theirs.calculate_loss(dict(u=u, i=p, neg_i=n))
 
 
+def step_loss_of(model):  # -> loss
+    "What a step of ours minimises."
+    from vlm2rec_lab.graph.fit import step_loss
+
+    return lambda *batch: step_loss(model, batch, None, model.weights)
+
+
 PLAIN = {'LightGCN': plain_lightgcn, 'VBPR': plain_vbpr, 'BPR-MF': plain_bpr}
 
 
@@ -218,7 +225,6 @@ def beside(a):  # -> dict
     "Steps of a model and of plain code in turn."
     import torch
 
-    from vlm2rec_lab.graph.fit import step_loss
     from vlm2rec_lab.training.course import adam, trained_parts
 
     split = purchases(a.users, a.items, a.interactions, a.seed)
@@ -227,8 +233,8 @@ def beside(a):  # -> dict
     if a.recbole and a.model == 'LightGCN':
         theirs = recbole_lightgcn(model, a.recbole)
         sides, told = (sides, theirs) if isinstance(theirs, str) else (sides | {'RecBole': theirs}, None)
-    parts, weights = trained_parts(model), model.weights
-    ours = [p for _, p in parts], lambda *batch: step_loss(model, batch, None, weights)
+    parts = trained_parts(model)
+    ours = [p for _, p in parts], step_loss_of(model)
     runs, losses = {}, {}
     for name, (parameters, loss) in {'ours': ours, **sides}.items():
         optimiser = adam(parts, 1e-3) if name == 'ours' else torch.optim.Adam(parameters, 1e-3)
