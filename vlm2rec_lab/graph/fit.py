@@ -278,6 +278,7 @@ def fit_graph(
     settings |= dict(start=weights_key(model.state_dict(), repr(model))[:16]) | _remedy_settings(remedy)
     settings['loss'] += f', {settings["remedy"]}' if remedy is not None else ''
 
+    accelerator = accelerator if getattr(accelerator, 'num_processes', 1) > 1 else None
     if accelerator is not None:
         _check_shares(model, remedy)
         check_alike(int(settings['start'][:12], 16), 'what training begins with', accelerator)
