@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pair_encoders
@@ -383,10 +384,45 @@ def test_sentence_trainer(tmp_path):
 
 @pytest.mark.slow
 def test_graph(tmp_path):
-    found, printed = run('graph.py', '--small', '--batches', '64', tmp_path / 'graph.json')
-    assert {r['model'] for r in found['rows']} == {'LightGCN', 'VBPR'}
+    asked = ['--small', '--batches', '64', '--fanout', '4', '--threads', '1', '--parts', 'epoch']
+    found, printed = run('graph.py', *asked, tmp_path / 'graph.json')
+    assert [(r['model'], r['fanout']) for r in found['rows']] == [('LightGCN', None), ('LightGCN', 4), ('VBPR', None)]
     assert all(r['cpu'] > 0 and r['peak_gb'] > 0 and np.isfinite(r['loss']) for r in found['rows'])
     assert 'LightGCN' in printed and 'VBPR' in printed
+
+
+@pytest.fixture
+def graph_benchmark(scripts):
+    "The script as a module, and a small size."
+    import graph
+
+    size = dict(users=200, items=300, interactions=2000, dim=16, layers=2, seed=0, batch=64, rounds=2, steps=2)
+    return graph, lambda **more: SimpleNamespace(**size | more)
+
+
+@pytest.mark.parametrize('model', ['LightGCN', 'VBPR', 'BPR-MF'])
+def test_plain_graph_code_is_the_same_model(graph_benchmark, tmp_path, model):
+    "It has the losses of ours, step after step, so that its time can be set beside ours."
+    bench, size = graph_benchmark
+    found = bench.beside(size(model=model, recbole=str(tmp_path)))
+    assert found['steps'] == 4 and found['losses_apart'] < 1e-5
+    assert model != 'LightGCN' or 'ratio_RecBole' in found or found['recbole'].startswith('not here')
+    split = bench.purchases(200, 300, 2000, 0)
+    ours, _ = bench.model_of(model, split, size())
+    batch = next(bench.batches(split, 64, 0))
+    loss, other = bench.PLAIN[model](ours)[1], bench.step_loss_of(ours)
+    value, same, exchanged = (
+        f(*b).item() for f, b in ((loss, batch), (other, batch), (other, (batch[0], *batch[:0:-1])))
+    )
+    assert abs(value - same) < 1e-6 and abs(value - exchanged) > 1e-5
+
+
+def test_drawn_steps_and_near_items_by_both_ways(graph_benchmark):
+    bench, size = graph_benchmark
+    steps = bench.drawn(size(scale=1, fanout=[4]))['steps']
+    assert [s['fanout'] for s in steps] == [None, 4] and all(s['cpu'] > 0 for s in steps)
+    blocks, pairs = (bench.near(size(n=150, way=w)) for w in ('blocks', 'all pairs'))
+    assert blocks['found'] == pairs['found'] != [0, 0]
 
 
 @pytest.mark.slow
