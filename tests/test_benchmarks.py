@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pair_encoders
@@ -49,17 +50,22 @@ def scripts():
     sys.path.insert(0, str(BENCH))
     import common  # noqa: E401
     import decoders
+    import encoders
     import flame
     import fusions
     import gpu
+    import graph_films
+    import graph_remedies
     import lattice
     import pairs
+    import published
     import scale
     import shapes
     import size
     import train
 
-    found = (common, decoders, flame, fusions, gpu, lattice, pairs, scale, shapes, size, train)
+    found = (common, decoders, encoders, flame, fusions, gpu, graph_films, graph_remedies, lattice, pairs, published)
+    found += (scale, shapes, size, train)
     yield {m.__name__: m for m in found}
     sys.path.remove(str(BENCH))
 
@@ -378,10 +384,45 @@ def test_sentence_trainer(tmp_path):
 
 @pytest.mark.slow
 def test_graph(tmp_path):
-    found, printed = run('graph.py', '--small', '--batches', '64', tmp_path / 'graph.json')
-    assert {r['model'] for r in found['rows']} == {'LightGCN', 'VBPR'}
+    asked = ['--small', '--batches', '64', '--fanout', '4', '--threads', '1', '--parts', 'epoch']
+    found, printed = run('graph.py', *asked, tmp_path / 'graph.json')
+    assert [(r['model'], r['fanout']) for r in found['rows']] == [('LightGCN', None), ('LightGCN', 4), ('VBPR', None)]
     assert all(r['cpu'] > 0 and r['peak_gb'] > 0 and np.isfinite(r['loss']) for r in found['rows'])
     assert 'LightGCN' in printed and 'VBPR' in printed
+
+
+@pytest.fixture
+def graph_benchmark(scripts):
+    "The script as a module, and a small size."
+    import graph
+
+    size = dict(users=200, items=300, interactions=2000, dim=16, layers=2, seed=0, batch=64, rounds=2, steps=2)
+    return graph, lambda **more: SimpleNamespace(**size | more)
+
+
+@pytest.mark.parametrize('model', ['LightGCN', 'VBPR', 'BPR-MF'])
+def test_plain_graph_code_is_the_same_model(graph_benchmark, tmp_path, model):
+    "It has the losses of ours, step after step, so that its time can be set beside ours."
+    bench, size = graph_benchmark
+    found = bench.beside(size(model=model, recbole=str(tmp_path)))
+    assert found['steps'] == 4 and found['losses_apart'] < 1e-5
+    assert model != 'LightGCN' or 'ratio_RecBole' in found or found['recbole'].startswith('not here')
+    split = bench.purchases(200, 300, 2000, 0)
+    ours, _ = bench.model_of(model, split, size())
+    batch = next(bench.batches(split, 64, 0))
+    loss, other = bench.PLAIN[model](ours)[1], bench.step_loss_of(ours)
+    value, same, exchanged = (
+        f(*b).item() for f, b in ((loss, batch), (other, batch), (other, (batch[0], *batch[:0:-1])))
+    )
+    assert abs(value - same) < 1e-6 and abs(value - exchanged) > 1e-5
+
+
+def test_drawn_steps_and_near_items_by_both_ways(graph_benchmark):
+    bench, size = graph_benchmark
+    steps = bench.drawn(size(scale=1, fanout=[4]))['steps']
+    assert [s['fanout'] for s in steps] == [None, 4] and all(s['cpu'] > 0 for s in steps)
+    blocks, pairs = (bench.near(size(n=150, way=w)) for w in ('blocks', 'all pairs'))
+    assert blocks['found'] == pairs['found'] != [0, 0]
 
 
 @pytest.mark.slow
@@ -742,3 +783,77 @@ def test_a_graph_of_near_items_is_handed_over(scripts):
         ('b', 'a', 0.3, 0.0),
         ('b', 'b', 0.3, ''),
     ]
+
+
+def test_others_claims_are_held_against_small_encoders(tmp_path):
+    more = ['--small', '--seeds', '1', '--models', 'VBPR', '--worlds', 'balanced']
+    found, printed = run('encoders.py', str(tmp_path / 'work'), *more, tmp_path / 'encoders.json')
+    assert [(r['cases'], r['theirs']) for r in found['claims']] == [(2, 0.9), (4, 0.7), (2, 0.83), (2, 0.8)]
+    assert {r['encoder'] for r in found['worth']} == {
+        'separate',
+        'separate, fine-tuned',
+        'joint',
+        'joint, fine-tuned',
+        'joint, end-to-end',
+        'one tower',
+    }
+    assert len(found['cases']) == sum(r['cases'] for r in found['claims']) and 'one tower beats two' in printed
+
+
+def test_two_views_of_a_content_differ_and_belong_together(scripts):
+    from vlm2rec_lab.shop.drawn import make_studio
+
+    shop = make_studio('redundant', seed=0, items=40, users=60, length=8).catalogue
+    texts = scripts['encoders'].twice(shop, 'text', 0)
+    for given, other in zip(texts.content['text'], texts.content['other']):
+        assert other and set(other.split()) <= set(given.split())
+    assert texts.content['text'] != texts.content['other'] and texts.kinds == {'text': 'text', 'other': 'text'}
+    pictures = scripts['encoders'].twice(shop, 'image', 0)
+    for given, other in zip(pictures.content['image'], pictures.content['other']):
+        assert other.shape == given.shape and other.dtype == given.dtype and (other != given).any()
+
+
+def test_a_published_run_is_repeated_on_other_ratings(scripts):
+    from types import SimpleNamespace
+
+    from vlm2rec_lab.shop.drawn import make_studio
+
+    s, studio = scripts['published'], make_studio('balanced', seed=0, items=40, users=80, length=12)
+    short, longer = (s.trained(studio, 0, SimpleNamespace(dim=8, epochs=e)) for e in (1, 30))
+    assert set(longer) == set(s.PUBLISHED) and short != longer
+    assert longer == s.trained(studio, 0, SimpleNamespace(dim=8, epochs=30))
+
+
+def test_remedies_are_held_against_plain_training(scripts):
+    from types import SimpleNamespace
+
+    from vlm2rec_lab.shop.drawn import make_studio
+    from vlm2rec_lab.shop.shares import shares
+
+    s, studio = scripts['graph_remedies'], make_studio('balanced', seed=0, items=40, users=80, length=12)
+    rng = np.random.default_rng(0)
+    vectors = {m: rng.normal(size=(40, 6)).astype(np.float32) for m in ('text', 'image')}
+    cell = s.seed_cell(shares(studio), vectors, 0, SimpleNamespace(model='VBPR', epochs=2))
+    ways = {'whole', 'without text', 'without image', 'text alone', 'image alone'}
+    assert {n: set(f) for n, f in cell.items() if n != 'means taken away'} == {
+        n: ways for n in (s.PLAIN, 'a loss for each modality', 'negatives louder by the gap', 'unimodal teachers')
+    }
+    assert cell['a loss for each modality']['whole'] != cell[s.PLAIN]['whole']
+    rows = s.compared([cell])
+    assert [r['gain'] for r in rows if r['remedy'] == s.PLAIN] == [''] * 5
+    mean = np.mean(cell['unimodal teachers']['text alone'])
+    assert [r['recall'] for r in rows if (r['remedy'], r['left']) == ('unimodal teachers', 'text alone')] == [
+        round(float(mean), 5)
+    ]
+
+
+def test_vectors_of_films_are_made_once(scripts, tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return {'text': np.ones((3, 2), np.float32), 'image': np.zeros((3, 4), np.float32)}
+
+    first, again = (scripts['graph_films'].stored(tmp_path / 'x.npz', make) for _ in range(2))
+    assert len(made) == 1 and set(first) == set(again) == {'text', 'image'}
+    assert all((first[m] == again[m]).all() for m in first)

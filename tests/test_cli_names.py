@@ -16,6 +16,7 @@ from vlm2rec_lab.diagnosis.verdict import VERDICTS
 from vlm2rec_lab.federated.backbones import BACKBONES
 from vlm2rec_lab.federated.continual import METHODS
 from vlm2rec_lab.graph.make import GRAPH_MODELS
+from vlm2rec_lab.graph.paradigms import PARADIGMS
 from vlm2rec_lab.model.heads import SEQUENCES
 from vlm2rec_lab.model.pieces import Prompts
 from vlm2rec_lab.ranking.fusions import FUSIONS
@@ -38,6 +39,7 @@ REGISTERED = {
     'shop remedies': SHOP_REMEDIES,
     'halves': HALVES,
     'graph models': GRAPH_MODELS,
+    'paradigms': PARADIGMS,
     'backbones': BACKBONES,
     'federated methods': METHODS,
     'starts': ITEMS,
@@ -69,7 +71,7 @@ def test_settings_read_from_the_file_are_those_of_the_function(loss):
         ('study', ['conditions', 'worlds']),
         ('report', ['verdicts']),
         ('downstream', ['losses']),
-        ('graph', ['graph models']),
+        ('graph', ['graph models', 'paradigms']),
         ('federated', ['backbones', 'federated methods']),
     ],
 )

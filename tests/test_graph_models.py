@@ -1,6 +1,7 @@
 """Propagation by hand and against dense loops; LightGCN and VBPR against their definitions, one pair after another."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,15 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm2rec_lab.base.errors import DataError
+from vlm2rec_lab.graph import graph as room
 from vlm2rec_lab.graph.graph import (
     Graph,
     dense,
+    drawn_rows,
     drop_edges,
     edge_weights,
     graph_of,
     item_graph,
     nearest_items,
     propagate,
+    propagate_drawn,
     propagate_rows,
     sparse,
 )
@@ -97,11 +101,22 @@ def test_propagation_is_the_dense_one_with_its_gradient(seed, layers):
     found.backward(back)
     assert torch.allclose(torch.cat([a.grad, b.grad]), want @ back, atol=1e-6)
     some, other = torch.randint(0, 7, (5,), generator=g), torch.randint(0, 9, (4,), generator=g)  # rows may repeat
+    for few in (True, False):  # both ways to take rows
+        with mock.patch.object(room, '_few', lambda *_: few):
+            rows_are_those(graph, a, b, some, other, layers, found, want, x, back)
+
+
+def rows_are_those(graph, a, b, some, other, layers, found, want, x, back):
+    "Rows of what has flowed, and the gradient through them, are those of the dense matrix."
     a, b = a.detach().requires_grad_(), b.detach().requires_grad_()
-    rows, at = torch.cat(propagate_rows(graph, a, b, some, other, layers)), torch.cat([some, 7 + other])
-    assert torch.allclose(rows, found.detach()[at], atol=1e-6)
-    rows.backward(back[:9])
+    (flowed, own), at = propagate_rows(graph, a, b, some, other, layers), torch.cat([some, 7 + other])
+    rows, own = torch.cat(flowed), torch.cat(own)
+    assert torch.allclose(rows, found.detach()[at], atol=1e-6) and torch.equal(own, x[at])
+    rows.backward(back[:9], retain_graph=True)
     assert torch.allclose(torch.cat([a.grad, b.grad]), want[:, at] @ back[:9], atol=1e-6)
+    own.backward(back[7:])  # what holds them small adds up with it
+    both = want[:, at] @ back[:9] + torch.eye(16)[:, at] @ back[7:]
+    assert torch.allclose(torch.cat([a.grad, b.grad]), both, atol=1e-6)
 
 
 def test_one_side_alone_has_a_gradient():
@@ -290,3 +305,96 @@ def test_a_bias_is_a_column():
     assert torch.allclose(users @ items.T, model.user @ model.item.T + torch.arange(9.0), atol=1e-6)
     model.losses(*PAIRS, None)['bpr'].backward()
     assert model.bias.grad.abs().sum() > 0
+
+
+def test_a_small_part_of_the_edges_is_picked_out():
+    _, graph = drawn()
+    assert room._few(graph.to_users, torch.tensor([6])) and not room._few(graph.to_users, torch.arange(7))
+    assert not room._few(graph.to_users, torch.tensor([0] * 30))  # a row that is named often is taken often
+
+
+# ---- neighbours that are drawn
+
+
+@many
+@given(st.integers(0, 10**6), st.integers(1, 4), st.booleans())
+def test_all_neighbours_drawn_are_all(seed, layers, bare):
+    "With a fanout that no degree exceeds, values and gradients are the exact ones; nodes without neighbours too."
+    _, graph = drawn(seed=seed)
+    g = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(n, 3, generator=g, requires_grad=True) for n in (7, 9))
+    a, b = torch.randint(0, 7, (5,), generator=g), torch.randint(0, 9, (4,), generator=g)
+    if bare:
+        a, b = torch.tensor([6, 6]), torch.tensor([8])
+    ways = []
+    for f in (propagate_rows, lambda *how: propagate_drawn(*how, 8, g)):
+        flowed, own = f(graph, x, y, a, b, layers)
+        value = sum((t.cumsum(0) ** 2).sum() for t in (*flowed, *own))
+        ways.append([torch.cat(flowed), torch.cat(own), *torch.autograd.grad(value, (x, y))])
+    for exact, some in zip(*ways):
+        assert (exact - some).abs().max() < 1e-5 * max(1, exact.abs().max())
+
+
+def test_a_node_asks_no_neighbour_twice_and_each_with_the_same_chance():
+    graph, n = graph_of(split_of([set(range(7)), {2, 5}, set()], 7)), 6000
+    g, every = torch.Generator().manual_seed(0), torch.tensor([2, 0, 1])
+    times = torch.zeros(3, 7)
+    for _ in range(n):
+        some = drawn_rows(graph.to_users, every, 3, torch.rand(3, generator=g))
+        assert some.starts.tolist() == [0, 0, 3, 5]
+        columns, row = some.columns.long(), torch.tensor([1, 1, 1, 2, 2])
+        assert len({*columns[:3].tolist()}) == 3 and columns[3:].tolist() == [2, 5]
+        times.index_put_((row, columns), torch.ones(5), accumulate=True)
+        enlarged = some.values / dense(graph.to_users)[every[row], columns]
+        assert torch.allclose(enlarged, torch.tensor([7 / 3] * 3 + [1.0] * 2))
+    assert (times[1] / n - 3 / 7).abs().max() < 4 * (3 / 7 * 4 / 7 / n) ** 0.5
+
+
+def average(flow, n=2000):
+    "The mean of n draws of a matrix, and its standard error."
+    draws = torch.stack([flow() for _ in range(n)]).double()
+    return draws.mean(0), draws.std(0) / n**0.5
+
+
+def test_drawn_neighbours_are_right_on_average():
+    "Vectors that have flowed are unbiased, because each layer draws anew; one draw for all layers is not."
+    _, graph = drawn(seed=3)
+    g, eye, every = torch.Generator().manual_seed(0), torch.eye(16), (torch.arange(7), torch.arange(9))
+    exact = torch.cat(propagate(graph, eye[:7], eye[7:], 3)).double()
+    mean, error = average(lambda: torch.cat(propagate_drawn(graph, eye[:7], eye[7:], *every, 3, 1, g)[0]))
+    assert error.max() > 1e-3  # something was drawn
+    assert ((mean - exact).abs() <= 5 * error + 1e-6).all()
+
+    def once():
+        matrices = (graph.to_users, every[0]), (graph.to_items, every[1])
+        A = torch.zeros(16, 16)
+        A[:7, 7:], A[7:, :7] = (dense(drawn_rows(m, at, 1, torch.rand(len(at), generator=g))) for m, at in matrices)
+        return sum(torch.linalg.matrix_power(A, k) for k in range(4)) / 4
+
+    mean, error = average(once)
+    assert ((mean - exact).abs() > 8 * error + 1e-3).any()
+
+
+def test_shares_of_a_batch_ask_what_the_whole_would():
+    _, graph = drawn(seed=3)
+    x, y, a, b = torch.randn(7, 3), torch.randn(9, 3), torch.tensor([3, 0, 4, 3]), torch.tensor([1, 8, 0, 2])
+
+    def flow(at_users, at_items):
+        return torch.stack(propagate_drawn(graph, x, y, at_users, at_items, 3, 1, torch.Generator().manual_seed(5))[0])
+
+    whole = flow(a, b)
+    assert torch.allclose(torch.cat([flow(a[:2], b[:2]), flow(a[2:], b[2:])], 1), whole, atol=1e-6)
+    assert torch.equal(whole[0][0], whole[0][3])
+    assert not torch.allclose(whole[0], propagate_rows(graph, x, y, a, b, 3)[0][0], atol=1e-3)
+
+
+def test_a_model_that_draws_ranks_exactly():
+    _, graph = drawn(seed=3)
+    exact, some, every = (LightGCN(graph, 4, 3, seed=1, fanout=f) for f in (None, 1, 9))
+    assert torch.equal(torch.cat(exact.tables()), torch.cat(some.tables()))
+    g = torch.Generator().manual_seed(0)
+    found = [float(m.losses(*PAIRS, g)['bpr'].detach()) for m in (exact, some, every)]
+    assert found[2] == pytest.approx(found[0], abs=1e-6) and abs(found[1] - found[0]) > 1e-5
+    assert repr(some) != repr(exact) and 'drawn' not in repr(exact)
+    with pytest.raises(DataError, match='fanout=0'):
+        LightGCN(graph, 4, fanout=0)

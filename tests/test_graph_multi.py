@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from vlm2rec_lab.base.errors import DataError, DataWarning
@@ -21,6 +23,7 @@ from vlm2rec_lab.graph.graph import Graph, dense, drop_edges, edge_weights, grap
 from vlm2rec_lab.graph.lattice import LATTICE, item_graphs
 from vlm2rec_lab.graph.mmgcl import MMGCL
 from vlm2rec_lab.graph.mmgcn import MMGCN
+from vlm2rec_lab.graph.modalities import contrast
 from vlm2rec_lab.graph.slmrec import SLMRec
 from vlm2rec_lab.shop.catalogue import Catalogue, Interactions
 from vlm2rec_lab.shop.dataset import Dataset
@@ -409,9 +412,24 @@ def contrast_fault(cls=MMGCL):
     return abs(found - want)
 
 
-def without_negatives(a, b, tau, names=None):
+def without_negatives(a, b, tau, names=None, alike=False):
     "The part of a row's own other view alone."
     return -F.cosine_similarity(a, b).mean() / tau
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=14), st.booleans(), st.integers(0, 99))
+def test_what_stands_twice_in_a_batch_is_worked_out_once(places, alike, seed):
+    at, g = torch.tensor(places), seeded(seed)
+    tables = [torch.randn(n, 5, generator=g).double().requires_grad_() for n in (7 if alike else len(at), 7)]
+    a, b = (tables[0][at] if alike else tables[0]), tables[1][at]
+    same = (at[:, None] == at) & ~torch.eye(len(at), dtype=torch.bool)
+    logits = (F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / 0.2).masked_fill(same, -torch.inf)
+    plain = F.cross_entropy(logits, torch.arange(len(at)))
+    found = contrast(a, b, 0.2, at, alike)
+    assert abs(float(plain - found)) < 1e-12
+    for x, y in zip(*(torch.autograd.grad(v, tables, retain_graph=True) for v in (plain, found))):
+        assert (x - y).abs().max() < 1e-10
 
 
 def test_negatives_are_in_the_contrast(monkeypatch):

@@ -6,6 +6,7 @@
 __all__ = ['graph']
 
 # %% ../../nbs/11a_commands/08_graph.ipynb #3e724847
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -31,12 +32,33 @@ def _is_file(encoder):
     return str(encoder).endswith('.npz')
 
 # %% ../../nbs/11a_commands/08_graph.ipynb #81f801c2
-def _encoded(encoder, catalogue):
-    "{modality: float32 [N, d]} of a catalogue by an encoder, as it is, without training."
+def _reads_both(where):
+    "Is a folder a FLAVA, which reads text and picture in one pass?"
+    file = Path(str(where)) / 'config.json'
+    return file.is_file() and json.loads(file.read_text(encoding='utf-8')).get('model_type') == 'flava'
+
+# %% ../../nbs/11a_commands/08_graph.ipynb #ca6e9c61
+def _opened(where, kinds):
+    "Encoders that can learn, {modality: encoder} or one of `load_unified`, or None; and the embedder, where it is one."
     from vlm2rec_lab.model.loading import load_embedder
 
-    embedder = load_embedder(encoder, kinds=catalogue.kinds, trainable=False)
-    found = embedder.encode_items(catalogue, progress=sys.stderr.isatty())
+    if _reads_both(where):
+        from vlm2rec_lab.graph.unified import load_unified
+
+        return load_unified(where), None
+    embedder = load_embedder(where, kinds=kinds, trainable=False)
+    return getattr(embedder, 'encoders', None), embedder
+
+# %% ../../nbs/11a_commands/08_graph.ipynb #e407b203
+def _as_they_come(where, encoders, embedder, catalogue):
+    "{modality: float32 [N, d]} of a catalogue, without training: behind its heads for an embedder that has learned."
+    from vlm2rec_lab.graph.encoders import encoder_vectors
+    from vlm2rec_lab.model.pair_saved import is_pair
+
+    shown = sys.stderr.isatty()
+    if encoders is not None and not is_pair(where):
+        return encoder_vectors(catalogue, encoders, progress=shown)
+    found = embedder.encode_items(catalogue, progress=shown)
     return {m: z.float().cpu().numpy() for m, z in found.items()}
 
 # %% ../../nbs/11a_commands/08_graph.ipynb #03e6549c
@@ -48,6 +70,13 @@ def _graph_options(add):
     add('--encoders', nargs='+', default=[None], metavar='ENCODER', help=encoders)
     control = 'each encoder once more with contents exchanged between products: what a model reaches then is no content'
     add('--control', action='store_true', help=control)
+    ways = (
+        f'some of {listed("paradigms")}: as encoders come, after text and picture of a product were taught to belong '
+    )
+    ways += 'together, or while they learn with the recommender (default: pre-trained)'
+    add('--paradigms', nargs='+', default=['pre-trained'], metavar='HOW', help=ways)
+    rank = 'rank of the adapters of encoders that learn (default: all their weights learn)'
+    add('--lora', type=count, metavar='R', help=rank)
     models = f'some of {listed("graph models")} (default: all)'
     add('--models', nargs='+', metavar='NAME', help=models)
     add('--seeds', type=count, default=3, metavar='N', help='how many, of models and trainings (default: 3)')
@@ -77,6 +106,14 @@ def _check_graph(o):
     "Raises what makes the options of `graph` unusable."
     for m in o.models or ():
         known(m, names('graph models'), 'graph model', ', --models')
+    for way in o.paradigms:
+        known(way, names('paradigms'), 'paradigm', ', --paradigms')
+    files = [e for e in o.encoders if _is_file(e)]
+    if files and o.paradigms != ['pre-trained']:
+        raise ValueError(
+            f'--encoders {files[0]}: a file of vectors has no encoder that could learn: name its model, or leave '
+            f'{", ".join(w for w in o.paradigms if w != "pre-trained")} out of --paradigms'
+        )
     known(o.exclude, ('both', 'train'), 'word', ', --exclude')
     check_source(o.data, o.core, o.images)
     columns_of(o)
@@ -87,34 +124,75 @@ def _check_graph(o):
             raise FileNotFoundError(f'--encoders {encoder}: there is no such file')
 
 # %% ../../nbs/11a_commands/08_graph.ipynb #f365716a
+def _can_learn(name, encoders):
+    "Raises ValueError where there is no encoder that could learn here."
+    if encoders is None:
+        raise ValueError(
+            f'--encoders {name}: a vision-language model learns by vlm2rec train, not here: leave --paradigms out'
+        )
+    return encoders
+
+# %% ../../nbs/11a_commands/08_graph.ipynb #bf9d2e8f
+def _tuned(o, name, encoders, catalogue):
+    "Vectors of encoders that were taught which words belong to which picture of the shop, as `encoder_vectors`."
+    from vlm2rec_lab.graph.encoders import ItemReader, encoder_vectors
+    from vlm2rec_lab.graph.tuning import shares_space, tune_on_shop
+
+    dims = None if shares_space(ItemReader(catalogue, encoders)) else o.width
+    how = dict(lora=o.lora, dims=dims, seed=o.seed, folder=Path(o.out) / 'encoders' / name)
+    tuned = tune_on_shop(catalogue, encoders, progress=sys.stderr.isatty(), **how)
+    print(f'{name}: {tuned}', flush=True)
+    return encoder_vectors(catalogue, tuned.encoders, progress=sys.stderr.isatty())
+
+# %% ../../nbs/11a_commands/08_graph.ipynb #4aa6664f
+def _of_model(o, where, catalogue):
+    "{name: vectors} of a model by the paradigms that need no recommender, and its encoders where they learn with one."
+    name, found = Path(str(where)).name, {}
+    encoders, embedder = _opened(where, catalogue.kinds)
+    if 'pre-trained' in o.paradigms:
+        found[name] = _as_they_come(where, encoders, embedder, catalogue)
+    if 'fine-tuned' in o.paradigms:
+        found[f'{name}, fine-tuned'] = _tuned(o, name, _can_learn(name, encoders), catalogue)
+    return found, {name: _can_learn(name, encoders)} if 'end-to-end' in o.paradigms else {}
+
+# %% ../../nbs/11a_commands/08_graph.ipynb #022e112a
 def _encoders(o, catalogue):
-    "{name: {modality: vectors}} of the encoders that the options name."
+    "{name: {modality: vectors}} of what the options name, and {name: encoders} of those that learn with a recommender."
     from vlm2rec_lab.ranking.vectors import read_items
 
-    found = {}
+    found, learn, named = {}, {}, []
     for encoder in o.encoders:
-        if encoder is not None and _is_file(encoder):
-            found[Path(encoder).stem] = read_items(encoder, len(catalogue))
-            continue
-        where = model_at(encoder, o.data)
-        found[Path(str(where)).name] = _encoded(where, catalogue)
-    if len(found) < len(o.encoders):
-        raise ValueError(f'--encoders: two of them are called alike: {", ".join(found)}; rename one')
+        if _is_file(encoder):
+            vectors, more = {Path(encoder).stem: read_items(encoder, len(catalogue))}, {}
+        else:
+            vectors, more = _of_model(o, model_at(encoder, o.data), catalogue)
+        named += list(vectors or more)[:1]
+        found, learn = found | vectors, learn | more
+    if len(set(named)) < len(o.encoders):
+        raise ValueError(f'--encoders: two of them are called alike: {", ".join(named)}; rename one')
     if o.control:
         from vlm2rec_lab.graph.diagnosis import exchanged_vectors
 
         found |= {f'{name}, exchanged': exchanged_vectors(v, o.seed) for name, v in found.items()}
-    return found
+    return found, learn
+
+# %% ../../nbs/11a_commands/08_graph.ipynb #4b4cd7bd
+def _pairs(encoders):
+    "Which is held against which: all against the first, and one that learned against the same as it comes."
+    first, *others = encoders
+    own = [(e, e.rpartition(', ')[0]) for e in others if e.rpartition(', ')[0] in encoders]
+    return list(dict.fromkeys([(e, first) for e in others] + own))
 
 # %% ../../nbs/11a_commands/08_graph.ipynb #64cf312a
 @command('does an encoder help a graph recommender, and does that listen to every modality? resumable', _graph_options)
 def graph(
-    o,  # options: data, images, encoders, models, seeds, sizes, lr, exclude, device, out, seed, command
+    o,  # options: data, images, encoders, paradigms, models, seeds, sizes, lr, exclude, device, out, seed, command
 ):
     "`vlm2rec graph`: recommenders on the vectors of encoders; a cell that is there is not computed again."
     _check_graph(o)
     check_device(o.device)
     from vlm2rec_lab.graph.make import reads_contents
+    from vlm2rec_lab.graph.paradigms import run_together
     from vlm2rec_lab.graph.study import cases_said, graph_cases, graph_markdown, run_graph, write_graph
     from vlm2rec_lab.shop.shares import shares
 
@@ -122,10 +200,16 @@ def graph(
     split = shares(whole, exclude=o.exclude, seed=o.seed)
     print(split, flush=True)
     models = o.models or names('graph models')
-    encoders = _encoders(o, whole.catalogue) if any(map(reads_contents, models)) else {}
+    encoders, learn = _encoders(o, whole.catalogue) if any(map(reads_contents, models)) else ({}, {})
     sizes = dict(dim=o.dim, width=o.width, cut=o.k, device=o.device)
     training = dict(batch=o.batch, lr=o.lr, epochs=o.epochs, patience=o.patience, progress=sys.stderr.isatty())
-    cells = run_graph(o.out, split, encoders, models, o.seeds, said=partial(print, flush=True), **sizes, **training)
-    table = write_graph(cells, o.out, split.name, o.command)
-    print(f'\n{markdown_text(graph_markdown(table))}', *cases_said(graph_cases(cells)), sep='\n\n')
+    said = partial(print, flush=True)
+    fixed = models if encoders else [m for m in models if not reads_contents(m)]
+    cells = run_graph(o.out, split, encoders, fixed, o.seeds, said=said, **sizes, **training) if fixed else []
+    for name, own in learn.items():
+        how = dict(name=f'{name}, end-to-end', lora=o.lora, said=said, **sizes, **training)
+        cells += run_together(Path(o.out) / 'together' / name, split, own, models, o.seeds, **how)
+    pairs = _pairs([*encoders, *(f'{name}, end-to-end' for name in learn)]) if encoders or learn else []
+    table = write_graph(cells, o.out, split.name, o.command, pairs)
+    print(f'\n{markdown_text(graph_markdown(table))}', *cases_said(graph_cases(cells, pairs=pairs)), sep='\n\n')
     print(f'\ngraph.csv and graph.md: {o.out}\n{o.command}')

@@ -47,6 +47,7 @@ REGISTRIES = {  # kind -> (room, dictionary, decorator or None)
     'shop remedies': ('studies.shops', 'SHOP_REMEDIES', None),
     'halves': ('diagnosis.settings', 'HALVES', None),
     'graph models': ('graph.make', 'GRAPH_MODELS', None),
+    'paradigms': ('graph.paradigms', 'PARADIGMS', None),
     'backbones': ('federated.backbones', 'BACKBONES', None),
     'federated methods': ('federated.continual', 'METHODS', None),
     'starts': ('recommenders.seqrec', 'ITEMS', None),

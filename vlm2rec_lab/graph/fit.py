@@ -16,7 +16,16 @@ from ..base.errors import DataError, known
 from ..base.store import weights_key
 from ..ranking.ranks import GAINS
 from ..ranking.sets import SHARES, SetRanks, figure_at_k, ranks_of_rows
-from ..training.course import adam, cut_of, draw_negatives, mixed, owned_keys, run_course, trained_parts
+from vlm2rec_lab.training.course import (
+    adam,
+    check_alike,
+    cut_of,
+    draw_negatives,
+    mixed,
+    owned_keys,
+    run_course,
+    trained_parts,
+)
 
 # %% ../../nbs/07_graph/02_fit.ipynb #8173299b
 def tables_of(
@@ -171,8 +180,44 @@ def _same_edges(graph, owned, n):
     if not torch.equal(users * n + items, owned):
         raise DataError('the graph of the model has other edges than the training part: make it with graph_of(split)')
 
+# %% ../../nbs/07_graph/02_fit.ipynb #7f31d201
+def _check_shares(model, remedy):
+    "Raises DataError where shares of a batch do not add up to it."
+    name = type(model).__name__
+    if not getattr(model, 'by_pairs', False):
+        raise DataError(
+            f'{name} does not say by_pairs, that its losses are means over pairs, so that shares of a batch add up to '
+            'it: train in one process, without accelerator='
+        )
+    if remedy is not None:
+        raise DataError('a remedy sees whole batches: train in one process, without accelerator=, or without remedy=')
+
+# %% ../../nbs/07_graph/02_fit.ipynb #7f31d202
+def _share(pairs, accelerator):
+    "This process's pairs of a batch, and what a mean over them counts; who has none gets one that counts nothing."
+    if accelerator is None:
+        return pairs, 1.0
+    mine = [a[accelerator.process_index :: accelerator.num_processes] for a in pairs]
+    counts = len(mine[0]) / len(pairs[0])
+    return (mine, counts) if counts else ([a[:1] for a in pairs], 0.0)
+
+# %% ../../nbs/07_graph/02_fit.ipynb #7f31d203
+def _sum_gradients(model, accelerator):
+    "Gradients of all processes added up, in place."
+    for p in model.parameters():
+        if p.grad is not None:
+            p.grad = accelerator.reduce(p.grad, 'sum')
+
+# %% ../../nbs/07_graph/02_fit.ipynb #7f31d204
+def _mean_of_all(number, accelerator):
+    "One number for all processes, so that they decide alike."
+    if accelerator is None:
+        return number
+    mine = torch.tensor(number, dtype=torch.double, device=accelerator.device)
+    return float(accelerator.reduce(mine, 'sum')) / accelerator.num_processes
+
 # %% ../../nbs/07_graph/02_fit.ipynb #53484781
-def _epoch(model, optimiser, weights, pairs, batch, epoch, seed, remedy=None):
+def _epoch(model, optimiser, weights, pairs, batch, epoch, seed, remedy=None, accelerator=None):
     "One pass over the training pairs in random order; the mean loss over pairs."
     (users, items, owned, n), device = pairs, next(model.parameters()).device
     g, total = torch.Generator().manual_seed(seed), 0.0
@@ -184,11 +229,16 @@ def _epoch(model, optimiser, weights, pairs, batch, epoch, seed, remedy=None):
         for at in torch.randperm(len(users), generator=g).split(batch):
             u, p = users[at], items[at]
             drawn = draw_negatives(u, p, 1, n, owned, g)[:, 0]
-            value = step_loss(model, [a.to(device) for a in (u, p, drawn)], g, weights, remedy)
+            mine, counts = _share((u, p, drawn), accelerator)
+            value = counts * step_loss(model, [a.to(device) for a in mine], g, weights, remedy)
             optimiser.zero_grad()
             value.backward()
+            if accelerator is not None:
+                _sum_gradients(model, accelerator)
             optimiser.step()
             total += float(value.detach()) * len(at)
+    if accelerator is not None:
+        total = _mean_of_all(total, accelerator) * accelerator.num_processes
     if not math.isfinite(total):
         raise FloatingPointError(f'epoch {epoch}: the loss is no longer finite; try a lower lr')
     return total / len(users)
@@ -212,9 +262,11 @@ def fit_graph(
     folder=None,  # keeps the state after every epoch, and goes on from there
     progress=True,  # show a bar
     callback=None,  # called with the list of records after each epoch; may return 'stop'
+    accelerator=None,  # accelerate.Accelerator of several processes: each takes its share of a batch, the first writes
 ):  # -> Fit; the model has its best state
     """Train in place, choosing on validation alone. Raises `DataError` for unknown names, a model of another shape or
-    another run's folder, `Interrupted`, with the run, after the epoch in which it was interrupted."""
+    another run's folder, for losses that several processes cannot share and processes that begin differently,
+    `Interrupted`, with the run, after the epoch in which it was interrupted."""
     (name, cut), parameters, pairs = cut_of(metric, METRICS), trained_parts(model), _pairs(model, split)
     if batch < 1:
         raise DataError(f'batch={batch}: at least one pair')
@@ -226,14 +278,21 @@ def fit_graph(
     settings |= dict(start=weights_key(model.state_dict(), repr(model))[:16]) | _remedy_settings(remedy)
     settings['loss'] += f', {settings["remedy"]}' if remedy is not None else ''
 
+    accelerator = accelerator if getattr(accelerator, 'num_processes', 1) > 1 else None
+    if accelerator is not None:
+        _check_shares(model, remedy)
+        check_alike(int(settings['start'][:12], 16), 'what training begins with', accelerator)
+
     def teach(e):
         for group in optimiser.param_groups:
             group['lr'] = lr * fall ** (e - 1) * group['share']
-        return _epoch(model, optimiser, weights, pairs, batch, e, mixed(seed, e), remedy)
+        return _epoch(model, optimiser, weights, pairs, batch, e, mixed(seed, e), remedy, accelerator)
 
     def look():
-        return float(figure_of(rank_graph(model, split, 'valid'), cut, name).mean()) if len(split.valid) else None
+        if not len(split.valid):
+            return None
+        return _mean_of_all(float(figure_of(rank_graph(model, split, 'valid'), cut, name).mean()), accelerator)
 
     course = dict(epochs=epochs, patience=patience, metric=metric, every=every)
-    course |= dict(folder=folder, progress=progress, callback=callback)
+    course |= dict(folder=folder, progress=progress, callback=callback, accelerator=accelerator)
     return run_course(parameters, optimiser, teach, look, settings, **course)

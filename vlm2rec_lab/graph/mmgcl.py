@@ -114,7 +114,7 @@ class MMGCL(OnModalities):
         tables = self.flow(self.graph, start)
         views = zip(*self.two_views(start, generator))
         seen = [
-            contrast(*(F.embedding(at, table) for table in both), self.tau, at)
+            contrast(*(F.embedding(at, table) for table in both), self.tau, at, alike=True)
             for at, both in zip((users, positives), views)
         ]
         found = pair_losses(tables, (self.user, self.item), users, positives, negatives)

@@ -68,18 +68,28 @@ def matrix(
     return random_rows(rows, columns, generator, gain * rows**-0.5)
 
 # %% ../../nbs/07_graph/01a_modalities.ipynb #788da748
+def _candidates(names, rows):
+    "A row of each name long [J], the name's place of each row long [B], and how often each name is there [J]."
+    if names is None:
+        own = torch.arange(len(rows), device=rows.device)
+        return own, own, torch.ones(len(rows), device=rows.device)
+    _, own, count = names.unique(return_inverse=True, return_counts=True)
+    return own.argsort(stable=True)[count.cumsum(0) - count], own, count
+
+# %% ../../nbs/07_graph/01a_modalities.ipynb #3a999586
 def contrast(
     a,  # [B, d]
     b,  # [B, d]
     tau,  # temperature
-    names=None,  # long [B]: rows of one name are no negatives of each other
+    names=None,  # long [B]: rows of one name have the same b, and are no negatives of each other; None: all differ
+    alike=False,  # rows of one name have the same a, too
 ):  # -> scalar; 0 for no row
-    "InfoNCE of each row against the other rows of the batch, on cosines."
+    "InfoNCE of each row against the other rows of the batch, on cosines; what a batch holds twice is worked out once."
     if not len(a):
         return a.sum()
-    logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / tau
-    own = torch.arange(len(a), device=a.device)
-    exclude = None
-    if names is not None:
-        exclude = (names[:, None] == names) & (own[:, None] != own)
-    return info_nce(logits, own, exclude).mean()
+    first, own, count = _candidates(names, a)
+    often, more = count.to(a) / len(a), count.to(a).log()
+    a, own = (a[first], torch.arange(len(first), device=a.device)) if alike else (a, own)
+    logits = F.normalize(a, dim=1) @ F.normalize(b[first], dim=1).T / tau + more
+    lost = info_nce(logits.scatter_add(1, own[:, None], -more[own][:, None]), own)
+    return (lost * often).sum() if alike else lost.mean()

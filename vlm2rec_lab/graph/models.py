@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..base.errors import DataError, known
-from .graph import Graph, moved, propagate, propagate_rows
+from .graph import Graph, check_fanout, moved, propagate, propagate_drawn, propagate_rows
 from ..training.contents import item_vectors
 
 # %% ../../nbs/07_graph/01_models.ipynb #37841a68
@@ -81,6 +81,8 @@ def random_rows(
 class BPRMF(nn.Module):
     "Factors of users and items."
 
+    by_pairs = True
+
     def __init__(
         self,
         users,  # how many
@@ -129,16 +131,21 @@ class OnGraph(nn.Module):
 class LightGCN(OnGraph):
     "Factors that flow along purchases."
 
+    by_pairs = True
+
     def __init__(
         self,
         graph,  # Graph of the training pairs
         dim=64,  # of a vector
         layers=3,  # how far vectors flow
         seed=0,  # of where vectors begin
+        fanout=None,  # neighbours that a node asks at most in a step of training; None: all
     ):
         super().__init__(graph)
+        if fanout is not None:
+            check_fanout(fanout)
         g = torch.Generator().manual_seed(seed)
-        self.weights, self.layers = {'bpr': 1.0, 'norm': 1e-4}, layers
+        self.weights, self.layers, self.fanout = {'bpr': 1.0, 'norm': 1e-4}, layers, fanout
         self.user, self.item = random_rows(graph.users, dim, g), random_rows(graph.items, dim, g)
 
     def tables(self):
@@ -147,14 +154,14 @@ class LightGCN(OnGraph):
 
     def losses(self, users, positives, negatives, generator):
         "The losses of a batch; the rows that are held small are those before the first layer."
-        both = torch.cat([positives, negatives])
-        u, i = propagate_rows(self.graph, self.user, self.item, users, both, self.layers)
-        own = picked((self.user, self.item), users, positives, negatives)
+        asked = self.graph, self.user, self.item, users, torch.cat([positives, negatives]), self.layers
+        (u, i), own = propagate_drawn(*asked, self.fanout, generator) if self.fanout else propagate_rows(*asked)
         return {'bpr': bpr(u, *i.split(len(users))), 'norm': half_norm(*own)}
 
     def extra_repr(self):
         "In words."
-        return f'{self.graph!r}, {self.user.shape[1]} dimensions, {self.layers} layers'
+        said = f'{self.graph!r}, {self.user.shape[1]} dimensions, {self.layers} layers'
+        return f'{said}, {self.fanout} neighbours drawn' if self.fanout else said
 
 # %% ../../nbs/07_graph/01_models.ipynb #51587704
 def content_tables(
@@ -230,6 +237,8 @@ class Contents(nn.Module):
 # %% ../../nbs/07_graph/01_models.ipynb #f50d6119
 class VBPR(nn.Module):
     "Factors, and what contents say."
+
+    by_pairs = True
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ class Agreement(nn.Module):
         total, leading = 0, ids
         for lead, follow, part, has in zip(self.leads, self.follows, parts, there):
             leading = leading @ lead
-            total = total + contrast(leading[has], (part @ follow)[has], tau, names[has])
+            total = total + contrast(leading[has], (part @ follow)[has], tau, names[has], alike=True)
         return total
 
 # %% ../../nbs/07_graph/05_slmrec.ipynb #432f5cbe

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'NOTHING', 'equal_widths', 'figures_left', 'graph_cell', 'plain_settings', 'stored_cell', 'run_graph',
-           'graph_table', 'graph_markdown', 'graph_cases', 'cases_said', 'write_graph']
+           'graph_table', 'graph_markdown', 'graph_cases', 'cases_said', 'claims_table', 'write_graph']
 
 # %% ../../nbs/07_graph/10_study.ipynb #5f5b3f3a
 import itertools
@@ -222,44 +222,80 @@ def graph_markdown(
     return '\n\n'.join('\n'.join(f'| {" | ".join(line)} |' for line in part) for part in parts)
 
 # %% ../../nbs/07_graph/10_study.ipynb #13f93781
-def graph_cases(
-    cells,  # of `run_graph`
-    draws=2000,  # of the bootstrap
-):  # -> DataFrame, empty for one encoder
-    "A row per model, metric and encoder but the first: both values, the gain over the first, its 95 % interval."
-    groups, metrics = {}, [f'{m}@{cells[0]["cut"]}' for m in ('Recall', 'NDCG')]
+def _by_encoder(cells):
+    "{(world, model): {encoder: {seed: cell}}} of the cells that read contents."
+    groups = {}
     for c in cells:
         if c['encoder']:
-            groups.setdefault(c['model'], {}).setdefault(c['encoder'], {})[c['seed']] = c
-    rows = []
-    for model, each in groups.items():
-        (first, base), *others = each.items()
-        for (encoder, own), key in itertools.product(others, metrics):
-            seeds = [s for s in own if s in base]
-            if not seeds:
-                continue
-            a, b = (_values([of[s] for s in seeds], WHOLE, key) for of in (own, base))
-            gain, low, high = relative_gain(a, b, draws)
-            row = dict(model=model, metric=key, encoder=encoder, against=first, seeds=len(seeds), value=a.mean())
-            rows.append(row | {'other': b.mean(), 'gain': gain, 'gain low': low, 'gain high': high})
+            of = groups.setdefault((c.get('world', ''), c['model']), {})
+            of.setdefault(c['encoder'], {})[c['seed']] = c
+    return groups
+
+# %% ../../nbs/07_graph/10_study.ipynb #ff99843b
+def _case(own, base, key, draws):
+    "What one encoder is worth beside another, by the seeds that both have; None where there is none."
+    seeds = [s for s in own if s in base]
+    if not seeds:
+        return None
+    a, b = (_values([of[s] for s in seeds], WHOLE, key) for of in (own, base))
+    gain = dict(zip(('gain', 'gain low', 'gain high'), relative_gain(a, b, draws)))
+    return dict(seeds=len(seeds), value=a.mean(), other=b.mean()) | gain
+
+# %% ../../nbs/07_graph/10_study.ipynb #21282104
+def graph_cases(
+    cells,  # of `run_graph`; a key `world` tells shops apart
+    draws=2000,  # of the bootstrap
+    pairs=None,  # (encoder, the one it is held against); None: every other against the first
+):  # -> DataFrame, empty where there is no pair
+    "A row per world, model, pair and metric: both values, the gain of the former, its 95 % interval."
+    rows, metrics = [], [f'{m}@{cells[0]["cut"]}' for m in ('Recall', 'NDCG')]
+    for (world, model), each in _by_encoder(cells).items():
+        first, *others = each
+        chosen = [(e, first) for e in others] if pairs is None else [p for p in pairs if set(p) <= set(each)]
+        for (encoder, against), key in itertools.product(chosen, metrics):
+            case = _case(each[encoder], each[against], key, draws)
+            if case is not None:
+                named = {'world': world} if world else {}
+                rows.append(named | dict(model=model, metric=key, encoder=encoder, against=against) | case)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/07_graph/10_study.ipynb #a060d50d
+def _counted(rows):
+    "Of so many cases: better, surely better, surely worse."
+    sure = dict(better=rows.gain > 0, surely=rows['gain low'] > 0, worse=rows['gain high'] < 0)
+    return dict(cases=len(rows)) | {name: int(yes.sum()) for name, yes in sure.items()}
+
+# %% ../../nbs/07_graph/10_study.ipynb #7b1b1901
 def cases_said(
     table,  # of `graph_cases`
-):  # -> list of str, one for each encoder but the first
-    "In how many cases an encoder is better than the first, and how surely."
+):  # -> list of str, one for each pair of encoders
+    "In how many cases an encoder is better than another, and how surely."
     if not len(table):
         return []
     lines = []
-    for (encoder, first), rows in table.groupby(['encoder', 'against'], sort=False):
-        n, better = len(rows), int((rows.gain > 0).sum())
-        surely, worse = int((rows['gain low'] > 0).sum()), int((rows['gain high'] < 0).sum())
-        share = (
-            f'better in {better} of {n} cases ({100 * better / n:.0f} %), surely in {surely}, surely worse in {worse}'
-        )
-        lines.append(f'{encoder} against {first}: {share}; a case is a model and a metric')
+    for (encoder, against), rows in table.groupby(['encoder', 'against'], sort=False):
+        n = _counted(rows)
+        share = f'better in {n["better"]} of {n["cases"]} cases ({100 * n["better"] / n["cases"]:.0f} %)'
+        sure = f'surely in {n["surely"]}, surely worse in {n["worse"]}'
+        lines.append(f'{encoder} against {against}: {share}, {sure}; a case is a model and a metric')
     return lines
+
+# %% ../../nbs/07_graph/10_study.ipynb #3bb75c46
+def claims_table(
+    cells,  # as in `graph_cases`
+    claims,  # {claim: (share in which others found it, pairs as in `graph_cases`)}
+    draws=2000,  # of the bootstrap
+):  # -> DataFrame: claim, theirs, ours, cases, better, surely, worse, and the mean gain
+    "In which share of cases what others claim is found here; claims without a case have none."
+    rows = []
+    for claim, (share, pairs) in claims.items():
+        found = graph_cases(cells, draws, pairs)
+        row = dict(claim=claim, theirs=share, ours=math.nan, cases=0, better=0, surely=0, worse=0, gain=math.nan)
+        if len(found):
+            counts = _counted(found)
+            row |= counts | dict(ours=counts['better'] / counts['cases'], gain=found.gain.mean())
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/07_graph/10_study.ipynb #77dddabb
 def write_graph(
@@ -267,6 +303,7 @@ def write_graph(
     out,  # folder
     about='',  # name of the tasks
     command='',  # that made them
+    pairs=None,  # as in `graph_cases`
 ):  # -> DataFrame
     "Write graph.csv, graph.md, and cases.csv where there are several encoders; the table of Recall."
     tables = [graph_table(cells, m) for m in ('Recall', 'NDCG')]
@@ -275,7 +312,7 @@ def write_graph(
         f'{about}. Full ranking, test rows; each customer is the mean over the seeds, in brackets 95 % intervals, '
         f'bootstrapped over customers; chosen by validation. {command}'
     )
-    cases = graph_cases(cells)
+    cases = graph_cases(cells, pairs=pairs)
     if len(cases):
         write_bytes(Path(out) / 'cases.csv', csv_bytes(cases.round(5)))
     parts = [head.strip(), graph_markdown(tables[0]), *cases_said(cases)]
