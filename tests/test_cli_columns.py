@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from federated_worlds import dated_folder
 from shell import in_a_terminal, own_shop
 
 from vlm2rec_lab.base.columns import breadth
@@ -18,6 +19,25 @@ from vlm2rec_lab.ranking.vectors import write_vectors
 from vlm2rec_lab.studies.cell import run_cell
 
 SMALL = ['--data', 'studio:three', '--users', '40', '--steps', '2', '--batch', '4']
+FEDERATED = (
+    '--backbones',
+    'PFedRec',
+    '--methods',
+    'fine-tuning',
+    'ARM+ITM',
+    '--seeds',
+    '1',
+    '--rounds',
+    '1',
+    '--least',
+    '5',
+    '--k',
+    '5',
+    '--dim',
+    '4',
+    '--parts',
+    '1',
+)
 GRAPH = ('--seeds', '1', '--epochs', '2', '--batch', '64', '--k', '5', '--dim', '4')
 TABLES = {  # what prints a table: the command, and words of its table
     'train': ([*SMALL, '--losses', 'sft', 'wpcl', 'per-modality', '--out', 'run-{columns}'], 'last item by'),
@@ -44,6 +64,7 @@ TABLES = {  # what prints a table: the command, and words of its table
         ],
         'without the picture',
     ),
+    'federated': (['--data', 'dated', *FEDERATED, '--out', 'federated-{columns}'], 'against fine-tuning'),
     'bench': (['--items', '300', '--users', '300'], 'whole report'),
 }
 CODES = re.compile('\x1b\\[[0-9;]*[A-Za-z]')
@@ -66,6 +87,7 @@ def where(tmp_path_factory):
     folder = tmp_path_factory.mktemp('columns')
     (folder / 'shop').mkdir()
     own_shop(folder / 'shop')
+    dated_folder(folder / 'dated')
     one = vectors()
     write_vectors(folder / 'three.npz', one)
     np.savez(

@@ -13,6 +13,8 @@ from vlm2rec_lab.commands import names
 from vlm2rec_lab.commands.train import read_prompts
 from vlm2rec_lab.diagnosis.settings import HALVES
 from vlm2rec_lab.diagnosis.verdict import VERDICTS
+from vlm2rec_lab.federated.backbones import BACKBONES
+from vlm2rec_lab.federated.continual import METHODS
 from vlm2rec_lab.graph.make import GRAPH_MODELS
 from vlm2rec_lab.graph.paradigms import PARADIGMS
 from vlm2rec_lab.model.heads import SEQUENCES
@@ -38,6 +40,8 @@ REGISTERED = {
     'halves': HALVES,
     'graph models': GRAPH_MODELS,
     'paradigms': PARADIGMS,
+    'backbones': BACKBONES,
+    'federated methods': METHODS,
     'starts': ITEMS,
     'sequence heads': SEQUENCES,
 }
@@ -68,6 +72,7 @@ def test_settings_read_from_the_file_are_those_of_the_function(loss):
         ('report', ['verdicts']),
         ('downstream', ['losses']),
         ('graph', ['graph models', 'paradigms']),
+        ('federated', ['backbones', 'federated methods']),
     ],
 )
 def test_help_lists_the_registry(command, kinds):

@@ -7,7 +7,7 @@ __all__ = ['ROOMS', 'GO_ON', 'BARS', 'LESS_ROWS', 'LESS', 'make_parser', 'out_of
            'SCHEMES', 'SPEED', 'NAMES', 'Parser', 'unlike', 'count', 'fusion', 'open_dataset', 'cut', 'open_data',
            'load_split', 'loss_settings', 'open_run', 'fit', 'save_result', 'item_titles', 'result_table', 'table_html',
            'make_reports', 'study', 'calibrate', 'train', 'read_prompts', 'demo', 'estimate', 'profile', 'fetch',
-           'given_vectors', 'evaluate', 'report', 'downstream', 'bench', 'graph']
+           'given_vectors', 'evaluate', 'report', 'downstream', 'bench', 'graph', 'federated']
 
 # %% ../nbs/12_cli.ipynb #21c6885d
 import contextlib
@@ -21,6 +21,7 @@ from .base.screen import Screen, show
 from .commands import parser as parsers
 from .commands.data import fetch, profile
 from .commands.estimate import estimate
+from .commands.federated import federated
 from vlm2rec_lab.commands.fit import (
     fit,
     item_titles,
@@ -76,10 +77,19 @@ _all_ = [
     'downstream',
     'bench',
     'graph',
+    'federated',
 ]
 
 # %% ../nbs/12_cli.ipynb #2e003896
-ROOMS = ('train', 'estimate', 'studies', 'data', 'vectors', 'graph')  # of commands, in the order of the help
+ROOMS = (
+    'train',
+    'estimate',
+    'studies',
+    'data',
+    'vectors',
+    'graph',
+    'federated',
+)  # of commands, in the order of the help
 
 # %% ../nbs/12_cli.ipynb #94d00eb1
 def _place(command):
@@ -125,6 +135,7 @@ GO_ON = {
     'train': '; go on with --resume',
     'downstream': '; the same command goes on',
     'graph': '; the same command goes on',
+    'federated': '; the same command goes on',
 }  # after an interruption
 
 # %% ../nbs/12_cli.ipynb #c11e0a02

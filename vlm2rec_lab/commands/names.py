@@ -48,6 +48,8 @@ REGISTRIES = {  # kind -> (room, dictionary, decorator or None)
     'halves': ('diagnosis.settings', 'HALVES', None),
     'graph models': ('graph.make', 'GRAPH_MODELS', None),
     'paradigms': ('graph.paradigms', 'PARADIGMS', None),
+    'backbones': ('federated.backbones', 'BACKBONES', None),
+    'federated methods': ('federated.continual', 'METHODS', None),
     'starts': ('recommenders.seqrec', 'ITEMS', None),
     'sequence heads': ('model.heads', 'SEQUENCES', None),
 }
