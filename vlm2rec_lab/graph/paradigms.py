@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 from ..base.errors import known
-from ..base.files import sole_writer, write_bytes
+from ..base.files import sole_writer, stored_cell, write_bytes
 from .encoders import encoder_vectors, mark_of
 from .fit import fit_graph
 from .graph import graph_of
 from .make import GRAPH_MODELS, reads_contents
-from .study import figures_left, plain_settings, run_graph, stored_cell
+from .study import figures_left, plain_settings, run_graph
 from .together import make_together
 
 # %% ../../nbs/07_graph/11_paradigms.ipynb #8cae824d
