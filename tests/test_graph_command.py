@@ -11,6 +11,8 @@ from small_encoders import dual_models, save, tokenizer, unified_model
 
 from vlm2rec_lab.cli import make_parser
 from vlm2rec_lab.commands.graph import _pairs
+from vlm2rec_lab.graph.encoders import dual_encoders
+from vlm2rec_lab.model.pair import PairEmbedder
 
 QUICK = ['--epochs', '2', '--seeds', '1', '--batch', '64', '--k', '5', '--dim', '8', '--width', '8', '--lr', '0.01']
 
@@ -66,6 +68,20 @@ def test_what_cannot_learn_is_told(work):
 
     with pytest.raises(ValueError, match='learns by vlm2rec train'):
         vlm2rec(work, *ask, '--encoders', str(tiny_vlm('even')))
+
+
+def test_mistakes_are_told_before_anything_learns(work):
+    ask = ['graph', '--data', '.', '--models', 'VBPR', *QUICK, '--out', 'none']
+    with pytest.raises(ValueError, match='called alike: clip, clip'):
+        vlm2rec(work, *ask, '--encoders', 'clip', './clip')
+    with pytest.raises(ValueError, match='--lora: no encoder learns'):
+        vlm2rec(work, *ask, '--encoders', 'clip', '--lora', '2')
+    with pytest.raises(ValueError, match='--control exchanges vectors'):
+        vlm2rec(work, *ask, '--encoders', 'clip', '--paradigms', 'end-to-end', '--control')
+    PairEmbedder(dual_encoders(work / 'clip', device='cpu')).save_pretrained(work / 'trained')
+    with pytest.raises(ValueError, match='a trained pair has learned already'):
+        vlm2rec(work, *ask, '--encoders', 'clip', 'trained', '--paradigms', 'fine-tuned')
+    assert not (work / 'none').exists()
 
 
 def test_one_that_learned_is_held_against_itself():

@@ -6,7 +6,6 @@
 __all__ = ['graph']
 
 # %% ../../nbs/11a_commands/08_graph.ipynb #3e724847
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -31,18 +30,12 @@ def _is_file(encoder):
     "Does a name stand for a file of vectors?"
     return str(encoder).endswith('.npz')
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #81f801c2
-def _reads_both(where):
-    "Is a folder a FLAVA, which reads text and picture in one pass?"
-    file = Path(str(where)) / 'config.json'
-    return file.is_file() and json.loads(file.read_text(encoding='utf-8')).get('model_type') == 'flava'
-
 # %% ../../nbs/11a_commands/08_graph.ipynb #ca6e9c61
 def _opened(where, kinds):
     "Encoders that can learn, {modality: encoder} or one of `load_unified`, or None; and the embedder, where it is one."
-    from vlm2rec_lab.model.loading import load_embedder
+    from vlm2rec_lab.model.loading import load_embedder, reads_both
 
-    if _reads_both(where):
+    if reads_both(where):
         from vlm2rec_lab.graph.unified import load_unified
 
         return load_unified(where), None
@@ -101,6 +94,32 @@ def _graph_options(add):
     )
     add('--out', default='runs/graph', metavar='DIR', help='where everything is kept (default: runs/graph)')
 
+# %% ../../nbs/11a_commands/08_graph.ipynb #d4610d93
+def _name(encoder):
+    "What an encoder is called in tables."
+    return '' if encoder is None else Path(encoder).stem if _is_file(encoder) else Path(encoder).name
+
+
+def _learning(o):
+    "The paradigms by which encoders learn."
+    return [way for way in dict.fromkeys(o.paradigms) if way != 'pre-trained']
+
+# %% ../../nbs/11a_commands/08_graph.ipynb #247aaa31
+def _check_paradigms(o):
+    "Raises ValueError for paradigms that some encoder cannot have, and for options that would not be heeded."
+    ways, files = _learning(o), [e for e in o.encoders if _is_file(e)]
+    if files and ways:
+        raise ValueError(
+            f'--encoders {files[0]}: a file of vectors has no encoder that could learn: name its model, or leave '
+            f'{", ".join(ways)} out of --paradigms'
+        )
+    if o.lora and not ways:
+        raise ValueError('--lora: no encoder learns; add fine-tuned or end-to-end to --paradigms, or leave --lora out')
+    if o.control and set(o.paradigms) == {'end-to-end'}:
+        raise ValueError(
+            '--control exchanges vectors, and end-to-end has none of its own: add pre-trained to --paradigms'
+        )
+
 # %% ../../nbs/11a_commands/08_graph.ipynb #9fe9bdce
 def _check_graph(o):
     "Raises what makes the options of `graph` unusable."
@@ -108,12 +127,10 @@ def _check_graph(o):
         known(m, names('graph models'), 'graph model', ', --models')
     for way in o.paradigms:
         known(way, names('paradigms'), 'paradigm', ', --paradigms')
-    files = [e for e in o.encoders if _is_file(e)]
-    if files and o.paradigms != ['pre-trained']:
-        raise ValueError(
-            f'--encoders {files[0]}: a file of vectors has no encoder that could learn: name its model, or leave '
-            f'{", ".join(w for w in o.paradigms if w != "pre-trained")} out of --paradigms'
-        )
+    _check_paradigms(o)
+    called = [_name(e) for e in o.encoders]
+    if len(set(called)) < len(called):
+        raise ValueError(f'--encoders: two of them are called alike: {", ".join(called)}; rename one')
     known(o.exclude, ('both', 'train'), 'word', ', --exclude')
     check_source(o.data, o.core, o.images)
     columns_of(o)
@@ -124,13 +141,18 @@ def _check_graph(o):
             raise FileNotFoundError(f'--encoders {encoder}: there is no such file')
 
 # %% ../../nbs/11a_commands/08_graph.ipynb #f365716a
-def _can_learn(name, encoders):
-    "Raises ValueError where there is no encoder that could learn here."
-    if encoders is None:
-        raise ValueError(
-            f'--encoders {name}: a vision-language model learns by vlm2rec train, not here: leave --paradigms out'
-        )
-    return encoders
+def _check_learners(o):
+    "Raises ValueError for a model that does not learn here, before any other has learned for nothing."
+    from vlm2rec_lab.model.loading import makes_pair, reads_both
+    from vlm2rec_lab.model.pair_saved import is_pair
+
+    for where in (model_at(e, o.data) for e in o.encoders):
+        if is_pair(where):
+            why = 'a trained pair has learned already, and its heads are no part of what learns here: name its encoders'
+            raise ValueError(f'--encoders {where}: {why}, or leave --paradigms out')
+        if not (reads_both(where) or makes_pair(where)):
+            why = 'a vision-language model learns by vlm2rec train, not here'
+            raise ValueError(f'--encoders {where}: {why}: leave --paradigms out')
 
 # %% ../../nbs/11a_commands/08_graph.ipynb #bf9d2e8f
 def _tuned(o, name, encoders, catalogue):
@@ -152,24 +174,23 @@ def _of_model(o, where, catalogue):
     if 'pre-trained' in o.paradigms:
         found[name] = _as_they_come(where, encoders, embedder, catalogue)
     if 'fine-tuned' in o.paradigms:
-        found[f'{name}, fine-tuned'] = _tuned(o, name, _can_learn(name, encoders), catalogue)
-    return found, {name: _can_learn(name, encoders)} if 'end-to-end' in o.paradigms else {}
+        found[f'{name}, fine-tuned'] = _tuned(o, name, encoders, catalogue)
+    return found, {name: encoders} if 'end-to-end' in o.paradigms else {}
 
 # %% ../../nbs/11a_commands/08_graph.ipynb #022e112a
 def _encoders(o, catalogue):
     "{name: {modality: vectors}} of what the options name, and {name: encoders} of those that learn with a recommender."
     from vlm2rec_lab.ranking.vectors import read_items
 
-    found, learn, named = {}, {}, []
+    found, learn = {}, {}
+    if _learning(o):
+        _check_learners(o)
     for encoder in o.encoders:
         if _is_file(encoder):
             vectors, more = {Path(encoder).stem: read_items(encoder, len(catalogue))}, {}
         else:
             vectors, more = _of_model(o, model_at(encoder, o.data), catalogue)
-        named += list(vectors or more)[:1]
         found, learn = found | vectors, learn | more
-    if len(set(named)) < len(o.encoders):
-        raise ValueError(f'--encoders: two of them are called alike: {", ".join(named)}; rename one')
     if o.control:
         from vlm2rec_lab.graph.diagnosis import exchanged_vectors
 

@@ -131,14 +131,14 @@ def _check(dataset, base, parts, core, valid, test):
     if not 0 < base < 1:
         raise DataError(f'base={base}: give the share of the base block, above 0 and below 1')
     for name, value, least in (('parts', parts, 1), ('core', core, 0)):
-        if value < least or int(value) != value:
+        if not isinstance(value, int) or value < least:
             raise DataError(f'{name}={value}: give a whole number, {least} or more')
     if not (0 < valid and 0 < test and valid + test < 1):
         raise DataError(f'valid={valid}, test={test}: each needs a share, and training what is left of 1')
 
 # %% ../../nbs/09_federated/00_blocks.ipynb #ec448701
 def _timed_pairs(dataset, core):
-    "Users and items of the pairs that count, oldest first, and notes."
+    "Users, items and times of the pairs that count, oldest first, and notes."
     inter, first = dataset.interactions, ~repeated(dataset.interactions)
     users, items, times = _owner(inter)[first], inter.items[first], inter.times[first]
     left = _in_core(users, items, core)
@@ -150,7 +150,7 @@ def _timed_pairs(dataset, core):
     out = int((~left).sum())
     said += [f'{out:,} of {len(left):,} pairs left out, of users or items with fewer than {core}'] if out else []
     order = np.flatnonzero(left)[np.argsort(times[left], kind='stable')]
-    return users[order], items[order], said
+    return users[order], items[order], times[order], said
 
 # %% ../../nbs/09_federated/00_blocks.ipynb #b5912992
 def blocks(
@@ -164,15 +164,22 @@ def blocks(
 ):  # -> Blocks
     "Blocks by time from any dataset with times. Raises DataError where there are none, or too little is left."
     _check(dataset, base, parts, core, valid, test)
-    users, items, notes = _timed_pairs(dataset, core)
+    users, items, times, notes = _timed_pairs(dataset, core)
     (users, who), (items, what) = _by_first(users), _by_first(items)
     cuts, lots, made = _cuts(len(users), base, parts), np.random.default_rng(seed).random(len(users)), []
     if (np.diff(cuts) == 0).any():
         raise DataError(f'{dataset.name}: {counted(len(users), "pair")} are too few for {parts + 1} blocks')
+    if torn := int((times[cuts[1:-1] - 1] == times[cuts[1:-1]]).sum()):
+        notes.append(f'{counted(torn, "block")} end within one time: there the order of the customers decides')
     for k, (a, b) in enumerate(zip(cuts[:-1], cuts[1:])):
         pairs = Pairs(users[a:b], items[a:b])
         part = _in_parts(pairs.users, np.arange(b - a) if k else lots[a:b], valid, test)
         cut = [Pairs(pairs.users[part == p], pairs.items[part == p]) for p in range(3)]
+        if lacking := [name for name, p in zip(PARTS, cut) if not len(p)]:
+            raise DataError(
+                f'{dataset.name}: block {k} has {counted(b - a, "pair")} and none for {lacking[0]}, as no customer has '
+                'three in it: ask for fewer parts, or for a larger base block'
+            )
         made.append(Block(*cut, int(users[:b].max()) + 1, int(items[:b].max()) + 1))
     ids = tuple(dataset.interactions.user_ids[u] for u in who)
     name = f'{dataset.name}, base {base:g} and {counted(parts, "block")}, {core}-core (seed {seed})'

@@ -156,10 +156,13 @@ def _said(k, blocks, look_back, memory, temporal, replay):
     return said | (dict(temporal=look_back['beta']) if k and temporal else {})
 
 # %% ../../nbs/09_federated/05_continual.ipynb #d8ef5ee0
-def _check(backbone, lr, look_back, torn):
+def _check(backbone, lr, dim, rounds, look_back, torn):
     "Raises DataError for what would fail only when the base block is learned."
     if torn:
         raise DataError('scratch=True begins anew in every block: memory and temporal have nothing to look back on')
+    for name, n in (('dim', dim), ('rounds', rounds)):
+        if n < 1:
+            raise DataError(f'{name}={n}: give 1 or more')
     rates_of(backbone, lr, 1)
     check_memory(*(look_back[name] for name in ('length', 'eps', 'weight')))
     check_beta(look_back['beta'])
@@ -190,7 +193,7 @@ def run_blocks(
     """Learn all blocks in their order, and ask about all of them after each. Raises DataError for unknown names, and
     for a memory or a temporal mean with a fresh start; Interrupted where a block was not learned to its end."""
     b, look_back = get_backbone(backbone), dict(length=length, eps=eps, weight=weight, beta=beta)
-    _check(b, lr, look_back, scratch and (memory or temporal))
+    _check(b, lr, dim, training.get('rounds', 1), look_back, scratch and (memory or temporal))
     go_on = known(b.goes_on if go_on is None else go_on, ('last', 'best'), 'round to go on from')
     renew = b.renews if renew is None else renew
     begun, state = (_begin(b, blocks, dim, seed) for _ in range(2))

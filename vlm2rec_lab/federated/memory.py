@@ -104,7 +104,7 @@ def check_memory(
     weight,  # of its loss
 ):
     "Raises DataError for settings that make no memory."
-    if length < 1 or int(length) != length or eps < 0 or weight < 0:
+    if length < 1 or int(length) != length or not (eps >= 0 and weight >= 0):
         raise DataError(f'length={length}, eps={eps}, weight={weight}: give 1 item or more, and nothing below 0')
 
 # %% ../../nbs/09_federated/03_memory.ipynb #6a8b5c1b

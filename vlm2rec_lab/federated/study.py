@@ -68,8 +68,8 @@ def run_federated(
     **settings,  # of `run_blocks`
 ):  # -> list of dict, of `federated_cell`
     "Make the cells that are not there yet, seed by seed. Raises DataError for unknown names and for foreign files."
-    backbones = [known(b, BACKBONES, 'backbone') for b in backbones or BACKBONES]
-    methods = [known(m, METHODS, 'method') for m in methods or METHODS]
+    backbones = [known(b, BACKBONES, 'backbone') for b in dict.fromkeys(backbones or BACKBONES)]
+    methods = [known(m, METHODS, 'method') for m in dict.fromkeys(methods or METHODS)]
     out, cells = Path(out), []
     with sole_writer(out):
         for seed, b, m in [(s, b, m) for s in range(seeds) for b in backbones for m in methods]:

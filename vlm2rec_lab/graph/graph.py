@@ -207,6 +207,12 @@ class _Propagation(torch.autograd.Function):
     def backward(ctx, of_users, of_items):
         return *_mean_of_layers(ctx.graph, of_users.contiguous(), of_items.contiguous(), ctx.layers), None, None
 
+# %% ../../nbs/07_graph/00_graph.ipynb #3e0c2260
+def _check_layers(layers):
+    "Raises DataError where it is no whole number from 0 on."
+    if layers < 0 or int(layers) != layers:
+        raise DataError(f'layers={layers}: give a whole number, 0 or more')
+
 # %% ../../nbs/07_graph/00_graph.ipynb #7bb4981d
 def propagate(
     graph,  # Graph
@@ -217,8 +223,7 @@ def propagate(
     "Vectors after they have flowed. Raises DataError for tables of other sizes than the graph's."
     if (len(users), len(items)) != (graph.users, graph.items):
         raise DataError(f'{len(users)} users and {len(items)} items for a {graph!r}: give a row for each')
-    if layers < 0 or int(layers) != layers:
-        raise DataError(f'layers={layers}: give a whole number, 0 or more')
+    _check_layers(layers)
     return _Propagation.apply(users, items, graph, int(layers))
 
 # %% ../../nbs/07_graph/00_graph.ipynb #5d0b7a09
@@ -306,6 +311,7 @@ def propagate_rows(
     layers=3,  # how far vectors flow
 ):  # -> users [B, d], items [C, d]; and the same rows before anything flowed: users [B, d], items [C, d]
     "Rows of what `propagate` gives, for less, and of what it is given."
+    _check_layers(layers)
     found = _PropagationOfRows.apply(users, items, graph, layers, at_users, at_items)
     return found[:2], found[2:]
 
@@ -382,7 +388,7 @@ def check_fanout(
     fanout,  # neighbours that a node asks at most
 ):
     "Raises DataError where it is no whole number from 1 on."
-    if fanout < 1 or int(fanout) != fanout:
+    if not isinstance(fanout, int) or fanout < 1:
         raise DataError(f'fanout={fanout}: let a node ask one neighbour or more, or leave it out to ask all')
 
 # %% ../../nbs/07_graph/00_graph.ipynb #5d0b7a16

@@ -126,12 +126,12 @@ def run_together(
     asked, cells = _asked(split, encoders, **how, training=training), []
     how |= dict(name=name, most=most, device=device, memory={} if memory is None else memory)
     with sole_writer(Path(out)):
-        for seed, model in [(s, m) for s in range(seeds) for m in models if reads_contents(m)]:
+        for seed, model in [(s, m) for s in range(seeds) for m in dict.fromkeys(models) if reads_contents(m)]:
 
             def make(folder, seed=seed, model=model):
                 return together_cell(split, model, encoders, seed, folder=folder, **how, **training)
 
-            cells.append(_cell(Path(out) / f'{model}--{seed}.json', asked, make))
+            cells.append(_cell(Path(out) / f'{model}--{seed}.json', asked, make) | dict(encoder=name))
             if said is not None:
                 said(f'{model} with its encoders, seed {seed}: {cells[-1]["kept"]["best"]} epochs')
     return cells

@@ -130,7 +130,7 @@ def run_graph(
     **training,  # of `fit_graph`
 ):  # -> list of dict, of `graph_cell`
     "Make the cells that are not there yet, seed by seed. Raises DataError for unknown names and for foreign files."
-    models = [known(m, GRAPH_MODELS, 'graph model') for m in models or GRAPH_MODELS]
+    models = [known(m, GRAPH_MODELS, 'graph model') for m in dict.fromkeys(models or GRAPH_MODELS)]
     each = [(m, e) for m in models for e in (encoders if reads_contents(m) else ('',))]
     wanted = [(m, e, s) for s in range(seeds) for m, e in each]
     out, cells, sizes = Path(out), [], dict(dim=dim, width=width, cut=cut)
@@ -232,9 +232,10 @@ def _case(own, base, key, draws):
 def graph_cases(
     cells,  # of `run_graph`; a key `world` tells shops apart
     draws=2000,  # of the bootstrap
-    pairs=None,  # (encoder, the one it is held against); None: every other against the first
+    pairs=None,  # (encoder, the one it is held against), left out where cells lack one; None: all against the first
 ):  # -> DataFrame, empty where there is no pair
     "A row per world, model, pair and metric: both values, the gain of the former, its 95 % interval."
+    pairs = None if pairs is None else list(pairs)
     rows, metrics = [], [f'{m}@{cells[0]["cut"]}' for m in ('Recall', 'NDCG')]
     for (world, model), each in _by_encoder(cells).items():
         first, *others = each

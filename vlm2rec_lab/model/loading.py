@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REAL', 'DECODER', 'has_real', 'real_encoders', 'is_named', 'named_encoders', 'kinds_read', 'encoders_of',
-           'makes_pair', 'load_embedder']
+           'reads_both', 'makes_pair', 'load_embedder']
 
 # %% ../../nbs/02_model/12_loading.ipynb #d2300002
 from pathlib import Path
@@ -154,6 +154,14 @@ def _refuse(where, more):
     given = [f'{k}=' for k, v in more.items() if v not in (None, False)]
     if given:
         raise ValueError(f'{where} is a pair of encoders and takes no {", ".join(given)}: leave {", ".join(given)} out')
+
+# %% ../../nbs/02_model/12_loading.ipynb #9bde7237
+def reads_both(
+    where,  # folder or hub id
+):  # -> bool
+    "Does a checkpoint read text and picture in one pass, as FLAVA does?"
+    file = None if is_named(where) or is_sentence_object(where) else _file_of(where, 'config.json')
+    return getattr(file and _config_at(file), 'model_type', None) == 'flava'
 
 # %% ../../nbs/02_model/12_loading.ipynb #d230000d
 def makes_pair(
