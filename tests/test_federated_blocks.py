@@ -130,3 +130,10 @@ def test_what_is_asked_for_is_never_left_out(asked, seen):
         mine = {i for w, i in asked if w == u}
         assert set(found.sets[1][slice(*asks)].tolist()) == mine
         assert set(found.seen[1][slice(*out)].tolist()) == {i for w, i in seen if w == u} - mine
+
+
+def test_blocks_that_end_within_one_time_are_noted():
+    same = shop_of({u: [(i, 3.0) for i in range(6)] for u in 'abcd'})
+    assert any('end within one time' in n for n in blocks(same, core=1, parts=2).notes)
+    apart = shop_of({u: [(i, 10.0 * k + i) for i in range(6)] for k, u in enumerate('abcd')})
+    assert not any('end within one time' in n for n in blocks(apart, core=1, parts=2).notes)

@@ -48,6 +48,17 @@ def test_a_switch_that_is_off_is_off_and_one_that_is_on_is_on(shop, name):
         assert not torch.equal(one, plain) and not any(torch.equal(one, other) for other in found[:k])
 
 
+def test_blocks_that_could_not_be_learned_are_told_before_anything_is(monkeypatch):
+    few = blocks(drawn_shop(items=40, users=120, length=12), base=0.98, core=5, parts=8)
+    monkeypatch.setattr(continual, 'train_rounds', None)  # nothing is learned
+    with pytest.raises(DataError, match=r'block \d has no pair for valid.*ask for fewer parts'):
+        run_blocks(few, **QUICK)
+    shop = blocks(drawn_shop(items=40, users=120, length=12), core=5, parts=2)
+    for name in ('dim', 'rounds'):
+        with pytest.raises(DataError, match=f'{name}=0: give 1 or more'):
+            run_blocks(shop, **QUICK | {name: 0})
+
+
 def test_all_ways_share_the_base_block(done):
     for run in done.values():
         assert run.table().iloc[0, 0] == done['ARM'].table().iloc[0, 0]

@@ -16,7 +16,7 @@ import torch
 
 from ..base.errors import DataError, known
 from .backbones import get_backbone, rates_of
-from .blocks import PARTS, joined
+from .blocks import PARTS, check_blocks, joined
 from .memory import check_memory, remembered
 from .rank import asking, figures
 from .rounds import Task, clients_of, train_rounds
@@ -193,6 +193,7 @@ def run_blocks(
     """Learn all blocks in their order, and ask about all of them after each. Raises DataError for unknown names, and
     for a memory or a temporal mean with a fresh start; Interrupted where a block was not learned to its end."""
     b, look_back = get_backbone(backbone), dict(length=length, eps=eps, weight=weight, beta=beta)
+    check_blocks(blocks)
     _check(b, lr, dim, training.get('rounds', 1), look_back, scratch and (memory or temporal))
     go_on = known(b.goes_on if go_on is None else go_on, ('last', 'best'), 'round to go on from')
     renew = b.renews if renew is None else renew
