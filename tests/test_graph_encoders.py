@@ -15,7 +15,7 @@ from vlm2rec_lab.graph.fit import evaluate_graph, fit_graph, tables_of
 from vlm2rec_lab.graph.graph import graph_of
 from vlm2rec_lab.graph.make import GRAPH_MODELS, make_model, reads_contents
 from vlm2rec_lab.graph.models import content_tables
-from vlm2rec_lab.graph.paradigms import paradigm_vectors, run_paradigms, together_cell
+from vlm2rec_lab.graph.paradigms import paradigm_vectors, run_paradigms, run_together, together_cell
 from vlm2rec_lab.graph.study import WHOLE, equal_widths, graph_cell, graph_table
 from vlm2rec_lab.graph.together import REACHES, AsRead, Together, make_together
 from vlm2rec_lab.graph.tuning import Contrast, content_rows, held_out, tune_on_shop
@@ -466,6 +466,8 @@ def test_three_paradigms_in_one_table(split, shop, places, tmp_path):
     found = table[table.left == WHOLE][['model', 'encoder']].values.tolist()
     ways = ('pre-trained', 'fine-tuned', 'end-to-end')
     assert found == [['LightGCN', ''], *([['VBPR', way] for way in ways])] and len(lines) == 4
+    again = run_together(tmp_path / 'together', split, encoders, ['VBPR'], 1, name='mine', lora=2, **quick)
+    assert [c['encoder'] for c in again] == ['mine'] and again[0]['figures'] == cells[-1]['figures']
     assert run_paradigms(tmp_path, split, encoders, tuned, ['LightGCN', 'VBPR'], 1, lora=2, **quick) == cells
     with pytest.raises(DataError, match='lora=2'):
         run_paradigms(tmp_path, split, encoders, tuned, ['VBPR'], 1, **quick)

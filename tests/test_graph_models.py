@@ -396,5 +396,8 @@ def test_a_model_that_draws_ranks_exactly():
     found = [float(m.losses(*PAIRS, g)['bpr'].detach()) for m in (exact, some, every)]
     assert found[2] == pytest.approx(found[0], abs=1e-6) and abs(found[1] - found[0]) > 1e-5
     assert repr(some) != repr(exact) and 'drawn' not in repr(exact)
-    with pytest.raises(DataError, match='fanout=0'):
-        LightGCN(graph, 4, fanout=0)
+    for bad in (0, 10.0, float('nan')):
+        with pytest.raises(DataError, match=f'fanout={bad}'):
+            LightGCN(graph, 4, fanout=bad)
+    with pytest.raises(DataError, match='layers=-1'):
+        propagate_rows(graph, exact.user.detach(), exact.item.detach(), torch.tensor([0]), torch.tensor([0]), -1)

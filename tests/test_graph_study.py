@@ -112,6 +112,7 @@ def test_cells_are_kept_and_floors_are_trained_once(split, tmp_path, monkeypatch
         ('VBPR', 'a/b two', 0),
     ]
     assert run_graph(tmp_path, split, encoders, seeds=2, **how) == cells and len(made) == 6
+    assert run_graph(tmp_path, split, encoders, seeds=2, **how | dict(models=['LightGCN', 'VBPR', 'VBPR'])) == cells
     with pytest.raises(DataError, match='vectors='):
         run_graph(tmp_path, split, {'one': vectors(2)}, seeds=1, **how)
     other = shares(make_studio('balanced', seed=0, items=30, users=60, length=10), seed=1)
@@ -168,6 +169,8 @@ def test_cases_by_hand():
     assert (first.model, first.encoder, first.seeds) == ('VBPR', 'b', 1)
     assert first.gain == pytest.approx((0.8 + 0.6 + 0.8) / 1.4 - 1) and first['gain low'] > 0
     assert table[table.encoder == 'c'].gain.tolist() == pytest.approx([-0.5, -0.5])  # MMGCN has no seed of both
+    once = graph_cases(cells, pairs=(p for p in [('b', 'a'), ('d', 'a')]))  # asked once, of two models; none has d
+    assert once.model.tolist() == ['VBPR', 'VBPR', 'MMGCN', 'MMGCN'] and set(once.encoder) == {'b'}
     said = cases_said(table)
     assert said[0].startswith('b against a: better in 4 of 4 cases (100 %), surely in 2, surely worse in 0;')
     assert said[1].startswith('c against a: better in 0 of 2 cases (0 %), surely in 0, surely worse in 2;')
