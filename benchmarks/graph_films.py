@@ -18,8 +18,9 @@ from pathlib import Path
 from common import quiet, say, table
 from lattice import packaged_vectors, plain_vectors
 
-KNOWN = ['plain', 'real', 'real, fine-tuned', 'real, exchanged']
-PAIRS = [('real', 'plain'), ('real, fine-tuned', 'real'), ('real, exchanged', 'real')]
+KNOWN = ['plain', 'real', 'real, fine-tuned']
+CONTROL = 'real, exchanged'
+PAIRS = [('real', 'plain'), ('real, fine-tuned', 'real'), (CONTROL, 'real')]
 
 
 def tuned_vectors(catalogue, work, a):  # -> {modality: float32 [N, D]}
@@ -46,14 +47,14 @@ def stored(file, make):  # -> {modality: float32 [N, D]}
 
 
 def vectors_of(name, catalogue, work, a):  # -> {modality: float32 [N, D]}
-    "Vectors of one of KNOWN."
+    "Vectors of one of KNOWN, or of the control."
     from vlm2rec_lab.graph.diagnosis import exchanged_vectors
     from vlm2rec_lab.graph.study import equal_widths
 
     def real():
         return packaged_vectors(catalogue, work / 'vectors')
 
-    if name == 'real, exchanged':
+    if name == CONTROL:
         return exchanged_vectors(vectors_of('real', catalogue, work, a), 0)
     if name == 'plain':
         return stored(work / 'plain.npz', lambda: equal_widths(plain_vectors(catalogue), a.width))
@@ -68,6 +69,7 @@ def main():
     p.add_argument('work', type=Path, help='keeps what is done')
     p.add_argument('--encoders', nargs='+', choices=KNOWN, default=KNOWN)
     p.add_argument('--models', nargs='+', help='default: all')
+    p.add_argument('--control', nargs='*', default=['VBPR'], help='models of the control')
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--tune', type=int, default=3, help='epochs of the contrast, at most')
     p.add_argument('--epochs', type=int, default=200, help='of a recommender, at most')
@@ -91,6 +93,9 @@ def main():
     encoders = {e: vectors_of(e, dataset.catalogue, a.work, a) for e in a.encoders}
     how = dict(dim=a.dim, width=a.width, batch=2048, lr=3e-3, epochs=a.epochs, patience=10, progress=False)
     cells = run_graph(a.work / 'cells', split, encoders, a.models, a.seeds, said=say, **how)
+    if a.control:
+        control = {CONTROL: vectors_of(CONTROL, dataset.catalogue, a.work, a)}
+        cells += run_graph(a.work / 'cells', split, control, a.control, a.seeds, said=say, **how)
     worth, cases = graph_table(cells), graph_cases(cells, pairs=PAIRS)
     print(table([r for r in worth.round(4).to_dict('records') if r['left'] == 'all there']))
     print(table(cases.round(4).to_dict('records')))
