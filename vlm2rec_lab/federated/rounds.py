@@ -208,7 +208,9 @@ def run_round(
     mean = shared + change / len(clients)
     shared.copy_(mean if server is None else server(mean))
     if not (math.isfinite(total) and bool(shared.isfinite().all())):
-        raise FloatingPointError('the loss or the items are no longer finite; try a lower lr')
+        raise FloatingPointError(
+            'the loss or the items are no longer finite; try a lower lr, or a smaller reach of adapters'
+        )
     return total / sum(len(s.rows) for s in steps)
 
 # %% ../../nbs/09_federated/02_rounds.ipynb #527a9bbb
