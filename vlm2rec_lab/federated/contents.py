@@ -137,6 +137,8 @@ def fitted_vectors(
     "What contents of new items say, by ridge regression of known vectors on contents; strength by leave-one-out."
     x = torch.cat(list(features.values()), 1).double().numpy()
     known = len(vectors)
+    if items <= known:
+        return vectors[:0]
     map_ = RidgeCV(np.logspace(-3, 3, 13)).fit(x[:known], vectors.double().numpy())
     return torch.from_numpy(map_.predict(x[known:items])).to(vectors.dtype)
 
