@@ -5,17 +5,20 @@
 FOLDER is MovieLens-100K with plots and posters, WORK keeps what is done, and a second call goes on. Films: the packaged
 MiniLM and EfficientNet as they come (or arrays items/<modality> of FILE.npz), 32 principal components of each, found on
 the films of the base block; three fifths of the pairs in the base block and three blocks after it, 10-core; settings of
-`vlm2rec federated`; FedMF and PFedRec, fine-tuning and ARM+ITM. *Exchanged* gives every film the contents of another.
+`vlm2rec federated`; FedMF and PFedRec, fine-tuning and ARM+ITM. *Exchanged* gives every film the contents of another;
+*alone*, items begin at one modality.
 New items: drawn shops in which three items of ten come to market after the base block; text and picture are two noisy
 looks at what the item is, each at one half of it; drawn anew with every seed. Balance: a federation whose items are
 nothing but their contents, beside the same model whose pairs lie in one place (Adam, the same loss and negatives),
-on a drawn shop whose taste lives in what only one modality knows; alone, a modality ranks by its part of the score.
+on drawn shops: *complementary*, where taste lives in what only one modality knows, and *balanced*, where both know the
+category; a modality ranks by its part of the score.
 Writes federated_contents.csv, federated_new.csv and federated_balance.csv.
 """
 
 import argparse
 import json
 import warnings
+from itertools import product
 from pathlib import Path
 
 from common import quiet, say, table
@@ -59,7 +62,14 @@ def on_films(a):  # -> DataFrame
         cells = run_federated(a.work / 'films', cut, [backbone], items=WAYS, features=features, **how)
         other = dict(items=CONTROLS, features=exchanged(features))
         control = run_federated(a.work / 'films exchanged', cut, [backbone], **other, **how)
-        found.append(cells + [c | dict(items=f'{c["items"]}, exchanged') for c in control])
+        cells += [c | dict(items=f'{c["items"]}, exchanged') for c in control]
+        for m in features:
+            one = dict(items=['begin'], features={m: features[m]})
+            cells += [
+                c | dict(items=f'begin, {m} alone')
+                for c in run_federated(a.work / f'films {m}', cut, [backbone], **one, **how)
+            ]
+        found.append(cells)
     return pd.concat([federated_table(c) for c in found])
 
 
@@ -137,8 +147,8 @@ def balance(a):  # -> DataFrame
     from vlm2rec_lab.federated.rounds import train_rounds
 
     rows = []
-    for seed in range(a.seeds):
-        studio, looks = complementary(seed)
+    for condition, seed in product(('complementary', 'balanced'), range(a.seeds)):
+        studio, looks = studio_of(condition, seed)
         cut = blocks(studio, 0.7, 1, 5, seed=0)
         contents, task = Contents(content_features(looks, cut, 8), own=False, reach=0.1), task_of(cut, 0)
         g, b = torch.Generator().manual_seed(seed), get_backbone('FedMF')
@@ -153,7 +163,7 @@ def balance(a):  # -> DataFrame
             share = {m: x.std(0).norm().item() for m, x in parts.items()}
             for m, x in parts.items():
                 ndcg = figures(asked, users['user'], x, 10, ('NDCG',))['NDCG'].mean()
-                alone = dict(training=name, seed=seed, modality=m, NDCG=ndcg)
+                alone = dict(shop=condition, training=name, seed=seed, modality=m, NDCG=ndcg)
                 rows.append(alone | dict(share=share[m] / (share['text'] + share['image'])))
     return pd.DataFrame(rows)
 
@@ -169,8 +179,8 @@ def best_of(start, private, task, contents, seed):  # -> shared, private
     return max((pooled(start, private, task.clients, contents, n, seed) for n in (2, 5, 10, 20, 40)), key=valid)
 
 
-def complementary(seed):  # -> Dataset with dates, {modality: float [N, ...]} the attributes that each reveals
-    "A drawn shop whose taste lives in what only one modality knows; dates are drawn."
+def studio_of(condition, seed):  # -> Dataset with dates, {modality: float [N, ...]} the attributes that each reveals
+    "A drawn shop, its dates drawn as well."
     from dataclasses import replace
 
     import numpy as np
@@ -178,7 +188,7 @@ def complementary(seed):  # -> Dataset with dates, {modality: float [N, ...]} th
     from vlm2rec_lab.shop.catalogue import Interactions
     from vlm2rec_lab.shop.drawn import make_studio
 
-    studio = make_studio('complementary', seed=seed, items=200, users=1000, length=16)
+    studio = make_studio(condition, seed=seed, items=200, users=1000, length=16)
     inter, rng = studio.interactions, np.random.default_rng(seed)
     days = (rng.uniform(0, 70, (1000, 1)) + 2 * np.arange(16)).ravel() * 86400
     looks = {
