@@ -36,6 +36,7 @@ class Adapter(nn.Module):
         self,
         x,  # float [..., d]
     ):  # -> [..., d]
+        "The corrected output."
         return x + self.up(self.act(self.down(x)))
 
 # %% ../../nbs/08_prompts/00_adapters.ipynb #96416a1a
@@ -96,4 +97,5 @@ class ItemWords(nn.Module):
         self,
         vectors,  # float [K, D]
     ):  # -> float [K, n, d]
+        "The words of each item."
         return self.norm(self.outer(self.inner(vectors).tanh())).unflatten(-1, (-1, self.dims))
