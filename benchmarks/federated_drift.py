@@ -54,7 +54,10 @@ def drawn_rate(a):  # -> float
     base = replace(whole, blocks=whole.blocks[:1])
 
     def valid(lr):
-        run = run_blocks(base, lr=lr, **settings(a)).runs[0]
+        try:
+            run = run_blocks(base, lr=lr, **settings(a)).runs[0]
+        except FloatingPointError:  # the rate is too high
+            return 0.0
         return float(run.frame[run.metric].max())
 
     asked = dict(cell='rate', users=a.users, items=a.items, purchases=a.purchases, rates=RATES, **settings(a))
