@@ -98,7 +98,8 @@ def draw_steps(
     rows, items = torch.cat([clients.rows, others]), torch.cat([clients.items, draw_others(clients, others, generator)])
     labels = torch.zeros(len(rows))
     labels[: len(clients.rows)] = 1
-    order = torch.argsort(rows + torch.rand(len(rows), generator=generator, dtype=torch.float64))
+    lots = torch.rand(len(rows), generator=generator, dtype=torch.float64)
+    order = torch.from_numpy(np.argsort((rows + lots).numpy()))  # several times as fast as that of torch
     rows, items, labels = rows[order], items[order], labels[order]
     n = torch.bincount(rows)
     number = (torch.arange(len(rows)) - (n.cumsum(0) - n)[rows]) // batch
