@@ -163,7 +163,7 @@ def local_epoch(
     return sum(moved.T @ along for moved, along in past), total
 
 # %% ../../nbs/09_federated/02_rounds.ipynb #4e77ffcf
-AT_ONCE = 4_000_000  # scores that are held at a time
+AT_ONCE = 1_500_000  # scores that are held at a time
 
 # %% ../../nbs/09_federated/02_rounds.ipynb #a0919970
 def _some(steps, a, b):
