@@ -2,7 +2,7 @@
 many.
 
     python benchmarks/federated_drift.py WORK [--data FOLDER] [--studies drift films orders clients] [--worlds 5]
-                                         [--clients 300 1000 3000 10000] [--out data/study] [--small]
+                                         [--seeds 2] [--clients 300 1000 3000 10000] [--out data/study] [--small]
 
 WORK keeps what is done, and a second call goes on. FedMF with the published settings, 32 dimensions, up to 100 rounds a
 block, patience 30; LA, RA and HM by NDCG@20 with all left out that was seen by then. Its rate is chosen by the
@@ -10,7 +10,7 @@ validation of the base block alone: on films it is the lab's, for drawn shops it
 of the first one.
 
 - `drift`: drawn shops of 1,000 customers, 300 items and 30 purchases each whose tastes turn by 0, .25, .5 and 1.
-- `films` (with `--data`, MovieLens-100K): all orders of the three later blocks, two seeds.
+- `films` (with `--data`, MovieLens-100K): all orders of the three later blocks, `--seeds` each.
 - `orders`: the same on drawn shops of drift .5, three of them.
 - `clients`: drawn shops of drift .5 with few and many customers; three shops where there are more than 5,000.
 
@@ -138,9 +138,9 @@ def films_study(a, lr):
     cut = blocks(open_dataset(a.data, 0, None))
     keys = 'method', 'average', 'value', 'low', 'high', 'gain', 'gain low', 'gain high'
     for order in itertools.permutations((1, 2, 3)):
-        cells = made(a, f'films/{"".join(map(str, order))}', reordered(cut, order), 2, lr)
+        cells = made(a, f'films/{"".join(map(str, order))}', reordered(cut, order), a.seeds, lr)
         for row in federated_table(cells).to_dict('records'):
-            own = {k: row.get(k) for k in keys} | dict(repeats=2, interval='customers')
+            own = {k: row.get(k) for k in keys} | dict(repeats=a.seeds, interval='customers')
             yield dict(setting=' '.join(map(str, order)), **own)
 
 
@@ -150,6 +150,7 @@ def main():
     p.add_argument('--data', help='folder of films; without it the study `films` is left out')
     p.add_argument('--studies', nargs='+', choices=STUDIES, default=STUDIES)
     p.add_argument('--worlds', type=int, default=5, help='drawn shops, from seed 0')
+    p.add_argument('--seeds', type=int, default=2, help='on films')
     p.add_argument('--clients', type=int, nargs='+', default=[300, 1000, 3000, 10_000])
     p.add_argument('--users', type=int, default=1000, help='customers of the other studies')
     p.add_argument('--items', type=int, default=300)

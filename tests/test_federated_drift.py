@@ -1,9 +1,18 @@
 "The drawn shop in time: what is stated is so, what cannot be drawn is refused, and nothing needs a table of all pairs."
 
+import importlib.util
+import json
+import os
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +21,7 @@ from vlm2rec_lab.federated.blocks import PARTS, blocks, joined
 from vlm2rec_lab.federated.drift import drifting, kept_taste
 
 DAY = 86400.0
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @settings(max_examples=25)
@@ -110,3 +120,63 @@ def test_no_table_of_all_customers_and_items():
 def test_what_cannot_be_drawn_is_refused(wrong, said):
     with pytest.raises(DataError, match=said):
         drifting(**dict(users=10, items=100, parts=3) | wrong)
+
+
+@pytest.fixture
+def script(monkeypatch):
+    "A benchmark as a module."
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f'benchmark_{name}', ROOT / 'benchmarks' / f'{name}.py')
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.mark.parametrize('name', ['FedMF', 'PFedRec'])
+def test_the_loop_of_the_benchmark_comes_to_the_same_items(script, name):
+    size = dict(backbone=name, clients=12, items=30, pairs=4, dim=4, rounds=1, seed=0)
+    found = script('federated').loop(SimpleNamespace(**size))
+    assert found['apart'] < 1e-5 * max(1, found['moved']) and found['moved'] > 1e-4 and found['ratio'] > 0
+
+
+def test_clients_of_the_benchmark_have_different_items(script):
+    pairs = script('federated').drawn_pairs(1500, 40, 6, 0)
+    assert np.bincount(pairs.users).tolist() == [6] * 1500 and pairs.items.max() == 39
+    assert len(np.unique(pairs.users * 40 + pairs.items)) == len(pairs)
+    assert not torch.equal(*(torch.from_numpy(pairs.items[a : a + 6]) for a in (0, 6000)))
+
+
+def test_intervals_over_drawn_shops_by_hand(script):
+    def shop(value, gain):
+        return pd.DataFrame([dict(method='ARM', average='HM', value=value, gain=gain)])
+
+    (row,) = script('federated_drift').over_worlds([shop(0.1, 0.02), shop(0.2, 0.02), shop(0.3, 0.02)])
+    half = 4.302652729911275 * 0.1 / np.sqrt(3)  # t of two degrees of freedom
+    assert np.allclose([row['value'], row['low'], row['high']], [0.2, 0.2 - half, 0.2 + half])
+    assert np.allclose([row['gain'], row['gain low'], row['gain high']], 0.02) and row['repeats'] == 3
+
+
+@pytest.mark.slow
+def test_both_benchmarks_run(tmp_path):
+    def run(name, *more):
+        how = dict(cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
+        asked = [sys.executable, str(ROOT / 'benchmarks' / name), *more, '--small', '--out', str(tmp_path / 'out')]
+        done = subprocess.run(asked, env=env, **how)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    assert 'films are left out' in run('federated.py')
+    found = json.loads((tmp_path / 'out').read_text())
+    assert len(found['rows']) == 8 and len(found['loop']) == 2 and not found['films']
+    (tmp_path / 'out').unlink()
+    for again in range(2):
+        printed = run('federated_drift.py', str(tmp_path / 'work'), '--studies', 'drift', 'films')
+        assert 'films are left out' in printed and ('CPU s' in printed) == (again == 0)
+    table = pd.read_csv(tmp_path / 'out' / 'federated_drift.csv')
+    assert len(table) == 4 * 5 * 3 and set(table.method) == {'fine-tuning', 'ARM', 'ITM', 'ARM+ITM', 'replay'}
+    assert (table.value > 0).all() and table.gain.notna().sum() == 4 * 4 * 3
