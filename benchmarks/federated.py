@@ -254,9 +254,9 @@ def main():
     if 'films' in found and not found['films']:
         print('\nfilms are left out: --data FOLDER says where they are')
     elif rows := found.get('films'):
-        cpu, wall = (sum(r[k] for r in rows) for k in ('cpu', 'wall'))
+        cpu, wall = (sum(r[k] for r in rows) / len(rows) for k in ('cpu', 'wall'))
         print(
-            f'\n{len(rows)} seeds of films: {cpu:.0f} CPU seconds, {wall:.0f} of the wall; the goal is {GOAL} for five'
+            f'\nfilms: {cpu:.1f} CPU seconds and {wall:.1f} of the wall for a seed, {5 * wall:.0f} for five of {GOAL}'
         )
     size = {k: getattr(a, k) for k in ('items', 'pairs', 'dim', 'rounds')}
     found = dict(rows=found.pop('round', []), **found)
