@@ -11,8 +11,8 @@ from html import escape
 from ..base.errors import DataError
 from ..base.theme import PALETTE, colours, finish
 
-# %% ../../nbs/09_federated/06a_size.ipynb #a2dad6be
-PANELS = {'cpu': 'CPU seconds of a round', 'over_mb': 'megabytes'}  # column -> title
+# %% ../../nbs/09_federated/06a_size.ipynb #a510301e
+PANELS = {'cpu': 'CPU seconds of a round', 'over_mb': 'megabytes above an empty lab'}  # column -> title
 DASHES = 'solid', 'dash', 'dot', 'dashdot'
 
 
@@ -51,5 +51,6 @@ def size_figure(
             how |= dict(legendgroup=name, showlegend=col == 1, hovertemplate='%{x:,} clients: %{y:.3g}')
             figure.add_scatter(x=own.clients, y=own[column], line=line, row=1, col=col, **how)
         _proportional(figure, groups[0][1], column, col)
-    figure.update_xaxes(type='log', title_text='clients', dtick=1).update_yaxes(type='log', dtick=1)
-    return finish(figure, 420).update_layout(legend=dict(y=-0.22, yanchor='top'), margin=dict(t=40, b=110))
+    figure.update_xaxes(type='log', title_text='clients', dtick=1, tickformat=',')
+    figure.update_yaxes(type='log', dtick=1, tickformat=',~g')
+    return finish(figure, 400).update_layout(legend=dict(y=-0.25, yanchor='top'), margin=dict(t=40, b=95))
