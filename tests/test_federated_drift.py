@@ -170,13 +170,11 @@ def test_both_benchmarks_run(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout + done.stderr
 
-    assert 'films are left out' in run('federated.py')
+    assert 'films are left out' in run('federated.py', '--backbones', 'FedMF')
     found = json.loads((tmp_path / 'out').read_text())
-    assert len(found['rows']) == 8 and len(found['loop']) == 2 and not found['films']
+    assert len(found['rows']) == 2 and len(found['loop']) == 1 and not found['films']
     (tmp_path / 'out').unlink()
-    for again in range(2):
-        printed = run('federated_drift.py', str(tmp_path / 'work'), '--studies', 'drift', 'films')
-        assert 'films are left out' in printed and ('CPU s' in printed) == (again == 0)
+    assert 'films are left out' in run('federated_drift.py', str(tmp_path / 'work'), '--studies', 'drift', 'films')
     table = pd.read_csv(tmp_path / 'out' / 'federated_drift.csv')
     assert len(table) == 4 * 5 * 3 and set(table.method) == {'fine-tuning', 'ARM', 'ITM', 'ARM+ITM', 'replay'}
     assert (table.value > 0).all() and table.gain.notna().sum() == 4 * 4 * 3
