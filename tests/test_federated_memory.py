@@ -27,6 +27,17 @@ def test_places_are_those_of_a_stable_order(scores, lists):
     assert discrepancy(scores, lists).tolist() == [sum(abs(p - k) for k, p in enumerate(e)) for e in expected]
 
 
+@given(st.integers(0, 999), st.integers(1, 9), st.booleans())
+def test_places_of_few_ties_are_those_of_a_stable_order(seed, length, one_tie):
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.randn(5, 40, generator=g)
+    lists = torch.rand(5, 40, generator=g).argsort(1)[:, :length]
+    if one_tie:
+        scores[2, 7] = scores[2, lists[2, 0]]
+    standing = scores.argsort(dim=1, descending=True, stable=True).argsort(1)
+    assert torch.equal(places(scores, lists), standing.gather(1, lists))
+
+
 @given(st.integers(0, 3000), st.integers(1, 60), st.floats(0, 0.1))
 def test_keep_counts_are_the_floor(apart, length, eps):
     found = int(keep_counts(torch.tensor([apart]), length, eps))

@@ -195,3 +195,14 @@ def test_what_flies_away_is_said(shop):
     vectors[0, 0] = float('nan')
     with pytest.raises(FloatingPointError, match='lower lr'):
         train_rounds(BACKBONES['FedMF'], vectors, private, task_of(shop, 0), lr=1.0, rounds=1, progress=False)
+
+
+def test_samples_are_shuffled_within_each_client_by_their_lots():
+    block = blocks(drawn_shop(items=40, users=120, length=12), core=5)[0]
+    clients = clients_of(block.train, [], block.items)
+    (step,) = draw_steps(clients, 4, 10**6, torch.Generator().manual_seed(3))
+    g = torch.Generator().manual_seed(3)
+    others = clients.rows.repeat_interleave(4)
+    items = torch.cat([clients.items, draw_others(clients, others, g)])
+    order = torch.argsort(torch.cat([clients.rows, others]) + torch.rand(len(items), generator=g, dtype=torch.float64))
+    assert torch.equal(step.items, items[order]) and torch.equal(step.labels, (order < len(clients.rows)).float())

@@ -13,17 +13,30 @@ import torch
 from ..base.errors import DataError
 
 # %% ../../nbs/09_federated/03_memory.ipynb #2b342e8d
-def places(
-    scores,  # float [C, N]
-    lists,  # long [C, L] items
-):  # -> long [C, L] from 0
-    "Where the items of each list stand among all items, those of one score in the order of their numbers."
+def _one_by_one(scores, lists):
+    "`places`, one item of the lists after another."
     own = scores.gather(1, lists)
     number, found = torch.arange(scores.shape[1]), []
     for k in range(lists.shape[1]):
         at, item = own[:, k : k + 1], lists[:, k : k + 1]
         found.append(((scores > at) | (scores == at) & (number < item)).sum(1))
     return torch.stack(found, 1)
+
+# %% ../../nbs/09_federated/03_memory.ipynb #90b34c1f
+def places(
+    scores,  # float [C, N]
+    lists,  # long [C, L] items
+):  # -> long [C, L] from 0
+    "Where the items of each list stand among all items, those of one score in the order of their numbers."
+    rising, order = scores.gather(1, lists).sort(dim=1)
+    (clients, length), rows = lists.shape, torch.arange(len(lists))[:, None]
+    below = torch.searchsorted(rising, scores.contiguous())  # how many of the list score less
+    n = torch.bincount((below + (length + 1) * rows).view(-1), minlength=clients * (length + 1))
+    above = n.view(clients, -1)[:, 1:].flip(1).cumsum(1).flip(1)
+    found = torch.empty_like(lists).scatter_(1, order, above)
+    equal = (rising.gather(1, below.clamp(max=length - 1)) == scores).sum(1)
+    tied = ((equal > length) | (rising[:, 1:] == rising[:, :-1]).any(1)).nonzero()[:, 0]
+    return found.index_copy_(0, tied, _one_by_one(scores[tied], lists[tied])) if len(tied) else found
 
 # %% ../../nbs/09_federated/03_memory.ipynb #d0faa006
 def discrepancy(

@@ -99,7 +99,8 @@ def draw_steps(
     rows, items = torch.cat([clients.rows, others]), torch.cat([clients.items, draw_others(clients, others, generator)])
     labels = torch.zeros(len(rows))
     labels[: len(clients.rows)] = 1
-    order = torch.argsort(rows + torch.rand(len(rows), generator=generator, dtype=torch.float64))
+    lots = torch.rand(len(rows), generator=generator, dtype=torch.float64)
+    order = torch.from_numpy(np.argsort((rows + lots).numpy()))  # several times as fast as that of torch
     rows, items, labels = rows[order], items[order], labels[order]
     n = torch.bincount(rows)
     number = (torch.arange(len(rows)) - (n.cumsum(0) - n)[rows]) // batch
@@ -166,7 +167,7 @@ def local_epoch(
     return sum(rows.T @ along for rows, along in sent), total
 
 # %% ../../nbs/09_federated/02_rounds.ipynb #4e77ffcf
-AT_ONCE = 4_000_000  # scores that are held at a time
+AT_ONCE = 1_500_000  # scores that are held at a time
 
 # %% ../../nbs/09_federated/02_rounds.ipynb #a0919970
 def _some(steps, a, b):
