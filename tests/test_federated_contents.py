@@ -139,9 +139,23 @@ def test_new_items_are_asked_apart(shop, features):
         there = newcomers_of(shop, k)
         assert (there is None) == (('new', k) not in asked)
         if there is not None:
-            assert there.sets[1].min() >= shop[k - 1].items
+            assert there.items == shop[k].items - shop[k - 1].items > there.sets[1].max()
             assert (asked['arrival', k].users == there.users).all() and (asked['new', k].users == there.users).all()
     assert asked
+
+
+def test_new_items_are_ranked_among_new_items_alone(shop, features):
+    "Figures when all is over are those of the last state, worked out by hand for each user."
+    done = run_blocks(shop, newcomers=features, **QUICK)
+    last, first, cut = shop[2], shop[1].items, 5
+    found = next(f for f in done.asked if (f.way, f.after) == ('new', 2))
+    assert len(found.users) > 3
+    for user, value in zip(found.users, found.values['Recall']):
+        test = {i for u, i in zip(last.test.users, last.test.items) if u == user and i >= first}
+        had = {i for b in shop for p in (b.train, b.valid, b.test) for u, i in zip(p.users, p.items) if u == user}
+        items = [i for i in range(first, last.items) if i in test or i not in had]
+        best = sorted(items, key=lambda i: -float(done.items[i] @ done.private['user'][user]))[:cut]
+        assert value == pytest.approx(len(test & set(best)) / len(test), abs=1e-6)
 
 
 def test_a_report_is_told_the_ranking_of_the_federation(shop, features):

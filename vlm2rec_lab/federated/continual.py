@@ -69,13 +69,18 @@ def newcomers_of(
     blocks,  # Blocks
     k,  # number of the block, 1 or more
 ):  # -> Asked, or None where nobody is tested with a new item
-    "The test of block k, of the items that came with it alone, all left out that was seen by then."
-    test = blocks[k].test
-    new = test.items >= blocks[k - 1].items
-    if not new.any():
+    "The test of block k among the items that came with it, which are numbered from 0 here."
+    first = blocks[k - 1].items
+
+    def among(pairs):
+        new = pairs.items >= first
+        return type(pairs)(pairs.users[new], pairs.items[new] - first)
+
+    test = among(blocks[k].test)
+    if not len(test):
         return None
-    seen = [*_before(blocks, k), blocks[k].train, blocks[k].valid, test]
-    return asking(type(test)(test.users[new], test.items[new]), seen, blocks[k].items)
+    seen = [among(p) for p in (*_before(blocks, k), blocks[k].train, blocks[k].valid, blocks[k].test)]
+    return asking(test, seen, blocks[k].items - first)
 
 # %% ../../nbs/09_federated/05_continual.ipynb #4419c4b0
 @dataclass(frozen=True)
@@ -175,8 +180,8 @@ def _ask_new(blocks, k, backbone, state, contents, cut, way):
     "What it gets when it is asked for what users took of the items that came with block k."
     asked = newcomers_of(blocks, k)
     if asked is not None:
-        heads, vectors = backbone.head(state.private)[0], made_of(state.items, contents)
-        yield Figures(k, k, way, asked.users, figures(asked, heads, vectors, cut))
+        heads, new = backbone.head(state.private)[0], made_of(state.items, contents)[blocks[k - 1].items :]
+        yield Figures(k, k, way, asked.users, figures(asked, heads, new, cut))
 
 # %% ../../nbs/09_federated/05_continual.ipynb #ed2271f4
 def _said(k, blocks, look_back, memory, temporal, distil, replay, contents):
