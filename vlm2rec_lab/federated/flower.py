@@ -4,18 +4,26 @@
 
 # %% auto #0
 __all__ = ['ITEMS', 'ALIKE', 'own_generator', 'begin_items', 'begin_own', 'own_draws', 'Customer', 'customer_of',
-           'clients_of_one', 'Request', 'Kept', 'answer_of', 'fault_of', 'too_large', 'judged', 'next_items', 'clipped']
+           'clients_of_one', 'Request', 'Kept', 'answer_of', 'fault_of', 'too_large', 'judged', 'total_of',
+           'next_items', 'clipped', 'Plan', 'check_plan', 'plan_of', 'config_of', 'write_customer', 'read_customer',
+           'Round', 'write_rounds', 'read_rounds']
 
-# %% ../../nbs/09_federated/09_flower.ipynb #a7922d1c
-from dataclasses import dataclass, replace
+# %% ../../nbs/09_federated/09_flower.ipynb #248fec3a
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
-from ..base.errors import DataError
-from .backbones import rates_of
-from .memory import remembered
+from ..base.errors import DataError, known
+from ..base.files import write_bytes
+from .backbones import get_backbone, rates_of
+from .memory import check_memory, remembered
 from .rounds import Clients, Step, draw_steps, local_epoch
+from .temporal import check_beta
 
 # %% ../../nbs/09_federated/09_flower.ipynb #c0414d48
 ITEMS, ALIKE = -2, -1  # whom the items, and what all clients share at the beginning, are drawn for
@@ -238,18 +246,25 @@ def judged(
     bad = {who: fault for who, fault in faults.items() if fault} | large
     return {who: a for who, a in sound.items() if who not in large}, bad
 
-# %% ../../nbs/09_federated/09_flower.ipynb #ec0895da
+# %% ../../nbs/09_federated/09_flower.ipynb #e6436780
+def total_of(
+    changes,  # list of arrays [N, d]
+):  # -> double [N, d]
+    "The sum of changes."
+    return sum(torch.from_numpy(a).double() for a in changes)
+
+
 def next_items(
     items,  # float [N, d]
-    good,  # {who: array [N, d]}
+    total,  # double [N, d] of `total_of`
+    n,  # how many changes are in it
     least=1,  # how many there must be
     server=None,  # function of the mean [N, d] -> items [N, d], as `run_round` has it
 ):  # -> float [N, d], why they are as they were or ''
     "The items after a round."
-    if len(good) < least:
-        return items, f'{len(good)} good answers, fewer than {least}: items stay as they were'
-    total = sum(torch.from_numpy(a).double() for a in good.values())
-    mean = (items.double() + total / len(good)).to(items.dtype)
+    if n < max(least, 1):
+        return items, f'{n} good answers, fewer than {max(least, 1)}: items stay as they were'
+    mean = (items.double() + total / n).to(items.dtype)
     found = mean if server is None else server(mean)
     return (found, '') if bool(found.isfinite().all()) else (items, 'the mean is not finite: items stay as they were')
 
@@ -262,3 +277,133 @@ def clipped(
     if not norm > 0:
         raise DataError(f'clip={norm}: give the largest norm of an update, above 0')
     return change * min(1.0, norm / max(float(change.double().norm()), 1e-30))
+
+# %% ../../nbs/09_federated/09_flower.ipynb #e9e5fa92
+@dataclass(frozen=True)
+class Plan:
+    "What the server and all clients of a federation are started with."
+
+    sizes: tuple  # how many items are known after each block
+    nodes: int  # how many must be there before the first round
+    backbone: str = 'FedMF'  # a key of BACKBONES
+    rounds: int = 10  # of a block
+    memory: bool = False  # Adaptive Replay Memory on the clients
+    temporal: bool = False  # Item-wise Temporal Mean on the server
+    renew: bool = False  # begin anew with private parameters in every block
+    lr: float = 1.0  # rate of what learns slowest
+    dim: int = 32  # of the vectors
+    batch: int = 512  # samples of a client's batch
+    negatives: int = 4  # per pair
+    length: int = 30  # these three of the memory, as in `remembered`
+    eps: float = 0.006
+    weight: float = 0.1
+    beta: float = 0.9  # of the temporal mean
+    seed: int = 0  # of everything random
+    least: int = 1  # good answers that a round needs
+    timeout: float = 60.0  # seconds that a round waits for answers
+    factor: float = 100.0  # times the median norm of a round that an update may have; 0: any
+    per_node: int = 1  # customers that a node may answer for
+    clip: float = 0.0  # the largest norm of an update, cut down on the client; 0: as it is
+    secure: bool = False  # whether the server sees sums only; it needs a clip
+    out: str = 'server'  # folder of what the server writes
+
+# %% ../../nbs/09_federated/09_flower.ipynb #037ca9b8
+def check_plan(
+    plan,  # Plan
+):  # -> the plan
+    "Raises DataError for what would fail only when rounds have begun."
+    get_backbone(plan.backbone)
+    rates_of(get_backbone(plan.backbone), plan.lr, 1)
+    check_memory(plan.length, plan.eps, plan.weight)
+    check_beta(plan.beta)
+    for name in ('nodes', 'rounds', 'dim', 'batch', 'negatives', 'least', 'per_node'):
+        if getattr(plan, name) < 1:
+            raise DataError(f'{name}={getattr(plan, name)}: give 1 or more')
+    if not plan.sizes or plan.sizes[0] < 2 or list(plan.sizes) != sorted(plan.sizes):
+        raise DataError(
+            f'sizes={plan.sizes}: give how many items are known after each block, 2 or more and never fewer'
+        )
+    if not (plan.timeout > 0 and plan.factor >= 0 and plan.clip >= 0):
+        raise DataError('timeout must be above 0 seconds, factor and clip not below 0')
+    if plan.secure and not plan.clip:
+        raise DataError('secure=True needs clip: what the server cannot see, the client must bound')
+    return plan
+
+# %% ../../nbs/09_federated/09_flower.ipynb #046cb51e
+def plan_of(
+    config,  # {name: text, number or truth}
+):  # -> Plan
+    "The plan that a table of settings says. Raises DataError for unknown names, and as `check_plan` does."
+    kinds = {f.name: f.type for f in fields(Plan)}
+    for name in config:
+        known(name, kinds, 'setting of a federation')
+    if lacking := [name for name in ('sizes', 'nodes') if name not in config]:
+        raise DataError(f'a federation needs {lacking[0]}')
+    found = {name: kinds[name](v) for name, v in config.items() if name != 'sizes'}
+    return check_plan(Plan(tuple(int(n) for n in str(config['sizes']).split()), **found))
+
+
+def config_of(
+    plan,  # Plan
+):  # -> {name: text, number or truth}
+    "A plan as such a table."
+    return asdict(plan) | dict(sizes=' '.join(map(str, plan.sizes)))
+
+# %% ../../nbs/09_federated/09_flower.ipynb #dbb9e892
+def write_customer(
+    path,  # file to write
+    customer,  # Customer
+):
+    "Write what a client has."
+    parts = [(name, k, a) for name in ('learn', 'valid') for k, a in enumerate(getattr(customer, name))]
+    arrays = {f'{name}/{k}': np.ascontiguousarray(a, np.int64) for name, k, a in parts}
+    write_bytes(path, save(arrays | dict(user=np.array([customer.user]))))
+
+
+def read_customer(
+    path,  # file of `write_customer`
+):  # -> Customer
+    "Read what a client has. Raises DataError for a file that is none."
+    try:
+        arrays = load(Path(path).read_bytes())
+        blocks = range(sum(name.startswith('learn/') for name in arrays))
+        parts = (tuple(arrays[f'{name}/{k}'] for k in blocks) for name in ('learn', 'valid'))
+        return Customer(int(arrays['user'][0]), *parts)
+    except (OSError, SafetensorError, KeyError) as e:
+        raise DataError(f'{path} is no file of a customer: {e}') from None
+
+# %% ../../nbs/09_federated/09_flower.ipynb #612cea0b
+@dataclass(frozen=True)
+class Round:
+    "What became of a round."
+
+    number: int  # from 1 on over all blocks
+    block: int
+    taken: tuple  # who is in the mean
+    idle: tuple  # who had nothing to learn
+    left_out: dict  # {who: why}
+    note: str  # why items stayed as they were, or ''
+    seconds: float
+    sent: int  # bytes to the clients
+    got: int  # bytes from the clients
+
+    def __str__(self):
+        said = ''.join(f'\n  left out: {who}: {why}' for who, why in self.left_out.items())
+        note = f'\n  {self.note}' if self.note else ''
+        return f'round {self.number}, block {self.block}: {len(self.taken)} answers in the mean{said}{note}'
+
+# %% ../../nbs/09_federated/09_flower.ipynb #e5328d9d
+def write_rounds(
+    path,  # file to write
+    rounds,  # list of Round
+):
+    "Write what became of rounds, a line of JSON each."
+    write_bytes(path, ''.join(json.dumps(asdict(r)) + '\n' for r in rounds).encode())
+
+
+def read_rounds(
+    path,  # file of `write_rounds`
+):  # -> list of Round
+    "Read what became of rounds."
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return [Round(**r | dict(taken=tuple(r['taken']), idle=tuple(r['idle']))) for r in rows]
