@@ -152,7 +152,7 @@ class Kept:
     block: int  # that it was asked about last
     number: int  # of the round in which it learned last; 0: never
 
-# %% ../../nbs/09_federated/09_flower.ipynb #aabe6de3
+# %% ../../nbs/09_federated/09_flower.ipynb #067fb3e8
 def _undone(kept, request):
     "What a client keeps when its last answer was not taken."
     lost = kept.number > request.taken
@@ -162,7 +162,7 @@ def _undone(kept, request):
 def _turned(backbone, customer, kept, request, fresh, look_back):
     "What a client keeps when a block begins: a memory of the one before, and fresh parameters if they are renewed."
     memory, private, learned = kept.memory, kept.private, len(customer.learn[request.block - 1])
-    if look_back is not None:
+    if look_back is not None and kept.number:  # who never learned has nothing to remember
         who = torch.zeros(int(memory is None or learned > 0), dtype=torch.long)
         memory = remembered(*backbone.head(private), request.old, who, memory, *look_back)
     if fresh is not None and len(customer.learn[request.block]):
@@ -278,7 +278,7 @@ def clipped(
         raise DataError(f'clip={norm}: give the largest norm of an update, above 0')
     return change * min(1.0, norm / max(float(change.double().norm()), 1e-30))
 
-# %% ../../nbs/09_federated/09_flower.ipynb #e9e5fa92
+# %% ../../nbs/09_federated/09_flower.ipynb #70024886
 @dataclass(frozen=True)
 class Plan:
     "What the server and all clients of a federation are started with."
@@ -300,14 +300,15 @@ class Plan:
     beta: float = 0.9  # of the temporal mean
     seed: int = 0  # of everything random
     least: int = 1  # good answers that a round needs
-    timeout: float = 60.0  # seconds that a round waits for answers
+    timeout: float = 60.0  # seconds that a round waits for answers at most
+    slack: float = 0.0  # how many times as long as half of the nodes needed it waits for the others; 0: to the timeout
     factor: float = 100.0  # times the median norm of a round that an update may have; 0: any
     per_node: int = 1  # customers that a node may answer for
     clip: float = 0.0  # the largest norm of an update, cut down on the client; 0: as it is
     secure: bool = False  # whether the server sees sums only; it needs a clip
     out: str = 'server'  # folder of what the server writes
 
-# %% ../../nbs/09_federated/09_flower.ipynb #037ca9b8
+# %% ../../nbs/09_federated/09_flower.ipynb #6c1827ce
 def check_plan(
     plan,  # Plan
 ):  # -> the plan
@@ -323,8 +324,8 @@ def check_plan(
         raise DataError(
             f'sizes={plan.sizes}: give how many items are known after each block, 2 or more and never fewer'
         )
-    if not (plan.timeout > 0 and plan.factor >= 0 and plan.clip >= 0):
-        raise DataError('timeout must be above 0 seconds, factor and clip not below 0')
+    if not (plan.timeout > 0 and plan.factor >= 0 and plan.clip >= 0) or not (plan.slack == 0 or plan.slack >= 1):
+        raise DataError('timeout must be above 0 seconds, factor and clip not below 0, and slack 0, or 1 or more')
     if plan.secure and not plan.clip:
         raise DataError('secure=True needs clip: what the server cannot see, the client must bound')
     return plan

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLOWER_INSTALL', 'flower', 'stand_alone', 'LocalGrid', 'bytes_of', 'request_to', 'kept_of', 'customers_of', 'respond',
-           'client_app', 'Heard', 'heard_of', 'Metered', 'ask_plainly', 'await_nodes', 'run_rounds', 'server_app',
+           'client_app', 'Heard', 'heard_of', 'Waiting', 'ask_plainly', 'await_nodes', 'run_rounds', 'server_app',
            'write_server', 'respond_masked', 'ask_masked', 'heard_sum']
 
 # %% ../../nbs/09_federated/09a_flower_app.ipynb #2179b9b4
@@ -99,7 +99,7 @@ def bytes_of(
     records = message.content.values() if message.has_content() else ()
     return sum(len(name) + _size(value) for r in records for name, value in r.items())
 
-# %% ../../nbs/09_federated/09a_flower_app.ipynb #7e3b4a87
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #0503f464
 def request_to(
     node,  # its id
     items,  # float32 [N, d]
@@ -108,12 +108,14 @@ def request_to(
     taken,  # {label: the last round whose answer was taken} of the node's customers
     known,  # how many items were known before the block
     old=None,  # float32 [K, d] items as they were then, for who has not been heard of in the block
+    ttl=None,  # seconds after which it is not delivered any more; None: as Flower has it
 ):  # -> Message of Flower
     "What the server asks of a node."
     f = flower()
     said = f.ConfigRecord(dict(block=block, number=number, known=known, taken=json.dumps(taken)))
     arrays = _record({'items': items} | ({} if old is None else {'old': old}))
-    return f.Message(f.RecordDict({'arrays': arrays, 'round': said}), node, f.MessageType.TRAIN, group_id=str(number))
+    content = f.RecordDict({'arrays': arrays, 'round': said})
+    return f.Message(content, node, f.MessageType.TRAIN, ttl=ttl, group_id=str(number))
 
 # %% ../../nbs/09_federated/09a_flower_app.ipynb #c598a4ea
 def _remember(context, label, kept):
@@ -230,7 +232,7 @@ def client_app(
 
     return app
 
-# %% ../../nbs/09_federated/09a_flower_app.ipynb #32125b40
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #ac0bc33a
 def _read(message, number, per_node):
     "What a node answered: {label: arrays}, labels with nothing to learn. Raises ValueError for what is no answer."
     if message.has_error():
@@ -250,11 +252,13 @@ def _read(message, number, per_node):
 def _readable(record):
     "Arrays of a record, or what is wrong with it."
     try:
-        return _arrays(record)
+        found = _arrays(record)
+        strange = [a for a in found.values() if not isinstance(a, np.ndarray)]
+        return found if not strange else f'it cannot be read: {type(strange[0]).__name__}'
     except Exception as e:  # of whatever kind: it comes from somebody else
         return f'it cannot be read: {type(e).__name__}'
 
-# %% ../../nbs/09_federated/09a_flower_app.ipynb #500a3414
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #049027fc
 @dataclass(eq=False)
 class Heard:
     "What the server heard in a round."
@@ -271,51 +275,71 @@ def heard_of(
     nodes,  # ids of those who were asked
     number,  # of the round
     per_node,  # customers that a node may answer for
-    timeout,  # seconds that were waited
+    seconds,  # that were waited
 ):  # -> Heard
     "What came back from whom; who is a label and a node, or a node by itself."
-    heard, waiting = Heard(), dict.fromkeys(nodes)
+    heard, waiting = Heard(), dict.fromkeys(nodes, f'no answer within {seconds:.0f} seconds')
     for reply in replies:
         node = reply.metadata.src_node_id
         if node not in waiting:
             heard.left_out[f'@{node}'] = 'it was not asked, or answered before'
             continue
-        waiting.pop(node)
         try:
             records, idle = _read(reply, number, per_node)
         except Exception as e:  # of whatever kind: it comes from somebody else
-            heard.left_out[f'@{node}'] = str(e)
+            waiting[node] = str(e)  # a late answer may come before the one that is waited for
             continue
+        waiting.pop(node)
         heard.idle += [f'{label}@{node}' for label in idle]
         found = {f'{label}@{node}': _readable(record) for label, record in records.items()}
         heard.left_out |= {who: a for who, a in found.items() if isinstance(a, str)}
         heard.answers |= {who: a for who, a in found.items() if not isinstance(a, str)}
-    heard.left_out |= {f'@{node}': f'no answer within {timeout:g} seconds' for node in waiting}
+    heard.left_out |= {f'@{node}': why for node, why in waiting.items()}
     return heard
 
-# %% ../../nbs/09_federated/09a_flower_app.ipynb #fd8010f9
-class Metered:
-    "A grid that counts what goes through it."
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #9ada5da5
+class Waiting:
+    "A grid that knows how long to wait, and counts what goes through it."
 
     def __init__(
         self,
         grid,  # Grid of Flower, or `LocalGrid`
+        slack=0,  # as in `Plan`
+        every=0.2,  # seconds between two looks
     ):
-        self.grid, self.sent, self.got = grid, 0, 0
+        self.grid, self.slack, self.every = grid, slack, every
+        self.sent, self.got, self.waited = 0, 0, 0.0
 
     def get_node_ids(self):
         "Who is there."
         return self.grid.get_node_ids()
 
-    def send_and_receive(self, messages, *, timeout=None):
-        "As the grid does, counted."
-        messages = [*messages]
-        self.sent += sum(map(bytes_of, messages))
-        replies = [*self.grid.send_and_receive(messages, timeout=timeout)]
-        self.got += sum(map(bytes_of, replies))
+    def _pulled(self, messages, timeout):
+        "Answers as they come, until all are there or time is over."
+        start, end, replies = time.time(), time.time() + (timeout or 1e9), []
+        asked = {i for i in self.grid.push_messages(messages) if i}
+        left, half = {*asked}, None
+        while left and time.time() < end:
+            found = [*self.grid.pull_messages(list(left))]
+            replies += found
+            left -= {m.metadata.reply_to_message_id for m in found}
+            if half is None and 2 * len(left) <= len(asked):
+                half = time.time() - start
+                end = min(end, start + self.slack * half) if self.slack else end
+            time.sleep(self.every if left else 0)
         return replies
 
-# %% ../../nbs/09_federated/09a_flower_app.ipynb #14a336ac
+    def send_and_receive(self, messages, *, timeout=None):
+        "As the grid does, counted, and sooner."
+        messages, start = [*messages], time.time()
+        self.sent += sum(map(bytes_of, messages))
+        direct = not hasattr(self.grid, 'push_messages')
+        replies = self.grid.send_and_receive(messages, timeout=timeout) if direct else self._pulled(messages, timeout)
+        self.got += sum(map(bytes_of, replies))
+        self.waited = time.time() - start
+        return replies
+
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #80bf01fb
 @dataclass(eq=False)
 class _Ask:
     "What is asked in a round, and of whom the server knows what."
@@ -338,9 +362,10 @@ class _Ask:
 def ask_plainly(grid, plan, ask):
     "A round in which the server sees every answer: Heard."
     nodes = [*grid.get_node_ids()]
-    requests = [request_to(n, ask.items, ask.block, ask.number, **ask.of(n, plan.memory)) for n in nodes]
+    what = ask.items, ask.block, ask.number
+    requests = [request_to(n, *what, **ask.of(n, plan.memory), ttl=plan.timeout) for n in nodes]
     replies = grid.send_and_receive(requests, timeout=plan.timeout)
-    return heard_of(replies, nodes, ask.number, plan.per_node, plan.timeout)
+    return heard_of(replies, nodes, ask.number, plan.per_node, grid.waited)
 
 # %% ../../nbs/09_federated/09a_flower_app.ipynb #ae833c5a
 def await_nodes(
@@ -371,7 +396,7 @@ def _settled(plan, ask, heard, server):
     items, note = next_items(items, total, len(good), plan.least, server)
     return items.numpy(), tuple(() if note else good), heard.left_out | bad, note
 
-# %% ../../nbs/09_federated/09a_flower_app.ipynb #5370bb2f
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #c2ce276c
 def run_rounds(
     grid,  # Grid of Flower, or `LocalGrid`
     plan,  # Plan
@@ -390,7 +415,7 @@ def run_rounds(
     for block, size in enumerate(plan.sizes):
         server = holding(torch.from_numpy(old), plan.beta) if plan.temporal and block else None
         for k in range(plan.rounds):
-            start, metered = time.time(), Metered(grid)
+            start, metered = time.time(), Waiting(grid, plan.slack)
             ask = _Ask(items[:size], old, block, len(rounds) + 1, k == 0, taken, turned)
             heard = (ask_masked if plan.secure else ask_plainly)(metered, plan, ask)
             found, good, left_out, note = _settled(plan, ask, heard, server)
