@@ -23,8 +23,8 @@ def of_users(pairs, users):
 def simulated(shop, users, plan, absent=None, loop=None):
     """(items, private parameters of all users) of the simulation, with who is absent in a round left out of it.
 
-    `absent` is {number of a round: users, or None for all}. `loop(name, vectors, private, steps, rates, memory, recall)`
-    gives (mean, private parameters, loss) of a round, which is held against that of the simulation.
+    `absent` is {number of a round: users, or None for all}. `loop(name, vectors, private, steps, rates, memory,
+    recall)` gives (mean, private parameters, loss) of a round, which is held against that of the simulation.
     """
     b, absent = get_backbone(plan.backbone), absent or {}
     items = begin_items(b, plan.sizes[-1], plan.dim, plan.seed)

@@ -66,7 +66,7 @@ def federation(folder, nodes, more=None):
     `nodes` is {number: what a node is started with}.
     """
     port, groups = free_port(), {}
-    start_commands(folder, port)
+    start_commands(folder, int(port))
     address = f'127.0.0.1:{port}'
     link = ['--insecure', '--host', '127.0.0.1', '--port', port, '--disable-runtime-dependency-installation']
     node = ['--insecure', '--superlink', address, '--host', '127.0.0.1']

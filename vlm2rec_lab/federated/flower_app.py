@@ -258,7 +258,7 @@ def _readable(record):
     except Exception as e:  # of whatever kind: it comes from somebody else
         return f'it cannot be read: {type(e).__name__}'
 
-# %% ../../nbs/09_federated/09a_flower_app.ipynb #049027fc
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #1b2b527c
 @dataclass(eq=False)
 class Heard:
     "What the server heard in a round."
@@ -271,7 +271,7 @@ class Heard:
 
 
 def heard_of(
-    replies,  # list of Message of Flower
+    replies,  # list of (node, Message of Flower)
     nodes,  # ids of those who were asked
     number,  # of the round
     per_node,  # customers that a node may answer for
@@ -279,8 +279,7 @@ def heard_of(
 ):  # -> Heard
     "What came back from whom; who is a label and a node, or a node by itself."
     heard, waiting = Heard(), dict.fromkeys(nodes, f'no answer within {seconds:.0f} seconds')
-    for reply in replies:
-        node = reply.metadata.src_node_id
+    for node, reply in replies:
         if node not in waiting:
             heard.left_out[f'@{node}'] = 'it was not asked, or answered before'
             continue
@@ -297,7 +296,7 @@ def heard_of(
     heard.left_out |= {f'@{node}': why for node, why in waiting.items()}
     return heard
 
-# %% ../../nbs/09_federated/09a_flower_app.ipynb #9ada5da5
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #b7358eb7
 class Waiting:
     "A grid that knows how long to wait, and counts what goes through it."
 
@@ -308,22 +307,27 @@ class Waiting:
         every=0.2,  # seconds between two looks
     ):
         self.grid, self.slack, self.every = grid, slack, every
-        self.sent, self.got, self.waited = 0, 0, 0.0
+        self.sent, self.got, self.waited, self.asked = 0, 0, 0.0, {}
 
     def get_node_ids(self):
         "Who is there."
         return self.grid.get_node_ids()
 
+    def sender(self, reply):
+        "The node that a reply is from: whom its request was sent to, whatever it says itself."
+        return self.asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+
     def _pulled(self, messages, timeout):
         "Answers as they come, until all are there or time is over."
         start, end, replies = time.time(), time.time() + (timeout or 1e9), []
-        asked = {i for i in self.grid.push_messages(messages) if i}
-        left, half = {*asked}, None
+        nodes = [m.metadata.dst_node_id for m in messages]
+        self.asked = {i: n for i, n in zip(self.grid.push_messages(messages), nodes) if i}
+        left, half = {*self.asked}, None
         while left and time.time() < end:
             found = [*self.grid.pull_messages(list(left))]
             replies += found
             left -= {m.metadata.reply_to_message_id for m in found}
-            if half is None and 2 * len(left) <= len(asked):
+            if half is None and 2 * len(left) <= len(self.asked):
                 half = time.time() - start
                 end = min(end, start + self.slack * half) if self.slack else end
             time.sleep(self.every if left else 0)
@@ -339,7 +343,7 @@ class Waiting:
         self.waited = time.time() - start
         return replies
 
-# %% ../../nbs/09_federated/09a_flower_app.ipynb #80bf01fb
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #bf20e1fe
 @dataclass(eq=False)
 class _Ask:
     "What is asked in a round, and of whom the server knows what."
@@ -364,7 +368,7 @@ def ask_plainly(grid, plan, ask):
     nodes = [*grid.get_node_ids()]
     what = ask.items, ask.block, ask.number
     requests = [request_to(n, *what, **ask.of(n, plan.memory), ttl=plan.timeout) for n in nodes]
-    replies = grid.send_and_receive(requests, timeout=plan.timeout)
+    replies = [(grid.sender(r), r) for r in grid.send_and_receive(requests, timeout=plan.timeout)]
     return heard_of(replies, nodes, ask.number, plan.per_node, grid.waited)
 
 # %% ../../nbs/09_federated/09a_flower_app.ipynb #ae833c5a
