@@ -49,12 +49,27 @@ def made_up(users, items=1152, each=50, seed=0):
     return Blocks((block,), tuple(map(str, range(users))), np.arange(items), 'made up')
 
 
+def busy(groups):
+    "Seconds that the processors have worked for some commands, and for those of their processes that are over."
+    total = 0.0
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            fields = stat.read_text().rpartition(')')[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        if int(fields[2]) in groups:
+            total += sum(map(int, fields[11:15])) / os.sysconf('SC_CLK_TCK')
+    return total
+
+
 def by_servers(folder):
-    "A run by real servers: list of Round, items."
-    with federation(folder, nodes_of(folder)) as (run, _):
+    "A run by real servers: list of Round, items, seconds of processors."
+    with federation(folder, nodes_of(folder)) as (run, groups):
         started = run()
         assert started.process.wait(900) == 0, started.log.read_text()[-3000:]
-    return read_rounds(folder / 'server' / 'rounds.jsonl'), load_file(folder / 'server' / 'items.safetensors')['items']
+        worked = busy({g.process.pid for g in groups.values()})
+    items = load_file(folder / 'server' / 'items.safetensors')['items']
+    return read_rounds(folder / 'server' / 'rounds.jsonl'), items, worked
 
 
 def summary(rounds, nodes):
@@ -75,9 +90,10 @@ def measure(nodes, rounds, clip):
             expected, _ = simulated(shop, range(nodes), read_plan(folder))
             apart = dict(here=float(np.abs(here - expected).max()))
             row = dict(here=summary(said, nodes))
-            said, items = by_servers(folder)
+            said, items, worked = by_servers(folder)
             apart |= dict(servers=float(np.abs(items - expected).max()))
-            found[name] = row | dict(servers=summary(said, nodes), apart=apart)
+            row['servers'] = summary(said, nodes) | dict(worked=round(worked, 1))
+            found[name] = row | dict(apart=apart)
             print(name, found[name], flush=True)
     return found
 

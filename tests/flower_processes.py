@@ -18,11 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def environment(folder):
-    "Flower without telemetry, with a home of its own, and quick to look for work."
+    "Flower without telemetry, with a home of its own."
     return os.environ | dict(
         FLWR_TELEMETRY_ENABLED='0',
         FLWR_DISABLE_UPDATE_CHECK='1',
-        FLWR_SUPEREXEC_TASK_POLL_INTERVAL='0.2',
         FLWR_HOME=str(folder / 'flower'),
         PATH=os.pathsep.join([str(BIN), os.environ.get('PATH', '')]),
         PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
@@ -89,6 +88,20 @@ def federation(folder, nodes, more=None):
             group.signal(signal.SIGTERM)
         for group in groups.values():
             group.stop()
+        for pid in left(folder):  # of another group
+            os.kill(pid, signal.SIGKILL)
+
+
+def left(folder):
+    "Processes that were started for a federation and live: Flower's home in their environment says so."
+    found, home = [], f'FLWR_HOME={folder / "flower"}'.encode()
+    for path in Path('/proc').glob('[0-9]*/environ'):
+        try:
+            said = path.read_bytes().split(b'\0')
+        except OSError:  # it ended meanwhile, or is somebody else's
+            continue
+        found += [int(path.parent.name)] if home in said else []
+    return found
 
 
 def healthy(address):

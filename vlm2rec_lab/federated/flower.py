@@ -169,7 +169,7 @@ def _turned(backbone, customer, kept, request, fresh, look_back):
         private = fresh
     return replace(kept, private=private, before=private, memory=memory, block=request.block)
 
-# %% ../../nbs/09_federated/09_flower.ipynb #0fc10f8b
+# %% ../../nbs/09_federated/09_flower.ipynb #20035296
 def answer_of(
     backbone,  # Backbone
     customer,  # Customer
@@ -186,6 +186,8 @@ def answer_of(
     "A round of a client. Raises DataError for a block that it knows nothing of, and for items that are not known."
     if not 0 <= request.block < len(customer.learn):
         raise DataError(f'block {request.block} is asked for, and the customer has {len(customer.learn)}')
+    if not bool(request.items.isfinite().all()):
+        raise DataError('the items of the server are not finite: nothing is learned from them')
     begun = begin_own(backbone, request.items.shape[1], seed, customer.user)
     if kept is None or kept.block > request.block:
         kept = Kept(begun, begun, None, request.block, 0)
