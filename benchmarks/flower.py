@@ -1,8 +1,8 @@
 """A federation by Flower on this machine: seconds and bytes of a round, sums seen and hidden, and honest norms.
 
-    python benchmarks/flower.py [--nodes 10] [--rounds 2] [--shop FOLDER] [--out FILE.json]
+    python benchmarks/flower.py [--clients 10] [--each 2] [--rounds 1] [--shop FOLDER] [--out FILE.json]
 
-Ten customers of 50 purchases each, one node of Flower each, FedMF over 1,152 items in 32 dimensions (the size of
+Ten customers of 50 purchases each, two on a node of Flower, FedMF over 1,152 items in 32 dimensions (the size of
 MovieLens 100K), by real servers on loopback and in one process. With --shop, how much larger the largest honest update
 is than the median of its round, on a shop of one's own with dates.
 """
@@ -22,7 +22,7 @@ os.environ |= dict(FLWR_TELEMETRY_ENABLED='0', OMP_NUM_THREADS='1')
 import numpy as np  # noqa: E402
 from common import machine  # noqa: E402
 from federated_apps import simulated  # noqa: E402
-from flower_processes import federation  # noqa: E402
+from flower_processes import federation, households  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
 from vlm2rec_lab.federated.backbones import BACKBONES  # noqa: E402
@@ -36,7 +36,7 @@ from vlm2rec_lab.federated.flower import (  # noqa: E402
     read_rounds,
     total_of,
 )
-from vlm2rec_lab.federated.flower_folder import nodes_of, read_plan, run_here, write_app  # noqa: E402
+from vlm2rec_lab.federated.flower_folder import read_plan, run_here, write_app  # noqa: E402
 
 WAYS = {'seen': {}, 'hidden': dict(secure=True)}
 
@@ -62,9 +62,9 @@ def busy(groups):
     return total
 
 
-def by_servers(folder):
+def by_servers(folder, nodes):
     "A run by real servers: list of Round, items, seconds of processors."
-    with federation(folder, nodes_of(folder)) as (run, groups):
+    with federation(folder, nodes) as (run, groups):
         started = run()
         assert started.process.wait(900) == 0, started.log.read_text()[-3000:]
         worked = busy({g.process.pid for g in groups.values()})
@@ -72,27 +72,29 @@ def by_servers(folder):
     return read_rounds(folder / 'server' / 'rounds.jsonl'), items, worked
 
 
-def summary(rounds, nodes):
-    "What a round costs: seconds of the quickest, bytes of one client."
-    assert all(len(r.taken) == nodes for r in rounds), [str(r) for r in rounds]
+def summary(rounds, clients, nodes):
+    "What a round costs: seconds of the quickest, bytes of one node."
+    assert all(len(r.taken) == clients for r in rounds), [str(r) for r in rounds]
     seconds = min(r.seconds for r in rounds)
     return dict(seconds=round(seconds, 2), sent=rounds[-1].sent // nodes, got=rounds[-1].got // nodes)
 
 
-def measure(nodes, rounds, clip):
+def measure(clients, each, rounds, clip):
     "Both ways, by servers and in one process, and how far they are from the simulation."
-    shop, found = made_up(nodes), {}
+    shop, found = made_up(clients), {}
     for name, more in WAYS.items():
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
-            write_app(folder, shop, rounds=rounds, timeout=600.0, clip=clip, lr=1.0, **more)
+            write_app(
+                folder, shop, rounds=rounds, timeout=600.0, clip=clip, per_node=each, nodes=clients // each, **more
+            )
             here, said, _ = run_here(folder)
-            expected, _ = simulated(shop, range(nodes), read_plan(folder))
+            expected, _ = simulated(shop, range(clients), read_plan(folder))
             apart = dict(here=float(np.abs(here - expected).max()))
-            row = dict(here=summary(said, nodes))
-            said, items, worked = by_servers(folder)
+            row, nodes = dict(here=summary(said, clients, clients)), households(folder, range(clients), each)
+            said, items, worked = by_servers(folder, nodes)
             apart |= dict(servers=float(np.abs(items - expected).max()))
-            row['servers'] = summary(said, nodes) | dict(worked=round(worked, 1))
+            row['servers'] = summary(said, clients, len(nodes)) | dict(worked=round(worked, 1))
             found[name] = row | dict(apart=apart)
             print(name, found[name], flush=True)
     return found
@@ -124,14 +126,15 @@ def honest(folder, clients=120, rounds=30):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--nodes', type=int, default=10)
-    parser.add_argument('--rounds', type=int, default=2)
+    parser.add_argument('--clients', type=int, default=10)
+    parser.add_argument('--each', type=int, default=2, help='clients of a node')
+    parser.add_argument('--rounds', type=int, default=1)
     parser.add_argument('--clip', type=float, default=20.0, help='largest norm of an update')
     parser.add_argument('--shop', help='a folder with dates, for norms of honest updates')
     parser.add_argument('--out', help='file to write')
     o = parser.parse_args()
-    found = dict(machine=machine(), nodes=o.nodes, clip=o.clip, step=2 * o.clip / 2**22)
-    found |= dict(rounds=o.rounds, ways=measure(o.nodes, o.rounds, o.clip))
+    found = dict(machine=machine(), clients=o.clients, each=o.each, clip=o.clip, step=2 * o.clip / 2**22)
+    found |= dict(rounds=o.rounds, ways=measure(o.clients, o.each, o.rounds, o.clip))
     if o.shop:
         found['norms'] = honest(o.shop)
     if o.out:

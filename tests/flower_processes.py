@@ -58,8 +58,20 @@ class Group:
             time.sleep(0.05)
 
 
+def households(folder, users, each):
+    "Nodes of several customers of an app: {number: what it is started with}."
+    nodes = {}
+    for n in range(0, len(users), each):
+        home = folder / f'home {n // each}'
+        home.mkdir()
+        for user in users[n : n + each]:
+            (folder / 'customers' / f'customer-{user}.safetensors').rename(home / f'customer-{user}.safetensors')
+        nodes[n // each] = dict(customers=str(home), keep=str(folder / 'kept'))
+    return nodes
+
+
 @contextmanager
-def federation(folder, nodes, more=None):
+def federation(folder, nodes):
     """A server and its nodes on loopback: (function that starts a run, {number of a node: Group}).
 
     `nodes` is {number: what a node is started with}.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from federated_apps import simulated
 from federated_worlds import drawn_shop
-from flower_processes import federation, left, wait_for
+from flower_processes import federation, households, left, wait_for
 from safetensors.numpy import load_file
 
 from vlm2rec_lab.federated.blocks import blocks
@@ -48,25 +48,13 @@ def shop():
     return blocks(drawn_shop(items=40, users=120, length=12), core=5, parts=1)
 
 
-def households(folder, ten):
-    "Five nodes of two customers each: {number: what it is started with}."
-    nodes = {}
-    for n in range(5):
-        home = folder / f'home {n}'
-        home.mkdir()
-        for user in ten[2 * n : 2 * n + 2]:
-            (folder / 'customers' / f'customer-{user}.safetensors').rename(home / f'customer-{user}.safetensors')
-        nodes[n] = dict(customers=str(home), keep=str(folder / 'kept'))
-    return nodes
-
-
 def test_servers_a_late_node_and_a_killed_one(shop, tmp_path):
     "Two blocks of two rounds, with a memory and a temporal mean: late in the third round, killed in the fourth."
     ten = list(map(int, np.intersect1d(*(b.train.users for b in shop.blocks))[:10]))
-    how = dict(rounds=2, dim=8, batch=12, lr=1.0, memory=True, temporal=True, length=6, per_node=2, nodes=5)
+    how = dict(rounds=2, dim=8, batch=12, lr=1.0, memory=True, temporal=True, length=6, per_node=3, nodes=4)
     plan = write_app(tmp_path, shop, ten, timeout=200.0, slack=2.0, **how)
     (tmp_path / 'app' / 'client_app.py').write_text(CLIENT)
-    nodes = households(tmp_path, ten)
+    nodes = households(tmp_path, ten, 3)
     records = dict(until=str(tmp_path / 'server' / 'rounds.jsonl'))
     nodes[LATE] |= dict(slow_in=3, mark=str(tmp_path / 'slow'), **records)
     nodes[KILLED] |= dict(slow_in=4, mark=str(tmp_path / 'struck'), **records)
@@ -83,7 +71,7 @@ def test_servers_a_late_node_and_a_killed_one(shop, tmp_path):
     print(*rounds, [round(r.seconds, 1) for r in rounds], sep='\n')
     assert len(rounds) == 4 and 'no answer within' in said
     taken = [{int(who.partition('@')[0].rpartition('-')[2]) for who in r.taken} for r in rounds]
-    late, struck = (set(ten[2 * n : 2 * n + 2]) for n in (LATE, KILLED))
+    late, struck = (set(ten[3 * n : 3 * n + 3]) for n in (LATE, KILLED))
     assert not late & taken[2] and not struck & taken[3] and all(len(t) >= 2 for t in taken)
     expected, private = simulated(shop, ten, plan, {k + 1: set(ten) - t for k, t in enumerate(taken)})
     items = load_file(tmp_path / 'server' / 'items.safetensors')['items']
