@@ -4,10 +4,12 @@ clients that die, come late or send nonsense."""
 import io
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.federated.backbones import BACKBONES
 from vlm2rec_lab.federated.blocks import blocks
 from vlm2rec_lab.federated.flower import config_of, judged, plan_of, read_customer, read_rounds, total_of
-from vlm2rec_lab.federated.flower_app import LocalGrid, client_app, kept_of, run_rounds
+from vlm2rec_lab.federated.flower_app import LocalGrid, Waiting, client_app, kept_of, run_rounds
 from vlm2rec_lab.federated.flower_folder import nodes_of, read_plan, run_here, start_commands, write_app
 
 needs_flower = pytest.mark.skipif(find_spec('flwr') is None, reason='Flower is not installed')
@@ -236,6 +238,44 @@ def test_clipped_updates_have_at_most_that_norm(shop, ten, tmp_path):
 
     carried_out(plan, nodes, app=client_app(look))
     assert len(seen) == 17 and max(seen) <= 0.01 * (1 + 1e-6)
+
+
+# ---- how long a round waits
+
+
+class Slow:
+    "A grid of messages in which nodes 1 and 2 answer at once, node 3 after some seconds, and node 4 never."
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def push_messages(self, messages):
+        self.start = time.time()
+        return [f'id {m.metadata.dst_node_id}' for m in messages]
+
+    def pull_messages(self, ids):
+        here = {'id 1', 'id 2'} | ({'id 3'} if time.time() - self.start > self.seconds else set())
+        return [said(reply_to_message_id=i, src_node_id=77) for i in ids if i in here]
+
+
+def said(**metadata):
+    return SimpleNamespace(metadata=SimpleNamespace(**metadata), has_content=lambda: False)
+
+
+@pytest.mark.parametrize(
+    'slack, after, heard', [(0, 0.3, [1, 2, 3]), (10**9, 0.3, [1, 2, 3]), (1, 0.3, [1, 2]), (0, 9, [1, 2])]
+)
+def test_a_round_waits_for_the_slow_as_long_as_it_is_told(slack, after, heard):
+    "And who answers is known from whom the request was sent to, not from what the answer says."
+    content = SimpleNamespace(values=list)
+    sent = [
+        SimpleNamespace(metadata=said(dst_node_id=n).metadata, has_content=lambda: True, content=content)
+        for n in (1, 2, 3, 4)
+    ]
+    grid = Waiting(Slow(after), slack, every=0.02)
+    replies = grid.send_and_receive(sent, timeout=0.6)
+    assert sorted(map(grid.sender, replies)) == heard
+    assert grid.waited < 0.1 if slack == 1 else 0.6 <= grid.waited < 1.5
 
 
 # ---- sums that hide who gave what
