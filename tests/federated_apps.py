@@ -129,7 +129,7 @@ class Troubled(LocalGrid):
         for message in messages:
             node = message.metadata.dst_node_id
             what = self.trouble.get((node, int(message.metadata.group_id)))
-            if node in self.dead:
+            if node in self.dead or what == 'away':  # it never hears of the request
                 continue
             if what == 'killed':
                 self.dead = {*self.dead, node}

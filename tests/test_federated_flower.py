@@ -125,6 +125,7 @@ def test_each_switch_by_itself(shop, ten, tmp_path, off):
 BAD = {  # what goes wrong -> what is said
     'killed': 'no answer within',
     'late': 'no answer within',
+    'away': 'no answer within',
     'nan': 'are not finite',
     'infinite': 'are not finite',
     'narrow': 'its shape is (40, 1), not (40, 8)',
@@ -172,10 +173,12 @@ def test_a_bad_client_is_left_out_and_said(shop, ten, tmp_path, what):
 @needs_flower
 @pytest.mark.parametrize('name', ['FedMF', 'PFedRec'])
 def test_who_misses_the_turn_of_a_block_remembers_all_the_same(shop, ten, tmp_path, name):
-    "Late when the second block begins, late twice in a row: the old items are sent along when it is back."
+    "Away or late when the second block begins: the old items are sent along when it is back."
     plan, nodes = made(tmp_path, shop, ten, backbone=name)
     bad = next(n for n in nodes if user_of(nodes, n) in ten[2:7])
     user = user_of(nodes, bad)
+    found = carried_out(plan, nodes, {(bad, 4): 'away'})
+    is_that_of(found, simulated(shop, ten, plan, {4: {user}}))
     found = carried_out(plan, nodes, {(bad, 3): 'late', (bad, 4): 'late'})
     is_that_of(found, simulated(shop, ten, plan, {3: {user}, 4: {user}}))
     lost = {(bad, 3): 'nan', (bad, 4): 'killed'}
