@@ -12,8 +12,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
-from sklearn.linear_model import RidgeCV
 
 from ..base.errors import DataError, known
 
@@ -24,6 +22,8 @@ def content_features(
     dims=32,  # of each modality
 ):  # -> {modality: float32 tensor [N, dims]} in the order in which the items of the blocks come
     "Principal components of contents. Raises DataError for vectors of another catalogue and for too many dimensions."
+    from sklearn.decomposition import PCA  # what a client on its own machine does without
+
     found, base = {}, blocks[0].items
     for m, v in vectors.items():
         v = np.asarray(v, np.float64)
@@ -120,6 +120,8 @@ def start_vectors(
     spread,  # standard deviation of the numbers of the base block's items
 ):  # -> float32 tensor [N, dim]
     "Where items begin. Raises DataError where contents have fewer dimensions than the vectors."
+    from sklearn.decomposition import PCA
+
     table = torch.cat(list(features.values()), 1).double().numpy()
     if dim > min(table.shape[1], base):
         raise DataError(
@@ -135,6 +137,8 @@ def fitted_vectors(
     items,  # how many items are wanted in all
 ):  # -> float [items - K, d]
     "What contents of new items say, by ridge regression of known vectors on contents; strength by leave-one-out."
+    from sklearn.linear_model import RidgeCV
+
     x = torch.cat(list(features.values()), 1).double().numpy()
     known = len(vectors)
     if items <= known:

@@ -21,8 +21,6 @@ from ..base.errors import DataError
 from ..base.store import weights_key
 from .backbones import rates_of
 from .contents import made_of, moves_of, rows_of
-from .rank import Asked, figures
-from ..training.course import mixed, run_course
 
 # %% ../../nbs/09_federated/02_rounds.ipynb #63a34b45
 @dataclass(frozen=True, eq=False)
@@ -192,11 +190,13 @@ def run_round(
     server=None,  # function of the mean -> what is shared
     contents=None,  # Contents, where items are made of them
     at_once=AT_ONCE,  # scores that are held at a time
+    draws=None,  # (list of Step, recalled memory or None) where they were drawn elsewhere
 ):  # -> mean loss of a sample
     "All clients learn for an epoch, and the server takes the mean. Raises FloatingPointError where it is not finite."
-    steps = draw_steps(clients, negatives, batch, generator)
+    steps, recalled = draws or (draw_steps(clients, negatives, batch, generator), None)
     change, total, each = torch.zeros_like(shared), 0.0, max(1, at_once // clients.n_items)
-    recalled = None if memory is None else memory.begin(clients, len(steps), generator)
+    if memory is not None and draws is None:
+        recalled = memory.begin(clients, len(steps), generator)
     for a in range(0, len(clients), each):
         who = clients.users[a : a + each]
         mine = {k: v[who] for k, v in private.items()}
@@ -220,7 +220,7 @@ class Task:
     "What a training learns from and chooses by."
 
     clients: Clients
-    valid: Asked
+    valid: object  # Asked: what decides when it is enough
 
 # %% ../../nbs/09_federated/02_rounds.ipynb #1af13a15
 def _last_state(named, last, folder):
@@ -254,6 +254,9 @@ def train_rounds(
 ):  # -> Fit, state after the last round; `items` and `private` have the best one
     """Round after round until validation no longer rises. Raises `DataError` for another run's folder, and
     `Interrupted`, with the run, after the round in which it was interrupted."""
+    from vlm2rec_lab.federated.rank import figures  # what a client on its own machine does without
+    from vlm2rec_lab.training.course import mixed, run_course
+
     for name, value in (('batch', batch), ('negatives', negatives)):
         if value < 1 or int(value) != value:
             raise DataError(f'{name}={value}: give a whole number, 1 or more')
