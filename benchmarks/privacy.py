@@ -18,32 +18,26 @@ from common import cell, machine, quiet, say, table, write
 
 EPSILONS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, None)
 FILMS = {  # backbone -> rate, and the clips to choose from
-    'FedMF': dict(lr=1.0, clips=(1.0, 3.0, 10.0, 30.0)),
-    'PFedRec': dict(lr=0.1, clips=(10.0, 30.0, 100.0, 300.0)),
+    'FedMF': dict(lr=1.0, clips=(1.0, 3.0, 10.0, 30.0), epsilons=EPSILONS),
+    'PFedRec': dict(lr=0.1, clips=(10.0, 30.0, 100.0, 300.0), epsilons=EPSILONS[1::2] + (None,)),
 }
-ROUNDS = dict(sum=(10, 20, 40, 80), each=(10, 40))  # to choose from
+ROUNDS = dict(sum=(20, 80), each=(10,))  # to choose from
 CHOOSES = 100  # the seed of the runs that clip and rounds are chosen in
 RATES = {'FedMF': 1.0, 'FedMLP': 0.1, 'PFedRec': 0.1}
 
 
 def leak_rows(blocks, a):  # -> list of dict
-    "Attacks on updates as they are, of every backbone, in one round and in five."
+    "Attacks on the updates of all clients as they are, of every backbone, in one round and in five."
     from vlm2rec_lab.federated.tradeoff import tradeoff_cell
 
     rows = []
     for name, lr in RATES.items():
         for rounds in (1, 5):
-            seeds = [
-                cell(
-                    a.work,
-                    dict(cell='leak', blocks=blocks.fingerprint[:16], backbone=name, rounds=rounds, seed=s),
-                    lambda s=s: tradeoff_cell(blocks, name, rounds=rounds, lr=lr, seed=s)['leak'],
-                )
-                for s in range(a.seeds)
-            ]
-            for attack in seeds[0]:
-                mean = {k: round(sum(c[attack][k] for c in seeds) / len(seeds), 4) for k in seeds[0][attack]}
-                rows.append(dict(backbone=name, rounds=rounds, attack=attack, seeds=a.seeds) | mean)
+            about = dict(cell='leak', blocks=blocks.fingerprint[:16], backbone=name, rounds=rounds)
+            how = dict(rounds=rounds, lr=lr, watched=10**6)
+            found = cell(a.work, about | how, lambda: tradeoff_cell(blocks, name, **how))
+            for attack, mean in found['leak'].items():
+                rows.append(dict(backbone=name, rounds=rounds, attack=attack, clients=found['clients']) | mean)
     return rows
 
 
@@ -53,14 +47,14 @@ def films_cells(blocks, a):  # -> list of dict
 
     cells, about = [], dict(blocks=blocks.fingerprint[:16])
     for name, how in FILMS.items():
-        for epsilon in a.epsilons:
+        for epsilon in how['epsilons'] if a.epsilons is None else (*a.epsilons, None):
             for trust in TRUSTS if epsilon is not None else ['sum']:
                 run = dict(backbone=name, epsilon=epsilon, trust=trust)
                 tried = dict(clips=how['clips'], rounds=ROUNDS[trust], seed=CHOOSES, lr=how['lr'])
                 best = cell(a.work, about | run | tried | dict(cell='choice'), lambda: chosen(blocks, **run, **tried))
                 say(f'{run}: {best}')
                 for seed in range(a.seeds):
-                    one = run | best | dict(lr=how['lr'], seed=seed)
+                    one = run | best | dict(lr=how['lr'], seed=seed, watched=100)
                     cells.append(cell(a.work, about | one | dict(cell='films'), lambda: tradeoff_cell(blocks, **one)))
     return cells
 
@@ -91,7 +85,7 @@ def crowd_cells(a):  # -> list of dict
         shop, seeds = crowd(users), a.seeds if users < 50_000 else 1
         for epsilon in (1.0, 8.0, None):
             for seed in range(seeds):
-                one = dict(epsilon=epsilon, seed=seed, clip=100.0, rounds=60, lr=0.1, dim=16, watched=0)
+                one = dict(epsilon=epsilon, seed=seed, clip=100.0, rounds=40, lr=0.1, dim=16, watched=0)
                 about = one | dict(cell='crowd', blocks=shop.fingerprint[:16])
                 cells.append(cell(a.work, about, lambda: tradeoff_cell(shop, 'PFedRec', **one)))
                 say(f'{users} users, epsilon {epsilon}, seed {seed}: {cells[-1]["test"]:.4f}')
@@ -118,7 +112,6 @@ def main():
     p.add_argument('--least', type=int, default=10, help='pairs of a customer, and of an item')
     p.add_argument('--out', type=Path, help='a JSON file')
     a = p.parse_args()
-    a.epsilons = EPSILONS if a.epsilons is None else (*a.epsilons, None)
     quiet(1)
     warnings.simplefilter('ignore')
     from vlm2rec_lab.commands.open import open_dataset

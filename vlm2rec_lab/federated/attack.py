@@ -106,7 +106,7 @@ def judged(
         found['F1'] = 2 * hits / (named.sum(1) + n)
     return found
 
-# %% ../../nbs/09_federated/08_attack.ipynb #cea0044f
+# %% ../../nbs/09_federated/08_attack.ipynb #0ebfe601
 @dataclass(eq=False)
 class Ear:
     "What a server hears of some clients, round after round."
@@ -123,7 +123,9 @@ class Ear:
             raise DataError('users: give a client or more to listen to')
         self.heard = torch.zeros(len(self.users), self.items, self.dim)  # the sum of each client's updates
         self.true = torch.zeros_like(self.heard)  # the same without the noise that clients add, which no server hears
-        self.along = torch.zeros(len(self.users), self.items)  # the sum of `alone` over rounds, each of length 1
+        self.along = torch.zeros(
+            len(self.users), self.items
+        )  # without noise: the sum of `alone` over rounds, each of length 1
         self.touched = torch.zeros(len(self.users), self.items, dtype=torch.long)
         self.rounds = torch.zeros(len(self.users), dtype=torch.long)
         self.total = torch.zeros(self.items, self.dim)  # the sum over all clients and rounds
@@ -165,9 +167,10 @@ class Ear:
         self.true[place] += updates
         if self.noise:
             updates = updates + self.noise * torch.randn(updates.shape, generator=self.lots)
-        along = alone(updates, 3 * self.noise)
         self.heard[place] += updates
-        self.along[place] += along / along.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        if not self.noise:
+            along = alone(updates)
+            self.along[place] += along / along.norm(dim=1, keepdim=True).clamp(min=1e-30)
         self.touched[place] += (updates != 0).any(2)
         self.rounds[place] += 1
 

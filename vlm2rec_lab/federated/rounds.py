@@ -253,7 +253,7 @@ def train_rounds(
     metric='NDCG@20',  # that validation is chosen by
     memory=None,  # these two as in `run_round`
     server=None,
-    protect=None,  # Protection: it goes all rounds, and what is left is the last one
+    protect=None,  # Protection: nobody looks at validation, all rounds are gone, and the last one is left
     said=None,  # {name: value} of what the memory and the server are, for the settings of the run
     seed=0,  # of the samples
     folder=None,  # keeps the state after every round, and goes on from there
@@ -265,8 +265,6 @@ def train_rounds(
     for name, value in (('batch', batch), ('negatives', negatives)):
         if value < 1 or int(value) != value:
             raise DataError(f'{name}={value}: give a whole number, 1 or more')
-    if protect is not None and patience is not None:
-        raise DataError(f'patience={patience}: a protected training must not stop by validation, give patience=None')
     vectors, rates = items[: task.clients.n_items], rates_of(backbone, lr, task.clients.n_items)
     named, last = [('items', vectors), *private.items()], {}
     (kind, cut), how = metric.split('@'), dict(batch=batch, negatives=negatives, memory=memory, server=server)
@@ -280,6 +278,8 @@ def train_rounds(
         return run_round(backbone, vectors, private, task.clients, rates, g, protect=protect, noise=noise, **how)
 
     def look():
+        if protect is not None:
+            return None
         return float(figures(task.valid, backbone.head(private)[0], vectors, int(cut), (kind,))[kind].mean())
 
     def heed(records):
@@ -288,7 +288,4 @@ def train_rounds(
 
     course = dict(epochs=rounds, patience=patience, metric=metric, folder=folder, progress=progress, callback=heed)
     run = run_course(named, torch.optim.SGD([v for _, v in named], lr=lr), teach, look, settings, **course)
-    last = _last_state(named, last, folder)
-    for k, v in named if protect is not None else ():
-        v.copy_(last[k])
-    return run, last
+    return run, _last_state(named, last, folder)
