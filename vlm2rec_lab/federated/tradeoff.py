@@ -57,7 +57,7 @@ def popular_cell(
     counts = torch.bincount(task.clients.items, minlength=task.clients.n_items).float()[:, None]
     return _ranked(blocks, task, torch.ones(len(blocks.user_ids), 1), counts, cut)
 
-# %% ../../nbs/09_federated/08b_tradeoff.ipynb #f1a4b2e0
+# %% ../../nbs/09_federated/08b_tradeoff.ipynb #736bc8f9
 def tradeoff_cell(
     blocks,  # Blocks
     backbone='FedMF',  # a key of BACKBONES
@@ -82,7 +82,8 @@ def tradeoff_cell(
         noise = 0.0 if own is None else own.sigma * own.clip
         heard = attacked(listen(b, items, private, task, watched=watched, noise=noise, **how), task.clients)
     else:
-        train_rounds(b, items, private, task, patience=None, progress=False, **how)
+        last = train_rounds(b, items, private, task, patience=None, progress=False, **how)[1]
+        items, private = last['items'], {k: last[k] for k in private}
     said = dict(backbone=b.name, trust=trust, epsilon=epsilon, seed=seed, clip=clip, rounds=rounds)
     said |= dict(clients=len(task.clients), sigma=None if own is None else own.sigma)
     leak = {name: {k: round(float(v.mean()), 5) for k, v in found.items()} for name, found in heard.items()}
