@@ -31,14 +31,15 @@ def recalled(scores, memory):
     return weight * F.binary_cross_entropy(new, target)
 
 
-def loop_round(name, vectors, private, steps, rates, memories=None):
-    """(mean of the clients' items, private parameters, the mean loss of samples) after a round.
+def loop_round(name, shared, private, steps, rates, memories=None, contents=None):
+    """(mean of what the clients share, private parameters, the mean loss of samples) after a round.
 
     `memories` is {client: function of the number of a step -> memory, as `recalled` has it}.
     """
+    rows = contents.rows if contents else 0
     sent, kept, losses = [], {k: v.clone() for k, v in private.items()}, []
     for c in range(len(next(iter(private.values())))):
-        own = vectors.clone().requires_grad_()
+        adapters, own = (part.clone().requires_grad_() for part in (shared[:rows], shared[rows:]))
         mine = {k: v[c].clone().requires_grad_() for k, v in private.items()}
         for number, step in enumerate(steps):
             at = step.rows == c
@@ -46,23 +47,26 @@ def loop_round(name, vectors, private, steps, rates, memories=None):
                 continue
 
             def loss():
-                scores = score(name, mine, own)
+                made = own + contents.table[: len(own)].to(own.dtype) @ adapters if contents else own
+                scores = score(name, mine, made)
                 asked, labels = scores[step.items[at]], step.labels[at].to(scores.dtype)
                 losses.append((F.binary_cross_entropy_with_logits(asked, labels).item(), len(asked)))
                 more = recalled(scores, memories[c](number)) if memories and c in memories else 0.0
                 return F.binary_cross_entropy_with_logits(asked, labels) + more
 
             heads = torch.optim.SGD([dict(params=[v], lr=rates[k]) for k, v in mine.items()])
-            items = torch.optim.SGD([own], lr=rates['items'])
-            both = torch.autograd.grad(loss(), [*mine.values(), own])
-            for v, grad in zip((*mine.values(), own), both):
+            groups = [dict(params=[adapters], lr=rates['items'] * contents.reach)] if contents else []
+            groups += [] if contents and not contents.own else [dict(params=[own], lr=rates['items'])]
+            items, table = torch.optim.SGD(groups), [v for group in groups for v in group['params']]
+            for v, grad in zip((*mine.values(), *table), torch.autograd.grad(loss(), [*mine.values(), *table])):
                 v.grad = grad
             heads.step()
             if name == 'PFedRec':  # another look at the batch before the items move
-                own.grad = torch.autograd.grad(loss(), [own])[0]
+                for v, grad in zip(table, torch.autograd.grad(loss(), table)):
+                    v.grad = grad
                 losses.pop()
             items.step()
-        sent.append(own.detach())
+        sent.append(torch.cat([adapters, own]).detach())
         for k, v in mine.items():
             kept[k][c] = v.detach()
     whole = sum(n for _, n in losses)

@@ -27,11 +27,21 @@ def dated(dataset, days=100, stay=30, seed=0):
     )
 
 
-def drawn_shop(items=60, users=150, length=14, seed=0):
+def drawn_shop(condition='balanced', items=60, users=150, length=14, seed=0):
     "The drawn studio, with dates."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DataWarning)  # of few rows
-        return dated(make_studio('balanced', seed=seed, items=items, users=users, length=length), seed=seed)
+        return dated(make_studio(condition, seed=seed, items=items, users=users, length=length), seed=seed)
+
+
+def revealed_vectors(studio):
+    "{modality: float [N, ...]} the attributes that each modality reveals, a column for each of their values."
+    return {
+        m: np.concatenate(
+            [np.eye(int(studio.attributes[a].max()) + 1)[studio.attributes[a]] for a in studio.revealed(m)], 1
+        )
+        for m in studio.catalogue.content
+    }
 
 
 def shop_of(log):

@@ -14,6 +14,7 @@ from vlm2rec_lab.commands.train import read_prompts
 from vlm2rec_lab.diagnosis.settings import HALVES
 from vlm2rec_lab.diagnosis.verdict import VERDICTS
 from vlm2rec_lab.federated.backbones import BACKBONES
+from vlm2rec_lab.federated.contents import ITEMS as WAYS_OF_ITEMS
 from vlm2rec_lab.federated.continual import METHODS
 from vlm2rec_lab.graph.make import GRAPH_MODELS
 from vlm2rec_lab.graph.paradigms import PARADIGMS
@@ -42,6 +43,7 @@ REGISTERED = {
     'paradigms': PARADIGMS,
     'backbones': BACKBONES,
     'federated methods': METHODS,
+    'ways of items': WAYS_OF_ITEMS,
     'starts': ITEMS,
     'sequence heads': SEQUENCES,
 }
@@ -72,7 +74,7 @@ def test_settings_read_from_the_file_are_those_of_the_function(loss):
         ('report', ['verdicts']),
         ('downstream', ['losses']),
         ('graph', ['graph models', 'paradigms']),
-        ('federated', ['backbones', 'federated methods']),
+        ('federated', ['backbones', 'federated methods', 'ways of items']),
     ],
 )
 def test_help_lists_the_registry(command, kinds):

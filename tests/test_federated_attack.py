@@ -77,7 +77,7 @@ def test_updates_written_out_are_what_clients_send(shop, name):
         seen.extend(past)
         return past
 
-    change, _ = local_epoch(BACKBONES[name], vectors, mine, steps, rates, sent=sent)
+    change, _ = local_epoch(BACKBONES[name], vectors, mine, steps, rates, sends=sent)
     whole = whole_updates(seen, torch.arange(len(clients)))
     assert len(steps) > 2 and torch.allclose(whole.sum(0), change, atol=1e-5)
     rows = torch.tensor([len(clients) - 1, 0, 5])

@@ -69,9 +69,9 @@ def test_the_server_holds_what_is_known(shop, monkeypatch):
     "With all weight on old vectors the known items stay much nearer to where the base block left them."
     after, whole = [], continual._ask
 
-    def ask(blocks, k, backbone, state, cut):
+    def ask(blocks, k, backbone, state, *more):
         after.append(state.items.clone())
-        return whole(blocks, k, backbone, state, cut)
+        return whole(blocks, k, backbone, state, *more)
 
     monkeypatch.setattr(continual, '_ask', ask)
     moved, n = [], shop[0].items

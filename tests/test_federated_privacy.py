@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.federated.backbones import BACKBONES, rates_of
 from vlm2rec_lab.federated.blocks import blocks
+from vlm2rec_lab.federated.contents import Contents
 from vlm2rec_lab.federated.continual import run_blocks, task_of
 from vlm2rec_lab.federated.privacy import (
     INSTALL,
@@ -24,7 +25,7 @@ from vlm2rec_lab.federated.privacy import (
     protection_for,
     sigma_for,
 )
-from vlm2rec_lab.federated.rounds import run_round, train_rounds
+from vlm2rec_lab.federated.rounds import draw_steps, local_epoch, run_round, train_rounds
 from vlm2rec_lab.federated.tradeoff import TRUSTS, chosen, popular_cell, tradeoff_cell, tradeoff_figure, tradeoff_table
 
 LR = {'FedMF': 1.0, 'FedMLP': 0.02, 'PFedRec': 0.02}
@@ -89,15 +90,17 @@ def test_a_wide_clip_without_noise_is_no_protection(shop, name):
     assert all(torch.equal(bare[1][k], wide[1][k]) for k in bare[1])
 
 
+@pytest.mark.parametrize('made', [False, True], ids=['items', 'contents'])
 @pytest.mark.parametrize('name', BACKBONES)
-def test_no_client_moves_the_sum_by_more_than_the_clip(shop, name):
+def test_no_client_moves_the_sum_by_more_than_the_clip(shop, name, made):
     "The same round with and without one client, at the same lots: that is what the noise is measured by."
-    from vlm2rec_lab.federated.rounds import draw_steps, local_epoch
-
     clients, clip = task_of(shop, 0).clients, 0.5
     items, private = begun(name, shop)
-    vectors, rates = items[: shop[0].items], rates_of(BACKBONES[name], LR[name], shop[0].items)
-    steps = draw_steps(clients, 4, 16, torch.Generator().manual_seed(0))
+    shared, rates = items[: shop[0].items], rates_of(BACKBONES[name], LR[name], shop[0].items)
+    steps, g = draw_steps(clients, 4, 16, torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    contents = Contents({'image': torch.randn(len(items), 4, generator=g)}, True, 0.1) if made else None
+    if made:
+        shared = torch.cat([torch.randn(4, 8, generator=g), shared])
 
     def total(left_out):
         mine = {k: v[clients.users].clone() for k, v in private.items()}
@@ -108,9 +111,10 @@ def test_no_client_moves_the_sum_by_more_than_the_clip(shop, name):
                 moved[left_out : left_out + 1] = 0
             return past
 
-        return local_epoch(BACKBONES[name], vectors, mine, steps, rates, sent=sent)[0]
+        return local_epoch(BACKBONES[name], shared, mine, steps, rates, contents=contents, sends=sent)[0]
 
     whole, apart = total(len(clients)), []
+    assert len(whole) == len(shared)
     for one in (0, 5, len(clients) - 1):
         apart.append(float((whole - total(one)).norm()))
     assert 0 < max(apart) <= clip * (1 + 1e-4)

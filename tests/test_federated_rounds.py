@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.federated.backbones import BACKBONES, get_backbone, rates_of
 from vlm2rec_lab.federated.blocks import Pairs, blocks
+from vlm2rec_lab.federated.contents import Contents, rows_of
 from vlm2rec_lab.federated.continual import task_of
 from vlm2rec_lab.federated.memory import Memory
 from vlm2rec_lab.federated.rounds import clients_of, draw_others, draw_steps, run_round, train_rounds
@@ -35,14 +36,23 @@ def some_memory(users, items, length=6, eps=0.004, seed=2):
     return Memory(lists, torch.randn(users, length, generator=g), eps, 0.7)
 
 
+def some_contents(items, own):
+    "Two modalities of 40 items, the rows of both of length 1."
+    g = torch.Generator().manual_seed(7)
+    two = {m: torch.randn(items, n, generator=g) for m, n in (('text', 5), ('image', 3))}
+    return Contents({m: x / x.norm(dim=1, keepdim=True) for m, x in two.items()}, own, reach=0.3)
+
+
 @pytest.mark.parametrize('dtype, near', [(torch.float32, 1e-6), (torch.float64, 1e-13)])
 @pytest.mark.parametrize('remembers', [False, True], ids=['plain', 'memory'])
+@pytest.mark.parametrize('own', [None, True, False], ids=['items', 'items and adapters', 'adapters'])
 @pytest.mark.parametrize('name', BACKBONES)
-def test_a_round_is_that_of_a_plain_loop(shop, name, remembers, dtype, near):
+def test_a_round_is_that_of_a_plain_loop(shop, name, own, remembers, dtype, near):
     "Three steps for who has most; half of the users have a memory; some users do not take part."
     block = shop[1]
+    contents = None if own is None else some_contents(len(shop.catalogue), own)
     clients, b = clients_of(block.train, [], block.items), BACKBONES[name]
-    vectors, private = begun(name, block.users, block.items, dtype=dtype)
+    vectors, private = begun(name, block.users, block.items + rows_of(contents), dtype=dtype)
     rates, memory = rates_of(b, RATES[name], block.items), some_memory(block.users // 2 + 20, block.items)
     g = torch.Generator().manual_seed(5)
     steps = draw_steps(clients, 4, 12, g)
@@ -54,12 +64,12 @@ def test_a_round_is_that_of_a_plain_loop(shop, name, remembers, dtype, near):
             known[c] = lambda s, c=c, u=u, old=old: (memory.lists[u], old, recall.lots[s, c], memory.eps, memory.weight)
     assert 0 < len(known) < len(clients) < block.users
     mine = {k: v[clients.users] for k, v in private.items()}
-    items, kept, loss = loop_round(name, vectors, mine, steps, rates, known if remembers else None)
+    items, kept, loss = loop_round(name, vectors, mine, steps, rates, known if remembers else None, contents)
     whole = {k: v.clone() for k, v in private.items()}
     for k, v in kept.items():
         whole[k][clients.users] = v
     start, g = vectors.clone(), torch.Generator().manual_seed(5)
-    how = dict(batch=12, memory=memory if remembers else None)
+    how = dict(batch=12, memory=memory if remembers else None, contents=contents)
     found = run_round(b, vectors, private, clients, rates, g, **how)
     assert abs(found - loss) < 1e-5
     assert (vectors - items).abs().max() < near and (vectors - start).abs().max() > 1e-3

@@ -133,6 +133,26 @@ def test_the_command(tmp_path, monkeypatch):
     assert status == 2 and 'blocks=' in err
 
 
+def test_the_command_makes_items_of_contents(tmp_path, monkeypatch):
+    "Vectors of a file; what is off (a beta of 0) can be asked for."
+    monkeypatch.chdir(tmp_path)
+    dated_folder('shop')
+    rng = np.random.default_rng(0)
+    np.savez('ours.npz', **{f'items/{m}': rng.normal(size=(40, 6)) for m in ('text', 'image')})
+    argv = ('federated', '--data', 'shop', *ASKED, '--parts', 2, '--methods', 'fine-tuning', 'ITM', '--beta', 0)
+    flags = ('--items', 'random', 'begin', '--encoder', 'ours.npz')
+    status, out, err = said(*argv, *flags, '--components', 4)
+    assert status == 0, err
+    text = (tmp_path / 'runs/federated/federated.md').read_text()
+    rows = [line.split('|')[2:6] for line in text.splitlines() if line.startswith('| PFedRec |')]
+    assert [[c.strip() for c in r[:2]] for r in rows[:4]] == [
+        [m, w] for w in ('random', 'begin') for m in ('fine-tuning', 'ITM')
+    ]
+    assert rows[0][2] == rows[1][2] and rows[2][2] == rows[3][2] and rows[0][2] != rows[2][2]
+    status, _, err = said(*argv, *flags, '--components', 7)
+    assert status == 2 and "'text' allows 1 to 6" in err
+
+
 def test_a_shop_without_dates_is_refused_in_a_line(tmp_path):
     (tmp_path / 'shop').mkdir()
     own_shop(tmp_path / 'shop')

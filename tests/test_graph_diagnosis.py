@@ -187,7 +187,7 @@ def test_views_add_up_to_the_score(shop, name, part):
 def test_views_without_equal_lengths_rank_otherwise(shop, model, monkeypatch):
     "Cosines of the plain parts are another ranking than the model's."
     whole = figure_of(rank_graph(model, shop[0]), 10, 'NDCG')
-    monkeypatch.setattr(diagnosis, '_equally_long', lambda u, i: (u, i, 1.0))
+    monkeypatch.setattr(diagnosis, 'equally_long', lambda u, i: (u, i, 1.0))
     other = evaluate(**views_of(model, shop[0]), k=10, progress=False).per_user['fused']['NDCG@10']
     assert np.abs(other - whole).max() > 0.1
 

@@ -50,6 +50,7 @@ REGISTRIES = {  # kind -> (room, dictionary, decorator or None)
     'paradigms': ('graph.paradigms', 'PARADIGMS', None),
     'backbones': ('federated.backbones', 'BACKBONES', None),
     'federated methods': ('federated.continual', 'METHODS', None),
+    'ways of items': ('federated.contents', 'ITEMS', None),
     'starts': ('recommenders.seqrec', 'ITEMS', None),
     'sequence heads': ('model.heads', 'SEQUENCES', None),
 }

@@ -20,6 +20,7 @@ from ..base.checkpoint import read_checkpoint
 from ..base.errors import DataError
 from ..base.store import weights_key
 from .backbones import rates_of
+from .contents import made_of, moves_of, rows_of
 from .rank import Asked, figures
 from ..training.course import mixed, run_course
 
@@ -64,7 +65,7 @@ def clients_of(
     arrays = users[order], place[train.users][pairs], train.items[pairs], owned
     return Clients(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), items)
 
-# %% ../../nbs/09_federated/02_rounds.ipynb #3eca37cc
+# %% ../../nbs/09_federated/02_rounds.ipynb #7b034f10
 def taking_part(
     clients,  # Clients
     here,  # bool [C]
@@ -144,15 +145,16 @@ def _to_heads(pushes, vectors, past):
 # %% ../../nbs/09_federated/02_rounds.ipynb #319154d1
 def local_epoch(
     backbone,  # Backbone
-    vectors,  # float [N, d] the server's items
+    shared,  # float [N, d] the server's items; [R + N, d] with contents, of `made_of`
     private,  # {name: float [C, ...]} changed in place
     steps,  # list of Step
     rates,  # {name: rate}, of `rates_of`
     memory=None,  # function of (scores [c, N], number of the step) -> pushes [c, N] to be added, or None
-    sent=None,  # function of the changes, [(moved [c, N], along [c, d])] of each step -> what is sent of them
-):  # -> sum over clients of the items' changes [N, d], sum over samples of the loss
+    contents=None,  # Contents, where items are made of them
+    sends=None,  # function of what is to be sent, [(rows [c, R + N], along [c, d])] of each step -> what is sent of it
+):  # -> sum over clients of the changes of what is shared, sum over samples of the loss
     "An epoch of every client on its own copy of the items."
-    past, total = [], 0.0
+    vectors, past, sent, total = made_of(shared, contents), [], [], 0.0
     for number, step in enumerate(steps):
         live = int(step.rows[-1]) + 1
         mine = {k: v[:live] for k, v in private.items()}
@@ -169,9 +171,11 @@ def local_epoch(
         for k, pull in pulls.items():
             mine[k].sub_(rates[k] * pull)
         heads, pushes = look()[:2] if backbone.alternates else (heads, pushes)
-        past.append((pushes.mul_(-rates['items']), heads))
+        rows, moved = moves_of(pushes.mul_(-rates['items']), contents)
+        past.append((moved, heads))
+        sent.append((rows, heads))
         total += loss
-    return sum(moved.T @ along for moved, along in (past if sent is None else sent(past))), total
+    return sum(rows.T @ along for rows, along in (sent if sends is None else sends(sent))), total
 
 # %% ../../nbs/09_federated/02_rounds.ipynb #4e77ffcf
 AT_ONCE = 4_000_000  # scores that are held at a time
@@ -187,7 +191,7 @@ def _some(steps, a, b):
 # %% ../../nbs/09_federated/02_rounds.ipynb #0a93e683
 def run_round(
     backbone,  # Backbone
-    vectors,  # float [N, d] the items that are known, changed in place
+    shared,  # float [N, d] the items that are known, or what they are made of, changed in place
     private,  # {name: float [U, ...]} of all users, changed in place
     clients,  # Clients
     rates,  # {name: rate}
@@ -196,30 +200,33 @@ def run_round(
     batch=512,  # samples of a client's batch
     negatives=4,  # per pair
     memory=None,  # object with `begin(clients, steps, generator)`, and as `local_epoch` has it for clients from a to b
-    server=None,  # function of the mean [N, d] -> items [N, d]
+    server=None,  # function of the mean -> what is shared
+    contents=None,  # Contents, where items are made of them
     protect=None,  # Protection: who takes part, how far a client's change counts, and noise
     noise=None,  # torch.Generator of the protection
     at_once=AT_ONCE,  # scores that are held at a time
 ):  # -> mean loss of a sample
     "All clients learn for an epoch, and the server takes the mean. Raises FloatingPointError where it is not finite."
-    known = len(clients)
+    known, sends = len(clients), None if protect is None else protect.sent
     clients = clients if protect is None else protect.drawn(clients, noise)
     steps = draw_steps(clients, negatives, batch, generator) if len(clients) else []
-    change, total, each = torch.zeros_like(vectors), 0.0, max(1, at_once // clients.n_items)
+    change, total, each = torch.zeros_like(shared), 0.0, max(1, at_once // clients.n_items)
     recalled = None if memory is None else memory.begin(clients, len(steps), generator)
     for a in range(0, len(clients), each):
         who = clients.users[a : a + each]
         mine = {k: v[who] for k, v in private.items()}
         recall = None if recalled is None else recalled.of(a, a + each)
-        sent, part = None if protect is None else protect.sent, list(_some(steps, a, a + each))
-        moved, loss = local_epoch(backbone, vectors, mine, part, rates, recall, sent)
+        some = list(_some(steps, a, a + each))
+        moved, loss = local_epoch(backbone, shared, mine, some, rates, recall, contents, sends)
         change, total = change + moved, total + loss
         for k, v in mine.items():
             private[k][who] = v
-    mean = vectors + (change / known if protect is None else protect.noised(change, noise) / (protect.share * known))
-    vectors.copy_(mean if server is None else server(mean))
-    if not (math.isfinite(total) and bool(vectors.isfinite().all())):
-        raise FloatingPointError('the loss or the items are no longer finite; try a lower lr')
+    mean = shared + (change / known if protect is None else protect.noised(change, noise) / (protect.share * known))
+    shared.copy_(mean if server is None else server(mean))
+    if not (math.isfinite(total) and bool(shared.isfinite().all())):
+        raise FloatingPointError(
+            'the loss or the items are no longer finite; try a lower lr, or a smaller reach of adapters'
+        )
     return total / max(1, sum(len(s.rows) for s in steps))
 
 # %% ../../nbs/09_federated/02_rounds.ipynb #527a9bbb
@@ -241,7 +248,7 @@ def _last_state(named, last, folder):
 # %% ../../nbs/09_federated/02_rounds.ipynb #e742e11d
 def train_rounds(
     backbone,  # Backbone
-    items,  # float [N, d] changed in place: those of the task are learned, those that come later are not
+    items,  # float [N, d], or [R + N, d] with contents, changed in place: items that come later are not learned
     private,  # {name: float [U, ...]} changed in place
     task,  # Task
     *,
@@ -253,6 +260,7 @@ def train_rounds(
     metric='NDCG@20',  # that validation is chosen by
     memory=None,  # these two as in `run_round`
     server=None,
+    contents=None,  # Contents, where items are made of them
     protect=None,  # Protection: nobody looks at validation, all rounds are gone, and the last one is left
     said=None,  # {name: value} of what the memory and the server are, for the settings of the run
     seed=0,  # of the samples
@@ -265,9 +273,10 @@ def train_rounds(
     for name, value in (('batch', batch), ('negatives', negatives)):
         if value < 1 or int(value) != value:
             raise DataError(f'{name}={value}: give a whole number, 1 or more')
-    vectors, rates = items[: task.clients.n_items], rates_of(backbone, lr, task.clients.n_items)
-    named, last = [('items', vectors), *private.items()], {}
-    (kind, cut), how = metric.split('@'), dict(batch=batch, negatives=negatives, memory=memory, server=server)
+    shared, rates = items[: rows_of(contents) + task.clients.n_items], rates_of(backbone, lr, task.clients.n_items)
+    named, last = [('items', shared), *private.items()], {}
+    (kind, cut), how = metric.split('@'), dict(batch=batch, negatives=negatives, memory=memory)
+    how |= dict(server=server, contents=contents)
     settings = dict(model=backbone.name, loss='BCE', lr=lr, batch=batch, negatives=negatives, seed=seed, metric=metric)
     settings |= dict(start=weights_key(dict(named))[:16], pairs=len(task.clients.rows)) | (said or {})
     settings |= {} if protect is None else dict(protect=protect.said)
@@ -275,11 +284,12 @@ def train_rounds(
     def teach(e):
         g = torch.Generator().manual_seed(mixed(seed, e))
         noise = None if protect is None else torch.Generator().manual_seed(mixed(mixed(seed, e), 1))
-        return run_round(backbone, vectors, private, task.clients, rates, g, protect=protect, noise=noise, **how)
+        return run_round(backbone, shared, private, task.clients, rates, g, protect=protect, noise=noise, **how)
 
     def look():
         if protect is not None:
             return None
+        vectors = made_of(shared, contents)
         return float(figures(task.valid, backbone.head(private)[0], vectors, int(cut), (kind,))[kind].mean())
 
     def heed(records):

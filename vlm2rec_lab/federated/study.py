@@ -8,6 +8,7 @@ __all__ = ['RATES', 'AVERAGES', 'federated_cell', 'run_federated', 'federated_ta
 # %% ../../nbs/09_federated/06_study.ipynb #542d01ba
 import json
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,20 @@ import pandas as pd
 from ..base.cells import csv_bytes
 from ..base.errors import known
 from ..base.files import sole_writer, stored_cell, write_bytes
+from ..base.store import weights_key
 from .backbones import BACKBONES
+from .contents import REACH, items_as
 from .continual import METHODS, WAYS, averages, run_blocks
 
 # %% ../../nbs/09_federated/06_study.ipynb #72fb462c
 RATES = {'FedMF': 1.0, 'FedMLP': 0.1, 'PFedRec': 0.1}  # of ML-100K, by validation of its base block
 
 # %% ../../nbs/09_federated/06_study.ipynb #b8e3e0ac
-def _asked_with(blocks, backbone, method, settings):
+def _asked_with(blocks, backbone, method, items, features, settings):
     "What a cell must have been made with."
     plain = {k: v for k, v in settings.items() if k not in ('progress', 'callback')}
-    return dict(blocks=blocks.fingerprint[:16], backbone=backbone, **METHODS[method]) | plain
+    made = {} if items == 'random' else dict(items=items, features=weights_key(features)[:16])
+    return dict(blocks=blocks.fingerprint[:16], backbone=backbone, **METHODS[method]) | made | plain
 
 # %% ../../nbs/09_federated/06_study.ipynb #70262ebe
 def federated_cell(
@@ -34,7 +38,9 @@ def federated_cell(
     backbone='FedMF',  # a key of BACKBONES
     method='ARM+ITM',  # a key of METHODS
     seed=0,  # of everything random
+    items='random',  # of ITEMS: how items are made
     *,
+    features=None,  # {modality: float [N, ...]} of `content_features`, where items are made of contents
     lr=None,  # rate; None: that of RATES
     folder=None,  # keeps the training, which goes on from there
     base=None,  # keeps the base block, which all methods share
@@ -44,15 +50,16 @@ def federated_cell(
     known(method, METHODS, 'method')
     lr, start = RATES[known(backbone, BACKBONES, 'backbone')] if lr is None else lr, time.process_time()
     how = dict(seed=seed, folder=folder, base=base)
-    done = run_blocks(blocks, backbone, lr=lr, **METHODS[method], **how, **settings)
+    made = items_as(items, features, settings.get('dim', 32), blocks[0].items, REACH[backbone])
+    done = run_blocks(blocks, backbone, lr=lr, **METHODS[method], **how, **made, **settings)
     figures = [
         dict(after=f.after, about=f.about, way=f.way, users=f.users.tolist())
         | {m: v.round(6).tolist() for m, v in f.values.items()}
         for f in done.asked
     ]
     rounds = [dict(best=r.best, rounds=len(r.frame), valid=float(r.frame[r.metric].max())) for r in done.runs]
-    said = dict(backbone=backbone, method=method, seed=seed, cut=done.cut, rounds=rounds, figures=figures)
-    asked = _asked_with(blocks, backbone, method, dict(lr=lr, **settings))
+    said = dict(backbone=backbone, method=method, items=items, seed=seed, cut=done.cut, rounds=rounds, figures=figures)
+    asked = _asked_with(blocks, backbone, method, items, features, dict(lr=lr, **settings))
     return said | dict(asked=asked, seconds=round(time.process_time() - start, 1))
 
 # %% ../../nbs/09_federated/06_study.ipynb #c24fe63b
@@ -62,7 +69,9 @@ def run_federated(
     backbones=None,  # keys of BACKBONES; None: all
     methods=None,  # keys of METHODS; None: all
     seeds=5,  # how many, from 0
+    items=('random',),  # of ITEMS: how items are made
     *,
+    features=None,  # {modality: float [N, ...]} of `content_features`, where items are made of contents
     said=None,  # called with a line after each cell; None: nothing is said
     lr=None,  # rate; None: that of RATES
     **settings,  # of `run_blocks`
@@ -70,15 +79,18 @@ def run_federated(
     "Make the cells that are not there yet, seed by seed. Raises DataError for unknown names and for foreign files."
     backbones = [known(b, BACKBONES, 'backbone') for b in dict.fromkeys(backbones or BACKBONES)]
     methods = [known(m, METHODS, 'method') for m in dict.fromkeys(methods or METHODS)]
+    for way in items:
+        items_as(way, features, settings.get('dim', 32), blocks[0].items)
     out, cells = Path(out), []
     with sole_writer(out):
-        for seed, b, m in [(s, b, m) for s in range(seeds) for b in backbones for m in methods]:
-            name = f'{b}--{m}--{seed}'
-            asked = _asked_with(blocks, b, m, dict(lr=RATES[b] if lr is None else lr, **settings))
+        for seed, b, way, m in product(range(seeds), backbones, dict.fromkeys(items), methods):
+            kind = '' if way == 'random' else f'--{way}'
+            name = f'{b}--{m}{kind}--{seed}'
+            asked = _asked_with(blocks, b, m, way, features, dict(lr=RATES[b] if lr is None else lr, **settings))
             cell = stored_cell(out / f'{name}.json', asked)
             if cell is None:
-                kept = dict(folder=out / 'training' / name, base=out / 'training' / f'{b}--base--{seed}')
-                cell = federated_cell(blocks, b, m, seed, lr=lr, **kept, **settings)
+                kept = dict(folder=out / 'training' / name, base=out / 'training' / f'{b}--base{kind}--{seed}')
+                cell = federated_cell(blocks, b, m, seed, way, features=features, lr=lr, **kept, **settings)
                 write_bytes(out / f'{name}.json', json.dumps(cell).encode())
                 if said is not None:
                     said(f'{name}: {[r["rounds"] for r in cell["rounds"]]} rounds, {cell["seconds"]:.0f} CPU s')
@@ -120,21 +132,24 @@ def federated_table(
     way='seen',  # of leaving items out, of WAYS
     draws=2000,  # of the bootstrap
 ):  # -> DataFrame
-    "A row per backbone, method and average: value with interval, spread over seeds, gain over fine-tuning."
+    """A row per backbone, method, way of making items and average: value with interval, spread over seeds, and gain
+    over fine-tuning of items that begin at random."""
     known(way, WAYS, 'way of leaving items out')
     groups, rows = {}, []
     for c in cells:
-        groups.setdefault((c['backbone'], c['method']), []).append(c)
+        groups.setdefault((c['backbone'], c['method'], c.get('items', 'random')), []).append(c)
     values = {k: _by_user(own, metric, way) for k, own in groups.items()}
     users = max(len(v) for each in values.values() for v in each.values())
     times = np.random.default_rng(0).multinomial(users, np.full(users, 1 / users), draws).astype(float)
     drawn = {k: _drawn(v, times) for k, v in values.items()}
-    for (b, m), own in groups.items():
-        base = None if m == 'fine-tuning' else (b, 'fine-tuning')
-        here = {k: (_drawn(values[k], np.ones((1, users))), drawn[k]) for k in ((b, m), base) if k in drawn}
+    for key, own in groups.items():
+        plain = (key[0], 'fine-tuning', 'random')
+        base = None if key == plain else plain
+        here = {k: (_drawn(values[k], np.ones((1, users))), drawn[k]) for k in (key, base) if k in drawn}
         each = [_of_seed(c, metric, way) for c in own]
         about = dict(metric=f'{metric}@{own[0]["cut"]}', left_out=way, seeds=len(own))
-        rows += [dict(backbone=b, method=m, average=a, **about) | _row(here, each, a, base) for a in AVERAGES]
+        named = dict(zip(('backbone', 'method', 'items'), key))
+        rows += [dict(**named, average=a, **about) | _row(here, each, a, base) for a in AVERAGES]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/09_federated/06_study.ipynb #1cf59ecf
@@ -171,11 +186,12 @@ def _interval(row, signed=False):
 def federated_markdown(
     table,  # of `federated_table`
 ):  # -> str
-    "A row per backbone and method: LA, RA and HM with intervals, and what HM gains over fine-tuning."
-    lines = [['backbone', 'method', 'LA', 'RA', 'HM', 'HM against fine-tuning'], ['---'] * 6]
-    for (b, m), rows in table.groupby(['backbone', 'method'], sort=False):
+    "A row per backbone, method and way of making items: LA, RA and HM with intervals, and HM against fine-tuning."
+    names = ['backbone', 'method', *(['items'] if table['items'].nunique() > 1 else [])]
+    lines = [[*names, 'LA', 'RA', 'HM', 'HM against fine-tuning'], ['---'] * (len(names) + 4)]
+    for key, rows in table.groupby(names, sort=False):
         each = {r['average']: r for r in rows.to_dict('records')}
-        lines.append([b, m, *(_interval(each[a]) for a in AVERAGES), _interval(each['HM'], True)])
+        lines.append([*key, *(_interval(each[a]) for a in AVERAGES), _interval(each['HM'], True)])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 # %% ../../nbs/09_federated/06_study.ipynb #1ac5f1d5

@@ -32,6 +32,7 @@ from vlm2rec_lab.ranking.evaluate import (
     paired_difference,
     relative_gain,
 )
+from ..ranking.fusions import equally_long
 from ..ranking.sets import chance_of, ranks_of_rows
 from ..training.course import draw_negatives, owned_keys
 
@@ -170,20 +171,6 @@ def exchanged_vectors(
         known(m, vectors, 'modality')
     return {m: np.asarray(v)[order] if modalities is None or m in modalities else v for m, v in vectors.items()}
 
-# %% ../../nbs/07_graph/08_diagnosis.ipynb #53ebc9be
-def _equally_long(users, items):
-    "Vectors of the same inner products, all of one length on each side; and the product of the two lengths."
-    mirror = np.random.default_rng(0).normal(size=(users.shape[1] + 2, 1))
-    mirror, made, lengths = mirror / np.linalg.norm(mirror), [], []
-    for k, x in enumerate((users, items)):
-        squares = np.einsum('nd,nd->n', x, x)
-        longest, more = max(float(squares.max()), 1e-12), np.zeros((len(x), 2))
-        more[:, k] = np.sqrt(np.maximum(longest - squares, 0))
-        longer = np.concatenate([x, more], 1)
-        made.append(longer - 2 * (longer @ mirror) @ mirror.T)
-        lengths.append(math.sqrt(longest))
-    return *made, lengths[0] * lengths[1]
-
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #bae797fe
 def views_of(
     model,  # GraphRecommender whose score is a sum over modalities
@@ -207,7 +194,7 @@ def views_of(
     with _standing(model):
         for m, (u, i) in model.views().items():
             u, i = (t.double().cpu().numpy() for t in (u, i))
-            sequences[m], items[m], fuse[m] = _equally_long(u[rows.users], i)
+            sequences[m], items[m], fuse[m] = equally_long(u[rows.users], i)
     sets = None if rows.sets is None else (rows.set_offsets, rows.set_items)
     seen = rows.seen_offsets, rows.seen_items
     return dict(items=items, sequences=sequences, targets=rows.targets, seen=seen, sets=sets, fuse=fuse)
