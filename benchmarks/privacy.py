@@ -46,7 +46,7 @@ def films_cells(blocks, a):  # -> list of dict
     from vlm2rec_lab.federated.tradeoff import TRUSTS, chosen, tradeoff_cell
 
     cells, about = [], dict(blocks=blocks.fingerprint[:16])
-    for name, how in FILMS.items():
+    for name, how in ((n, FILMS[n]) for n in a.backbones):
         for epsilon in how['epsilons'] if a.epsilons is None else (*a.epsilons, None):
             for trust in TRUSTS if epsilon is not None else ['sum']:
                 run = dict(backbone=name, epsilon=epsilon, trust=trust)
@@ -107,6 +107,7 @@ def main():
     p.add_argument('work', type=Path, help='keeps what is done')
     p.add_argument('--seeds', type=int, default=5)
     p.add_argument('--parts', nargs='+', default=['leak', 'films', 'crowds'], choices=['leak', 'films', 'crowds'])
+    p.add_argument('--backbones', nargs='+', default=list(FILMS), choices=list(FILMS), help='on films')
     p.add_argument('--epsilons', nargs='+', type=float, help='besides none')
     p.add_argument('--crowds', nargs='+', type=int, default=[1000, 10_000, 100_000], help='customers of drawn shops')
     p.add_argument('--least', type=int, default=10, help='pairs of a customer, and of an item')

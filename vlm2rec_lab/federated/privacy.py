@@ -6,10 +6,11 @@
 __all__ = ['ACCOUNTANTS', 'INSTALL', 'change_lengths', 'Protection', 'delta_of', 'epsilon_of', 'sigma_for', 'protection_for',
            'from_each']
 
-# %% ../../nbs/09_federated/08a_privacy.ipynb #a789a8e3
+# %% ../../nbs/09_federated/08a_privacy.ipynb #fd72f4cb
 import math
 import warnings
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import torch
 
@@ -121,7 +122,8 @@ def epsilon_of(
         book.history = [(sigma, share, int(rounds))]
         return float(book.get_epsilon(delta=delta))
 
-# %% ../../nbs/09_federated/08a_privacy.ipynb #81ba5441
+# %% ../../nbs/09_federated/08a_privacy.ipynb #88928c0b
+@lru_cache(maxsize=1024)
 def sigma_for(
     epsilon,  # that shall be kept
     rounds,  # of all blocks
