@@ -84,6 +84,19 @@ def planted(gain, users=60, blocks=2, seed=0):
     return cells
 
 
+def test_gains_against_another_method():
+    "What is won over one is lost by the other, interval and all."
+    there = federated_table(planted(0.1), draws=200).set_index(['method', 'average']).loc[('ARM', 'HM')]
+    back = federated_table(planted(0.1), draws=200, against='ARM').set_index(['method', 'average'])
+    row = back.loc[('fine-tuning', 'HM')]
+    assert [row.gain, row['gain low'], row['gain high']] == pytest.approx(
+        [-there.gain, -there['gain high'], -there['gain low']]
+    )
+    assert np.isnan(back.loc[('ARM', 'HM')].gain)
+    with pytest.raises(DataError, match="did you mean 'ARM'"):
+        federated_table(planted(0.1), against='ARMM')
+
+
 def test_gains_are_paired_by_customer():
     "A gain that all customers have alike is known exactly, whatever customers are drawn."
     table = federated_table(planted(0.1), draws=200).set_index(['method', 'average']).loc['ARM']

@@ -25,6 +25,7 @@ PURPOSE = {  # package -> what it is for, in the order of the floors
     'show': 'pictures and widgets, their scripts and styles',
     'recommenders': 'sequential recommenders that begin with the vectors',
     'graph': 'recommenders that let vectors flow along purchases',
+    'prompts': 'one text-to-text model that is asked for items in words',
     'federated': 'recommenders that keep learning, of customers whose data stay with them',
     'studies': 'the experiments behind the claims',
     'commands': 'what `vlm2rec` can do, a command with its options in one place',

@@ -315,6 +315,7 @@ METHODS = {  # name -> switches of `run_blocks`
     'ITM': dict(temporal=True),
     'ARM+ITM': dict(memory=True, temporal=True),
     'distillation': dict(distil=True),
+    'ARM+distillation': dict(memory=True, distil=True),
     'replay': dict(replay=True),
     'scratch': dict(replay=True, scratch=True),
 }

@@ -131,9 +131,10 @@ def federated_table(
     metric='NDCG',  # or 'Recall'
     way='seen',  # of leaving items out, of WAYS
     draws=2000,  # of the bootstrap
+    against='fine-tuning',  # method that gains are measured against, of items that begin at random
 ):  # -> DataFrame
-    """A row per backbone, method, way of making items and average: value with interval, spread over seeds, and gain
-    over fine-tuning of items that begin at random."""
+    "A row per backbone, method, way of making items and average: value with interval, spread over seeds, and gain."
+    known(against, METHODS, 'method to measure against')
     known(way, WAYS, 'way of leaving items out')
     groups, rows = {}, []
     for c in cells:
@@ -143,7 +144,7 @@ def federated_table(
     times = np.random.default_rng(0).multinomial(users, np.full(users, 1 / users), draws).astype(float)
     drawn = {k: _drawn(v, times) for k, v in values.items()}
     for key, own in groups.items():
-        plain = (key[0], 'fine-tuning', 'random')
+        plain = (key[0], against, 'random')
         base = None if key == plain else plain
         here = {k: (_drawn(values[k], np.ones((1, users))), drawn[k]) for k in (key, base) if k in drawn}
         each = [_of_seed(c, metric, way) for c in own]
@@ -185,10 +186,11 @@ def _interval(row, signed=False):
 # %% ../../nbs/09_federated/06_study.ipynb #4bc6e510
 def federated_markdown(
     table,  # of `federated_table`
+    against='fine-tuning',  # as there
 ):  # -> str
-    "A row per backbone, method and way of making items: LA, RA and HM with intervals, and HM against fine-tuning."
+    "A row per backbone, method and way of making items: LA, RA and HM with intervals, and what HM gains."
     names = ['backbone', 'method', *(['items'] if table['items'].nunique() > 1 else [])]
-    lines = [[*names, 'LA', 'RA', 'HM', 'HM against fine-tuning'], ['---'] * (len(names) + 4)]
+    lines = [[*names, 'LA', 'RA', 'HM', f'HM against {against}'], ['---'] * (len(names) + 4)]
     for key, rows in table.groupby(names, sort=False):
         each = {r['average']: r for r in rows.to_dict('records')}
         lines.append([*key, *(_interval(each[a]) for a in AVERAGES), _interval(each['HM'], True)])

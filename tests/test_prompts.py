@@ -1,0 +1,121 @@
+"The prompt wing: adapters, item words, and answers that exist."
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import T5Config, T5ForConditionalGeneration
+
+from vlm2rec_lab.prompts.adapters import add_adapters
+from vlm2rec_lab.prompts.answers import best_items, make_trie, score_names
+from vlm2rec_lab.prompts.model import Asked, PromptModel, learned_parts
+
+SIZES = dict(vocab_size=60, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0)
+
+
+def tiny_t5(seed=0, **how):
+    torch.manual_seed(seed)
+    return T5ForConditionalGeneration(T5Config(**SIZES | how)).eval()
+
+
+def plain(tokens, answers=None):
+    "Prompts of text alone, every token a word of its own."
+    words = torch.arange(1, tokens.shape[1] + 1).expand_as(tokens)
+    return Asked(tokens, torch.ones_like(tokens).bool(), words, torch.zeros_like(tokens), {}, answers)
+
+
+names_of_items = st.lists(
+    st.lists(st.integers(2, 9), min_size=1, max_size=4).map(tuple), min_size=1, max_size=25, unique=True
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(names_of_items)
+def test_a_trie_has_every_name_once(names):
+    trie, walked = make_trie([list(n) for n in names]), {}
+
+    def walk(node, name):
+        children = [(t, c) for t, c in zip(trie.tokens[node].tolist(), trie.children[node].tolist()) if c >= 0]
+        below = trie.order[trie.low[node] : trie.high[node]].tolist()
+        assert sorted(below) == [i for i, n in enumerate(names) if (*n, 1)[: len(name)] == name]
+        for token, child in children:
+            walk(child, (*name, token))
+        if not children:
+            walked[name] = below
+
+    walk(0, ())
+    assert walked == {(*n, 1): [i] for i, n in enumerate(names)}
+
+
+@settings(max_examples=25, deadline=None)
+@given(names_of_items, st.integers(1, 8), st.data())
+def test_an_answer_is_always_an_item_that_may_be_answered(names, k, data):
+    "Distinct, of the catalogue, not left out, best first, as many as there can be; however narrow the search."
+    model, trie = PromptModel(tiny_t5(), {}).eval(), make_trie([list(n) for n in names])
+    asked = plain(torch.tensor([[3, 4], [9, 2]]))
+    left_out = [data.draw(st.sets(st.integers(0, len(names) - 1))) for _ in range(2)]
+    items, scores = best_items(model, asked, trie, k, left_out, beams=data.draw(st.sampled_from([1, 30])))
+    every = score_names(model, asked, trie)
+    for row in range(2):
+        found = [i for i in items[row].tolist() if i >= 0]
+        assert len(found) == len(set(found)) == min(k, len(names) - len(left_out[row]))
+        assert not set(found) & left_out[row] and set(found) <= set(range(len(names)))
+        assert torch.allclose(scores[row, : len(found)], every[row, found], atol=1e-4)
+        assert scores[row, : len(found)].tolist() == sorted(scores[row, : len(found)].tolist(), reverse=True)
+
+
+def test_scores_are_those_of_t5_itself():
+    "The log probability of a name, token by token, as T5's own loss has it."
+    model, names = PromptModel(tiny_t5(), {}).eval(), [[5], [6, 7], [8, 9, 10]]
+    asked = plain(torch.randint(2, 60, (2, 5)))
+    found = score_names(model, asked, make_trie(names), at_once=2)
+    for item, name in enumerate(names):
+        for row in range(2):
+            labels = torch.tensor([[*name, 1]])
+            x = model.embed(asked)[row : row + 1]
+            loss = model.t5(inputs_embeds=x, labels=labels).loss
+            assert abs(found[row, item] + loss * labels.shape[1]) < 1e-4
+
+
+def test_adapters_are_the_identity_at_the_beginning_on_every_t5():
+    for how in ({}, dict(feed_forward_proj='gated-gelu', tie_word_embeddings=False)):
+        t5 = tiny_t5(**how)
+        x, y = torch.randint(2, 60, (2, 5)), torch.randint(2, 60, (2, 3))
+        before = t5(input_ids=x, labels=y).logits
+        adapters = add_adapters(t5)
+        assert torch.equal(t5(input_ids=x, labels=y).logits, before)
+        for a in adapters.values():
+            torch.nn.init.ones_(a.up.bias)
+        assert not torch.allclose(t5(input_ids=x, labels=y).logits, before)
+
+
+def test_what_is_frozen_stays(tmp_path):
+    model = PromptModel(tiny_t5(), dict(image=6))
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    asked = plain(torch.randint(2, 60, (4, 6)), torch.randint(2, 60, (4, 3)))
+    asked.kinds[:, 1:3] = 1
+    asked.shown['image'] = torch.randn(4, 6)
+    step = torch.optim.SGD(learned_parts(model), lr=0.1)
+    for _ in range(2):  # what lies before an adapter moves once the adapter has
+        step.zero_grad()
+        model(asked).mean().backward()
+        step.step()
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {n for n, p in model.named_parameters() if p.requires_grad}
+
+
+def test_a_shop_of_five_items_is_learned():
+    "After each item comes the next one; the last is left out of nothing: HR@1 is 1."
+    torch.manual_seed(0)
+    model, trie = PromptModel(tiny_t5(), dict(image=5), item_words=1), make_trie([[10 + i, 20 + i] for i in range(5)])
+    last = torch.arange(5)
+    tokens = torch.stack([10 + last, 20 + last, torch.full((5,), 2)], 1)
+    kinds, shown = torch.tensor([[0, 0, 1]] * 5), dict(image=torch.eye(5))
+    words = torch.tensor([[1, 1, 1]] * 5)
+    asked = Asked(tokens, torch.ones(5, 3).bool(), words, kinds, shown, trie.names[(last + 1) % 5])
+    adam = torch.optim.Adam(learned_parts(model), lr=0.01)
+    for _ in range(150):
+        adam.zero_grad()
+        model(asked).mean().backward()
+        adam.step()
+    found, _ = best_items(model.eval(), asked, trie, k=1)
+    assert found[:, 0].tolist() == [1, 2, 3, 4, 0]
