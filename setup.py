@@ -39,6 +39,7 @@ setuptools.setup(
         'docs': needs('docs_requirements'),
         'real': needs('real_requirements'),
         'flower': needs('flower_requirements'),
+        'privacy': needs('privacy_requirements'),
     },
     data_files=[
         (f'share/vlm2rec_lab/tiny_vlm/{d.name}', sorted(str(p.relative_to(here)) for p in d.glob('*')))

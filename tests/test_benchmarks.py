@@ -857,3 +857,23 @@ def test_vectors_of_films_are_made_once(scripts, tmp_path):
     first, again = (scripts['graph_films'].stored(tmp_path / 'x.npz', make) for _ in range(2))
     assert len(made) == 1 and set(first) == set(again) == {'text', 'image'}
     assert all((first[m] == again[m]).all() for m in first)
+
+
+@pytest.mark.slow
+def test_privacy(tmp_path):
+    "Attacks, costs and crowds, each with its rows; what is done is not done again."
+    from federated_worlds import dated_folder
+
+    folder, work = dated_folder(tmp_path / 'shop'), tmp_path / 'work'
+    how = [str(folder), str(work), '--seeds', '1', '--epsilons', '8', '--crowds', '150', '--least', '4']
+    found, printed = run('privacy.py', *how, tmp_path / 'privacy.json')
+    leak = {(r['backbone'], r['rounds']): r['AUC'] for r in found['leak'] if r['attack'] == 'alone'}
+    assert len(leak) == 6 and min(leak.values()) > 0.9
+    assert [(r['backbone'], r['trust'], r['epsilon']) for r in found['films']] == [
+        (b, *of) for b in ('FedMF', 'PFedRec') for of in (('sum', 8.0), ('each', 8.0), ('sum', None))
+    ]
+    assert [r['epsilon'] for r in found['crowds']] == [1.0, 8.0, None] and 'what sells best' in printed
+    files = {p: p.stat().st_mtime_ns for p in work.glob('*.json')}
+    again, _ = run('privacy.py', *how, tmp_path / 'again.json')
+    assert [again[k] for k in ('leak', 'films', 'crowds')] == [found[k] for k in ('leak', 'films', 'crowds')]
+    assert files == {p: p.stat().st_mtime_ns for p in work.glob('*.json')}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ITEMS', 'SPREAD', 'REACH', 'content_features', 'Contents', 'rows_of', 'made_of', 'parts_of', 'moves_of',
-           'start_vectors', 'fitted_vectors', 'items_as']
+           'only_shared', 'start_vectors', 'fitted_vectors', 'items_as']
 
 # %% ../../nbs/09_federated/01b_contents.ipynb #872005d3
 from dataclasses import dataclass
@@ -111,6 +111,18 @@ def moves_of(
     own = pushes if contents.own else torch.zeros_like(pushes)
     adapters = contents.reach * (pushes @ x)
     return torch.cat([adapters, own], 1), own + adapters @ x.T
+
+# %% ../../nbs/09_federated/01b_contents.ipynb #2f149625
+def only_shared(
+    change,  # float [R + n, d]
+    contents,  # Contents; None: all of it is shared
+):  # -> [R + n, d]
+    "A change without the rows that nobody sends: those of items that have no vectors of their own."
+    return (
+        change
+        if contents is None or contents.own
+        else torch.cat([change[: contents.rows], 0 * change[contents.rows :]])
+    )
 
 # %% ../../nbs/09_federated/01b_contents.ipynb #a3098be8
 def start_vectors(

@@ -253,7 +253,7 @@ def run_blocks(
     seed=0,  # of everything random
     folder=None,  # keeps each block's training, and goes on from there
     base=None,  # another folder for the base block, which is the same whatever the switches
-    **training,  # of `train_rounds`: batch, negatives, rounds, patience, progress, callback
+    **training,  # of `train_rounds`: batch, negatives, rounds, patience, protect, progress, callback
 ):  # -> Continued
     """Learn all blocks in their order, and ask about all of them after each. Raises DataError for unknown names, and
     for what looks back, with a fresh start; Interrupted where a block was not learned to its end."""
