@@ -94,6 +94,7 @@ MISTAKES = [  # what is typed, how the one line begins after the command's name,
         ['federated', '--data', 'empty', '--items', 'begn'],
         "there is no way of items 'begn', --items; did you mean 'begin'?",
     ),
+    (['federated', '--data', 'empty', '--epsilon', '4'], '--epsilon: noise is measured in lengths of an update'),
     (['federated', '--data', 'empty', '--encoder', 'real'], '--encoder: items that begin at random have no contents'),
     (
         ['federated', '--data', 'empty', '--items', 'begin', '--encoder', 'no.npz'],

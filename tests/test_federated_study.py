@@ -166,6 +166,23 @@ def test_the_command_makes_items_of_contents(tmp_path, monkeypatch):
     assert status == 2 and "'text' allows 1 to 6" in err
 
 
+def test_the_command_keeps_epsilon(tmp_path, monkeypatch):
+    "The noise that the accountant asks for, all rounds, and cells that say what they were protected by."
+    pytest.importorskip('opacus')
+    monkeypatch.chdir(tmp_path)
+    dated_folder('shop')
+    argv = ('federated', '--data', 'shop', *ASKED, '--parts', 1, '--methods', 'fine-tuning', '--patience', 1)
+    status, out, err = said(*argv, '--epsilon', 8, '--clip', 0.5)
+    assert status == 0, err
+    assert 'in each run every customer has epsilon 8' in out and 'over 2 rounds of 2 blocks' in out
+    cell = json.loads((tmp_path / 'runs/federated/PFedRec--fine-tuning--0.json').read_text())
+    kept = cell['asked']['protect']
+    assert kept['clip'] == 0.5 and f'noise of {kept["sigma"]:.3g} clips' in out
+    assert [(r['rounds'], r['valid']) for r in cell['rounds']] == [(2, None)] * 2
+    status, _, err = said(*argv)
+    assert status == 2 and 'protect=' in err
+
+
 def test_a_shop_without_dates_is_refused_in_a_line(tmp_path):
     (tmp_path / 'shop').mkdir()
     own_shop(tmp_path / 'shop')

@@ -8,6 +8,7 @@ __all__ = ['COUNTS', 'LEVELS', 'KINDS', 'ABOUT', 'federated']
 # %% ../../nbs/11a_commands/09_federated.ipynb #dde19baf
 import sys
 from functools import partial
+from importlib.util import find_spec
 
 from ..base.columns import markdown_text
 from ..base.errors import known
@@ -53,6 +54,9 @@ def _federated_options(add):
     add('--base', type=amount, default=0.6, metavar='X', help='share of the base block (default: %(default)s)')
     for name, x, text in LEVELS:
         add(f'--{name}', type=level, default=x, metavar='X', help=f'{text} (default: %(default)s)')
+    epsilon = 'privacy of every customer that noise on the sum shall keep over all rounds of all blocks; needs --clip'
+    add('--epsilon', type=amount, metavar='X', help=epsilon)
+    add('--clip', type=amount, metavar='X', help='length up to which the update of a client counts')
     rate = 'rate of what learns slowest (default: 1.0 for FedMF, 0.1 for the others)'
     add('--lr', type=amount, metavar='X', help=rate)
     out = 'runs/federated'
@@ -75,6 +79,10 @@ def _check_federated(o):
         raise ValueError(
             '--encoder: items that begin at random have no contents; add begin, fitted or adapters to --items'
         )
+    if o.epsilon and not o.clip:
+        raise ValueError('--epsilon: noise is measured in lengths of an update: say how far one counts, --clip X')
+    if o.epsilon and not find_spec('opacus'):
+        raise ImportError('--epsilon is accounted by opacus, which is an extra: pip install "vlm2rec_lab[privacy]"')
     if o.base >= 1:
         raise ValueError(f'--base {o.base}: give the share of the base block, above 0 and below 1')
     if o.beta > 1:
@@ -92,6 +100,21 @@ def _features(o, catalogue, cut):
 
     return content_features(item_vectors(o.encoder, o.data, catalogue), cut, o.components)
 
+# %% ../../nbs/11a_commands/09_federated.ipynb #575690e6
+def _protected(o, cut):
+    "The protection that the options ask for, and a line about it; nothing where they ask for none."
+    if not o.clip:
+        return {}
+    from vlm2rec_lab.federated.privacy import delta_of, protection_for
+
+    n = len(cut.user_ids)
+    protect = protection_for(o.epsilon, clip=o.clip, rounds=o.rounds, users=n, blocks=len(cut))
+    if o.epsilon:
+        kept = f'epsilon {o.epsilon:g} and delta {delta_of(n):.1e} over {o.rounds} rounds of {len(cut)} blocks'
+        print(f'in each run every customer has {kept}, of items alone: noise of {protect.sigma:.3g} clips on the sum')
+        print('all rounds are gone; figures of validation and test, as printed, have no noise')
+    return dict(protect=protect)
+
 # %% ../../nbs/11a_commands/09_federated.ipynb #632d2852
 @command('does a federation that keeps learning keep what it learned? resumable', _federated_options)
 def federated(
@@ -108,6 +131,7 @@ def federated(
     sizes = dict(dim=o.dim, cut=o.k, batch=o.batch, negatives=o.negatives, rounds=o.rounds, patience=o.patience)
     sizes |= dict(length=o.length, eps=o.eps, weight=o.weight, beta=o.beta, lr=o.lr)
     how = dict(said=partial(print, flush=True), progress=sys.stderr.isatty())
+    sizes |= _protected(o, cut)
     features = _features(o, dataset.catalogue, cut)
     cells = run_federated(o.out, cut, o.backbones, o.methods, o.seeds, o.items, features=features, **sizes, **how)
     table = write_federated(cells, o.out, cut.name, o.command)
