@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.federated.backbones import BACKBONES, rates_of
-from vlm2rec_lab.federated.blocks import blocks
+from vlm2rec_lab.federated.blocks import Pairs, blocks
 from vlm2rec_lab.federated.contents import Contents
 from vlm2rec_lab.federated.continual import run_blocks, task_of
 from vlm2rec_lab.federated.privacy import (
@@ -133,6 +134,42 @@ def test_noise_is_of_the_stated_size_and_of_its_own_seed(shop):
     lots = [Protection(3.0, 2.0).noised(torch.zeros(300, 300), torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
     assert torch.equal(lots[0], lots[1]) and abs(float(lots[0].std()) / 6 - 1) < 0.01
     assert abs(float((lots[0] * lots[2]).mean())) < 36 * 0.02
+
+
+def test_no_two_runs_share_their_noise(shop):
+    "With one customer less, or another rate, the noise is another: no difference of two releases lays anybody bare."
+    how = dict(dim=8, rounds=2, cut=5, progress=False, protect=Protection(1.0, 5.0))
+    train = shop[0].train
+    fewer = Pairs(*(a[train.users > 0] for a in (train.users, train.items)))
+    without = replace(shop, blocks=(replace(shop[0], train=fewer),))
+    one = replace(shop, blocks=shop.blocks[:1])
+    a, again, b, c = (
+        run_blocks(x, lr=lr, **how).items[: shop[0].items]
+        for x, lr in ((one, 0.5), (one, 0.5), (without, 0.5), (one, 0.51))
+    )
+    assert torch.equal(a, again)
+    n = len(np.unique(train.users))
+    for other in (b, c):
+        apart = ((a - other) * n).std()  # of two independent noises, over two rounds
+        assert 0.8 * 5 * 2 < apart < 1.3 * 5 * 2
+
+
+def test_a_promise_is_for_the_rounds_it_was_made_for(shop):
+    protect = protection_for(8.0, clip=1.0, rounds=2, users=120, blocks=2, accountant='rdp')
+    how = dict(dim=8, lr=0.5, cut=5, protect=protect, progress=False)
+    with pytest.raises(DataError, match='rounds=100: the noise keeps its epsilon for 2 at most'):
+        run_blocks(shop, **how)
+    with pytest.raises(DataError, match='blocks=3: the noise keeps its epsilon for 2 at most'):
+        run_blocks(shop, rounds=2, **how)
+
+
+def test_steps_that_nearly_undo_each_other_are_clipped_all_the_same():
+    g = torch.Generator().manual_seed(0)
+    moved, along = torch.randn(50, 30, generator=g) * 1e4, torch.randn(50, 6, generator=g)
+    past = [(moved, along), (-moved * (1 + 1e-6), along)]
+    sent = Protection(1e-3, 0.0).sent(past)
+    whole = sum(torch.einsum('cn,cd->cnd', m.double(), a.double()) for m, a in sent)
+    assert whole.flatten(1).norm(dim=1).max() < 1e-3 * 1.05
 
 
 def test_noise_falls_on_what_is_shared_alone(shop):
@@ -268,8 +305,8 @@ def test_more_rounds_and_all_clients_need_more_noise():
     assert abs(many / few - 2) < 0.05
     assert sigma_for(4.0, 40, 1e-3, 0.1, 'rdp') < 0.5 * many
     whole = protection_for(4.0, clip=2.0, rounds=10, users=500, blocks=4, accountant='rdp')
-    assert whole == Protection(2.0, sigma_for(4.0, 40, delta_of(500), accountant='rdp'))
-    assert from_each(whole, 400) == Protection(2.0, 20 * whole.sigma)
+    assert whole == Protection(2.0, sigma_for(4.0, 40, delta_of(500), accountant='rdp'), rounds=10, blocks=4)
+    assert from_each(whole, 400) == Protection(2.0, 20 * whole.sigma, rounds=10, blocks=4)
     assert protection_for(None, clip=2.0, rounds=1, users=2) == Protection(2.0, 0.0)
 
 

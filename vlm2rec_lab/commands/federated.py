@@ -135,7 +135,8 @@ def federated(
     features = _features(o, dataset.catalogue, cut)
     cells = run_federated(o.out, cut, o.backbones, o.methods, o.seeds, o.items, features=features, **sizes, **how)
     table = write_federated(cells, o.out, cut.name, o.command)
-    print(f'\n{markdown_text(federated_markdown(table))}\n\n{ABOUT.format(table.metric[0])}')
+    keys = 2 + (table['items'].nunique() > 1)
+    print(f'\n{markdown_text(federated_markdown(table), keys=keys)}\n\n{ABOUT.format(table.metric[0])}')
     print(f'\nfederated.csv and federated.md: {o.out}\n{o.command}')
 
 # %% ../../nbs/11a_commands/09_federated.ipynb #db682ad3

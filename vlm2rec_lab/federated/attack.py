@@ -136,6 +136,16 @@ class Ear:
         "How likely a client takes part in a round."
         return 1.0 if self.behind is None else self.behind.share
 
+    def check(self, rounds, blocks=1):
+        "As the protection has it."
+        if self.behind is not None:
+            self.behind.check(rounds, blocks)
+
+    @property
+    def makes_noise(self):
+        "What noise depends on: not on who listens."
+        return None if self.behind is None else self.behind.makes_noise
+
     @property
     def said(self):
         "For the settings of a run."

@@ -33,6 +33,8 @@ def content_features(
         own = v[blocks.catalogue]
         there = own.any(1)
         most = min(there[:base].sum(), v.shape[1])
+        if most < 1 or np.ptp(own[:base][there[:base]], axis=0).max() == 0:
+            raise DataError(f"'{m}' is the same for all items of the base block, or missing: leave it out")
         if not 1 <= dims <= most:
             raise DataError(
                 f"dims={dims}: '{m}' allows 1 to {most}, as many as it has dimensions and items that have it"
@@ -56,6 +58,8 @@ class Contents:
         if not self.features or len({len(x) for x in self.features.values()}) > 1:
             shapes = {m: list(x.shape) for m, x in self.features.items()}
             raise DataError(f'features={shapes}: give one modality or more, a row of each for every item')
+        if 'own' in self.features:
+            raise DataError("a modality is called 'own', as the items' own vectors are: give it another name")
         if not 0 < self.reach < float('inf'):
             raise DataError(f'reach={self.reach}: give a finite number above 0')
 
@@ -175,7 +179,7 @@ def items_as(
     known(way, ITEMS, 'way of making items')
     if way == 'random':
         return {}
-    if features is None:
+    if not features:
         raise DataError(f"items='{way}' needs contents: give features, such as those of content_features")
     if way == 'begin':
         return dict(start=start_vectors(features, dim, base, SPREAD))

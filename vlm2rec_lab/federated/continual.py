@@ -118,6 +118,7 @@ class Continued:
         "DataFrame: a row per latest block, a column per block that is asked about."
         n, found = len(self.runs), {(f.after, f.about): f for f in self.asked if f.way == way}
         known(metric, self.asked[0].values, 'metric')
+        known(way, WAYS, 'way of leaving items out')
         rows = [[found[k, i].values[metric].mean() if i <= k else math.nan for i in range(n)] for k in range(n)]
         return pd.DataFrame(rows).rename_axis('after').rename_axis('about', axis=1)
 
@@ -195,9 +196,9 @@ def _said(k, blocks, look_back, memory, temporal, distil, replay, contents):
     return said | (dict(temporal=look_back['beta']) if k and temporal else {})
 
 # %% ../../nbs/09_federated/05_continual.ipynb #03708c96
-def _server(old, rows, look_back, seed, temporal, distil):
+def _server(old, contents, look_back, seed, temporal, distil):
     "What the server does with a mean, in a block after the base block; None: nothing."
-    steps = [distilling(old, made_up(old[rows:], seed=seed), look_back['strength'])] if distil else []
+    steps = [distilling(old, made_up(made_of(old, contents), seed=seed), look_back['strength'])] if distil else []
     steps += [holding(old, look_back['beta'])] if temporal else []
     return (lambda mean: reduce(lambda shared, step: step(shared), steps, mean)) if steps else None
 
@@ -222,10 +223,14 @@ def _check_contents(blocks, dim, start, contents, newcomers):
     n = len(blocks.catalogue)
     if start is not None and tuple(start.shape) != (n, dim):
         raise DataError(f'start: {list(start.shape)} numbers; give {n} rows, one for each item, of dim={dim}')
+    if start is not None and not bool(start.isfinite().all()):
+        raise DataError('start: some numbers are not finite; give vectors that are')
     for name, features in (('contents', contents and contents.features), ('newcomers', newcomers)):
         for m, x in (features or {}).items():
             if len(x) != n:
                 raise DataError(f"{name}: '{m}' has {len(x)} rows; give one for each of the {n} items of the blocks")
+            if not bool(x.isfinite().all()):
+                raise DataError(f"{name}: some numbers of '{m}' are not finite; give vectors that are")
 
 # %% ../../nbs/09_federated/05_continual.ipynb #494bd6c2
 def run_blocks(
@@ -263,6 +268,10 @@ def run_blocks(
     go_on = known(b.goes_on if go_on is None else go_on, ('last', 'best'), 'round to go on from')
     renew = b.renews if renew is None else renew
     _check_contents(blocks, dim, start, contents, newcomers)
+    if scratch and newcomers is not None:
+        raise DataError('scratch=True begins anew in every block: there are no known items to fit newcomers from')
+    if training.get('protect') is not None:
+        training['protect'].check(training.get('rounds', 100), len(blocks))
     begun, state = (_begin(b, blocks, dim, seed, start, contents) for _ in range(2))
     asked, runs, recalled, old, r = [], [], None, None, rows_of(contents)
     for k, block in enumerate(blocks.blocks):
@@ -273,11 +282,11 @@ def run_blocks(
             state.put(begun.named, task.clients.users)
         if k:
             known_before = r + blocks[k - 1].items
-            if newcomers is not None and not scratch:
+            if newcomers is not None:
                 new = fitted_vectors(newcomers, state.items[r:known_before], block.items)
                 state.items[known_before : r + block.items] = new
             asked += _ask_new(blocks, k, b, state, contents, cut, 'arrival')
-        server = _server(old, r, look_back, seed, temporal, distil) if k else None
+        server = _server(old, contents, look_back, seed, temporal, distil) if k else None
         kept = dict(
             folder=_folder(folder, base, k),
             said=_said(k, blocks, look_back, memory, temporal, distil, replay, contents),

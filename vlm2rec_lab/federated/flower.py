@@ -54,12 +54,13 @@ def begin_own(
     dim,  # of the vectors
     seed,  # of the run
     user,  # number of the client
+    secret=None,  # seed of the client's own; None: that of the run, which the server knows
 ):  # -> {name: float [1, ...]}
     "The private parameters that a client begins with."
     two = backbone.begin(2, dim, own_generator(seed, 0, ALIKE))
     if all(torch.equal(v[0], v[1]) for v in two.values()):
         return {k: v[:1].clone() for k, v in two.items()}
-    return backbone.begin(1, dim, own_generator(seed, 0, user))
+    return backbone.begin(1, dim, own_generator(seed if secret is None else secret, 0, user))
 
 # %% ../../nbs/09_federated/09_flower.ipynb #ffe5c94c
 def _alone(clients, c):
@@ -181,6 +182,7 @@ def answer_of(
     batch=512,  # samples of its batch
     negatives=4,  # per pair
     renew=False,  # begin anew with private parameters in every block
+    secret=None,  # seed of what the client draws; None: that of the run, which the server knows
     look_back=None,  # (length, eps, weight) of the memory, as in `remembered`; None: no memory
 ):  # -> Kept, change of the items [N, d] or None where there is nothing to learn
     "A round of a client. Raises DataError for a block that it knows nothing of, and for items that are not known."
@@ -188,7 +190,7 @@ def answer_of(
         raise DataError(f'block {request.block} is asked for, and the customer has {len(customer.learn)}')
     if not bool(request.items.isfinite().all()):
         raise DataError('the items of the server are not finite: nothing is learned from them')
-    begun = begin_own(backbone, request.items.shape[1], seed, customer.user)
+    begun = begin_own(backbone, request.items.shape[1], seed, customer.user, secret)
     if kept is None or kept.block > request.block:
         kept = Kept(begun, begun, None, request.block, 0)
     kept = _undone(kept, request)
@@ -197,7 +199,7 @@ def answer_of(
     clients = clients_of_one(customer, request.block, len(request.items))
     if clients is None:
         return kept, None
-    g = own_generator(seed, request.number, customer.user)
+    g = own_generator(seed if secret is None else secret, request.number, customer.user)
     steps = draw_steps(clients, negatives, batch, g)
     recall = None if kept.memory is None else kept.memory.begin(clients, len(steps), g).of(0, 1)
     private = {k: v.clone() for k, v in kept.private.items()}

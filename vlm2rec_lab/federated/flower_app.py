@@ -182,6 +182,8 @@ def _learn(arrays, said, context, plan):
     old = torch.from_numpy(arrays['old'].copy()) if 'old' in arrays else items[: said['known']]
     look_back = (plan.length, plan.eps, plan.weight) if plan.memory else None
     how = dict(lr=plan.lr, seed=plan.seed, batch=plan.batch, negatives=plan.negatives, renew=plan.renew)
+    own = context.node_config.get('secret')
+    how |= dict(secret=None if own is None else int(own))
     for label, customer in customers_of(context.node_config).items():
         request = Request(items, old, said['block'], said['number'], taken.get(label, 0))
         kept = kept_of(context, label, plan)

@@ -7,8 +7,10 @@ __all__ = ['PROJECT', 'APP', 'CONNECTION', 'plan_for', 'write_app', 'read_plan',
 
 # %% ../../nbs/09_federated/09b_flower_folder.ipynb #31291928
 import json
+import secrets
 import tomllib
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -66,8 +68,12 @@ def write_app(
     folder, users = Path(folder), range(len(blocks.user_ids)) if users is None else [int(u) for u in users]
     if strangers := [u for u in users if not 0 <= u < len(blocks.user_ids)]:
         raise DataError(f'there is no user {strangers[0]}: there are {len(blocks.user_ids)}, from 0')
+    if len(set(users)) < len(users):
+        raise DataError('users: some are named twice; name each once')
     plan = plan_for(blocks, users, folder / 'server', settings)
-    table = ''.join(f'{name} = {json.dumps(value)}\n' for name, value in config_of(plan).items())
+    if list((folder / 'customers').glob('*')):
+        raise DataError(f'{folder} has customers already: give another folder, or remove this one')
+    table = ''.join(f'{name} = {json.dumps(value, ensure_ascii=False)}\n' for name, value in config_of(plan).items())
     write_bytes(folder / 'app' / 'pyproject.toml', (PROJECT + table).encode())
     for name in ('server_app', 'client_app'):
         write_bytes(folder / 'app' / f'{name}.py', APP.format(name=name).encode())
@@ -114,6 +120,11 @@ def run_here(
     labels = {n: Path(c.node_config['customers']).stem for n, c in grid.contexts.items()}
     return items, rounds, {n: kept_of(grid.contexts[n], label, plan) for n, label in labels.items()}
 
+# %% ../../nbs/09_federated/09b_flower_folder.ipynb #32deb9d0
+def _quoted(started):
+    "What a node is started with, for a shell and for TOML."
+    return quote(' '.join(f'{name}={json.dumps(value, ensure_ascii=False)}' for name, value in started.items()))
+
 # %% ../../nbs/09_federated/09b_flower_folder.ipynb #9aed6bfd
 CONNECTION = """[superlink]
 default = "here"
@@ -127,6 +138,7 @@ insecure = true
 def start_commands(
     folder,  # of `write_app`
     port=8000,  # of the server
+    secret=True,  # whether every node draws by a seed that the server does not know
 ):  # -> str, lines of a shell
     "The commands that start an app on this machine; where they find the server is written beside the app."
     folder, address = Path(folder).resolve(), f'127.0.0.1:{port}'
@@ -134,8 +146,10 @@ def start_commands(
     link = f'flower-superlink --insecure --host 127.0.0.1 --port {port} --disable-runtime-dependency-installation'
     nodes = [
         f'flower-supernode --insecure --superlink {address} --host 127.0.0.1 --port {port + n} '
-        f'--node-config \'customers="{started["customers"]}" keep="{started["keep"]}"\''
+        f'--node-config {_quoted(started | (dict(secret=str(secrets.randbits(62))) if secret else {}))}'
         for n, started in nodes_of(folder).items()
     ]
-    env = f'export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_HOME={folder / "flower"}'
-    return '\n'.join([env, f'{link} &', *(f'{n} &' for n in nodes), f'flwr run {folder / "app"} here --stream'])
+    env = f'export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 FLWR_HOME={quote(str(folder / "flower"))}'
+    return '\n'.join(
+        [env, f'{link} &', *(f'{n} &' for n in nodes), f'flwr run {quote(str(folder / "app"))} here --stream']
+    )

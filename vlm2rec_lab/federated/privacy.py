@@ -9,7 +9,7 @@ __all__ = ['ACCOUNTANTS', 'INSTALL', 'change_lengths', 'Protection', 'delta_of',
 # %% ../../nbs/09_federated/08a_privacy.ipynb #fd72f4cb
 import math
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -22,6 +22,7 @@ def change_lengths(
     past,  # [(moved [c, N], along [c, d])] of `local_epoch`, fewer clients in later steps
 ):  # -> [c]
     "The length of each client's whole change of the items."
+    past = [(moved.double(), along.double()) for moved, along in past]  # steps may nearly undo each other
     total = past[0][0].new_zeros(len(past[0][0]))
     for s, (moved, along) in enumerate(past):
         for t, (other, beside) in enumerate(past[: s + 1]):
@@ -38,6 +39,8 @@ class Protection:
     clip: float  # length up to which a client's update counts
     sigma: float  # standard deviation of the noise on the sum, in clips
     share: float = 1.0  # how likely a client takes part in a round
+    rounds: int | None = None  # of a block, that the noise was found for; None: nothing was promised
+    blocks: int | None = None  # likewise, how many blocks
 
     def __post_init__(self):
         if not (math.isfinite(self.clip) and self.clip > 0):
@@ -46,10 +49,21 @@ class Protection:
             raise DataError(f'sigma={self.sigma}: give a finite number, 0 or more')
         _check_share(self.share)
 
+    def check(self, rounds, blocks=1):
+        "Raises DataError for more rounds or blocks than the noise was found for."
+        for name, asked, most in (('rounds', rounds, self.rounds), ('blocks', blocks, self.blocks)):
+            if most is not None and asked > most:
+                raise DataError(f'{name}={asked}: the noise keeps its epsilon for {most} at most; find it for {asked}')
+
     @property
     def said(self):
         "For the settings of a run."
-        return asdict(self)
+        return dict(clip=self.clip, sigma=self.sigma, share=self.share)
+
+    @property
+    def makes_noise(self):
+        "What noise depends on."
+        return self.said
 
     def drawn(self, clients, generator):
         "Who takes part in a round."
@@ -59,7 +73,7 @@ class Protection:
 
     def sent(self, past):
         "Clients' changes, none longer than the clip."
-        scale = (self.clip / change_lengths(past).clamp(min=1e-30)).clamp(max=1)[:, None]
+        scale = (self.clip / change_lengths(past).clamp(min=1e-30)).clamp(max=1)[:, None].to(past[0][0].dtype)
         return [(moved * scale[: len(moved)], along) for moved, along in past]
 
     def noised(self, change, generator):
@@ -120,7 +134,7 @@ def epsilon_of(
         warnings.simplefilter('ignore')  # of the accountant's grid
         book = getattr(_opacus(), counting)()
         book.history = [(sigma, share, int(rounds))]
-        return float(book.get_epsilon(delta=delta))
+        return max(0.0, float(book.get_epsilon(delta=delta)))
 
 # %% ../../nbs/09_federated/08a_privacy.ipynb #88928c0b
 @lru_cache(maxsize=1024)
@@ -133,8 +147,8 @@ def sigma_for(
 ):  # -> float
     "The noise that keeps epsilon. Raises DataError for settings that cannot be accounted, ImportError without opacus."
     _check_spending(rounds, delta, share, accountant)
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise DataError(f'epsilon={epsilon}: give a finite number above 0')
+    if not (math.isfinite(epsilon) and epsilon >= 0.01):
+        raise DataError(f'epsilon={epsilon}: give a finite number of at least 0.01, as far as the accountant can tell')
     low, high = 0.0, 1.0
     while epsilon_of(high, rounds, delta, share, accountant) > epsilon:
         low, high = high, 2 * high
@@ -159,8 +173,11 @@ def protection_for(
     "Clip, noise and share that keep epsilon. Raises DataError and ImportError as `sigma_for`."
     if epsilon is None:
         return Protection(clip, 0.0, share)
+    if delta is None and users < 2:
+        raise DataError(f'users={users}: one client cannot hide among others; give delta, or more clients')
     delta = delta_of(users) if delta is None else delta
-    return Protection(clip, sigma_for(epsilon, rounds * blocks, delta, share, accountant), share)
+    sigma = sigma_for(epsilon, rounds * blocks, delta, share, accountant)
+    return Protection(clip, sigma, share, rounds, blocks)
 
 
 def from_each(
@@ -168,6 +185,8 @@ def from_each(
     clients,  # how many there are
 ):  # -> Protection
     "The noise that is on the sum when each of the clients adds its own. Raises DataError for a share below one."
+    if clients < 1:
+        raise DataError(f'clients={clients}: give 1 or more')
     if protect.share != 1:
         raise DataError(f'share={protect.share}: noise of each client is added up for a share of 1 alone')
-    return Protection(protect.clip, protect.sigma * clients**0.5)
+    return replace(protect, sigma=protect.sigma * clients**0.5)

@@ -7,6 +7,8 @@ __all__ = ['AT_ONCE', 'Clients', 'clients_of', 'taking_part', 'draw_others', 'St
            'Task', 'train_rounds']
 
 # %% ../../nbs/09_federated/02_rounds.ipynb #39ef705c
+import hashlib
+import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -248,6 +250,13 @@ def _last_state(named, last, folder):
     state = read_checkpoint(Path(folder) / 'fit.safetensors')[0]
     return {k: state[f'parameter/{k}'].clone() for k, _ in named}
 
+# %% ../../nbs/09_federated/02_rounds.ipynb #0f9615d4
+def _salt(settings, clients):
+    "A seed of noise that no other run shares: with the same noise on other pairs, a difference would lay them bare."
+    pairs = weights_key(dict(users=clients.users, rows=clients.rows, items=clients.items))
+    said = json.dumps(settings, sort_keys=True, default=str)
+    return int.from_bytes(hashlib.sha256(f'{pairs} {said}'.encode()).digest()[:7])
+
 # %% ../../nbs/09_federated/02_rounds.ipynb #e742e11d
 def train_rounds(
     backbone,  # Backbone
@@ -276,6 +285,8 @@ def train_rounds(
     from vlm2rec_lab.federated.rank import figures  # what a client on its own machine does without
     from vlm2rec_lab.training.course import mixed, run_course
 
+    if protect is not None:
+        protect.check(rounds)
     for name, value in (('batch', batch), ('negatives', negatives)):
         if value < 1 or int(value) != value:
             raise DataError(f'{name}={value}: give a whole number, 1 or more')
@@ -285,11 +296,12 @@ def train_rounds(
     how |= dict(server=server, contents=contents)
     settings = dict(model=backbone.name, loss='BCE', lr=lr, batch=batch, negatives=negatives, seed=seed, metric=metric)
     settings |= dict(start=weights_key(dict(named))[:16], pairs=len(task.clients.rows)) | (said or {})
+    salt = None if protect is None else _salt(settings | dict(protect=protect.makes_noise), task.clients)
     settings |= {} if protect is None else dict(protect=protect.said)
 
     def teach(e):
         g = torch.Generator().manual_seed(mixed(seed, e))
-        noise = None if protect is None else torch.Generator().manual_seed(mixed(mixed(seed, e), 1))
+        noise = None if protect is None else torch.Generator().manual_seed(mixed(salt, e))
         return run_round(backbone, shared, private, task.clients, rates, g, protect=protect, noise=noise, **how)
 
     def look():

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..base.cells import csv_bytes
-from ..base.errors import known
+from ..base.errors import DataError, known
 from ..base.files import sole_writer, stored_cell, write_bytes
 from ..base.store import weights_key
 from .backbones import BACKBONES
@@ -87,6 +87,11 @@ def run_federated(
     "Make the cells that are not there yet, seed by seed. Raises DataError for unknown names and for foreign files."
     backbones = [known(b, BACKBONES, 'backbone') for b in dict.fromkeys(backbones or BACKBONES)]
     methods = [known(m, METHODS, 'method') for m in dict.fromkeys(methods or METHODS)]
+    items = [items] if isinstance(items, str) else items
+    if 'fitted' in items and any(METHODS[m].get('scratch') for m in methods):
+        raise DataError(
+            "items='fitted' has nothing to fit from in a method that begins anew: leave out scratch, or fitted"
+        )
     for way in items:
         items_as(way, features, settings.get('dim', 32), blocks[0].items)
     out, cells = Path(out), []
