@@ -132,6 +132,19 @@ def test_the_server_sees_every_shared_row(shop, features, monkeypatch, temporal,
     assert [len(old) for old in found] == [contents.rows + shop[k].items for k in (0, 1)]
 
 
+def test_a_server_distils_where_items_are_nothing_but_contents(shop, features):
+    how = QUICK | dict(contents=Contents(features, own=False, reach=0.05))
+    plain, taught = (run_blocks(shop, distil=on, **how) for on in (False, True))
+    assert not torch.equal(plain.items, taught.items)
+
+
+def test_what_begins_anew_has_nothing_to_fit_from(shop, features, tmp_path):
+    with pytest.raises(DataError, match='no known items to fit newcomers from'):
+        run_blocks(shop, replay=True, scratch=True, newcomers=features, **QUICK)
+    with pytest.raises(DataError, match='leave out scratch, or fitted'):
+        run_federated(tmp_path, shop, ['FedMF'], ['scratch'], 1, ['fitted'], features=features, **QUICK)
+
+
 def test_new_items_are_asked_apart(shop, features):
     done = run_blocks(shop, newcomers=features, **QUICK)
     asked = {(f.way, f.after): f for f in done.asked if f.way in ('arrival', 'new')}
@@ -189,6 +202,17 @@ def test_a_study_by_the_way_items_are_made(shop, features, tmp_path):
 def test_contents_of_other_items_are_told_first(shop, how, hint):
     with pytest.raises(DataError, match=hint):
         run_blocks(shop, **QUICK, **how)
+
+
+@pytest.mark.parametrize('rows', [np.zeros((80, 3)), np.ones((80, 3))], ids=['missing', 'all alike'])
+def test_contents_that_tell_nothing(shop, rows):
+    with pytest.raises(DataError, match="'text' is the same for all items of the base block, or missing"):
+        content_features(dict(text=rows), shop, 2)
+
+
+def test_a_modality_is_not_called_as_own_vectors_are(features):
+    with pytest.raises(DataError, match="called 'own'"):
+        Contents(dict(own=features['text']))
 
 
 @pytest.mark.parametrize('odd', [np.nan, np.inf])

@@ -2,13 +2,16 @@
 clients that die, come late or send nonsense."""
 
 import io
+import shlex
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,9 +25,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from vlm2rec_lab.base.errors import DataError
-from vlm2rec_lab.federated.backbones import BACKBONES
+from vlm2rec_lab.federated.backbones import BACKBONES, get_backbone
 from vlm2rec_lab.federated.blocks import blocks
-from vlm2rec_lab.federated.flower import config_of, judged, plan_of, read_customer, read_rounds, total_of
+from vlm2rec_lab.federated.flower import (
+    Request,
+    answer_of,
+    begin_own,
+    config_of,
+    customer_of,
+    judged,
+    plan_of,
+    read_customer,
+    read_rounds,
+    total_of,
+)
 from vlm2rec_lab.federated.flower_app import LocalGrid, Waiting, client_app, kept_of, run_rounds
 from vlm2rec_lab.federated.flower_folder import nodes_of, read_plan, run_here, start_commands, write_app
 
@@ -367,6 +381,39 @@ def test_a_folder_and_its_commands(shop, ten, tmp_path):
     ):
         with pytest.raises(DataError, match=said):
             write_app(tmp_path, shop, ten, **settings_)
+
+
+def test_commands_survive_any_folder(shop, ten, tmp_path):
+    "Spaces, quotes, dollars: what a shell makes of the commands is what was meant, and TOML reads what nodes get."
+    folder = tmp_path / "my shop's $HOME \u00fc \U0001f30d"
+    plan = write_app(folder, shop, ten[:2], **HOW)
+    assert read_plan(folder) == plan
+    lines = [shlex.split(line) for line in start_commands(folder).splitlines()]
+    assert lines[0][-1] == f'FLWR_HOME={folder / "flower"}' and lines[-1][2] == str(folder / 'app')
+    told = [tomllib.loads(node[node.index('--node-config') + 1].replace('" ', '"\n')) for node in lines[2:4]]
+    assert [Path(t['customers']).parent for t in told] == [folder / 'customers'] * 2
+    assert len({t['secret'] for t in told}) == 2
+    assert 'secret' not in start_commands(folder, secret=False)
+
+
+def test_a_folder_is_written_once_and_customers_are_named_once(shop, ten, tmp_path):
+    with pytest.raises(DataError, match='named twice'):
+        write_app(tmp_path, shop, [ten[0], ten[0]], **HOW)
+    write_app(tmp_path, shop, ten[:2], **HOW)
+    with pytest.raises(DataError, match='has customers already'):
+        write_app(tmp_path, shop, ten[2:4], **HOW)
+
+
+def test_what_a_client_draws_by_its_secret_the_seed_of_the_run_does_not_tell(shop, ten):
+    "Another start and other negatives; what all begin with alike stays alike."
+    customer, backbone = customer_of(shop, ten[0]), get_backbone('FedMF')
+    request = Request(torch.ones(shop[0].items, 8), torch.ones(0, 8), 0, 1, 0)
+    how = dict(lr=0.5, seed=0)
+    known, hidden, again = (answer_of(backbone, customer, None, request, **how, secret=x)[1] for x in (None, 5, 5))
+    assert torch.equal(hidden, again)
+    assert (known != 0).any(1).tolist() != (hidden != 0).any(1).tolist()
+    own, other = (begin_own(get_backbone('PFedRec'), 8, 0, ten[0], x) for x in (None, 5))
+    assert all(torch.equal(own[k], other[k]) for k in own)
 
 
 @needs_flower
