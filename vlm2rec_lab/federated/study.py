@@ -196,17 +196,25 @@ def _interval(row, signed=False):
     first, low, high = (row[n] for n in names)
     return f'{first:{sign}.4f} [{low:{sign}.3f}, {high:{sign}.3f}]'
 
+# %% ../../nbs/09_federated/06_study.ipynb #440fd128
+def _shortened(said):
+    "LA, RA, HM and its gain, the first two without intervals, the others in one piece."
+    whole = [x.replace(' ', '\N{NO-BREAK SPACE}') for x in said]
+    return [x.partition('\N{NO-BREAK SPACE}')[0] for x in whole[:2]] + whole[2:]
+
 # %% ../../nbs/09_federated/06_study.ipynb #4bc6e510
 def federated_markdown(
     table,  # of `federated_table`
     against='fine-tuning',  # as there
+    short=False,  # intervals of HM alone, and none that is broken over lines
 ):  # -> str
     "A row per backbone, method and way of making items: LA, RA and HM with intervals, and what HM gains."
     names = ['backbone', 'method', *(['items'] if table['items'].nunique() > 1 else [])]
     lines = [[*names, 'LA', 'RA', 'HM', f'HM against {against}'], ['---'] * (len(names) + 4)]
     for key, rows in table.groupby(names, sort=False):
         each = {r['average']: r for r in rows.to_dict('records')}
-        lines.append([*key, *(_interval(each[a]) for a in AVERAGES), _interval(each['HM'], True)])
+        said = [_interval(each[a]) for a in AVERAGES] + [_interval(each['HM'], True)]
+        lines.append([*key, *(_shortened(said) if short else said)])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 # %% ../../nbs/09_federated/06_study.ipynb #1ac5f1d5

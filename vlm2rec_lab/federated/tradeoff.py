@@ -171,7 +171,7 @@ def tradeoff_figure(
         fig.update_yaxes(rangemode='tozero', row=row) if row < 3 else fig.update_yaxes(range=[0.4, 1.03], row=row)
     fig.update_xaxes(type='category', categoryorder='array', categoryarray=ticks)
     fig.update_xaxes(title='epsilon', row=3)
-    return finish(fig, 700).update_layout(margin=dict(t=90, b=50))
+    return finish(fig, 740).update_layout(margin=dict(t=130, b=50), legend=dict(y=1.23, yanchor='top'))
 
 
 def _lines(own, ticks, popular):
