@@ -1,6 +1,9 @@
 "Items that are made of contents: shared rows, where items begin, what a run keeps, and what a report is told."
 
+import importlib
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +29,7 @@ from vlm2rec_lab.federated.contents import (
 )
 from vlm2rec_lab.federated.continual import newcomers_of, run_blocks
 from vlm2rec_lab.federated.diagnosis import views_of
+from vlm2rec_lab.federated.rounds import draw_steps
 from vlm2rec_lab.federated.study import federated_markdown, federated_table, run_federated
 from vlm2rec_lab.metrics import evaluate
 from vlm2rec_lab.shop.catalogue import Interactions
@@ -221,3 +225,43 @@ def test_vectors_that_are_no_numbers(studio, shop, odd):
     vectors['image'][4, 0] = odd
     with pytest.raises(DataError, match="vectors of 'image'"):
         content_features(vectors, shop, 4)
+
+
+# ---- the script of the study
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / 'benchmarks'))
+    return importlib.import_module('federated_contents')
+
+
+def test_the_control_exchanges_whole_items(script, features):
+    other = script.exchanged(features, seed=1)
+    rows = torch.cat(list(features.values()), 1)
+    found = torch.cat(list(other.values()), 1)
+    assert not torch.equal(rows, found)
+    assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, found.tolist()))
+
+
+def test_training_in_one_place_is_of_the_same_model(script, shop, features):
+    "It learns what the federation learns: adapters and users; items that are nothing but contents stay so."
+    contents, task = Contents(features, own=False), continual.task_of(shop, 0)
+    g = torch.Generator().manual_seed(0)
+    start = torch.cat([torch.randn(contents.rows, 8, generator=g) * 0.1, torch.zeros(shop[0].items, 8)])
+    private = BACKBONES['FedMF'].begin(len(shop.user_ids), 8, g)
+    shared, users = script.pooled(start, private, task.clients, contents, 60)
+    assert not torch.equal(shared[: contents.rows], start[: contents.rows]) and not shared[contents.rows :].any()
+    steps = draw_steps(task.clients, 4, 10**9, torch.Generator().manual_seed(9))[0]
+
+    def loss(rows, heads):
+        scores = (heads[task.clients.users[steps.rows]] * made_of(rows, contents)[steps.items]).sum(1)
+        return torch.nn.functional.binary_cross_entropy_with_logits(scores, steps.labels)
+
+    assert loss(shared, users['user']) < 0.9 * loss(start, private['user'])
+
+
+def test_shops_whose_items_come_later_are_drawn_with_contents(script):
+    cut, found = script.launches(SimpleNamespace(), 0)
+    assert set(found) == {'text', 'image'} and all(len(x) == len(cut.catalogue) for x in found.values())
+    assert cut[3].items - cut[0].items > 50
