@@ -100,6 +100,10 @@ def test_fitted_vectors_look_at_known_items_alone(features):
     changed = {m: torch.cat([x[:70], x[70:] + 1]) for m, x in features.items()}
     assert torch.equal(fitted_vectors(changed, known, 70), found)
     assert fitted_vectors(features, known, 60).shape == (0, 8)
+    true = {m: x[:, :4] for m, x in features.items()}
+    map_ = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
+    made = torch.cat(list(true.values()), 1) @ map_
+    assert (fitted_vectors(true, made[:60], 70) - made[60:70]).abs().max() < 0.05 * made.std()
 
 
 @pytest.mark.parametrize('way', ITEMS[1:])
