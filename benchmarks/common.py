@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -127,6 +128,28 @@ def cell(
         return json.loads(file.read_text())
     found = work()
     write(file, found)
+    return found
+
+
+def in_own_process(script, cells, part, threads=1, **how):  # -> dict
+    "A part of a benchmark in a process of its own (`--child`); read where it was finished before."
+    asked = dict(part=part, threads=threads, **how)
+    env = {k: str(threads) for k in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')}
+    root = Path(__file__).resolve().parent.parent
+
+    def work():
+        done = subprocess.run(
+            [sys.executable, '-W', 'ignore', script, '--child', json.dumps(asked)],
+            env={**os.environ, **env, 'PYTHONPATH': str(root)},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise SystemExit(done.stderr[-3000:])
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+    found = cell(cells, asked | dict(cell=part), work)
+    say(found)
     return found
 
 

@@ -22,12 +22,10 @@ import argparse
 import json
 import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from common import Clock, cell, machine, quantiles, quiet, say, table, write
+from common import Clock, in_own_process, machine, quantiles, quiet, table, write
 
 PARTS = 'round', 'loop', 'films'
 WAYS = 'plain', 'ARM+ITM'
@@ -187,28 +185,6 @@ def child(asked):
     print(json.dumps(found | dict(load=[round(x, 2) for x in os.getloadavg()])))
 
 
-def run(cells, part, **how):  # -> dict
-    "A part in a process of its own; read where it was finished before."
-    asked = dict(part=part, **how)
-    env = {k: str(how['threads']) for k in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')}
-    root = Path(__file__).resolve().parent.parent
-
-    def work():
-        done = subprocess.run(
-            [sys.executable, '-W', 'ignore', __file__, '--child', json.dumps(asked)],
-            env={**os.environ, **env, 'PYTHONPATH': str(root)},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise SystemExit(done.stderr[-3000:])
-        return json.loads(done.stdout.strip().splitlines()[-1])
-
-    found = cell(cells, asked | dict(cell=part), work)
-    say(found)
-    return found
-
-
 def asked_parts(a):  # -> {part: list of settings}
     "What is to be run."
     size = {k: getattr(a, k) for k in ('items', 'pairs', 'dim', 'rounds', 'threads')} | dict(seed=0)
@@ -246,7 +222,10 @@ def main():
         a.clients, a.items, a.pairs, a.dim, a.rounds, a.seeds = [30], 50, 5, 4, 1, 1
     if a.pairs >= a.items:
         p.error(f'--pairs {a.pairs}: give fewer than --items {a.items}')
-    found = {part: [run(a.cells, part, **how) for how in asked] for part, asked in asked_parts(a).items()}
+    found = {
+        part: [in_own_process(__file__, a.cells, part, **how) for how in asked]
+        for part, asked in asked_parts(a).items()
+    }
     print(f'{a.items:,} items, {a.pairs} pairs and {4 * a.pairs} negatives of each client, {a.dim} dimensions')
     for part, rows in found.items():
         if rows:

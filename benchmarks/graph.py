@@ -26,12 +26,11 @@ import argparse
 import json
 import os
 import resource
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from common import Clock, cell, interleave, machine, quiet, say, table, write
+from common import Clock, in_own_process, interleave, machine, quiet, say, table, write
 
 CONTENTS = {'text': 384, 'image': 512}  # numbers of each content
 PARTS = 'epoch', 'beside', 'drawn', 'near', 'recall'
@@ -324,28 +323,6 @@ def child(asked):
     print(json.dumps(found | dict(load=[round(x, 2) for x in os.getloadavg()])))
 
 
-def run(cells, part, threads=1, **how):  # -> dict
-    "A part in a process of its own; read where it was finished before."
-    asked = dict(part=part, threads=threads, **how)
-    env = {k: str(threads) for k in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')}
-    root = Path(__file__).resolve().parent.parent
-
-    def work():
-        done = subprocess.run(
-            [sys.executable, '-W', 'ignore', __file__, '--child', json.dumps(asked)],
-            env={**os.environ, **env, 'PYTHONPATH': str(root)},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise SystemExit(done.stderr[-3000:])
-        return json.loads(done.stdout.strip().splitlines()[-1])
-
-    found = cell(cells, asked | dict(cell=part), work)
-    say(found)
-    return found
-
-
 def asked_parts(a):  # -> {part: list of settings}
     "What is to be run."
     size = {k: getattr(a, k) for k in ('users', 'items', 'interactions', 'dim', 'layers', 'seed')}
@@ -394,7 +371,10 @@ def main():
         p.error(f'--shops {gone[0]}: there is no such folder')
     if a.small:
         a.users, a.items, a.interactions = 200, 300, 2000
-    found = {part: [run(a.cells, part, **how) for how in asked] for part, asked in asked_parts(a).items()}
+    found = {
+        part: [in_own_process(__file__, a.cells, part, **how) for how in asked]
+        for part, asked in asked_parts(a).items()
+    }
     print(f'{a.interactions:,} purchases of {a.users:,} users among {a.items:,} items, {a.dim} dimensions')
     for part, rows in found.items():
         for r in rows:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from vlm2rec_lab.base.errors import DataWarning
+from vlm2rec_lab.federated.backbones import BACKBONES
 from vlm2rec_lab.shop.catalogue import Catalogue, Interactions
 from vlm2rec_lab.shop.dataset import Dataset
 from vlm2rec_lab.shop.drawn import make_studio
@@ -32,6 +34,12 @@ def drawn_shop(condition='balanced', items=60, users=150, length=14, seed=0):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DataWarning)  # of few rows
         return dated(make_studio(condition, seed=seed, items=items, users=users, length=length), seed=seed)
+
+
+def begun(name, shop, dim=8):
+    "Items and private parameters of all who will ever come, before anything is learned."
+    b, g = BACKBONES[name], torch.Generator().manual_seed(0)
+    return torch.randn(len(shop.catalogue), dim, generator=g) * b.spread, b.begin(len(shop.user_ids), dim, g)
 
 
 def revealed_vectors(studio):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from federated_worlds import drawn_shop
+from federated_worlds import begun, drawn_shop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
@@ -37,11 +37,6 @@ LR = {'FedMF': 1.0, 'FedMLP': 0.02, 'PFedRec': 0.02}
 @pytest.fixture(scope='module')
 def shop():
     return blocks(drawn_shop(items=100, users=120, length=12), core=4, parts=2)
-
-
-def begun(name, shop, dim=8):
-    b, g = BACKBONES[name], torch.Generator().manual_seed(0)
-    return torch.randn(len(shop.catalogue), dim, generator=g) * b.spread, b.begin(len(shop.user_ids), dim, g)
 
 
 def heard(shop, name='FedMF', **how):

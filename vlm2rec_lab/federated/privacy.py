@@ -147,16 +147,18 @@ def sigma_for(
 ):  # -> float
     "The noise that keeps epsilon. Raises DataError for settings that cannot be accounted, ImportError without opacus."
     _check_spending(rounds, delta, share, accountant)
-    if not (math.isfinite(epsilon) and epsilon >= 0.01):
-        raise DataError(f'epsilon={epsilon}: give a finite number of at least 0.01, as far as the accountant can tell')
-    low, high = 0.0, 1.0
-    while epsilon_of(high, rounds, delta, share, accountant) > epsilon:
-        low, high = high, 2 * high
-    while high - low > 1e-3 * high:
-        middle = (low + high) / 2
-        kept = epsilon_of(middle, rounds, delta, share, accountant) <= epsilon
-        low, high = (low, middle) if kept else (middle, high)
-    return high
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise DataError(f'epsilon={epsilon}: give a finite number above 0')
+    _opacus()
+    from opacus.accountants.utils import get_noise_multiplier
+
+    told = dict(target_epsilon=epsilon, target_delta=delta, sample_rate=share, steps=int(rounds), accountant=accountant)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of the accountant's grid
+        try:
+            return float(get_noise_multiplier(**told, epsilon_tolerance=min(0.01, epsilon / 100)))
+        except (ValueError, OverflowError) as e:
+            raise DataError(f'epsilon={epsilon}: too small for the accountant ({e}); give a larger one') from None
 
 # %% ../../nbs/09_federated/08a_privacy.ipynb #fb0d3fd6
 def protection_for(

@@ -16,10 +16,10 @@ import pandas as pd
 
 from ..base.cells import csv_bytes
 from ..base.errors import DataError, known
-from ..base.files import sole_writer, stored_cell, write_bytes
+from ..base.files import kept_cell, sole_writer, write_bytes
 from ..base.store import weights_key
 from .backbones import BACKBONES
-from .contents import REACH, items_as
+from .contents import REACH, SPREAD, items_as
 from .continual import METHODS, WAYS, averages, run_blocks
 
 # %% ../../nbs/09_federated/06_study.ipynb #72fb462c
@@ -31,7 +31,11 @@ def _asked_with(blocks, backbone, method, items, features, settings):
     plain = {k: v for k, v in settings.items() if k not in ('progress', 'callback')}
     if plain.get('protect') is not None:
         plain['protect'] = plain['protect'].said
-    made = {} if items == 'random' else dict(items=items, features=weights_key(features)[:16])
+    made = (
+        {}
+        if items == 'random'
+        else dict(items=items, features=weights_key(features)[:16], spread=SPREAD, reach=REACH[backbone])
+    )
     return dict(blocks=blocks.fingerprint[:16], backbone=backbone, **METHODS[method]) | made | plain
 
 # %% ../../nbs/09_federated/06_study.ipynb #b04270ca
@@ -100,14 +104,15 @@ def run_federated(
             kind = '' if way == 'random' else f'--{way}'
             name = f'{b}--{m}{kind}--{seed}'
             asked = _asked_with(blocks, b, m, way, features, dict(lr=RATES[b] if lr is None else lr, **settings))
-            cell = stored_cell(out / f'{name}.json', asked)
-            if cell is None:
-                kept = dict(folder=out / 'training' / name, base=out / 'training' / f'{b}--base{kind}--{seed}')
-                cell = federated_cell(blocks, b, m, seed, way, features=features, lr=lr, **kept, **settings)
-                write_bytes(out / f'{name}.json', json.dumps(cell).encode())
-                if said is not None:
-                    said(f'{name}: {[r["rounds"] for r in cell["rounds"]]} rounds, {cell["seconds"]:.0f} CPU s')
-            cells.append(cell)
+            kept = dict(folder=out / 'training' / name, base=out / 'training' / f'{b}--base{kind}--{seed}')
+
+            def make(b=b, m=m, seed=seed, way=way, kept=kept):
+                return federated_cell(blocks, b, m, seed, way, features=features, lr=lr, **kept, **settings)
+
+            def tell(cell, name=name):
+                said(f'{name}: {[r["rounds"] for r in cell["rounds"]]} rounds, {cell["seconds"]:.0f} CPU s')
+
+            cells.append(kept_cell(out / f'{name}.json', asked, make, said and tell))
     return cells
 
 # %% ../../nbs/09_federated/06_study.ipynb #0d8774e2

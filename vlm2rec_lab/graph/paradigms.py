@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from ..base.errors import known
-from ..base.files import sole_writer, stored_cell, write_bytes
+from ..base.files import kept_cell, sole_writer
 from .encoders import encoder_vectors, mark_of
 from .fit import fit_graph
 from .graph import graph_of
@@ -90,15 +90,6 @@ def _asked(split, encoders, lora, views, reach, share, dim, width, cut, training
     sizes = dict(dim=dim, width=width, cut=cut, lora=lora, views=views and list(views), reach=reach, share=share)
     return sizes | dict(split=split.fingerprint[:16], encoders=marks, **plain_settings(training))
 
-# %% ../../nbs/07_graph/11_paradigms.ipynb #429b4ecc
-def _cell(file, asked, make):
-    "A cell that is there, or a new one. Raises DataError for one that was made otherwise."
-    cell = stored_cell(file, asked)
-    if cell is None:
-        cell = make(file.parent / 'training' / file.stem)
-        write_bytes(file, json.dumps(cell).encode())
-    return cell
-
 # %% ../../nbs/07_graph/11_paradigms.ipynb #ffcff218
 def run_together(
     out,  # folder of the cells
@@ -127,11 +118,12 @@ def run_together(
     how |= dict(name=name, most=most, device=device, memory={} if memory is None else memory)
     with sole_writer(Path(out)):
         for seed, model in [(s, m) for s in range(seeds) for m in dict.fromkeys(models) if reads_contents(m)]:
+            file = Path(out) / f'{model}--{seed}.json'
 
-            def make(folder, seed=seed, model=model):
+            def make(seed=seed, model=model, folder=file.parent / 'training' / file.stem):
                 return together_cell(split, model, encoders, seed, folder=folder, **how, **training)
 
-            cells.append(_cell(Path(out) / f'{model}--{seed}.json', asked, make) | dict(encoder=name))
+            cells.append(kept_cell(file, asked, make) | dict(encoder=name))
             if said is not None:
                 said(f'{model} with its encoders, seed {seed}: {cells[-1]["kept"]["best"]} epochs')
     return cells

@@ -8,7 +8,6 @@ __all__ = ['WHOLE', 'NOTHING', 'equal_widths', 'figures_left', 'graph_cell', 'pl
 
 # %% ../../nbs/07_graph/10_study.ipynb #5f5b3f3a
 import itertools
-import json
 import math
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 
 from ..base.cells import csv_bytes
 from ..base.errors import DataError, known
-from ..base.files import sole_writer, stored_cell, write_bytes
+from ..base.files import kept_cell, sole_writer, write_bytes
 from ..base.store import weights_key
 from .fit import figure_of, fit_graph, rank_graph
 from .graph import graph_of
@@ -137,16 +136,16 @@ def run_graph(
     with sole_writer(out):
         for model, encoder, seed in wanted:
             file, vectors = out / _file(model, encoder, seed), encoders.get(encoder)
-            cell = stored_cell(file, _asked(split, model, vectors, **sizes, training=training))
-            if cell is None:
-                folder = out / 'training' / file.stem
-                cell = graph_cell(
-                    split, model, vectors, encoder, seed, device=device, folder=folder, **sizes, **training
-                )
-                write_bytes(file, json.dumps(cell).encode())
-                if said is not None:
-                    said(f'{file.stem}: {cell["kept"]["best"]} epochs, {cell["seconds"]:.0f} CPU s')
-            cells.append(cell)
+            asked = _asked(split, model, vectors, **sizes, training=training)
+
+            def make(model=model, encoder=encoder, seed=seed, vectors=vectors, folder=out / 'training' / file.stem):
+                how = dict(device=device, folder=folder, **sizes, **training)
+                return graph_cell(split, model, vectors, encoder, seed, **how)
+
+            def tell(cell, stem=file.stem):
+                said(f'{stem}: {cell["kept"]["best"]} epochs, {cell["seconds"]:.0f} CPU s')
+
+            cells.append(kept_cell(file, asked, make, said and tell))
     return cells
 
 # %% ../../nbs/07_graph/10_study.ipynb #75e7e741

@@ -97,13 +97,20 @@ def _left(trie, nodes, out):
 # %% ../../nbs/08_prompts/02_answers.ipynb #899e81f8
 def _places(trie, left_out, rows):
     "Where the items of each prompt stand that are left out: long [B, X], rising, N where there are fewer."
-    place = torch.empty_like(trie.order)
-    place[trie.order] = torch.arange(len(trie))
-    lists = [sorted({int(place[i]) for i in out}) for out in left_out or [[]] * rows]
+    lists = [[]] * rows if left_out is None else [list(out) for out in left_out]
     if len(lists) != rows:
         raise DataError(f'left_out has {len(lists)} lists for {rows} prompts: give one for each')
-    longest = max(map(len, lists), default=0)
-    return torch.tensor([x + [len(trie)] * (longest - len(x)) for x in lists], dtype=torch.long).view(rows, longest)
+    n, sizes = len(trie), torch.tensor([len(out) for out in lists])
+    items = torch.tensor([i for out in lists for i in out], dtype=torch.long)
+    if len(items) and not 0 <= int(items.min()) <= int(items.max()) < n:
+        raise DataError(f'left_out names items from {int(items.min())} to {int(items.max())}: give 0 to {n - 1}')
+    place = torch.empty_like(trie.order)
+    place[trie.order] = torch.arange(n)
+    keys = torch.unique(torch.arange(rows).repeat_interleave(sizes) * n + place[items])
+    who, counts = keys // n, torch.bincount(keys // n, minlength=rows)
+    found = torch.full((rows, int(counts.max())), n)
+    found[who, torch.arange(len(keys)) - (counts.cumsum(0) - counts)[who]] = keys % n
+    return found
 
 # %% ../../nbs/08_prompts/02_answers.ipynb #2c98af15
 @torch.no_grad()
