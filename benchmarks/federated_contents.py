@@ -86,7 +86,7 @@ def launches(a, seed):  # -> Blocks, {modality: float [N, 12]} of its items
     half = drawn.vectors.shape[1] // 2
     looks = dict(text=drawn.vectors[:, :half], image=drawn.vectors[:, half:])
     noisy = {m: x @ rng.normal(size=(half, 12)) + 0.3 * rng.normal(size=(len(x), 12)) for m, x in looks.items()}
-    return cut, content_features(noisy, cut, dims=4)
+    return cut, content_features(noisy, cut, components=4)
 
 
 def new_items(a):  # -> DataFrame

@@ -58,7 +58,7 @@ def shop(studio):
 
 @pytest.fixture(scope='module')
 def features(studio, shop):
-    return content_features(revealed_vectors(studio), shop, dims=8)
+    return content_features(revealed_vectors(studio), shop, components=8)
 
 
 @settings(max_examples=30, deadline=None)
@@ -87,7 +87,7 @@ def test_nothing_of_later_items_is_used(studio, shop, features):
     assert len(later) > 3
     for m in vectors:
         vectors[m][later] = 5 * np.random.default_rng(0).normal(size=vectors[m][later].shape)
-    other = content_features(vectors, shop, dims=8)
+    other = content_features(vectors, shop, components=8)
     for m in features:
         assert torch.equal(other[m][:base], features[m][:base]) and not torch.equal(other[m], features[m])
     assert torch.equal(start_vectors(other, 8, base, 0.1)[:base], start_vectors(features, 8, base, 0.1)[:base])

@@ -163,7 +163,7 @@ def test_the_command_makes_items_of_contents(tmp_path, monkeypatch):
     ]
     assert rows[0][2] == rows[1][2] and rows[2][2] == rows[3][2] and rows[0][2] != rows[2][2]
     status, _, err = said(*argv, *flags, '--components', 7)
-    assert status == 2 and "'text' allows 1 to 6" in err
+    assert status == 2 and "--components 7: 'text' allows 1 to 6" in err
 
 
 def test_the_command_keeps_epsilon(tmp_path, monkeypatch):

@@ -19,9 +19,9 @@ from ..base.errors import DataError, known
 def content_features(
     vectors,  # {modality: float [catalogue, D]} of encoders; a row of zeros where an item lacks it
     blocks,  # Blocks
-    dims=32,  # of each modality
-):  # -> {modality: float32 tensor [N, dims]} in the order in which the items of the blocks come
-    "Principal components of contents. Raises DataError for vectors of another catalogue and for too many dimensions."
+    components=32,  # of each modality
+):  # -> {modality: float32 tensor [N, components]} in the order in which the items of the blocks come
+    "Principal components of contents. Raises DataError for vectors of another catalogue and for too many components."
     from sklearn.decomposition import PCA  # what a client on its own machine does without
 
     found, base = {}, blocks[0].items
@@ -35,11 +35,11 @@ def content_features(
         most = min(there[:base].sum(), v.shape[1])
         if most < 1 or np.ptp(own[:base][there[:base]], axis=0).max() == 0:
             raise DataError(f"'{m}' is the same for all items of the base block, or missing: leave it out")
-        if not 1 <= dims <= most:
+        if not 1 <= components <= most:
             raise DataError(
-                f"dims={dims}: '{m}' allows 1 to {most}, as many as it has dimensions and items that have it"
+                f"components={components}: '{m}' allows 1 to {most}: its dimensions, and the items that have it"
             )
-        turned = PCA(dims, svd_solver='full').fit(own[:base][there[:base]]).transform(own)
+        turned = PCA(components, svd_solver='full').fit(own[:base][there[:base]]).transform(own)
         lengths = np.linalg.norm(turned, axis=1, keepdims=True)
         rows = np.where(there[:, None], turned / np.maximum(lengths, 1e-12), 0)
         found[m] = torch.from_numpy(rows.astype(np.float32))

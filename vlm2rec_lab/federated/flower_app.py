@@ -157,7 +157,10 @@ def customers_of(
     files = sorted(place.glob('*.safetensors')) if place.is_dir() else [place]
     if 'customers' not in config or not files:
         raise DataError('a node needs --node-config \'customers="FILE OR FOLDER"\', with a file of a customer')
-    return {file.stem: read_customer(file) for file in files}
+    found = {file.stem: read_customer(file) for file in files}
+    if 'answer' in found:
+        raise DataError(f'{place}: a file is called answer.safetensors, as what a node says is: give it another name')
+    return found
 
 
 def _keep(folder, label, private, items):
