@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm2rec_lab.base.errors import DataError
-from vlm2rec_lab.federated import continual
+from vlm2rec_lab.federated import continual, study
 from vlm2rec_lab.federated.backbones import BACKBONES
 from vlm2rec_lab.federated.blocks import blocks
 from vlm2rec_lab.federated.contents import (
@@ -187,7 +187,7 @@ def test_a_report_is_told_the_ranking_of_the_federation(shop, features):
         assert found.loc['fused', 'NDCG@5'] == pytest.approx(done.table().iloc[2, block], abs=1e-6)
 
 
-def test_a_study_by_the_way_items_are_made(shop, features, tmp_path):
+def test_a_study_by_the_way_items_are_made(shop, features, tmp_path, monkeypatch):
     how = dict(backbones=['FedMF'], methods=['fine-tuning'], seeds=1, items=['random', 'begin'], **QUICK)
     cells = run_federated(tmp_path, shop, features=features, **how)
     assert [c['items'] for c in cells] == ['random', 'begin']
@@ -197,6 +197,9 @@ def test_a_study_by_the_way_items_are_made(shop, features, tmp_path):
     other = {m: x.flip(0) for m, x in features.items()}
     with pytest.raises(DataError, match='features='):
         run_federated(tmp_path, shop, features=other, **how)
+    monkeypatch.setitem(study.REACH, 'FedMF', 0.02)
+    with pytest.raises(DataError, match='reach=0.1 .now 0.02.'):
+        run_federated(tmp_path, shop, features=features, **how)
 
 
 @pytest.mark.parametrize(

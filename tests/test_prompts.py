@@ -76,6 +76,17 @@ def test_scores_are_those_of_t5_itself():
             assert abs(found[row, item] + loss * labels.shape[1]) < 1e-4
 
 
+def test_a_long_answer_counts_no_more_than_a_short_one():
+    "The loss of each answer is T5's own for that answer alone, whatever stands beside it."
+    model = PromptModel(tiny_t5(), {}).eval()
+    answers = torch.tensor([[5, 6, 7, 1], [8, 1, -100, -100]])
+    asked = plain(torch.randint(2, 60, (2, 5)), answers)
+    found, x = model(asked), model.embed(asked)
+    for row, length in ((0, 4), (1, 2)):
+        one = model.t5(inputs_embeds=x[row : row + 1], labels=answers[row : row + 1, :length]).loss
+        assert abs(found[row] - one) < 1e-5
+
+
 def test_adapters_are_the_identity_at_the_beginning_on_every_t5():
     for how in ({}, dict(feed_forward_proj='gated-gelu', tie_word_embeddings=False)):
         t5 = tiny_t5(**how)
