@@ -3,14 +3,15 @@
     python benchmarks/graph.py [--users 50000] [--items 100000] [--interactions 1000000] [--dim 64] [--layers 3]
                                [--batches 2048 8192] [--fanout 5 10] [--threads 2] [--parts epoch beside drawn near]
                                [--shops FOLDER ...] [--recbole FOLDER] [--cells FOLDER]
-                               [--out benchmarks/results/graph.json] [--small]
+                               [--device cuda] [--out benchmarks/results/graph.json] [--small]
 
 Users draw their items independently, the popular ones more often (the k-th item in proportion to one over the root
 of k). VBPR reads a text of 384 and a picture of 512 numbers for each item. What is measured, each in a process of its
 own, whose peak memory is told:
 
 - `epoch`: one epoch by `fit_graph` without a look at validation, of LightGCN and VBPR, and of LightGCN where nodes ask
-  at most `--fanout` drawn neighbours.
+  at most `--fanout` drawn neighbours. On a GPU (`--device cuda`) it is the second epoch, after its kernels are
+  loaded, and the most memory that tensors took there is told as well.
 - `beside`: a step of training beside plain code of the kind that is published, on the same pairs: LightGCN by a sparse
   COO matrix over users and items with all nodes propagated, VBPR with the contents of all items projected, BPR-MF from
   embedding tables. One thread; rounds in turn, of which CPU seconds are added up. Both must have the same losses.
@@ -83,8 +84,13 @@ def epoch(a):  # -> dict
 
     split = purchases(a.users, a.items, a.interactions, a.seed)
     model, made = model_of(a.model, split, a)
-    row = fit_graph(model, split, batch=a.batch, epochs=1, progress=False).frame.iloc[0]
+    on_gpu = a.device != 'cpu'
+    row = fit_graph(model.to(a.device), split, batch=a.batch, epochs=1 + on_gpu, progress=False).frame.iloc[-1]
     found = dict(model=a.model, batch=a.batch, fanout=a.fanout, threads=a.threads, seconds=round(row.seconds, 2))
+    if on_gpu:
+        import torch
+
+        found |= dict(gpu_gb=round(torch.cuda.max_memory_allocated() / 2**30, 2))
     return found | dict(cpu=round(row.cpu, 2), made=round(made, 1), peak_gb=peak_gb(), loss=round(row.loss, 4))
 
 
@@ -334,7 +340,7 @@ def asked_parts(a):  # -> {part: list of settings}
     shops = [(s, f, seed) for s in a.shops for f in (None, *a.fanout) for seed in range(a.seeds)]
     shop = dict(dim=a.dim, layers=a.layers, epochs=30)
     found = {
-        'epoch': [size | e | dict(threads=a.threads) for e in epochs],
+        'epoch': [size | e | dict(threads=a.threads, device=a.device) for e in epochs],
         'beside': [size | rounds | dict(model=m, recbole=a.recbole) for m in PLAIN],
         'drawn': [size | rounds | dict(scale=s, fanout=a.fanout) for s in ((1,) if a.small else (1, 10))],
         'near': [dict(n=n, way=w, seed=a.seed) for n, w in ways],
@@ -353,6 +359,7 @@ def main():
     p.add_argument('--batches', type=int, nargs='+', default=[2048, 8192], help='pairs per step')
     p.add_argument('--fanout', type=int, nargs='*', default=[5, 10], help='neighbours that a node asks at most')
     p.add_argument('--threads', type=int, default=2, help='of the epochs')
+    p.add_argument('--device', default='cpu', help='of the epochs')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS, help='what to measure')
     p.add_argument('--shops', nargs='*', default=[], help='folders of shops that drawn neighbours are tried on')
