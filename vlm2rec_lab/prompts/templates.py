@@ -48,9 +48,11 @@ TEMPLATES = (
     Template('next', 'after {history} , name the next item of customer {user} .', '{item}'),
     Template('next', 'the last items of {user} are {history} . continue .', '{item}'),
     Template('next', 'given {history} , which item does {user} take now ?', '{item}', held_out=True),
-    Template('shown', 'which of {candidates} should customer {user} see ?', '{item}'),
-    Template('shown', 'choose one for {user} : {candidates}', '{item}'),
-    Template('shown', '{user} has room for one of these : {candidates} . pick it .', '{item}', held_out=True),
+    Template('shown', 'customer {user} bought {history} . which of {candidates} should it see ?', '{item}'),
+    Template('shown', 'choose for {user} after {history} : {candidates}', '{item}'),
+    Template(
+        'shown', '{user} has {history} , and room for one of these : {candidates} . pick it .', '{item}', held_out=True
+    ),
     Template('why', 'why does customer {user} like {item} ?'),
     Template('why', 'explain to {user} what is good about {item} .'),
     Template('why', 'tell {user} in a few words why {item} fits .', held_out=True),
