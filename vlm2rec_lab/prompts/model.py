@@ -83,6 +83,8 @@ class PromptModel(nn.Module):
         super().__init__()
         known(learn, LEARN, 'way of learning')
         _check_bare(t5)
+        self.settings = dict(features=dict(features), item_words=item_words, reduction=reduction, behind=list(behind))
+        self.settings |= dict(whole_words=whole_words, kinds=kinds, seed=seed, learn=learn, rank=rank)
         if len(features) >= kinds:
             raise DataError(f'{len(features)} modalities and kinds={kinds}: give more kinds than modalities')
         with torch.random.fork_rng(devices=[]):
