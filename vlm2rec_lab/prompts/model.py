@@ -134,7 +134,13 @@ class PromptModel(nn.Module):
         "What the model would say at each place of an answer, were the answer right up to there."
         given = self.t5._shift_right(answers)
         heard = dict(encoder_hidden_states=states, encoder_attention_mask=mask.long())
-        found = self.t5.decoder(input_ids=given, **heard).last_hidden_state
+        return self.said(self.t5.decoder(input_ids=given, **heard).last_hidden_state)
+
+    def said(
+        self,
+        found,  # float [..., d] of the decoder
+    ):  # -> float [..., V]
+        "What the model would say, before the softmax."
         config = self.t5.config
         scaled = getattr(config, 'scale_decoder_outputs', config.tie_word_embeddings)  # older transformers: the latter
         scale = self.t5.model_dim**-0.5 if scaled else 1.0
