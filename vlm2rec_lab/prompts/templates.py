@@ -54,9 +54,9 @@ TEMPLATES = (
     Template(
         'shown', '{user} has {history} , and room for one of these : {candidates} . pick it .', '{item}', held_out=True
     ),
-    Template('why', 'why does customer {user} like {item} ?'),
-    Template('why', 'explain to {user} what is good about {item} .'),
-    Template('why', 'tell {user} in a few words why {item} fits .', held_out=True),
+    Template('why', 'customer {user} bought {history} . why does this customer like {item} ?'),
+    Template('why', 'after {history} , explain to {user} what is good about {item} .'),
+    Template('why', 'given {history} , tell {user} in a few words why {item} fits .', held_out=True),
 )
 
 # %% ../../nbs/08_prompts/03_templates.ipynb #f31d567d
