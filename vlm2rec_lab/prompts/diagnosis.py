@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHANGES', 'changed', 'gradients_by_kind', 'score_parts', 'views_of']
 
-# %% ../../nbs/08_prompts/09_diagnosis.ipynb #35c0e8e2
+# %% ../../nbs/08_prompts/09_diagnosis.ipynb #fa59681b
 from dataclasses import replace
 
 import numpy as np
@@ -16,26 +16,26 @@ from ..diagnosis.memory import exchange
 from .fit import item_scores
 from ..ranking.fusions import equally_long
 
-# %% ../../nbs/08_prompts/09_diagnosis.ipynb #1a0de014
+# %% ../../nbs/08_prompts/09_diagnosis.ipynb #534a23a3
 def _removed(v, there, rng):
     return torch.zeros_like(v), np.zeros_like(there)
 
-# %% ../../nbs/08_prompts/09_diagnosis.ipynb #c965641c
+# %% ../../nbs/08_prompts/09_diagnosis.ipynb #01c4e3e3
 def _exchanged(v, there, rng):
     order = exchange(len(v), int(rng.integers(2**31)))
     return v[order], there[order]
 
-# %% ../../nbs/08_prompts/09_diagnosis.ipynb #dffc7074
+# %% ../../nbs/08_prompts/09_diagnosis.ipynb #cb298830
 def _noise(v, there, rng):
     own = v[torch.from_numpy(there)]
     drawn = torch.from_numpy(rng.normal(size=tuple(v.shape))).to(v)
     sd = own.std(0, correction=0) if len(own) else 0.0
     return torch.where(torch.from_numpy(there)[:, None], own.mean(0) + drawn * sd, 0.0), there
 
-# %% ../../nbs/08_prompts/09_diagnosis.ipynb #3ce61853
+# %% ../../nbs/08_prompts/09_diagnosis.ipynb #8077b6be
 CHANGES = {'removed': _removed, 'exchanged': _exchanged, 'noise': _noise}  # what is done to a modality at the test
 
-# %% ../../nbs/08_prompts/09_diagnosis.ipynb #7dcb1fbf
+# %% ../../nbs/08_prompts/09_diagnosis.ipynb #280b35a0
 def changed(
     wording,  # Wording
     modality,  # whose vectors change
@@ -50,7 +50,7 @@ def changed(
     v, there = change(wording.vectors[modality], wording.there[modality], np.random.default_rng([seed, 37]))
     return replace(wording, vectors={**wording.vectors, modality: v}, there={**wording.there, modality: there})
 
-# %% ../../nbs/08_prompts/09_diagnosis.ipynb #487342d9
+# %% ../../nbs/08_prompts/09_diagnosis.ipynb #1bbbffb8
 def _inputs_of(model, asked):
     "The loss, and what the encoder read, with its gradient's graph."
     read = []
@@ -65,7 +65,7 @@ def _inputs_of(model, asked):
         handle.remove()
     return value, read[0]
 
-# %% ../../nbs/08_prompts/09_diagnosis.ipynb #fd548b1c
+# %% ../../nbs/08_prompts/09_diagnosis.ipynb #8047b752
 def gradients_by_kind(
     model,  # PromptModel
     asked,  # Asked, with answers
@@ -87,12 +87,12 @@ def gradients_by_kind(
     kinds |= {m: asked.kinds == k for k, m in enumerate(model.mapping, 1)}
     return {k: dict(tokens=float(squares[at].sum().sqrt()), mapping=lengths.get(k)) for k, at in kinds.items()}
 
-# %% ../../nbs/08_prompts/09_diagnosis.ipynb #714206f9
+# %% ../../nbs/08_prompts/09_diagnosis.ipynb #9cffc563
 def _length(gradients):
     "The length of several gradients together."
     return float(sum(g.double().square().sum() for g in gradients if g is not None) ** 0.5)
 
-# %% ../../nbs/08_prompts/09_diagnosis.ipynb #e1373378
+# %% ../../nbs/08_prompts/09_diagnosis.ipynb #4a361671
 def score_parts(
     model,  # PromptModel
     wording,  # Wording that says names
@@ -113,7 +113,7 @@ def score_parts(
         found[m], before = after - before, after
     return found
 
-# %% ../../nbs/08_prompts/09_diagnosis.ipynb #f29a51ac
+# %% ../../nbs/08_prompts/09_diagnosis.ipynb #7e35948c
 def views_of(
     model,  # PromptModel
     wording,  # Wording that says names

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['item_scores', 'rank_questions', 'rate_at', 'fit_prompts']
 
-# %% ../../nbs/08_prompts/06_fit.ipynb #b8d5ac01
+# %% ../../nbs/08_prompts/06_fit.ipynb #a434c391
 import math
 
 import numpy as np
@@ -23,7 +23,7 @@ from ..ranking.sets import figure_at_k
 from ..training.course import adam, cut_of, mixed, run_course, trained_parts
 from ..training.lengths import pooled_batches
 
-# %% ../../nbs/08_prompts/06_fit.ipynb #a42b6815
+# %% ../../nbs/08_prompts/06_fit.ipynb #627294fb
 def item_scores(
     model,  # PromptModel
     wording,  # Wording
@@ -41,7 +41,7 @@ def item_scores(
         model.train(was)
     return torch.cat(found).numpy() if found else np.zeros((0, len(trie)), np.float32)
 
-# %% ../../nbs/08_prompts/06_fit.ipynb #44765454
+# %% ../../nbs/08_prompts/06_fit.ipynb #889b411e
 def rank_questions(
     model,  # PromptModel
     wording,  # Wording
@@ -62,7 +62,7 @@ def rank_questions(
     how = dict(chunk=batch, progress=progress, name='asking', sets=sets)
     return ranks_of_scores(score, rows.targets, n, seen, among, **how)
 
-# %% ../../nbs/08_prompts/06_fit.ipynb #43456ef7
+# %% ../../nbs/08_prompts/06_fit.ipynb #ae41f52f
 def rate_at(
     epoch,  # from 1, with a part of the one that runs
     epochs,  # of the whole training
@@ -72,7 +72,7 @@ def rate_at(
     done = epoch / epochs
     return min(done / warm, 1.0) * (1 - max(done - warm, 0.0) / (1 - warm)) if warm else 1 - done
 
-# %% ../../nbs/08_prompts/06_fit.ipynb #04d9e40e
+# %% ../../nbs/08_prompts/06_fit.ipynb #dd6f2d1c
 def _epoch(model, optimiser, wording, questions, batches, rate, clip, seed, autocast):
     "One pass over the batches; the mean loss over questions."
     device, total, done = next(model.parameters()).device, 0.0, 0
@@ -95,12 +95,12 @@ def _epoch(model, optimiser, wording, questions, batches, rate, clip, seed, auto
         raise FloatingPointError('the loss is no longer finite: try a lower lr')
     return found
 
-# %% ../../nbs/08_prompts/06_fit.ipynb #503f4605
+# %% ../../nbs/08_prompts/06_fit.ipynb #f532edff
 def _asked_pieces(question):
     "How many words and items a question has."
     return len(question.pieces)
 
-# %% ../../nbs/08_prompts/06_fit.ipynb #5265d2de
+# %% ../../nbs/08_prompts/06_fit.ipynb #409dce48
 def fit_prompts(
     model,  # PromptModel
     wording,  # Wording
