@@ -67,8 +67,9 @@ study: setup ## the whole study, hours on two cores; stopped, it goes on where i
 bench: setup ## the benchmarks of the docs again, half an hour on a quiet machine; benchmarks/gpu.py is for a machine with a GPU
 	@for b in train ranking interactions images report; do $(PY) benchmarks/$$b.py --out benchmarks/results/$$b.json || exit 1; done
 
-tiny: setup ## pre-train the three tiny VLMs again (some ten minutes each)
+tiny: setup ## pre-train the three tiny VLMs (some ten minutes each) and the tiny T5 again
 	@$(PY) -m vlm2rec_lab.model.tiny data/tiny_vlm
+	@$(PY) -m vlm2rec_lab.prompts.t5 data/tiny_t5
 
 clean: ## remove .venv and everything that was generated
 	@rm -rf .venv build _docs _proc dist *.egg-info out runs report.html report-real*.html .pytest_cache .hypothesis .ruff_cache .coverage .coverage.*

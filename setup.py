@@ -20,6 +20,12 @@ def needs(key):
 readme = here / 'README.md'
 shipped = here / 'data' / 'tiny_vlm'
 
+
+def shared(name):
+    "The files of a folder of data/, and where an installation has them."
+    return f'share/vlm2rec_lab/{name}', sorted(str(p.relative_to(here)) for p in (here / 'data' / name).glob('*'))
+
+
 setuptools.setup(
     name=s['lib_name'],
     version=s['version'],
@@ -40,12 +46,10 @@ setuptools.setup(
         'real': needs('real_requirements'),
         'flower': needs('flower_requirements'),
         'privacy': needs('privacy_requirements'),
+        'words': needs('words_requirements'),
     },
-    data_files=[
-        (f'share/vlm2rec_lab/tiny_vlm/{d.name}', sorted(str(p.relative_to(here)) for p in d.glob('*')))
-        for d in sorted(shipped.glob('*'))
-    ]
-    + [('share/vlm2rec_lab/story', sorted(str(p.relative_to(here)) for p in (here / 'data' / 'story').glob('*')))],
+    data_files=[shared(f'tiny_vlm/{d.name}') for d in sorted(shipped.glob('*'))]
+    + [shared(name) for name in ('tiny_t5', 'story')],
     entry_points={'console_scripts': needs('console_scripts'), 'nbdev': [f"{s['lib_path']}={s['lib_path']}._modidx:d"]},
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else '',
     long_description_content_type='text/markdown',

@@ -29,10 +29,11 @@ import torch
 from common import cell, circles, interleave, machine, quantiles, quiet, say, table, write
 
 from vlm2rec_lab.data import PAD, leave_one_out
-from vlm2rec_lab.recommenders.fit import figures, fit, pooled_batches
+from vlm2rec_lab.recommenders.fit import figures, fit
 from vlm2rec_lab.recommenders.seqrec import ItemTable, SASRec, ce, lessons
 from vlm2rec_lab.shop.readers import sequence_file
 from vlm2rec_lab.train import entire
+from vlm2rec_lab.training.lengths import pooled_batches
 
 HISTORY, DIM, LAYERS, HEADS = 50, 64, 2, 2
 # Dropout, batch and rate of the papers that the figures are compared with. The patience is ours; nothing was tried out.

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from vlm2rec_lab.data import PAD, Catalogue, Dataset, Interactions, leave_one_out
 from vlm2rec_lab.metrics import with_negatives
-from vlm2rec_lab.recommenders.fit import EVEN, draw_negatives, figures, fit, pooled_batches, rank_rows, represent
+from vlm2rec_lab.recommenders.fit import draw_negatives, figures, fit, rank_rows, represent
 from vlm2rec_lab.recommenders.seqrec import (
     ITEMS,
     LOSSES,
@@ -30,6 +30,7 @@ from vlm2rec_lab.recommenders.seqrec import (
     sampled,
     to_left,
 )
+from vlm2rec_lab.training.lengths import EVEN, pooled_batches
 
 few = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 10_000)

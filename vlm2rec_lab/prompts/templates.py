@@ -8,6 +8,7 @@ __all__ = ['TASKS', 'TEMPLATES', 'Template', 'fields_of', 'templates_for', 'fill
 # %% ../../nbs/08_prompts/03_templates.ipynb #79cd1d9b
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..base.errors import DataError, known
 
@@ -48,12 +49,14 @@ TEMPLATES = (
     Template('next', 'after {history} , name the next item of customer {user} .', '{item}'),
     Template('next', 'the last items of {user} are {history} . continue .', '{item}'),
     Template('next', 'given {history} , which item does {user} take now ?', '{item}', held_out=True),
-    Template('shown', 'which of {candidates} should customer {user} see ?', '{item}'),
-    Template('shown', 'choose one for {user} : {candidates}', '{item}'),
-    Template('shown', '{user} has room for one of these : {candidates} . pick it .', '{item}', held_out=True),
-    Template('why', 'why does customer {user} like {item} ?'),
-    Template('why', 'explain to {user} what is good about {item} .'),
-    Template('why', 'tell {user} in a few words why {item} fits .', held_out=True),
+    Template('shown', 'customer {user} bought {history} . which of {candidates} should it see ?', '{item}'),
+    Template('shown', 'choose for {user} after {history} : {candidates}', '{item}'),
+    Template(
+        'shown', '{user} has {history} , and room for one of these : {candidates} . pick it .', '{item}', held_out=True
+    ),
+    Template('why', 'customer {user} bought {history} . why does this customer like {item} ?'),
+    Template('why', 'after {history} , explain to {user} what is good about {item} .'),
+    Template('why', 'given {history} , tell {user} in a few words why {item} fits .', held_out=True),
 )
 
 # %% ../../nbs/08_prompts/03_templates.ipynb #f31d567d
@@ -69,6 +72,12 @@ def templates_for(
         raise DataError(f"no template for '{task}' with held_out={held_out}: add one")
     return found
 
+# %% ../../nbs/08_prompts/03_templates.ipynb #e74e04d8
+@lru_cache(maxsize=1000)
+def _words(text):
+    "Words and fields of a template's text."
+    return tuple(word for word in re.split(r'(\{\w+\})|\s+', text) if word)
+
 # %% ../../nbs/08_prompts/03_templates.ipynb #5be221a5
 def filled(
     text,  # of a template, with fields in braces
@@ -76,9 +85,7 @@ def filled(
 ):  # -> list of str and int: words, and items
     "Raises DataError for a field without a value."
     pieces = []
-    for word in re.split(r'(\{\w+\})|\s+', text):
-        if not word:
-            continue
+    for word in _words(text):
         if not word.startswith('{'):
             pieces.append(word)
             continue
