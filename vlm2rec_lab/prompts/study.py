@@ -6,7 +6,7 @@
 __all__ = ['IDS', 'WAYS', 'WHOLE', 'HELD_OUT', 'SAMPLED', 'make_prompts', 'figures_asked', 'prompt_cell', 'run_prompts',
            'prompt_table', 'prompt_markdown', 'write_prompts']
 
-# %% ../../nbs/08_prompts/10_study.ipynb #82d3d7bc
+# %% ../../nbs/08_prompts/10_study.ipynb #5a60f5a7
 import itertools
 import math
 import time
@@ -21,7 +21,7 @@ from ..base.errors import DataError, known
 from ..base.files import kept_cell, sole_writer, write_bytes
 from ..base.store import weights_key
 from .answers import by_first_purchase, random_numbers
-from .codes import code_names, number_names, residual_codes, unique_codes
+from .codes import code_names, fit_codes, number_names, side_by_side, unique_codes
 from .diagnosis import CHANGES, changed, gradients_by_kind
 from .fit import fit_prompts, item_scores, ranks_of
 from vlm2rec_lab.prompts.lessons import (
@@ -40,37 +40,35 @@ from ..ranking.candidates import sample_negatives, seen_items
 from ..ranking.evaluate import bootstrap_means, relative_gain
 from ..ranking.sets import figure_at_k
 from ..shop.splits import cold_rows
-from ..training.contents import item_vectors
 
-# %% ../../nbs/08_prompts/10_study.ipynb #d5850c0e
+# %% ../../nbs/08_prompts/10_study.ipynb #1e306f78
 def _random_names(split, vectors, encode, seed):
     return number_names(random_numbers(len(split.catalogue), seed), encode)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #4584fc84
+# %% ../../nbs/08_prompts/10_study.ipynb #dd57f4be
 def _code_names(split, vectors, encode, seed):
     if not vectors:
         raise DataError("ids='codes' are made of contents: give vectors={modality: [N, D]}")
-    x = [item_vectors({m: v}, m).float().numpy() for m, v in vectors.items()]
-    alike = [v / max(float(np.square(v).sum(1).mean()) ** 0.5, 1e-12) for v in x]
-    return code_names(unique_codes(residual_codes(np.concatenate(alike, 1), seed=seed)), encode)
+    x, sold = side_by_side(vectors), np.unique(split.user_items[1])
+    return code_names(unique_codes(fit_codes(x[sold], seed=seed).of(x)), encode)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #edbb1020
+# %% ../../nbs/08_prompts/10_study.ipynb #a9983e21
 def _purchase_names(split, vectors, encode, seed):
     bought = _Bought(*split.user_items)
     return number_names(by_first_purchase(bought, len(split.catalogue)), encode)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #71517e7f
+# %% ../../nbs/08_prompts/10_study.ipynb #cff0adca
 class _Bought:
     "Training purchases, customer by customer."
 
     def __init__(self, offsets, items):
         self.offsets, self.items = offsets, items
 
-# %% ../../nbs/08_prompts/10_study.ipynb #ae990cd7
+# %% ../../nbs/08_prompts/10_study.ipynb #583899bb
 IDS = {'random': _random_names, 'codes': _code_names, 'by purchase': _purchase_names}  # what items are called
 WAYS = {'names': (True, False), 'contents': (False, True), 'both': (True, True)}  # (named, shown) in a prompt
 
-# %% ../../nbs/08_prompts/10_study.ipynb #9898a3dc
+# %% ../../nbs/08_prompts/10_study.ipynb #2c32399d
 def make_prompts(
     split,  # Split
     vectors,  # {modality: float [N, D]}; rows of zeros where an item lacks it
@@ -99,16 +97,16 @@ def make_prompts(
     model = PromptModel(t5, {m: v.shape[1] for m, v in wording.vectors.items()}, **how)
     return model.to(device), wording
 
-# %% ../../nbs/08_prompts/10_study.ipynb #ae676705
+# %% ../../nbs/08_prompts/10_study.ipynb #234257f5
 WHOLE, HELD_OUT, SAMPLED = 'all there', 'a new sentence', 'among drawn items'  # how a test asks
 
-# %% ../../nbs/08_prompts/10_study.ipynb #4f30aa25
+# %% ../../nbs/08_prompts/10_study.ipynb #313968cd
 def _each(ranks, cut):
     "{metric: list of rows} of some ranks."
     values = {f'{m}@{cut}': figure_at_k(ranks, cut, m) for m in ('HR', 'NDCG')}
     return {name: np.asarray(v, float).round(6).tolist() for name, v in values.items()}
 
-# %% ../../nbs/08_prompts/10_study.ipynb #37d5aae2
+# %% ../../nbs/08_prompts/10_study.ipynb #1904d528
 def figures_asked(
     model,  # PromptModel
     wording,  # Wording
@@ -136,7 +134,7 @@ def figures_asked(
             found[f'{m} {how}'] = _each(ranks_of(less, rows), cut)
     return found
 
-# %% ../../nbs/08_prompts/10_study.ipynb #3159cf53
+# %% ../../nbs/08_prompts/10_study.ipynb #4c2f7b2a
 def prompt_cell(
     split,  # Split
     vectors,  # {modality: float [N, D]}
@@ -173,7 +171,7 @@ def prompt_cell(
     took = round(time.process_time() - start, 1)
     return dict(seed=seed, cut=cut, asked=asked, kept=kept, figures=figures, seconds=took)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #2d813501
+# %% ../../nbs/08_prompts/10_study.ipynb #9cb7bf26
 def _asked(split, vectors, base, draws, candidates, cut, negatives, model, training):
     "What a cell must have been made with."
     arrays = {m: torch.as_tensor(np.asarray(v, np.float32)) for m, v in vectors.items()}
@@ -183,7 +181,7 @@ def _asked(split, vectors, base, draws, candidates, cut, negatives, model, train
     said |= dict(draws=draws, candidates=candidates, cut=cut, negatives=negatives, model=dict(model or {}))
     return said | {k: v for k, v in training.items() if k not in ('progress', 'callback')}
 
-# %% ../../nbs/08_prompts/10_study.ipynb #9b43b144
+# %% ../../nbs/08_prompts/10_study.ipynb #078c6902
 def run_prompts(
     out,  # folder of the cells
     split,  # Split
@@ -214,23 +212,23 @@ def run_prompts(
             cells.append(kept_cell(file, asked, make, said and tell) | dict(way=name))
     return cells
 
-# %% ../../nbs/08_prompts/10_study.ipynb #5076e112
+# %% ../../nbs/08_prompts/10_study.ipynb #884afd9b
 def _fixed(how):
     "What a cell is told besides its training."
     return {k: how[k] for k in ('draws', 'candidates', 'cut', 'negatives')}
 
-# %% ../../nbs/08_prompts/10_study.ipynb #7603c9bc
+# %% ../../nbs/08_prompts/10_study.ipynb #0e6409b8
 def _training(how):
     "What `fit_prompts` is told."
     return {k: v for k, v in how.items() if k not in ('draws', 'candidates', 'cut', 'negatives')}
 
-# %% ../../nbs/08_prompts/10_study.ipynb #4e4cd802
+# %% ../../nbs/08_prompts/10_study.ipynb #a84c3495
 def _values(cells, asked, metric, rows=None):
     "[rows] of a metric, each row the mean over the seeds."
     found = np.mean([c['figures'][asked][metric] for c in cells], 0)
     return found if rows is None else found[rows]
 
-# %% ../../nbs/08_prompts/10_study.ipynb #267c4d4f
+# %% ../../nbs/08_prompts/10_study.ipynb #50955ff1
 def prompt_table(
     cells,  # of `run_prompts`
     metric='NDCG',  # or 'HR'
@@ -256,14 +254,14 @@ def prompt_table(
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #32f2b9d8
+# %% ../../nbs/08_prompts/10_study.ipynb #486ec6a3
 def _said(row):
     "'-12 % [-20, -3]', or nothing."
     if not row.get('change', math.nan) == row.get('change', math.nan):
         return ''
     return f'{100 * row["change"]:+.0f} % [{100 * row["change low"]:+.0f}, {100 * row["change high"]:+.0f}]'
 
-# %% ../../nbs/08_prompts/10_study.ipynb #b7c00cd7
+# %% ../../nbs/08_prompts/10_study.ipynb #bd614759
 def prompt_markdown(
     table,  # of `prompt_table`
 ):  # -> str
@@ -274,7 +272,7 @@ def prompt_markdown(
         lines.append([r['way'], r['asked'], value, _said(r), str(r['seeds'])])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #e580cbb2
+# %% ../../nbs/08_prompts/10_study.ipynb #096afe65
 def write_prompts(
     cells,  # of `run_prompts`
     out,  # folder
