@@ -39,6 +39,7 @@ FEDERATED = (
     '1',
 )
 GRAPH = ('--seeds', '1', '--epochs', '2', '--batch', '64', '--k', '5', '--dim', '4')
+PROMPTS = ('--seeds', '1', '--epochs', '1', '--draws', '1', '--k', '5', '--negatives', '9')
 TABLES = {  # what prints a table: the command, and words of its table
     'train': ([*SMALL, '--losses', 'sft', 'wpcl', 'per-modality', '--out', 'run-{columns}'], 'last item by'),
     'demo': (['--users', '40', '--steps', '2'], 'per-modality'),
@@ -65,6 +66,10 @@ TABLES = {  # what prints a table: the command, and words of its table
         'without the picture',
     ),
     'federated': (['--data', 'dated', *FEDERATED, '--out', 'federated-{columns}'], 'against fine-tuning'),
+    'prompts': (
+        ['--data', 'shop', '--encoder', 'ours.npz', '--ids', 'codes', *PROMPTS, '--out', 'prompts-{columns}'],
+        'against all there',
+    ),
     'bench': (['--items', '300', '--users', '300'], 'whole report'),
 }
 CODES = re.compile('\x1b\\[[0-9;]*[A-Za-z]')

@@ -20,6 +20,8 @@ from vlm2rec_lab.graph.make import GRAPH_MODELS
 from vlm2rec_lab.graph.paradigms import PARADIGMS
 from vlm2rec_lab.model.heads import SEQUENCES
 from vlm2rec_lab.model.pieces import Prompts
+from vlm2rec_lab.prompts.model import LEARN
+from vlm2rec_lab.prompts.study import IDS, WAYS
 from vlm2rec_lab.ranking.fusions import FUSIONS
 from vlm2rec_lab.ranking.vectors import write_vectors
 from vlm2rec_lab.recommenders.seqrec import ITEMS
@@ -44,6 +46,9 @@ REGISTERED = {
     'backbones': BACKBONES,
     'federated methods': METHODS,
     'ways of items': WAYS_OF_ITEMS,
+    'ways of prompts': WAYS,
+    'kinds of ids': IDS,
+    'ways of learning': LEARN,
     'starts': ITEMS,
     'sequence heads': SEQUENCES,
 }
@@ -75,6 +80,7 @@ def test_settings_read_from_the_file_are_those_of_the_function(loss):
         ('downstream', ['losses']),
         ('graph', ['graph models', 'paradigms']),
         ('federated', ['backbones', 'federated methods', 'ways of items']),
+        ('prompts', ['ways of prompts', 'kinds of ids', 'ways of learning']),
     ],
 )
 def test_help_lists_the_registry(command, kinds):

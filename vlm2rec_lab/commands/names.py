@@ -51,6 +51,9 @@ REGISTRIES = {  # kind -> (room, dictionary, decorator or None)
     'backbones': ('federated.backbones', 'BACKBONES', None),
     'federated methods': ('federated.continual', 'METHODS', None),
     'ways of items': ('federated.contents', 'ITEMS', None),
+    'ways of prompts': ('prompts.study', 'WAYS', None),
+    'kinds of ids': ('prompts.study', 'IDS', None),
+    'ways of learning': ('prompts.model', 'LEARN', None),
     'starts': ('recommenders.seqrec', 'ITEMS', None),
     'sequence heads': ('model.heads', 'SEQUENCES', None),
 }

@@ -6,7 +6,7 @@
 __all__ = ['IDS', 'WAYS', 'WHOLE', 'HELD_OUT', 'SAMPLED', 'make_prompts', 'figures_asked', 'prompt_cell', 'run_prompts',
            'prompt_table', 'prompt_markdown', 'write_prompts']
 
-# %% ../../nbs/08_prompts/10_study.ipynb #5a60f5a7
+# %% ../../nbs/08_prompts/10_study.ipynb #03eaaa98
 import itertools
 import math
 import time
@@ -41,34 +41,34 @@ from ..ranking.evaluate import bootstrap_means, relative_gain
 from ..ranking.sets import figure_at_k
 from ..shop.splits import cold_rows
 
-# %% ../../nbs/08_prompts/10_study.ipynb #1e306f78
+# %% ../../nbs/08_prompts/10_study.ipynb #c4766ea9
 def _random_names(split, vectors, encode, seed):
     return number_names(random_numbers(len(split.catalogue), seed), encode)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #dd57f4be
+# %% ../../nbs/08_prompts/10_study.ipynb #78ba82c4
 def _code_names(split, vectors, encode, seed):
     if not vectors:
         raise DataError("ids='codes' are made of contents: give vectors={modality: [N, D]}")
     x, sold = side_by_side(vectors), np.unique(split.user_items[1])
     return code_names(unique_codes(fit_codes(x[sold], seed=seed).of(x)), encode)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #a9983e21
+# %% ../../nbs/08_prompts/10_study.ipynb #e86dce63
 def _purchase_names(split, vectors, encode, seed):
     bought = _Bought(*split.user_items)
     return number_names(by_first_purchase(bought, len(split.catalogue)), encode)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #cff0adca
+# %% ../../nbs/08_prompts/10_study.ipynb #90ed8074
 class _Bought:
     "Training purchases, customer by customer."
 
     def __init__(self, offsets, items):
         self.offsets, self.items = offsets, items
 
-# %% ../../nbs/08_prompts/10_study.ipynb #583899bb
+# %% ../../nbs/08_prompts/10_study.ipynb #49ba88cd
 IDS = {'random': _random_names, 'codes': _code_names, 'by purchase': _purchase_names}  # what items are called
 WAYS = {'names': (True, False), 'contents': (False, True), 'both': (True, True)}  # (named, shown) in a prompt
 
-# %% ../../nbs/08_prompts/10_study.ipynb #2c32399d
+# %% ../../nbs/08_prompts/10_study.ipynb #7759f683
 def make_prompts(
     split,  # Split
     vectors,  # {modality: float [N, D]}; rows of zeros where an item lacks it
@@ -76,6 +76,7 @@ def make_prompts(
     *,
     way='both',  # of WAYS
     ids='random',  # of IDS
+    shown=None,  # modalities that a prompt shows; None: all
     coded=None,  # modalities that codes are made of; None: all
     item_words=2,  # words that show a modality of an item
     learn='adapters',  # of LEARN
@@ -85,28 +86,29 @@ def make_prompts(
     device='cpu',  # where it is
 ):  # -> PromptModel, Wording
     "Raises DataError for unknown names, and where a prompt would say nothing of its items."
-    named, shown = WAYS[known(way, WAYS, 'way')]
+    named, shows = WAYS[known(way, WAYS, 'way')]
     t5, tokenizer = open_t5(base or tiny_t5())
     encode = word_tokens(tokenizer)
-    of = {known(m, vectors, 'modality'): vectors[m] for m in (vectors if coded is None else coded)}
+    given, of = (
+        {known(m, vectors, 'modality'): vectors[m] for m in (vectors if x is None else x)} for x in (shown, coded)
+    )
     names = IDS[known(ids, IDS, 'kind of ids')](split, of, encode, seed)
-    given = dict(vectors) if shown else {}
     end = t5.config.eos_token_id
-    wording = make_wording(encode, names, given, words=item_words, end=end, named=named)
+    wording = make_wording(encode, names, given if shows else {}, words=item_words, end=end, named=named)
     how = dict(item_words=item_words, reduction=reduction, learn=learn, rank=rank, seed=seed)
     model = PromptModel(t5, {m: v.shape[1] for m, v in wording.vectors.items()}, **how)
     return model.to(device), wording
 
-# %% ../../nbs/08_prompts/10_study.ipynb #234257f5
+# %% ../../nbs/08_prompts/10_study.ipynb #823f77ce
 WHOLE, HELD_OUT, SAMPLED = 'all there', 'a new sentence', 'among drawn items'  # how a test asks
 
-# %% ../../nbs/08_prompts/10_study.ipynb #313968cd
+# %% ../../nbs/08_prompts/10_study.ipynb #1787997b
 def _each(ranks, cut):
     "{metric: list of rows} of some ranks."
     values = {f'{m}@{cut}': figure_at_k(ranks, cut, m) for m in ('HR', 'NDCG')}
     return {name: np.asarray(v, float).round(6).tolist() for name, v in values.items()}
 
-# %% ../../nbs/08_prompts/10_study.ipynb #1904d528
+# %% ../../nbs/08_prompts/10_study.ipynb #9f8b6da7
 def figures_asked(
     model,  # PromptModel
     wording,  # Wording
@@ -134,7 +136,7 @@ def figures_asked(
             found[f'{m} {how}'] = _each(ranks_of(less, rows), cut)
     return found
 
-# %% ../../nbs/08_prompts/10_study.ipynb #4c2f7b2a
+# %% ../../nbs/08_prompts/10_study.ipynb #86acb52b
 def prompt_cell(
     split,  # Split
     vectors,  # {modality: float [N, D]}
@@ -171,7 +173,7 @@ def prompt_cell(
     took = round(time.process_time() - start, 1)
     return dict(seed=seed, cut=cut, asked=asked, kept=kept, figures=figures, seconds=took)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #9cb7bf26
+# %% ../../nbs/08_prompts/10_study.ipynb #79261138
 def _asked(split, vectors, base, draws, candidates, cut, negatives, model, training):
     "What a cell must have been made with."
     arrays = {m: torch.as_tensor(np.asarray(v, np.float32)) for m, v in vectors.items()}
@@ -181,7 +183,7 @@ def _asked(split, vectors, base, draws, candidates, cut, negatives, model, train
     said |= dict(draws=draws, candidates=candidates, cut=cut, negatives=negatives, model=dict(model or {}))
     return said | {k: v for k, v in training.items() if k not in ('progress', 'callback')}
 
-# %% ../../nbs/08_prompts/10_study.ipynb #078c6902
+# %% ../../nbs/08_prompts/10_study.ipynb #e16d68c7
 def run_prompts(
     out,  # folder of the cells
     split,  # Split
@@ -212,23 +214,23 @@ def run_prompts(
             cells.append(kept_cell(file, asked, make, said and tell) | dict(way=name))
     return cells
 
-# %% ../../nbs/08_prompts/10_study.ipynb #884afd9b
+# %% ../../nbs/08_prompts/10_study.ipynb #6a389120
 def _fixed(how):
     "What a cell is told besides its training."
     return {k: how[k] for k in ('draws', 'candidates', 'cut', 'negatives')}
 
-# %% ../../nbs/08_prompts/10_study.ipynb #0e6409b8
+# %% ../../nbs/08_prompts/10_study.ipynb #b3f87552
 def _training(how):
     "What `fit_prompts` is told."
     return {k: v for k, v in how.items() if k not in ('draws', 'candidates', 'cut', 'negatives')}
 
-# %% ../../nbs/08_prompts/10_study.ipynb #a84c3495
+# %% ../../nbs/08_prompts/10_study.ipynb #757fb1e8
 def _values(cells, asked, metric, rows=None):
     "[rows] of a metric, each row the mean over the seeds."
     found = np.mean([c['figures'][asked][metric] for c in cells], 0)
     return found if rows is None else found[rows]
 
-# %% ../../nbs/08_prompts/10_study.ipynb #50955ff1
+# %% ../../nbs/08_prompts/10_study.ipynb #e0647842
 def prompt_table(
     cells,  # of `run_prompts`
     metric='NDCG',  # or 'HR'
@@ -254,14 +256,14 @@ def prompt_table(
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #486ec6a3
+# %% ../../nbs/08_prompts/10_study.ipynb #d18b529d
 def _said(row):
     "'-12 % [-20, -3]', or nothing."
     if not row.get('change', math.nan) == row.get('change', math.nan):
         return ''
     return f'{100 * row["change"]:+.0f} % [{100 * row["change low"]:+.0f}, {100 * row["change high"]:+.0f}]'
 
-# %% ../../nbs/08_prompts/10_study.ipynb #bd614759
+# %% ../../nbs/08_prompts/10_study.ipynb #3e009708
 def prompt_markdown(
     table,  # of `prompt_table`
 ):  # -> str
@@ -272,7 +274,7 @@ def prompt_markdown(
         lines.append([r['way'], r['asked'], value, _said(r), str(r['seeds'])])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #096afe65
+# %% ../../nbs/08_prompts/10_study.ipynb #dd94956b
 def write_prompts(
     cells,  # of `run_prompts`
     out,  # folder
