@@ -31,7 +31,7 @@ def spoken(how, attention='eager', seed=0):
         torch.nn.init.normal_(adapter.up.weight)
     for stack in (t5.encoder, t5.decoder):
         torch.nn.init.normal_(stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight)
-    return model
+    return model.double()
 
 
 def prompts(rows=3, length=8, seed=0):
@@ -41,7 +41,7 @@ def prompts(rows=3, length=8, seed=0):
     kinds[:, 1], kinds[0, 2] = 1, 2
     mask = torch.arange(length) < torch.randint(3, length + 1, (rows, 1))
     tokens, words = torch.randint(2, 60, (rows, length)), torch.randint(1, 5, (rows, length))
-    return Asked(tokens, mask, words, kinds, dict(text=torch.randn(rows, 5), image=torch.randn(1, 7)))
+    return Asked(tokens, mask, words, kinds, dict(text=torch.randn(rows, 5).double(), image=torch.randn(1, 7).double()))
 
 
 @settings(max_examples=40, deadline=None)
@@ -72,6 +72,7 @@ def test_the_search_finds_the_best_of_all(names, how, attention):
     assert torch.allclose(every.gather(1, there)[items >= 0], scores[items >= 0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings")
 def test_matrices_of_low_rank_act_too():
     model, asked, trie = spoken('gated, untied'), prompts(), make_trie([[5, 6], [5, 7], [8]])
     before = all_scores(model, asked, trie)
@@ -99,9 +100,10 @@ def test_each_beginning_is_read_once(size):
 
 
 def test_half_precision_stays_near():
-    "Numbers of 16 bits have two to three digits."
+    "Numbers of 16 bits have two to three digits; they are added up in 32."
     model, trie = spoken('plain'), make_trie([[5, 6], [5, 7], [8]])
     whole = all_scores(model, prompts(), trie)
+    assert whole.dtype == torch.float64
     asked = prompts()
     shown = {m: x.bfloat16() for m, x in asked.shown.items()}
     half = all_scores(model.bfloat16(), Asked(asked.tokens, asked.mask, asked.words, asked.kinds, shown), trie)

@@ -142,7 +142,7 @@ def best_items(
     for t in range(trie.names.shape[1]):
         width = nodes.shape[1]
         found = decoded(model, states, asked.mask, names[..., : t + 1], back_bias(model, t + 1)[None, None])
-        said = model.said(found[:, :, t]).float().log_softmax(-1)
+        said = model.said(found[:, :, t]).log_softmax(-1, dtype=torch.promote_types(found.dtype, torch.float32))
         tokens, children = trie.tokens[nodes].clamp(min=0), trie.children[nodes]
         more = scores[..., None] + said.gather(2, tokens)
         more[(children < 0) | (_left(trie, children.clamp(min=0).flatten(1), out).view_as(children) == 0)] = -torch.inf

@@ -75,7 +75,8 @@ def _log_probabilities(model, found, places, tokens, at_once):
     step = max(1, at_once // (len(found) * model.t5.config.vocab_size))
     said = []
     for a in range(0, found.shape[1], step):
-        logits = model.said(found[:, a : a + step]).float()
+        logits = model.said(found[:, a : a + step])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         low, high = torch.searchsorted(places, places.new_tensor([a, a + step])).tolist()
         here = places[low:high] - a
         said.append(logits[:, here, tokens[low:high]] - logits.logsumexp(2)[:, here])
@@ -101,14 +102,16 @@ def all_scores(
     at_once=2**15,  # beginnings that are read at a time, over all prompts
     size=32,  # beginnings of a window
 ):  # -> float [B, N], on the model's device
-    "The log probability of every name, for each prompt, as `score_names` has it. Raises DataError for a size below 1."
+    """The log probability of every name, for each prompt, as `score_names` has it, in 32 bits or more.
+
+    Raises DataError for a size below 1."""
     states = model.encode(asked)
     trie = trie.to(states.device)
     above, token, places = _lineage(trie)
     windows = make_windows(trie, model.t5.config.decoder_start_token_id, size)
     node, said, after = _edges_of(windows, above, token)
     bias = place_bias(model, windows.places, windows.allowed)
-    each = states.new_zeros(len(states), len(above), dtype=torch.float32)
+    each = states.new_zeros(len(states), len(above), dtype=torch.promote_types(states.dtype, torch.float32))
     wide = min(len(bias), max(1, at_once // bias.shape[-1]))
     many, size = max(1, at_once // (wide * bias.shape[-1])), windows.nodes.shape[1] - windows.lead
     for w in range(0, len(bias), wide):
