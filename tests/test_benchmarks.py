@@ -877,3 +877,54 @@ def test_privacy(tmp_path):
     again, _ = run('privacy.py', *how, tmp_path / 'again.json')
     assert [again[k] for k in ('leak', 'films', 'crowds')] == [found[k] for k in ('leak', 'films', 'crowds')]
     assert files == {p: p.stat().st_mtime_ns for p in work.glob('*.json')}
+
+
+def test_prompts(scripts, tmp_path, monkeypatch, capsys):
+    import prompts
+
+    monkeypatch.setattr(sys, 'argv', ['prompts.py', '--toy', '--out', str(tmp_path / 'prompts.json')])
+    prompts.main()
+    found, printed = json.loads((tmp_path / 'prompts.json').read_text()), capsys.readouterr().out
+    rows = {r['case']: r for r in found['learning']}
+    assert len(rows) == len(found['learning']) == 11 and found['clock'] == 'cpu'
+    widths = [rows[f'adapters, reduction {r}'] for r in (2, 4, 8, 16, 32)]
+    words = [rows['adapters, reduction 8' + (f', words {n}' if n != 2 else '')] for n in range(1, 6)]
+    assert [r['tokens'] for r in words] == [15, 16, 17, 18, 19] and {r['tokens'] for r in widths} == {16}
+    for fewer in (widths[::-1], words, [rows['lora, rank 8'], rows['everything']]):
+        for key in ('learned', 'share', 'states', 'saved'):
+            assert [r[key] for r in fewer] == sorted({r[key] for r in fewer}), key
+    assert all(r['cpu'][0] > 0 and r['peak'] is None and np.isfinite(r['loss']) for r in rows.values())
+    # a number that learns is held four times: itself, its gradient, and two means of AdamW
+    assert all(r['states'] == 4 * (r['whole'] + 3 * r['learned']) for r in rows.values())
+    ways = {r['way']: r for r in found['ranking']}
+    assert {'score_names', 'best_items'} <= set(ways) and ways['best_items']['same_best'] == 1
+    assert all(r['apart'] < 1e-4 for r in ways.values() if r['apart'] is not None)
+    assert 'lora, rank 8' in printed and 'score_names' in printed
+
+
+def test_mistakes_of_prompts_are_told_at_once(tmp_path):
+    "Before torch is loaded."
+    for wrong, said in (
+        (['--rounds', '0'], '--rounds 0'),
+        (['--length', '2'], '--length 2'),
+        (['--parts', 'x'], 'learning'),
+    ):
+        done = subprocess.run(
+            [sys.executable, '-X', 'importtime', str(BENCH / 'prompts.py'), *wrong],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 2 and said in done.stderr and ' torch\n' not in done.stderr
+
+
+def test_prompts_have_as_many_items_however_many_words_they_have(scripts):
+    import prompts
+
+    for words in (1, 2, 5):
+        asked = prompts.random_asked(3, 64, words, False, 'cpu')
+        assert asked.shown['image'].shape == (12, 512) and (asked.kinds == 1).sum() == 12 * words
+        assert asked.tokens.shape == asked.words.shape == (3, 64 - 8 + 4 * words)
+        assert (asked.kinds == 0).sum() == 3 * 56
+    names = prompts.catalogue(1000, False).names
+    assert names.shape == (1000, 2 + 1) and len(set(map(tuple, names.tolist()))) == 1000

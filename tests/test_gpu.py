@@ -24,6 +24,9 @@ from vlm2rec_lab.graph.make import GRAPH_MODELS, make_model
 from vlm2rec_lab.model.efficientnet import EfficientNetLite0
 from vlm2rec_lab.model.pair import PairEmbedder
 from vlm2rec_lab.model.tiny import tiny_vlm
+from vlm2rec_lab.prompts.answers import best_items, make_trie, score_names
+from vlm2rec_lab.prompts.model import LEARN, Asked, PromptModel, learned_parts
+from vlm2rec_lab.prompts.saved import load_prompts, save_prompts
 from vlm2rec_lab.shop.shares import shares
 from vlm2rec_lab.studio import make_studio
 from vlm2rec_lab.train import train
@@ -321,6 +324,77 @@ def graph_losses(name, device):  # -> losses of two epochs
 @pytest.mark.parametrize('name', GRAPH_MODELS)
 def test_graph_recommenders_learn_the_same(name, device):
     assert np.allclose(graph_losses(name, device), graph_losses(name, 'cpu'), atol=NEAR)
+
+
+def prompts_of_a_shop():  # -> Asked, Trie
+    "Four prompts with a picture each, of two words, and twenty names of two tokens."
+    g = torch.Generator().manual_seed(0)
+    kinds = torch.tensor([[0, 0, 0, 1, 1, 0]]).repeat(4, 1)
+    tokens, words = torch.randint(2, 60, (4, 6), generator=g), torch.tensor([[1, 2, 2, 3, 4, 5]]).repeat(4, 1)
+    mask = torch.arange(6) < torch.tensor([6, 5, 6, 5])[:, None]
+    trie = make_trie([[10 + i // 5, 20 + i % 5] for i in range(20)])
+    shown = dict(image=torch.randn(4, 6, generator=g))
+    return Asked(tokens, mask, words, kinds, shown, trie.names[torch.tensor([3, 7, 11, 19])]), trie
+
+
+def prompt_model(device, learn):  # -> PromptModel
+    "A small T5 without dropout, whose numbers are the device's own."
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = dict(vocab_size=60, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        t5 = T5ForConditionalGeneration(T5Config(**sizes, dropout_rate=0.0))
+    return PromptModel(t5, dict(image=6), learn=learn, rank=4).to(device)
+
+
+@functools.cache
+def asked_model(device, learn):  # -> PromptModel after four steps, their losses
+    model, (asked, _) = prompt_model(device, learn), prompts_of_a_shop()
+    asked, adam, told = asked.to(device), torch.optim.AdamW(learned_parts(model), lr=1e-2), []
+    for _ in range(4):
+        loss = model(asked).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        told.append(loss.item())
+    return model.eval(), told
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('learn', LEARN)
+def test_prompt_models_learn_the_same(learn, device):
+    here, there = (asked_model(d, learn)[1] for d in ('cpu', device))
+    assert np.allclose(here, there, atol=NEAR) and here[3] < here[0] - 0.1
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('learn', LEARN)
+def test_prompt_models_answer_the_same(learn, device, tmp_path):
+    "The same weights, carried in a folder: the same scores of all names, and the same best items by search."
+    (asked, trie), (model, _) = prompts_of_a_shop(), asked_model('cpu', learn)
+    saved = save_prompts(model, tmp_path / 'saved')
+    bare = None if learn == 'everything' else prompt_model('cpu', 'everything').t5
+    there = load_prompts(saved, t5=bare)[0].to(device)
+    left_out = [[0, 1, 2], [], [19], list(range(12))]
+    names = score_names(model, asked, trie), score_names(there, asked.to(device), trie).cpu()
+    assert torch.allclose(*names, atol=1e-4)
+    here, found = best_items(model, asked, trie, 5, left_out), best_items(there, asked.to(device), trie, 5, left_out)
+    assert torch.equal(here[0], found[0].cpu()) and torch.allclose(here[1], found[1].cpu(), atol=1e-4)
+    best = names[1].clone()
+    for row, out in enumerate(left_out):
+        best[row, out] = -torch.inf
+    assert torch.equal(best.topk(5).indices, here[0])
+
+
+@pytest.mark.gpu
+def test_a_prompt_model_travels_from_a_gpu(tmp_path):
+    "What learned on a GPU answers here, with base and all."
+    (asked, trie), (model, _) = prompts_of_a_shop(), asked_model('cuda', 'adapters')
+    back = load_prompts(save_prompts(model, tmp_path / 'saved'), t5=prompt_model('cpu', 'everything').t5)[0]
+    assert {p.device.type for p in back.parameters()} == {'cpu'}
+    both = score_names(model, asked.to('cuda'), trie).cpu(), score_names(back, asked, trie)
+    assert torch.allclose(*both, atol=1e-4)
 
 
 @pytest.mark.processes

@@ -1,5 +1,6 @@
 "The prompt wing: adapters, item words, and answers that exist."
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +8,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from vlm2rec_lab.prompts.adapters import add_adapters
 from vlm2rec_lab.prompts.answers import best_items, make_trie, score_names
-from vlm2rec_lab.prompts.model import Asked, PromptModel, learned_parts
+from vlm2rec_lab.prompts.model import LEARN, Asked, PromptModel, learned_parts
 
 SIZES = dict(vocab_size=60, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0)
 
@@ -99,19 +100,60 @@ def test_adapters_are_the_identity_at_the_beginning_on_every_t5():
         assert not torch.allclose(t5(input_ids=x, labels=y).logits, before)
 
 
-def test_what_is_frozen_stays(tmp_path):
-    model = PromptModel(tiny_t5(), dict(image=6))
-    before = {n: p.clone() for n, p in model.named_parameters()}
-    asked = plain(torch.randint(2, 60, (4, 6)), torch.randint(2, 60, (4, 3)))
+def pictured(answers=3):
+    "Four prompts of six tokens with a picture each, of two words."
+    asked = plain(torch.randint(2, 60, (4, 6)), torch.randint(2, 60, (4, answers)))
     asked.kinds[:, 1:3] = 1
     asked.shown['image'] = torch.randn(4, 6)
-    step = torch.optim.SGD(learned_parts(model), lr=0.1)
+    return asked
+
+
+@pytest.mark.parametrize('learn', LEARN)
+def test_what_is_frozen_stays(learn):
+    "And all that learns moves, whichever way."
+    model = PromptModel(tiny_t5(), dict(image=6), learn=learn, rank=2)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    asked, step = pictured(), torch.optim.SGD(learned_parts(model), lr=0.1)
     for _ in range(2):  # what lies before an adapter moves once the adapter has
         step.zero_grad()
         model(asked).mean().backward()
         step.step()
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {n for n in before if n.startswith(('words', 'kinds'))} == {'words.weight', 'kinds.weight'} - moved
+    assert ('t5.shared.weight' in moved) == (learn == 'everything')
+    assert all(('lora_' in n) == (learn == 'lora') for n in moved if '.q.' in n and learn != 'everything')
+
+
+@pytest.mark.parametrize('how', [{}, dict(feed_forward_proj='gated-gelu', tie_word_embeddings=False)], ids=str)
+def test_all_ways_start_alike(how):
+    "With the same mappings and the answers of the T5 that was given; the seed alone decides the rest."
+    asked, t5 = pictured(), tiny_t5(**how)
+    models = {learn: PromptModel(tiny_t5(**how), dict(image=6), learn=learn).eval() for learn in LEARN}
+    for learn, model in models.items():
+        x = model.embed(asked)
+        assert torch.equal(x, models['adapters'].embed(asked)), learn
+        assert torch.allclose(model(asked).mean(), t5(inputs_embeds=x, labels=asked.answers).loss, atol=1e-5), learn
+        again = PromptModel(tiny_t5(**how), dict(image=6), learn=learn)
+        other = PromptModel(tiny_t5(**how), dict(image=6), learn=learn, seed=1)
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters()))
+        assert not torch.equal(model.mapping.image.inner.weight, other.mapping.image.inner.weight)
+
+
+def test_lora_is_a_change_of_queries_and_values():
+    "Matrices beside the weights answer as weights that have them added; no other layer has any."
+    model = PromptModel(tiny_t5(), dict(image=6), learn='lora', rank=3).eval()
+    asked, layers = pictured(), {n: m for n, m in model.t5.named_modules() if hasattr(m, 'lora_A')}
+
+    assert {n.rsplit('.', 1)[1] for n in layers} == {'q', 'v'} and len(layers) == 2 * (2 + 2 * 2)
+    for m in layers.values():
+        torch.nn.init.normal_(m.lora_B['default'].weight, std=0.1)
+    told = model(asked).detach()
+    with torch.no_grad():
+        for m in layers.values():
+            m.base_layer.weight += 2 * m.lora_B['default'].weight @ m.lora_A['default'].weight
+            m.lora_B['default'].weight.zero_()
+    assert torch.allclose(model(asked), told, atol=1e-5)
 
 
 def test_a_shop_of_five_items_is_learned():

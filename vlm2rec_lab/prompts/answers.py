@@ -6,12 +6,13 @@
 __all__ = ['Trie', 'make_trie', 'score_names', 'best_items', 'random_numbers', 'by_first_purchase', 'next_number_hits']
 
 # %% ../../nbs/08_prompts/02_answers.ipynb #d141c2a1
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
 from ..base.errors import DataError
+from .decoded import back_bias, decoded
 
 # %% ../../nbs/08_prompts/02_answers.ipynb #85b04177
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,13 @@ class Trie:
 
     def __len__(self):
         return len(self.names)
+
+    def to(
+        self,
+        device,  # of torch
+    ):  # -> Trie
+        "The same there."
+        return Trie(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 # %% ../../nbs/08_prompts/02_answers.ipynb #42b1e6cf
 def _matrix(names, end):
@@ -80,7 +88,7 @@ def score_names(
 ):  # -> float [B, N]
     "The log probability of every name, for each prompt."
     states, n, found = model.encode(asked), len(trie), []
-    at = torch.arange(len(states) * n)
+    trie, at = trie.to(states.device), torch.arange(len(states) * n, device=states.device)
     for rows in at.split(at_once):
         names, who = trie.names[rows % n], rows // n
         said = model.answer(states[who], asked.mask[who], names).log_softmax(-1)
@@ -100,16 +108,17 @@ def _places(trie, left_out, rows):
     lists = [[]] * rows if left_out is None else [list(out) for out in left_out]
     if len(lists) != rows:
         raise DataError(f'left_out has {len(lists)} lists for {rows} prompts: give one for each')
-    n, sizes = len(trie), torch.tensor([len(out) for out in lists])
-    items = torch.tensor([i for out in lists for i in out], dtype=torch.long)
+    n, here = len(trie), dict(device=trie.order.device)
+    sizes = torch.tensor([len(out) for out in lists], **here)
+    items = torch.tensor([i for out in lists for i in out], dtype=torch.long, **here)
     if len(items) and not 0 <= int(items.min()) <= int(items.max()) < n:
         raise DataError(f'left_out names items from {int(items.min())} to {int(items.max())}: give 0 to {n - 1}')
     place = torch.empty_like(trie.order)
-    place[trie.order] = torch.arange(n)
-    keys = torch.unique(torch.arange(rows).repeat_interleave(sizes) * n + place[items])
+    place[trie.order] = torch.arange(n, **here)
+    keys = torch.unique(torch.arange(rows, **here).repeat_interleave(sizes) * n + place[items])
     who, counts = keys // n, torch.bincount(keys // n, minlength=rows)
-    found = torch.full((rows, int(counts.max())), n)
-    found[who, torch.arange(len(keys)) - (counts.cumsum(0) - counts)[who]] = keys % n
+    found = torch.full((rows, int(counts.max())), n, **here)
+    found[who, torch.arange(len(keys), **here) - (counts.cumsum(0) - counts)[who]] = keys % n
     return found
 
 # %% ../../nbs/08_prompts/02_answers.ipynb #2c98af15
@@ -124,18 +133,18 @@ def best_items(
 ):  # -> long [B, k] best first, -1 where fewer are left; float [B, k] log probabilities
     "Items by a beam search that says nothing else. Raises DataError for lists that do not fit the prompts."
     states = model.encode(asked)
-    rows, beams = len(states), max(k, 20) if beams is None else max(k, beams)
+    rows, beams, here = len(states), max(k, 20) if beams is None else max(k, beams), dict(device=states.device)
+    trie = trie.to(**here)
     out = _places(trie, left_out, rows)
-    nodes, scores = torch.zeros(rows, 1, dtype=torch.long), torch.zeros(rows, 1)
-    names = torch.full((rows, 1, trie.names.shape[1]), -100)
+    nodes, scores = torch.zeros(rows, 1, dtype=torch.long, **here), torch.zeros(rows, 1, **here)
+    names = torch.full((rows, 1, trie.names.shape[1] + 1), model.t5.config.decoder_start_token_id, **here)
     scores[_left(trie, nodes, out) == 0] = -torch.inf
-    for t in range(names.shape[2]):
+    for t in range(trie.names.shape[1]):
         width = nodes.shape[1]
-        given = names.flatten(0, 1)[:, : t + 1].clamp(min=0)
-        who = torch.arange(rows).repeat_interleave(width)
-        said = model.answer(states[who], asked.mask[who], given)[:, t].log_softmax(-1).view(rows, width, -1)
-        tokens, children = trie.tokens[nodes], trie.children[nodes]
-        more = scores[..., None] + said.gather(2, tokens.clamp(min=0))
+        found = decoded(model, states, asked.mask, names[..., : t + 1], back_bias(model, t + 1)[None, None])
+        said = model.said(found[:, :, t]).float().log_softmax(-1)
+        tokens, children = trie.tokens[nodes].clamp(min=0), trie.children[nodes]
+        more = scores[..., None] + said.gather(2, tokens)
         more[(children < 0) | (_left(trie, children.clamp(min=0).flatten(1), out).view_as(children) == 0)] = -torch.inf
         done = torch.where((trie.children[nodes] < 0).all(2), scores, -torch.inf)
         scores, at = torch.cat([done, more.flatten(1)], 1).topk(min(beams, width + children[0].numel()))
@@ -143,7 +152,7 @@ def best_items(
         parent = torch.where(new < 0, at, new.div(branching, rounding_mode='floor'))
         names = names.gather(1, parent[..., None].expand(-1, -1, names.shape[2])).clone()
         step = tokens.flatten(1).gather(1, new.clamp(min=0))
-        names[..., t] = torch.where(new < 0, names[..., t], step)
+        names[..., t + 1] = torch.where(new < 0, names[..., t + 1], step)
         nodes = torch.where(new < 0, nodes.gather(1, parent), children.flatten(1).gather(1, new.clamp(min=0)))
     items = torch.where(scores > -torch.inf, trie.order[trie.low[nodes]], -1)
     fill = max(0, k - items.shape[1])

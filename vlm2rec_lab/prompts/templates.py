@@ -8,6 +8,7 @@ __all__ = ['TASKS', 'TEMPLATES', 'Template', 'fields_of', 'templates_for', 'fill
 # %% ../../nbs/08_prompts/03_templates.ipynb #79cd1d9b
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..base.errors import DataError, known
 
@@ -71,6 +72,12 @@ def templates_for(
         raise DataError(f"no template for '{task}' with held_out={held_out}: add one")
     return found
 
+# %% ../../nbs/08_prompts/03_templates.ipynb #e74e04d8
+@lru_cache(maxsize=1000)
+def _words(text):
+    "Words and fields of a template's text."
+    return tuple(word for word in re.split(r'(\{\w+\})|\s+', text) if word)
+
 # %% ../../nbs/08_prompts/03_templates.ipynb #5be221a5
 def filled(
     text,  # of a template, with fields in braces
@@ -78,9 +85,7 @@ def filled(
 ):  # -> list of str and int: words, and items
     "Raises DataError for a field without a value."
     pieces = []
-    for word in re.split(r'(\{\w+\})|\s+', text):
-        if not word:
-            continue
+    for word in _words(text):
         if not word.startswith('{'):
             pieces.append(word)
             continue
