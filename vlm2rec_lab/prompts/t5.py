@@ -228,7 +228,7 @@ def _batches(sentences, batch, seed):
 
 # %% ../../nbs/08_prompts/03a_t5.ipynb #87eee620
 def pretrain_t5(
-    steps=5000,  # optimiser steps; some four minutes on one core
+    steps=5000,  # optimiser steps; some four minutes on one core of a quiet machine
     batch=64,  # sentences a step, on average
     products=2000,  # of `t5_corpus`
     lr=4e-3,  # peak learning rate

@@ -298,9 +298,10 @@ def why_lessons(
 ):  # -> function of a numpy Generator -> list of Question
     "Raises DataError where no training row has a reason."
     rows = split.train
-    if not len(rows) or rows.places is None or not any(reasons(rows, np.random.default_rng(0))):
+    there = np.array([bool(reason) for reason in reasons(rows, np.random.default_rng(0))], bool)
+    if not there.any():
         raise DataError(f'{split.name}: no training row has a reason: give reasons of its purchases')
-    rows = rows.take(np.array([bool(reason) for reason in reasons(rows, np.random.default_rng(0))]))
+    rows = rows.take(there)
     return partial(_why_drawn, rows, users, reasons, draws, templates_for('why', templates=templates))
 
 # %% ../../nbs/08_prompts/08_why.ipynb #b0f3c7eb
