@@ -170,12 +170,15 @@ def corrupted(
         raise DataError(f'a sentence of {n} tokens cannot be cut: give two or more')
     cut = min(max(1, round(n * share)), n - 1)
     spans = min(max(1, round(cut / mean)), n - cut, SPANS)
+    kept = _parts(n - cut + 2, spans + 1, rng) - np.eye(spans + 1, dtype=int)[[0, -1]].sum(
+        0
+    )  # none at the ends will do
     read, said, at = [], [], 0
-    for k, (kept, gone) in enumerate(zip(_parts(n - cut, spans, rng), _parts(cut, spans, rng))):
-        read += [*tokens[at : at + kept], 2 + k]
-        said += [2 + k, *tokens[at + kept : at + kept + gone]]
-        at += kept + gone
-    return read, [*said, 1]
+    for k, (left, gone) in enumerate(zip(kept, _parts(cut, spans, rng))):
+        read += [*tokens[at : at + left], 2 + k]
+        said += [2 + k, *tokens[at + left : at + left + gone]]
+        at += left + gone
+    return [*read, *tokens[at:]], [*said, 1]
 
 # %% ../../nbs/08_prompts/03a_t5.ipynb #1f746ea1
 def _padded(rows, fill):
@@ -225,7 +228,7 @@ def _batches(sentences, batch, seed):
 
 # %% ../../nbs/08_prompts/03a_t5.ipynb #87eee620
 def pretrain_t5(
-    steps=5000,  # optimiser steps; some four minutes on one core
+    steps=5000,  # optimiser steps; some four minutes on one core of a quiet machine
     batch=64,  # sentences a step, on average
     products=2000,  # of `t5_corpus`
     lr=4e-3,  # peak learning rate
