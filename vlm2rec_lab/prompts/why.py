@@ -315,9 +315,9 @@ def explain(
     at_once=128,  # questions
 ):  # -> list of P str
     "What the model says, greedily. Raises DataError for no question."
-    found = []
+    found, device = [], next(model.parameters()).device
     for a in range(0, max(len(questions), 1), at_once):
-        asked = ask(wording, questions[a : a + at_once])
+        asked = ask(wording, questions[a : a + at_once]).to(device)
         heard = BaseModelOutput(last_hidden_state=model.encode(asked))
         how = dict(max_new_tokens=most, do_sample=False, num_beams=1, eos_token_id=wording.end)
         said = model.t5.generate(encoder_outputs=heard, attention_mask=asked.mask.long(), **how)
