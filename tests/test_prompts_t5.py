@@ -32,13 +32,13 @@ def shipped():
 
 def pieces_tokenizer():
     "A tokenizer as T5 has it: pieces that begin with a mark of the space, the end among the ordinary pieces."
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     letters = sorted(set('abcdefghijklmnopqrstuvwxyz</>_0123456789'))
     known = ['<pad>', '</s>', '<unk>', '▁', *letters, '▁red', '▁mug', 's']
     pieces = [(p, 0.0 if k < 3 else -float(k)) for k, p in enumerate(dict.fromkeys(known))]
     core = Tokenizer(models.Unigram(pieces, unk_id=2))
-    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.normalizer, core.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
     core.decoder = decoders.Metaspace()
     core.add_special_tokens([AddedToken(t, special=True) for t in ('<pad>', '</s>', '<unk>', '<extra_id_0>')])
     marks = dict(pad_token='<pad>', eos_token='</s>', unk_token='<unk>', extra_special_tokens=['<extra_id_0>'])
@@ -68,6 +68,18 @@ def test_an_end_among_the_pieces_is_found_without_the_guard():
     "The other way round: the plain tokenizers do say the end, so that the test above can fail."
     for tokenizer in (pieces_tokenizer(), open_t5(tiny_t5())[1]):
         assert tokenizer('</s>', add_special_tokens=False)['input_ids'][-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize('kind', ['ours', 'pieces'])
+def test_the_signs_of_a_special_token_are_kept(tokenizers, kind):
+    found = tokenizers[kind].decode(word_tokens(tokenizers[kind])('a</s>b'))
+    assert found.replace(' ', '') == 'a</s>b'
+
+
+def test_wide_signs_that_become_an_end_are_left_out(tokenizers):
+    tokenizer, word = tokenizers['pieces'], 'red＜/s＞'
+    assert tokenizer.eos_token_id in tokenizer(word, add_special_tokens=False)['input_ids']
+    assert tokenizer.eos_token_id not in word_tokens(tokenizer)(word)
 
 
 @pytest.mark.parametrize('kind', ['ours', 'pieces'])
