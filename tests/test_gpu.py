@@ -27,6 +27,7 @@ from vlm2rec_lab.model.tiny import tiny_vlm
 from vlm2rec_lab.prompts.answers import best_items, make_trie, score_names
 from vlm2rec_lab.prompts.model import LEARN, Asked, PromptModel, learned_parts
 from vlm2rec_lab.prompts.saved import load_prompts, save_prompts
+from vlm2rec_lab.prompts.scores import all_scores
 from vlm2rec_lab.shop.shares import shares
 from vlm2rec_lab.studio import make_studio
 from vlm2rec_lab.train import train
@@ -379,6 +380,7 @@ def test_prompt_models_answer_the_same(learn, device, tmp_path):
     left_out = [[0, 1, 2], [], [19], list(range(12))]
     names = score_names(model, asked, trie), score_names(there, asked.to(device), trie).cpu()
     assert torch.allclose(*names, atol=1e-4)
+    assert torch.allclose(all_scores(there, asked.to(device), trie).cpu(), names[0], atol=1e-4)
     here, found = best_items(model, asked, trie, 5, left_out), best_items(there, asked.to(device), trie, 5, left_out)
     assert torch.equal(here[0], found[0].cpu()) and torch.allclose(here[1], found[1].cpu(), atol=1e-4)
     best = names[1].clone()

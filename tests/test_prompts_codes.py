@@ -144,6 +144,8 @@ def test_numbers_as_names():
     assert names == [[13], [11, 12], [11, 12, 10]]
     with pytest.raises(DataError, match='one token or more'):
         number_names([3], lambda word: [])
+    with pytest.raises(DataError, match='the name of another item'):
+        number_names([7, 12], lambda word: [5])
 
 
 def test_modalities_have_the_same_say():
