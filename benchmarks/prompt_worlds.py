@@ -2,12 +2,13 @@
 explain true, and what is lost by learning less of T5?
 
     python benchmarks/prompt_worlds.py --cells FOLDER [--worlds seen others complementary new learn why] [--seeds 3]
-                                       [--device cuda] [--jobs 1] [--seconds S] [--out FOLDER] [--small]
+                                       [--device cuda] [--jobs 1] [--seconds S] [--out FOLDER] [--size large]
 
 The shops have 200 products; contents are what a perfect encoder would tell of them, a 1 for each value of an attribute
 that the text tells or the picture shows. Customers of the test are others than those of training; everything is asked
-by full ranking of what a customer has not seen. The shipped tiny T5 is taught by 8 purchases of each customer and
-epoch, the state with the best validation NDCG@10 is kept; seeds are of names, models and trainings, in one shop.
+by full ranking of what a customer has not seen. The shipped tiny T5 is taught by 4 purchases of each of 2,000 customers
+in 12 epochs (`--size large`: 8 of 3,000 in 20, for a GPU), the state with the best validation NDCG@10 is kept; seeds
+are of names, models and trainings, in one shop.
 
 - `seen`: what pictures show drives taste, and ids, drawn at random, tell nothing. Prompts say names, show pictures,
   or both.
@@ -18,7 +19,8 @@ epoch, the state with the best validation NDCG@10 is kept; seeds are of names, m
 - `why`: reasons for a purchase, with and without pictures.
 
 A cell is a process of its own and is kept; `--jobs` cells run at a time, and after `--seconds` no new one begins and
-those that run are stopped. `--out` writes prompt_worlds.csv and prompt_why.csv of the seeds that every way has.
+those that run are stopped. `--out` writes prompt_worlds.csv,
+prompt_new.csv and prompt_why.csv of the seeds that every way has.
 """
 
 import argparse
@@ -55,7 +57,11 @@ WORLDS = {  # world -> (settings of the shop, {name: settings of the model})
 WHY = {'with pictures': BOTH | WHOLE | dict(ids='codes'), 'without pictures': NAMES | WHOLE | CODED}
 SHOP = dict(condition='balanced', users=3000, items=200, new=0.0, others=False)
 TRAINING = dict(epochs=20, draws=8, batch=256, lr=5e-3)
-SMALL = dict(users=40, items=40), dict(epochs=1, draws=1, batch=32)
+SIZES = {  # what is less than that
+    'large': ({}, {}),
+    'normal': (dict(users=2000), dict(epochs=12, draws=4, batch=64)),
+    'small': (dict(users=40, items=40), dict(epochs=1, draws=1, batch=32)),
+}
 
 
 def shop_of(condition, users, items, new, others, **_):  # -> Studio, Split, vectors
@@ -67,7 +73,7 @@ def shop_of(condition, users, items, new, others, **_):  # -> Studio, Split, vec
     from vlm2rec_lab.diagnosis.memory import exchange
     from vlm2rec_lab.shop.drawn import ATTRIBUTES, SEEN, TOLD, make_studio
 
-    asked = min(1000, users)
+    asked = min(1000, users)  # of the test
     warnings.simplefilter('ignore')
     studio = make_studio(condition, seed=0, items=items, users=users + asked + 200, length=9, new=new, image_size=16)
     split = studio.split(train=users, valid=200, test=asked, history=6)
@@ -143,7 +149,7 @@ def why_cell(a):  # -> dict: texts, references, and how true they are
 
 def asked_cells(a):  # -> list of (world, name, settings)
     "Seed by seed, so that what is cut off is a whole seed."
-    found, (fewer, shorter) = [], SMALL if a.small else ({}, {})
+    found, (fewer, shorter) = [], SIZES[a.size]
     for seed in range(a.seeds):
         for world in a.worlds:
             shop, models = WORLDS.get(world, (dict(), WHY))
@@ -203,7 +209,6 @@ def run_all(a):  # -> list of (settings, found), those that are finished; list o
 
 def next_rows(done):
     "A row for each world, model and way of asking; of the seeds that all models of a world have."
-    import numpy as np
     import pandas as pd
 
     from vlm2rec_lab.prompts.study import prompt_table
@@ -218,17 +223,23 @@ def next_rows(done):
             continue
         oracle = cells[0]['oracle']
         both = pd.concat([prompt_table(cells, m) for m in ('NDCG', 'HR')])
-        new = np.array(cells[0]['kept']['new'])
-        if new.any():
-            only = [c | dict(figures=_some(c['figures'], new)) for c in cells]
-            both = pd.concat([both, prompt_table(only, 'HR').assign(asked=lambda t: 'new items: ' + t.asked)])
         tables.append(both.assign(world=world, **{f'oracle {m}': v for m, v in oracle.items()}))
     return pd.concat(tables) if tables else pd.DataFrame()
 
 
-def _some(figures, rows):
-    "Figures of some rows."
-    return {how: {m: [x for x, there in zip(v, rows) if there] for m, v in of.items()} for how, of in figures.items()}
+def new_rows(done):
+    "Figures of new items by model, means over the seeds."
+    import pandas as pd
+
+    rows = [
+        dict(world=x['world'], model=x['name'], seed=x['seed'], **row)
+        for x, found in done
+        for row in found.get('kept', {}).get('new items', [])
+    ]
+    if not rows:
+        return pd.DataFrame()
+    by = pd.DataFrame(rows).groupby(['world', 'model', 'target', 'among'], sort=False)
+    return by.mean().drop(columns='seed').assign(seeds=by.seed.nunique()).reset_index()
 
 
 def why_rows(done):
@@ -261,7 +272,7 @@ def main():
     p.add_argument('--device', default='cpu')
     p.add_argument('--jobs', type=int, default=1, help='cells at a time')
     p.add_argument('--seconds', type=float, help='after these no cell begins, and what runs is stopped')
-    p.add_argument('--small', action='store_true', help='40 customers, one epoch: does it run?')
+    p.add_argument('--size', choices=SIZES, default='normal', help='small: 40 customers, one epoch: does it run?')
     p.add_argument('--out', type=Path, help='folder of the tables')
     p.add_argument('--child', help=argparse.SUPPRESS)
     a = p.parse_args()
@@ -269,16 +280,26 @@ def main():
         return child(a.child)
     done, failed = run_all(a)
     say(f'{len(done)} cells of {len(asked_cells(a))}')
-    rows, why = next_rows(done), why_rows(done)
+    rows = next_rows(done)
+    tables = dict(prompt_worlds=rows, prompt_new=new_rows(done), prompt_why=why_rows(done))
     if len(rows):
         some = rows[(rows.asked == 'all there') & rows.metric.str.startswith('NDCG')]
         print(table(some[['world', 'way', 'value', 'low', 'high', 'seeds']].round(4).to_dict('records')))
     if a.out:
         a.out.mkdir(parents=True, exist_ok=True)
-        for name, found in (('prompt_worlds', rows), ('prompt_why', why)):
+        for name, found in tables.items():
             if len(found):
                 found.round(5).to_csv(a.out / f'{name}.csv', index=False)
-        write(a.out / 'prompt_worlds.json', dict(machine=machine(), cells=len(done), shop=SHOP, training=TRAINING))
+        write(
+            a.out / 'prompt_worlds.json',
+            dict(
+                machine=machine(),
+                cells=len(done),
+                size=a.size,
+                shop=SHOP | SIZES[a.size][0],
+                training=TRAINING | SIZES[a.size][1],
+            ),
+        )
     if failed:
         sys.exit(f'{len(failed)} cells failed')
 

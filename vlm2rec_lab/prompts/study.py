@@ -6,7 +6,7 @@
 __all__ = ['IDS', 'WAYS', 'WHOLE', 'HELD_OUT', 'SAMPLED', 'make_prompts', 'figures_asked', 'prompt_cell', 'run_prompts',
            'prompt_table', 'prompt_markdown', 'write_prompts']
 
-# %% ../../nbs/08_prompts/10_study.ipynb #03eaaa98
+# %% ../../nbs/08_prompts/10_study.ipynb #f519c8ce
 import itertools
 import math
 import time
@@ -34,41 +34,42 @@ from vlm2rec_lab.prompts.lessons import (
     together,
 )
 from .model import PromptModel, learned_share
+from .new import new_item_figures
 from .t5 import open_t5, tiny_t5, word_tokens
 from .templates import templates_for
 from ..ranking.candidates import sample_negatives, seen_items
 from ..ranking.evaluate import bootstrap_means, relative_gain
 from ..ranking.sets import figure_at_k
-from ..shop.splits import cold_rows
+from ..shop.rows import warm_items
 
-# %% ../../nbs/08_prompts/10_study.ipynb #c4766ea9
+# %% ../../nbs/08_prompts/10_study.ipynb #b205a98a
 def _random_names(split, vectors, encode, seed):
     return number_names(random_numbers(len(split.catalogue), seed), encode)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #78ba82c4
+# %% ../../nbs/08_prompts/10_study.ipynb #f648fc4a
 def _code_names(split, vectors, encode, seed):
     if not vectors:
         raise DataError("ids='codes' are made of contents: give vectors={modality: [N, D]}")
-    x, sold = side_by_side(vectors), np.unique(split.user_items[1])
-    return code_names(unique_codes(fit_codes(x[sold], seed=seed).of(x)), encode)
+    x = side_by_side(vectors)
+    return code_names(unique_codes(fit_codes(x[warm_items(split)], seed=seed).of(x)), encode)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #e86dce63
+# %% ../../nbs/08_prompts/10_study.ipynb #f6f2cdfa
 def _purchase_names(split, vectors, encode, seed):
     bought = _Bought(*split.user_items)
     return number_names(by_first_purchase(bought, len(split.catalogue)), encode)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #90ed8074
+# %% ../../nbs/08_prompts/10_study.ipynb #0d7a31fc
 class _Bought:
     "Training purchases, customer by customer."
 
     def __init__(self, offsets, items):
         self.offsets, self.items = offsets, items
 
-# %% ../../nbs/08_prompts/10_study.ipynb #49ba88cd
+# %% ../../nbs/08_prompts/10_study.ipynb #4af1f870
 IDS = {'random': _random_names, 'codes': _code_names, 'by purchase': _purchase_names}  # what items are called
 WAYS = {'names': (True, False), 'contents': (False, True), 'both': (True, True)}  # (named, shown) in a prompt
 
-# %% ../../nbs/08_prompts/10_study.ipynb #7759f683
+# %% ../../nbs/08_prompts/10_study.ipynb #ad062b62
 def make_prompts(
     split,  # Split
     vectors,  # {modality: float [N, D]}; rows of zeros where an item lacks it
@@ -99,16 +100,16 @@ def make_prompts(
     model = PromptModel(t5, {m: v.shape[1] for m, v in wording.vectors.items()}, **how)
     return model.to(device), wording
 
-# %% ../../nbs/08_prompts/10_study.ipynb #823f77ce
+# %% ../../nbs/08_prompts/10_study.ipynb #29ec5e04
 WHOLE, HELD_OUT, SAMPLED = 'all there', 'a new sentence', 'among drawn items'  # how a test asks
 
-# %% ../../nbs/08_prompts/10_study.ipynb #1787997b
+# %% ../../nbs/08_prompts/10_study.ipynb #2ba7b57d
 def _each(ranks, cut):
     "{metric: list of rows} of some ranks."
     values = {f'{m}@{cut}': figure_at_k(ranks, cut, m) for m in ('HR', 'NDCG')}
     return {name: np.asarray(v, float).round(6).tolist() for name, v in values.items()}
 
-# %% ../../nbs/08_prompts/10_study.ipynb #9f8b6da7
+# %% ../../nbs/08_prompts/10_study.ipynb #40a43ede
 def figures_asked(
     model,  # PromptModel
     wording,  # Wording
@@ -136,7 +137,7 @@ def figures_asked(
             found[f'{m} {how}'] = _each(ranks_of(less, rows), cut)
     return found
 
-# %% ../../nbs/08_prompts/10_study.ipynb #86acb52b
+# %% ../../nbs/08_prompts/10_study.ipynb #1b00f904
 def prompt_cell(
     split,  # Split
     vectors,  # {modality: float [N, D]}
@@ -167,13 +168,24 @@ def prompt_cell(
     learned, whole = learned_share(net)
     some = ask(wording, look[1][:64]).to(device)
     kept = dict(best=run.best, epochs=len(run.frame), valid=float(run.frame[run.metric].max()), learned=learned)
-    kept |= dict(whole=whole, gradients=gradients_by_kind(net, some), new=cold_rows(split, 'test').tolist())
+    kept |= dict(whole=whole, gradients=gradients_by_kind(net, some))
     figures = figures_asked(net, wording, split, cut, negatives, seed)
+    kept |= {'new items': _new_items(net, wording, split, cut)}
     asked = _asked(split, vectors, base, draws, candidates, cut, negatives, model, training)
     took = round(time.process_time() - start, 1)
     return dict(seed=seed, cut=cut, asked=asked, kept=kept, figures=figures, seconds=took)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #79261138
+# %% ../../nbs/08_prompts/10_study.ipynb #87393100
+def _new_items(model, wording, split, cut):
+    "Figures of items that nobody bought in training, as `new_item_figures` gives them; none where none is asked for."
+    new = ~warm_items(split)
+    if not new[split.test.targets].any():
+        return []
+    questions = next_questions(split.test, templates_for('next')[0], customer_names(split))
+    scores = item_scores(model, wording, questions)
+    return new_item_figures(lambda at: scores[at], split.test, new, (cut,)).to_dict('records')
+
+# %% ../../nbs/08_prompts/10_study.ipynb #0b302ef7
 def _asked(split, vectors, base, draws, candidates, cut, negatives, model, training):
     "What a cell must have been made with."
     arrays = {m: torch.as_tensor(np.asarray(v, np.float32)) for m, v in vectors.items()}
@@ -183,7 +195,7 @@ def _asked(split, vectors, base, draws, candidates, cut, negatives, model, train
     said |= dict(draws=draws, candidates=candidates, cut=cut, negatives=negatives, model=dict(model or {}))
     return said | {k: v for k, v in training.items() if k not in ('progress', 'callback')}
 
-# %% ../../nbs/08_prompts/10_study.ipynb #e16d68c7
+# %% ../../nbs/08_prompts/10_study.ipynb #4b992e38
 def run_prompts(
     out,  # folder of the cells
     split,  # Split
@@ -214,23 +226,23 @@ def run_prompts(
             cells.append(kept_cell(file, asked, make, said and tell) | dict(way=name))
     return cells
 
-# %% ../../nbs/08_prompts/10_study.ipynb #6a389120
+# %% ../../nbs/08_prompts/10_study.ipynb #262bf538
 def _fixed(how):
     "What a cell is told besides its training."
     return {k: how[k] for k in ('draws', 'candidates', 'cut', 'negatives')}
 
-# %% ../../nbs/08_prompts/10_study.ipynb #b3f87552
+# %% ../../nbs/08_prompts/10_study.ipynb #1655c3bc
 def _training(how):
     "What `fit_prompts` is told."
     return {k: v for k, v in how.items() if k not in ('draws', 'candidates', 'cut', 'negatives')}
 
-# %% ../../nbs/08_prompts/10_study.ipynb #757fb1e8
+# %% ../../nbs/08_prompts/10_study.ipynb #96bf98e8
 def _values(cells, asked, metric, rows=None):
     "[rows] of a metric, each row the mean over the seeds."
     found = np.mean([c['figures'][asked][metric] for c in cells], 0)
     return found if rows is None else found[rows]
 
-# %% ../../nbs/08_prompts/10_study.ipynb #e0647842
+# %% ../../nbs/08_prompts/10_study.ipynb #bf1fc157
 def prompt_table(
     cells,  # of `run_prompts`
     metric='NDCG',  # or 'HR'
@@ -256,14 +268,14 @@ def prompt_table(
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #d18b529d
+# %% ../../nbs/08_prompts/10_study.ipynb #bb0289a6
 def _said(row):
     "'-12 % [-20, -3]', or nothing."
     if not row.get('change', math.nan) == row.get('change', math.nan):
         return ''
     return f'{100 * row["change"]:+.0f} % [{100 * row["change low"]:+.0f}, {100 * row["change high"]:+.0f}]'
 
-# %% ../../nbs/08_prompts/10_study.ipynb #3e009708
+# %% ../../nbs/08_prompts/10_study.ipynb #d97a39a8
 def prompt_markdown(
     table,  # of `prompt_table`
 ):  # -> str
@@ -274,7 +286,7 @@ def prompt_markdown(
         lines.append([r['way'], r['asked'], value, _said(r), str(r['seeds'])])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #dd94956b
+# %% ../../nbs/08_prompts/10_study.ipynb #be2182ed
 def write_prompts(
     cells,  # of `run_prompts`
     out,  # folder
