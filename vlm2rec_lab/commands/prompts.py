@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHOICES', 'COUNTS', 'prompts']
 
-# %% ../../nbs/11a_commands/10_prompts.ipynb #2cf3b5ec
+# %% ../../nbs/11a_commands/10_prompts.ipynb #fa1bfb5e
 import itertools
 import sys
 from functools import partial
@@ -18,14 +18,14 @@ from .names import listed, names
 from .open import check_data, check_device, columns_of, data_options, open_data
 from .parser import amount, command, count, device
 
-# %% ../../nbs/11a_commands/10_prompts.ipynb #e9687b65
+# %% ../../nbs/11a_commands/10_prompts.ipynb #934d0571
 CHOICES = (  # option, kind of names, what one of them is called, default, what it is
     ('ways', 'ways of prompts', 'way', ('names', 'both'), 'what prompts say of items'),
     ('ids', 'kinds of ids', 'kind of ids', ('random',), 'what items are called'),
     ('learn', 'ways of learning', 'way of learning', ('adapters',), 'what of T5 learns'),
 )
 
-# %% ../../nbs/11a_commands/10_prompts.ipynb #d8bb8869
+# %% ../../nbs/11a_commands/10_prompts.ipynb #bfc141ca
 COUNTS = (  # option, default, what it is
     ('seeds', 3, 'how many, of names, models and trainings'),
     ('draws', 5, 'purchases of each customer in an epoch'),
@@ -38,7 +38,7 @@ COUNTS = (  # option, default, what it is
     ('negatives', 99, 'drawn items, for a ranking of its own'),
 )
 
-# %% ../../nbs/11a_commands/10_prompts.ipynb #98edcbfe
+# %% ../../nbs/11a_commands/10_prompts.ipynb #35f9da21
 def _prompts_options(add):
     "Options of `prompts`."
     data_options(add)
@@ -55,6 +55,8 @@ def _prompts_options(add):
     )
     candidates = 'lessons too in which one of N items is to be chosen (default: none)'
     add('--candidates', type=count, metavar='N', help=candidates)
+    said = 'lessons too that say why: studio, or a table with user_id, item_id and text (default: none)'
+    add('--reasons', metavar='FROM', help=said)
     add('--users', type=count, metavar='N', help='a subset of N customers (default: all)')
     for name, n, text in COUNTS:
         add(f'--{name}', type=count, default=n, metavar='N', help=f'{text} (default: %(default)s)')
@@ -64,7 +66,7 @@ def _prompts_options(add):
     add('--device', type=device, default='cpu', metavar='DEVICE', help=where)
     add('--out', default='runs/prompts', metavar='DIR', help='where everything is kept (default: runs/prompts)')
 
-# %% ../../nbs/11a_commands/10_prompts.ipynb #331c742b
+# %% ../../nbs/11a_commands/10_prompts.ipynb #5e4f2ed8
 def _check_prompts(o):
     "Raises what makes the options of `prompts` unusable."
     for name, kind, one, _, _ in CHOICES:
@@ -79,15 +81,21 @@ def _check_prompts(o):
         raise ValueError('--encoder: nothing reads contents; add both or contents to --ways, or codes to --ids')
     check_data(o.data, o.users, o.split, o.core, o.images, columns_of(o))
     check_encoder('--encoder', o.encoder)
+    if o.reasons == 'studio' and not str(o.data).startswith('studio:'):
+        raise ValueError(
+            '--reasons studio: only the tastes of a drawn shop are known, --data studio:CONDITION; name a table'
+        )
+    if o.reasons and o.reasons != 'studio' and not Path(o.reasons).is_file():
+        raise FileNotFoundError(f'--reasons {o.reasons}: there is no such file')
     if o.base and str(o.base).startswith(('.', '/')) and not Path(o.base).is_dir():
         raise FileNotFoundError(f'--base {o.base}: there is no such folder')
 
-# %% ../../nbs/11a_commands/10_prompts.ipynb #6be66634
+# %% ../../nbs/11a_commands/10_prompts.ipynb #f36aa626
 def _reads(o):
     "Does anything read contents?"
     return set(o.ways) != {'names'} or 'codes' in o.ids
 
-# %% ../../nbs/11a_commands/10_prompts.ipynb #a88b6732
+# %% ../../nbs/11a_commands/10_prompts.ipynb #f561b27c
 def _ways(o):
     "{name: {setting: value}} of all models."
     found, lists = {}, [list(dict.fromkeys(getattr(o, name))) for name, *_ in CHOICES]
@@ -100,7 +108,34 @@ def _ways(o):
         found[name] = how | dict(reduction=o.reduction, rank=o.rank)
     return found
 
-# %% ../../nbs/11a_commands/10_prompts.ipynb #4edcd861
+# %% ../../nbs/11a_commands/10_prompts.ipynb #6985e72c
+def _reasons(o, whole):
+    "Reasons of purchases, as `prompt_cell` takes them; None where none are asked for."
+    if not o.reasons:
+        return None
+    from vlm2rec_lab.prompts.why import read_reasons, studio_reasons, written_reasons
+
+    return studio_reasons(whole) if o.reasons == 'studio' else written_reasons(read_reasons(o.reasons, whole))
+
+# %% ../../nbs/11a_commands/10_prompts.ipynb #1c625c56
+def _write_reasons(o, cells, split):
+    "Write reasons.csv, and say how many words explanations share with the given ones."
+    from vlm2rec_lab.base.cells import csv_bytes
+    from vlm2rec_lab.base.files import write_bytes
+    from vlm2rec_lab.prompts.study import overlaps, reasons_table
+
+    table = reasons_table(cells, split)
+    write_bytes(Path(o.out) / 'reasons.csv', csv_bytes(table))
+    if not len(table):
+        return print('\nno purchase of the test has a reason')
+    for row in table.head(3).to_dict('records'):
+        print(f'\n{row["way"]}, {row["item"]}: {row["model"]}\n  given: {row["given"]}')
+    try:
+        print(f'\n{overlaps(table).round(1).to_string(index=False)}')
+    except ImportError as e:
+        print(f'note: {e}')
+
+# %% ../../nbs/11a_commands/10_prompts.ipynb #983ea6eb
 @command('a model that is asked in words which item comes next, and what it reads; resumable', _prompts_options)
 def prompts(
     o,  # options: data, base, encoder, ways, ids, learn, shown, coded, sizes, lr, autocast, device, out, seed, command
@@ -117,8 +152,17 @@ def prompts(
         for m in getattr(o, flag) or ():
             known(m, vectors, 'modality', f', --{flag}')
     how = dict(base=o.base, draws=o.draws, candidates=o.candidates, cut=o.k, negatives=o.negatives, device=o.device)
-    how |= dict(epochs=o.epochs, batch=o.batch, lr=o.lr, autocast=o.autocast, progress=sys.stderr.isatty())
+    how |= dict(
+        reasons=_reasons(o, whole),
+        epochs=o.epochs,
+        batch=o.batch,
+        lr=o.lr,
+        autocast=o.autocast,
+        progress=sys.stderr.isatty(),
+    )
     cells = run_prompts(o.out, split, vectors, _ways(o), o.seeds, said=partial(print, flush=True), **how)
     table = write_prompts(cells, o.out, split.name, o.command)
     print(f'\n{markdown_text(prompt_markdown(table))}')
+    if o.reasons:
+        _write_reasons(o, cells, split)
     print(f'\nprompts.csv and prompts.md: {o.out}\n{o.command}')
