@@ -1,8 +1,9 @@
 """Prompt models in drawn shops whose truth is known: do they look at pictures, do they find new items, is what they
 explain true, and what is lost by learning less of T5?
 
-    python benchmarks/prompt_worlds.py --cells FOLDER [--worlds seen others complementary new learn why] [--seeds 3]
-                                       [--device cuda] [--jobs 1] [--seconds S] [--out FOLDER] [--size large]
+    python benchmarks/prompt_worlds.py --cells FOLDER [--worlds seen others complementary new learn why]
+                                       [--models NAME ...] [--seeds 3] [--device cuda] [--jobs 1]
+                                       [--seconds S] [--out FOLDER] [--size large]
 
 The shops have 200 products; contents are what a perfect encoder would tell of them, a 1 for each value of an attribute
 that the text tells or the picture shows. Customers of the test are others than those of training; everything is asked
@@ -19,8 +20,8 @@ are of names, models and trainings, in one shop.
 - `why`: reasons for a purchase, with and without pictures.
 
 A cell is a process of its own and is kept; `--jobs` cells run at a time, and after `--seconds` no new one begins and
-those that run are stopped. `--out` writes prompt_worlds.csv,
-prompt_new.csv and prompt_why.csv of the seeds that every way has.
+those that run are stopped. `--out` writes prompt_worlds.csv of the seeds that every way has, prompt_new.csv,
+prompt_reports.csv, what `collapse_report` says of models of names and pictures, and prompt_why.csv.
 """
 
 import argparse
@@ -90,7 +91,9 @@ def next_cell(a):  # -> dict
     from vlm2rec_lab.studio import ranking_ndcg
 
     studio, split, vectors = shop_of(**a['shop'])
-    how = dict(every=5, progress=False, seed=a['seed'], device=a['device'], model=a['model'])
+    how = dict(
+        every=5, progress=False, seed=a['seed'], device=a['device'], model=a['model'], report=a.get('report', False)
+    )
     found = prompt_cell(split, vectors, **how, **a['training'])
     known = {m or 'all': ranking_ndcg(studio.oracle(split.test, m), split.test) for m in (None, 'text', 'image')}
     return found | dict(oracle=known)
@@ -153,7 +156,7 @@ def asked_cells(a):  # -> list of (world, name, settings)
     for seed in range(a.seeds):
         for world in a.worlds:
             shop, models = WORLDS.get(world, (dict(), WHY))
-            for name, model in models.items():
+            for name, model in ((n, m) for n, m in models.items() if not a.models or n in a.models):
                 asked = dict(part='why' if world == 'why' else 'next', world=world, name=name, seed=seed, model=model)
                 asked |= dict(shop=SHOP | shop | fewer, training=TRAINING | shorter, device=a.device)
                 found.append(asked)
@@ -242,6 +245,18 @@ def new_rows(done):
     return by.mean().drop(columns='seed').assign(seeds=by.seed.nunique()).reset_index()
 
 
+def report_rows(done):
+    "A row for each world, seed and modality: what the report says."
+    import pandas as pd
+
+    rows = [
+        dict(world=x['world'], model=x['name'], seed=x['seed'], modality=m, **said)
+        for x, found in done
+        for m, said in found.get('kept', {}).get('verdicts', {}).items()
+    ]
+    return pd.DataFrame(rows)
+
+
 def why_rows(done):
     "A row for each model and way of asking: measures of truth, and of words, means over the seeds."
     import pandas as pd
@@ -268,6 +283,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--cells', type=Path, help='folder that keeps finished cells, and goes on from there')
     p.add_argument('--worlds', nargs='+', choices=[*WORLDS, 'why'], default=[*WORLDS, 'why'])
+    p.add_argument('--models', nargs='+', help='of those of a world (default: all)')
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--device', default='cpu')
     p.add_argument('--jobs', type=int, default=1, help='cells at a time')
@@ -281,7 +297,9 @@ def main():
     done, failed = run_all(a)
     say(f'{len(done)} cells of {len(asked_cells(a))}')
     rows = next_rows(done)
-    tables = dict(prompt_worlds=rows, prompt_new=new_rows(done), prompt_why=why_rows(done))
+    tables = dict(
+        prompt_worlds=rows, prompt_new=new_rows(done), prompt_reports=report_rows(done), prompt_why=why_rows(done)
+    )
     if len(rows):
         some = rows[(rows.asked == 'all there') & rows.metric.str.startswith('NDCG')]
         print(table(some[['world', 'way', 'value', 'low', 'high', 'seeds']].round(4).to_dict('records')))

@@ -6,7 +6,7 @@
 __all__ = ['IDS', 'WAYS', 'WHOLE', 'HELD_OUT', 'SAMPLED', 'CELL', 'make_prompts', 'figures_asked', 'prompt_cell', 'run_prompts',
            'prompt_table', 'prompt_markdown', 'reasons_table', 'overlaps', 'write_prompts']
 
-# %% ../../nbs/08_prompts/10_study.ipynb #db351036
+# %% ../../nbs/08_prompts/10_study.ipynb #019daa18
 import hashlib
 import itertools
 import math
@@ -23,7 +23,7 @@ from ..base.files import kept_cell, sole_writer, write_bytes
 from ..base.store import weights_key
 from .answers import by_first_purchase, random_numbers
 from .codes import code_names, fit_codes, number_names, side_by_side, unique_codes
-from .diagnosis import CHANGES, changed, gradients_by_kind
+from .diagnosis import CHANGES, changed, gradients_by_kind, views_of
 from .fit import fit_prompts, item_scores, ranks_of
 from vlm2rec_lab.prompts.lessons import (
     ask,
@@ -44,34 +44,34 @@ from ..ranking.evaluate import bootstrap_means, relative_gain
 from ..ranking.sets import figure_at_k
 from ..shop.rows import warm_items
 
-# %% ../../nbs/08_prompts/10_study.ipynb #2e51340c
+# %% ../../nbs/08_prompts/10_study.ipynb #5e461042
 def _random_names(split, vectors, encode, seed):
     return number_names(random_numbers(len(split.catalogue), seed), encode)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #227b925f
+# %% ../../nbs/08_prompts/10_study.ipynb #aa26fec3
 def _code_names(split, vectors, encode, seed):
     if not vectors:
         raise DataError("ids='codes' are made of contents: give vectors={modality: [N, D]}")
     x = side_by_side(vectors)
     return code_names(unique_codes(fit_codes(x[warm_items(split)], seed=seed).of(x)), encode)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #79d41e57
+# %% ../../nbs/08_prompts/10_study.ipynb #b025eb9f
 def _purchase_names(split, vectors, encode, seed):
     bought = _Bought(*split.user_items)
     return number_names(by_first_purchase(bought, len(split.catalogue)), encode)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #14236c6e
+# %% ../../nbs/08_prompts/10_study.ipynb #5686a9dd
 class _Bought:
     "Training purchases, customer by customer."
 
     def __init__(self, offsets, items):
         self.offsets, self.items = offsets, items
 
-# %% ../../nbs/08_prompts/10_study.ipynb #666e55f2
+# %% ../../nbs/08_prompts/10_study.ipynb #83111caa
 IDS = {'random': _random_names, 'codes': _code_names, 'by purchase': _purchase_names}  # what items are called
 WAYS = {'names': (True, False), 'contents': (False, True), 'both': (True, True)}  # (named, shown) in a prompt
 
-# %% ../../nbs/08_prompts/10_study.ipynb #fac4b930
+# %% ../../nbs/08_prompts/10_study.ipynb #ce99246d
 def make_prompts(
     split,  # Split
     vectors,  # {modality: float [N, D]}; rows of zeros where an item lacks it
@@ -102,16 +102,16 @@ def make_prompts(
     model = PromptModel(t5, {m: v.shape[1] for m, v in wording.vectors.items()}, **how)
     return model.to(device), wording
 
-# %% ../../nbs/08_prompts/10_study.ipynb #6b1f16bd
+# %% ../../nbs/08_prompts/10_study.ipynb #79f96fbd
 WHOLE, HELD_OUT, SAMPLED = 'all there', 'a new sentence', 'among drawn items'  # how a test asks
 
-# %% ../../nbs/08_prompts/10_study.ipynb #3e056894
+# %% ../../nbs/08_prompts/10_study.ipynb #a41e5f98
 def _each(ranks, cut):
     "{metric: list of rows} of some ranks."
     values = {f'{m}@{cut}': figure_at_k(ranks, cut, m) for m in ('HR', 'NDCG')}
     return {name: np.asarray(v, float).round(6).tolist() for name, v in values.items()}
 
-# %% ../../nbs/08_prompts/10_study.ipynb #5037b841
+# %% ../../nbs/08_prompts/10_study.ipynb #b9107d42
 def figures_asked(
     model,  # PromptModel
     wording,  # Wording
@@ -139,7 +139,7 @@ def figures_asked(
             found[f'{m} {how}'] = _each(ranks_of(less, rows), cut)
     return found
 
-# %% ../../nbs/08_prompts/10_study.ipynb #99bc972b
+# %% ../../nbs/08_prompts/10_study.ipynb #b6f676d2
 def prompt_cell(
     split,  # Split
     vectors,  # {modality: float [N, D]}
@@ -154,6 +154,7 @@ def prompt_cell(
     folder=None,  # keeps the training, which goes on from there
     model=None,  # {setting: value} of `make_prompts`
     reasons=None,  # function of Rows and a numpy Generator -> list of str or None: taught and asked for as well
+    report=False,  # ask `collapse_report` about names and what each modality adds to them
     **training,  # of `fit_prompts`
 ):  # -> dict, ready for JSON
     "Teach one model and ask it. Raises DataError for rows that ask for sets, and where no training row has a reason."
@@ -177,11 +178,22 @@ def prompt_cell(
     figures = figures_asked(net, wording, split, cut, negatives, seed)
     kept |= {'new items': _new_items(net, wording, split, cut)}
     said = {} if reasons is None else {'reasons': _explained(net, wording, split, base, reasons)}
+    if report:
+        kept['verdicts'] = _verdicts(net, wording, split, seed)
     asked = _asked(split, vectors, base, draws, candidates, cut, negatives, model, reasons, training)
     took = round(time.process_time() - start, 1)
     return dict(seed=seed, cut=cut, asked=asked, kept=kept, figures=figures, seconds=took) | said
 
-# %% ../../nbs/08_prompts/10_study.ipynb #c0a61427
+# %% ../../nbs/08_prompts/10_study.ipynb #1b9f669f
+def _verdicts(model, wording, split, seed):
+    "{'names' or modality: what a report says of it} on the test."
+    from vlm2rec_lab.diagnosis.report import collapse_report
+
+    asked = next_questions(split.test, templates_for('next')[0], customer_names(split))
+    found = collapse_report(**views_of(model, wording, split.test, asked), k=10, seed=seed)
+    return {m: {k: x[k] for k in ('verdict', 'reason', 'sentence')} for m, x in found.modalities.items()}
+
+# %% ../../nbs/08_prompts/10_study.ipynb #b5b17689
 def _explained(model, wording, split, base, reasons, most=1000):
     "What the model says of test rows that have a reason, and what was said: lists of rows, texts and references."
     given = reasons(split.test, np.random.default_rng(0))
@@ -195,7 +207,7 @@ def _explained(model, wording, split, base, reasons, most=1000):
     model.train(was)
     return dict(rows=rows.tolist(), texts=texts, references=references)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #10aaa2ca
+# %% ../../nbs/08_prompts/10_study.ipynb #67e0d196
 def _new_items(model, wording, split, cut):
     "Figures of items that nobody bought in training, as `new_item_figures` gives them; none where none is asked for."
     new = ~warm_items(split)
@@ -205,7 +217,7 @@ def _new_items(model, wording, split, cut):
     scores = item_scores(model, wording, questions)
     return new_item_figures(lambda at: scores[at], split.test, new, (cut,)).to_dict('records')
 
-# %% ../../nbs/08_prompts/10_study.ipynb #69378674
+# %% ../../nbs/08_prompts/10_study.ipynb #484e16ff
 def _asked(split, vectors, base, draws, candidates, cut, negatives, model, reasons, training):
     "What a cell must have been made with."
     given = {} if reasons is None else dict(reasons=_mark(reasons(split.train, np.random.default_rng(0))))
@@ -216,12 +228,12 @@ def _asked(split, vectors, base, draws, candidates, cut, negatives, model, reaso
     said |= dict(draws=draws, candidates=candidates, cut=cut, negatives=negatives, model=dict(model or {}))
     return said | given | {k: v for k, v in training.items() if k not in ('progress', 'callback')}
 
-# %% ../../nbs/08_prompts/10_study.ipynb #ec8861e1
+# %% ../../nbs/08_prompts/10_study.ipynb #921c1d1e
 def _mark(texts):
     "By which texts are known again."
     return hashlib.sha256('\n'.join(t or '' for t in texts).encode()).hexdigest()[:16]
 
-# %% ../../nbs/08_prompts/10_study.ipynb #8adf3fc0
+# %% ../../nbs/08_prompts/10_study.ipynb #eb9a0636
 def run_prompts(
     out,  # folder of the cells
     split,  # Split
@@ -237,7 +249,7 @@ def run_prompts(
 
     out, cells = Path(out), []
     plain = dict(draws=5, candidates=None, cut=10, negatives=99, reasons=None) | how
-    rest = {k: v for k, v in plain.items() if k not in ('device', 'base')}
+    rest = {k: v for k, v in plain.items() if k not in ('device', 'base', 'report')}
     with sole_writer(out):
         for seed, (name, model) in itertools.product(range(seeds), ways.items()):
             file = out / f'{quote(name, safe="")}--{seed}.json'
@@ -252,26 +264,26 @@ def run_prompts(
             cells.append(kept_cell(file, asked, make, said and tell) | dict(way=name))
     return cells
 
-# %% ../../nbs/08_prompts/10_study.ipynb #c8b80ed3
+# %% ../../nbs/08_prompts/10_study.ipynb #90340ca1
 CELL = 'draws', 'candidates', 'cut', 'negatives', 'reasons'  # what a cell is told besides its training
 
-# %% ../../nbs/08_prompts/10_study.ipynb #e855c00b
+# %% ../../nbs/08_prompts/10_study.ipynb #abefc9c8
 def _fixed(how):
     "What a cell is told besides its training."
     return {k: how[k] for k in CELL}
 
-# %% ../../nbs/08_prompts/10_study.ipynb #00d3e4b8
+# %% ../../nbs/08_prompts/10_study.ipynb #68d91eb3
 def _training(how):
     "What `fit_prompts` is told."
     return {k: v for k, v in how.items() if k not in CELL}
 
-# %% ../../nbs/08_prompts/10_study.ipynb #b2905872
+# %% ../../nbs/08_prompts/10_study.ipynb #c2583867
 def _values(cells, asked, metric, rows=None):
     "[rows] of a metric, each row the mean over the seeds."
     found = np.mean([c['figures'][asked][metric] for c in cells], 0)
     return found if rows is None else found[rows]
 
-# %% ../../nbs/08_prompts/10_study.ipynb #83f8c0bc
+# %% ../../nbs/08_prompts/10_study.ipynb #c98c1951
 def prompt_table(
     cells,  # of `run_prompts`
     metric='NDCG',  # or 'HR'
@@ -297,14 +309,14 @@ def prompt_table(
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #e8efd523
+# %% ../../nbs/08_prompts/10_study.ipynb #3acd1604
 def _said(row):
     "'-12 % [-20, -3]', or nothing."
     if not row.get('change', math.nan) == row.get('change', math.nan):
         return ''
     return f'{100 * row["change"]:+.0f} % [{100 * row["change low"]:+.0f}, {100 * row["change high"]:+.0f}]'
 
-# %% ../../nbs/08_prompts/10_study.ipynb #baddd4c3
+# %% ../../nbs/08_prompts/10_study.ipynb #613d0df0
 def prompt_markdown(
     table,  # of `prompt_table`
 ):  # -> str
@@ -315,7 +327,7 @@ def prompt_markdown(
         lines.append([r['way'], r['asked'], value, _said(r), str(r['seeds'])])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
-# %% ../../nbs/08_prompts/10_study.ipynb #87f0efe4
+# %% ../../nbs/08_prompts/10_study.ipynb #71d62bda
 def reasons_table(
     cells,  # of `run_prompts` with reasons
     split,  # Split that they were asked about
@@ -333,7 +345,7 @@ def reasons_table(
         ]
     return pd.DataFrame(rows, columns=['way', 'seed', 'customer', 'item', 'model', 'given'])
 
-# %% ../../nbs/08_prompts/10_study.ipynb #2619b09b
+# %% ../../nbs/08_prompts/10_study.ipynb #a1ffc8d1
 def overlaps(
     table,  # of `reasons_table`
 ):  # -> DataFrame: way, explanations, BLEU-4, ROUGE, means over seeds
@@ -344,7 +356,7 @@ def overlaps(
     ]
     return pd.DataFrame(each).groupby('way', sort=False).mean().reset_index()
 
-# %% ../../nbs/08_prompts/10_study.ipynb #b550eb67
+# %% ../../nbs/08_prompts/10_study.ipynb #aefa2d0c
 def write_prompts(
     cells,  # of `run_prompts`
     out,  # folder
