@@ -92,7 +92,12 @@ def next_cell(a):  # -> dict
 
     studio, split, vectors = shop_of(**a['shop'])
     how = dict(
-        every=5, progress=False, seed=a['seed'], device=a['device'], model=a['model'], report=a.get('report', False)
+        every=5,
+        progress=False,
+        seed=a['seed'],
+        device=a['device'],
+        model=a['model'],
+        report=a['model']['way'] == 'both',
     )
     found = prompt_cell(split, vectors, **how, **a['training'])
     known = {m or 'all': ranking_ndcg(studio.oracle(split.test, m), split.test) for m in (None, 'text', 'image')}
