@@ -1,9 +1,12 @@
 "Small shops and models of one layer for the tests of prompts."
 
+import warnings
+
 import numpy as np
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
+from vlm2rec_lab.base.errors import DataWarning
 from vlm2rec_lab.prompts.lessons import make_wording
 from vlm2rec_lab.prompts.model import PromptModel
 from vlm2rec_lab.shop.catalogue import Catalogue, Interactions
@@ -23,7 +26,9 @@ def bought_once(seed=0, users=20, items=15, longest=9, shortest=5, history=4):
     rng = np.random.default_rng(seed)
     rows = [rng.permutation(items)[:n].tolist() for n in rng.integers(shortest, longest + 1, users)]
     shop = Dataset(Catalogue([f'i{k}' for k in range(items)], {}, {}), Interactions.of_sequences(rows), 'once')
-    return leave_one_out(shop, history=history)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DataWarning)  # of few rows
+        return leave_one_out(shop, history=history)
 
 
 def contents(*names, items=15, dims=6, seed=0):

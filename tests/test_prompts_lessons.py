@@ -47,7 +47,9 @@ def shops(draw):
     rng = np.random.default_rng(draw(seeds))
     vectors = {m: rng.normal(size=(n, 3)) * t[:, None] for m, t in there.items()}
     names = draw(st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=3), min_size=n, max_size=n, unique_by=tuple))
-    how = dict(words=draw(st.integers(1, 3)), named=not modalities or draw(st.booleans()), end=draw(st.integers(10, 12)))
+    how = dict(
+        words=draw(st.integers(1, 3)), named=not modalities or draw(st.booleans()), end=draw(st.integers(10, 12))
+    )
     pieces = st.lists(st.one_of(st.integers(0, n - 1), st.text('ab0 ', max_size=3)), max_size=8)
     asked = draw(st.lists(st.builds(Question, pieces, pieces), min_size=1, max_size=5))
     return make_wording(letters, names, vectors, **how), there, asked
