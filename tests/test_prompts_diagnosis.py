@@ -1,10 +1,10 @@
-"Contents taken away, exchanged and drowned; gradients by hand; and scores in parts whose sum is ranked as the model ranks."
+"Contents taken away, exchanged and drowned; gradients by hand; and parts of scores whose sum ranks as the model does."
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from prompt_shops import bought_once, by_letter, called, contents, tiny
 
@@ -141,6 +141,8 @@ def test_the_fused_ranking_of_the_views_is_that_of_the_model(seed, names):
     if len(names) == 2:
         first = item_scores(model, changed(wording, 'text'), ASKED)
         assert np.allclose(parts['image'], first - parts['names'], atol=1e-5)
+    apart = np.abs(whole - whole[np.arange(len(whole)), SPLIT.test.targets][:, None])
+    assume(np.sort(apart, 1)[:, 1].min() > 1e-4)  # nothing is nearly tied with a target
     views = views_of(model, wording, SPLIT.test, ASKED)
     ours = rank_questions(model, wording, SPLIT.test, ASKED)
     theirs = evaluate(**views, k=(1, 3, 10), bootstrap=2)['fused']
