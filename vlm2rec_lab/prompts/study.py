@@ -20,6 +20,7 @@ from ..base.cells import csv_bytes
 from ..base.errors import DataError, known
 from ..base.files import kept_cell, sole_writer, write_bytes
 from ..base.store import weights_key
+from ..diagnosis.tables import safe
 from .answers import by_first_purchase, random_numbers
 from .codes import code_names, fit_codes, number_names, side_by_side, unique_codes
 from .diagnosis import CHANGES, changed, gradients_by_kind
@@ -283,7 +284,7 @@ def prompt_markdown(
     lines = [['model reads', 'asked with', table.metric.iloc[0], 'against all there', 'seeds'], ['---'] * 5]
     for r in table.to_dict('records'):
         value = f'{r["value"]:.4f} [{r["low"]:.3f}, {r["high"]:.3f}]'
-        lines.append([r['way'], r['asked'], value, _said(r), str(r['seeds'])])
+        lines.append([safe(r['way']), safe(r['asked']), value, _said(r), str(r['seeds'])])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 # %% ../../nbs/08_prompts/10_study.ipynb #be2182ed
