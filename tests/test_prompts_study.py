@@ -16,7 +16,7 @@ from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.commands.prompts import CHOICES
 from vlm2rec_lab.prompts import study
 from vlm2rec_lab.prompts.answers import by_first_purchase
-from vlm2rec_lab.prompts.codes import number_names
+from vlm2rec_lab.prompts.codes import code_names, fit_codes, number_names, side_by_side, unique_codes
 from vlm2rec_lab.prompts.diagnosis import CHANGES, changed
 from vlm2rec_lab.prompts.fit import item_scores
 from vlm2rec_lab.prompts.lessons import customer_names, next_questions
@@ -67,6 +67,35 @@ def test_names_by_purchase_are_those_of_the_first_purchase():
 def test_random_names_are_those_of_the_seed():
     a, b, c = (make_prompts(SPLIT, vectors(), seed=s)[1].names for s in (0, 0, 1))
     assert a == b != c and sorted(a) == sorted(c)
+
+
+@pytest.mark.parametrize('alike', [False, True])
+def test_codes_of_new_items_do_not_change_those_of_old_ones(alike):
+    "Whatever new items look like, and whether old ones look alike: they are called as if the new ones were others."
+    studio = make_studio('balanced', seed=0, items=30, users=60, length=6, new=0.3)
+    split = studio.split(train=30, valid=10, test=20, history=4)
+    old, rng, names = warm_items(split), np.random.default_rng(0), []
+    first, some = np.flatnonzero(old)[0], rng.permutation(np.flatnonzero(old))[:10]
+    assert len(some) < old.sum() < 30 and not old[:first].any() and not old[first : np.flatnonzero(old)[-1]].all()
+    look = rng.normal(size=(30, 4))
+    look = look[np.arange(30) % 15] if alike else look
+    for new in (rng.normal(size=(30, 4)), look[some[np.arange(30) % 10]], look):
+        shown = dict(image=np.where(old[:, None], look, new))
+        names.append(make_prompts(split, shown, ids='codes')[1].names)
+    for others in names[1:]:
+        assert [n for n, o in zip(others, old) if o] == [n for n, o in zip(names[0], old) if o]
+        assert others != names[0]
+    x, encode = side_by_side(shown), word_tokens(open_t5(tiny_t5())[1])
+    for name, codes in zip(names[-1], fit_codes(x[old]).of(x)):
+        own = [t for c in codes for t in encode(str(c))]
+        assert name[: len(own)] == own and len(name) > len(own)
+
+
+def test_codes_without_new_items_are_as_short_as_they_can_be():
+    x, encode, split = {'image': vectors()['image']}, word_tokens(open_t5(tiny_t5())[1]), bought_once(users=60)
+    assert warm_items(split).all()
+    codes = unique_codes(fit_codes(side_by_side(x), seed=3).of(side_by_side(x)))
+    assert make_prompts(split, x, ids='codes', seed=3)[1].names == code_names(codes, encode)
 
 
 def test_ways_show_and_say_what_they_promise():

@@ -51,8 +51,10 @@ def _random_names(split, vectors, encode, seed):
 def _code_names(split, vectors, encode, seed):
     if not vectors:
         raise DataError("ids='codes' are made of contents: give vectors={modality: [N, D]}")
-    x = side_by_side(vectors)
-    return code_names(unique_codes(fit_codes(x[warm_items(split)], seed=seed).of(x)), encode)
+    x, old = side_by_side(vectors), warm_items(split)
+    order = np.argsort(~old, kind='stable')  # new items are told apart last
+    codes = unique_codes(fit_codes(x[old], seed=seed).of(x[order]), always=not old.all())
+    return code_names(codes[np.argsort(order)], encode)
 
 # %% ../../nbs/08_prompts/10_study.ipynb #f6f2cdfa
 def _purchase_names(split, vectors, encode, seed):
