@@ -1,7 +1,9 @@
 """Every benchmark runs, in a toy setting, and writes what the pages read; its plain and its fast recipe are those of
 `train`. No figure of these runs means anything."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pair_encoders
+import pandas as pd
 import pytest
 
 from vlm2rec_lab.commands.train import PAIRS
@@ -900,6 +903,62 @@ def test_prompts(scripts, tmp_path, monkeypatch, capsys):
     assert {'score_names', 'best_items'} <= set(ways) and ways['best_items']['same_best'] == 1
     assert all(r['apart'] < 1e-4 for r in ways.values() if r['apart'] is not None)
     assert 'lora, rank 8' in printed and 'score_names' in printed
+
+
+class Inside:
+    "A cell that would be a process of its own, in this one."
+
+    returncode = 0
+
+    def __init__(self, argv, **how):
+        self.argv = argv
+
+    def communicate(self, timeout):
+        import prompt_worlds
+
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            prompt_worlds.child(self.argv[-1])
+        return out.getvalue(), ''
+
+
+def test_worlds_of_prompts(scripts, tmp_path, monkeypatch, capsys):
+    "Where new items come; what is there is not made again, and no seed is told that a model lacks."
+    import prompt_worlds
+
+    made, size = [], prompt_worlds.SIZES['small']
+    inside = SimpleNamespace(Popen=lambda *a, **k: made.append(a) or Inside(*a, **k), PIPE=subprocess.PIPE)
+    monkeypatch.setattr(prompt_worlds, 'subprocess', inside)
+    monkeypatch.setattr(prompt_worlds, 'quiet', lambda threads: None)
+    monkeypatch.setitem(prompt_worlds.SIZES, 'small', (size[0] | dict(users=20), size[1]))
+    argv = [
+        'prompt_worlds.py',
+        '--size',
+        'small',
+        '--worlds',
+        'new',
+        '--seeds',
+        '1',
+        '--cells',
+        str(tmp_path / 'cells'),
+    ]
+    for out in ('first', 'again'):
+        monkeypatch.setattr(sys, 'argv', [*argv, '--out', str(tmp_path / out)])
+        prompt_worlds.main()
+    assert len(made) == 2 and '| new | random ids |' in capsys.readouterr().out
+    rows, new = (pd.read_csv(tmp_path / 'first' / f'{name}.csv') for name in ('prompt_worlds', 'prompt_new'))
+    assert rows.equals(pd.read_csv(tmp_path / 'again/prompt_worlds.csv'))
+    assert set(rows.way) == set(new.model) == {'random ids', 'codes'} and set(rows.metric) == {'NDCG@10', 'HR@10'}
+    assert {'all there', 'among drawn items', 'image removed', 'image noise'} <= set(rows.asked)
+    assert (rows['oracle all'] > rows['oracle text']).all() and rows['oracle all'].nunique() == 1
+    assert list(zip(new.target, new.among)) == 2 * [('new', 'all items'), ('new', 'new items'), ('known', 'all items')]
+    assert new.rows.tolist() == 2 * new.rows.tolist()[:3] and new.rows[0] + new.rows[2] == 20
+    told = json.loads((tmp_path / 'first/prompt_worlds.json').read_text())
+    assert told['cells'] == 2 and told['size'] == 'small' and told['shop']['users'] == 20
+
+    whole = dict(way='x', cut=10, figures={}, kept={})
+    done = [(dict(part='next', world='w', name=n, seed=s), whole) for n, s in (('a', 0), ('b', 1))]
+    assert not len(prompt_worlds.next_rows(done)) and not len(prompt_worlds.why_rows(done))
 
 
 def test_mistakes_of_prompts_are_told_at_once(tmp_path):

@@ -142,6 +142,8 @@ def fit_prompts(
     (name, cut), parameters = cut_of(metric), trained_parts(model)
     if batch < 1 or epochs < 1:
         raise DataError(f'batch={batch}, epochs={epochs}: at least one of each')
+    if not 0 <= warm < 1:
+        raise DataError(f'warm={warm}: give a part of the epochs, from 0 and below 1')
     settings = dict(model=type(model).__name__, loss='answers', batch=batch, lr=lr, decay=decay, warm=warm, clip=clip)
     settings |= dict(epochs=epochs, metric=metric, every=every, seed=seed, autocast=autocast, about=about)
     settings |= dict(words=wording.words, named=wording.named, vectors=weights_key(wording.vectors)[:16])

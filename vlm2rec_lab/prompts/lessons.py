@@ -78,7 +78,7 @@ def make_wording(
             raise DataError(f'vectors[{m!r}] has {len(v)} rows for {len(names)} items: give one for each')
     if not named and not found:
         raise DataError('named=False and no vectors: a prompt would say nothing of its items')
-    there = {m: (v != 0).any(1).numpy() for m, v in found.items()}
+    there = {m: np.asarray(vectors[m]).any(1) for m in found}  # those that are given: a mean of all is 0 later
     return Wording(encode, [list(n) for n in names], found, there, words, end, named)
 
 # %% ../../nbs/08_prompts/05_lessons.ipynb #93eed61e

@@ -21,6 +21,7 @@ from ..base.cells import csv_bytes
 from ..base.errors import DataError, known
 from ..base.files import kept_cell, sole_writer, write_bytes
 from ..base.store import weights_key
+from ..diagnosis.tables import safe
 from .answers import by_first_purchase, random_numbers
 from .codes import code_names, fit_codes, number_names, side_by_side, unique_codes
 from .diagnosis import CHANGES, changed, gradients_by_kind, views_of
@@ -52,8 +53,10 @@ def _random_names(split, vectors, encode, seed):
 def _code_names(split, vectors, encode, seed):
     if not vectors:
         raise DataError("ids='codes' are made of contents: give vectors={modality: [N, D]}")
-    x = side_by_side(vectors)
-    return code_names(unique_codes(fit_codes(x[warm_items(split)], seed=seed).of(x)), encode)
+    x, old = side_by_side(vectors), warm_items(split)
+    order = np.argsort(~old, kind='stable')  # new items are told apart last
+    codes = unique_codes(fit_codes(x[old], seed=seed).of(x[order]), always=not old.all())
+    return code_names(codes[np.argsort(order)], encode)
 
 # %% ../../nbs/08_prompts/10_study.ipynb #b025eb9f
 def _purchase_names(split, vectors, encode, seed):
@@ -324,7 +327,7 @@ def prompt_markdown(
     lines = [['model reads', 'asked with', table.metric.iloc[0], 'against all there', 'seeds'], ['---'] * 5]
     for r in table.to_dict('records'):
         value = f'{r["value"]:.4f} [{r["low"]:.3f}, {r["high"]:.3f}]'
-        lines.append([r['way'], r['asked'], value, _said(r), str(r['seeds'])])
+        lines.append([safe(r['way']), safe(r['asked']), value, _said(r), str(r['seeds'])])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 # %% ../../nbs/08_prompts/10_study.ipynb #71d62bda
