@@ -81,6 +81,10 @@ def _check_prompts(o):
         raise ValueError('--encoder: nothing reads contents; add both or contents to --ways, or codes to --ids')
     check_data(o.data, o.users, o.split, o.core, o.images, columns_of(o))
     check_encoder('--encoder', o.encoder)
+    if o.split == 'last-basket':
+        raise ValueError('--split last-basket asks for sets of items, and a prompt asks for one: take another split')
+    if o.candidates == 1:
+        raise ValueError('--candidates 1: give two items or more to choose among')
     if o.reasons == 'studio' and not str(o.data).startswith('studio:'):
         raise ValueError(
             '--reasons studio: only the tastes of a drawn shop are known, --data studio:CONDITION; name a table'
@@ -89,6 +93,10 @@ def _check_prompts(o):
         raise FileNotFoundError(f'--reasons {o.reasons}: there is no such file')
     if o.base and str(o.base).startswith(('.', '/')) and not Path(o.base).is_dir():
         raise FileNotFoundError(f'--base {o.base}: there is no such folder')
+    if o.base and Path(o.base).is_dir() and not (Path(o.base) / 'config.json').is_file():
+        raise FileNotFoundError(
+            f'--base {o.base}: no config.json lies there: give the folder of a T5, as save_pretrained writes it'
+        )
 
 # %% ../../nbs/11a_commands/10_prompts.ipynb #f36aa626
 def _reads(o):
@@ -97,16 +105,19 @@ def _reads(o):
 
 # %% ../../nbs/11a_commands/10_prompts.ipynb #f561b27c
 def _ways(o):
-    "{name: {setting: value}} of all models."
-    found, lists = {}, [list(dict.fromkeys(getattr(o, name))) for name, *_ in CHOICES]
-    several = [len(x) > 1 for x in lists]
-    for way, ids, learn in itertools.product(*lists):
-        parts = [way, f'{ids} ids', learn]
-        name = ', '.join([parts[0], *(p for p, more in zip(parts[1:], several[1:]) if more)])
+    "{name: {setting: value}} of all models, by names that tell all of them apart."
+    found = {}
+    for way, ids, learn in itertools.product(*(dict.fromkeys(getattr(o, name)) for name, *_ in CHOICES)):
         coded = o.coded if ids == 'codes' else None
-        how = dict(way=way, ids=ids, coded=coded, shown=o.shown, item_words=o.words, learn=learn)
-        found[name] = how | dict(reduction=o.reduction, rank=o.rank)
+        how = dict(way=way, ids=ids, coded=coded, shown=o.shown if way != 'names' else None, item_words=o.words)
+        found[f'{way}, {ids} ids, {learn}'] = how | dict(learn=learn, reduction=o.reduction, rank=o.rank)
     return found
+
+# %% ../../nbs/11a_commands/10_prompts.ipynb #755f9b46
+def _short(name, ways):
+    "A model's name without what all have in common."
+    parts = zip(name.split(', '), zip(*(other.split(', ') for other in ways)))
+    return ', '.join([part for part, of_all in parts if len(set(of_all)) > 1]) or name
 
 # %% ../../nbs/11a_commands/10_prompts.ipynb #6985e72c
 def _reasons(o, whole):
@@ -161,6 +172,7 @@ def prompts(
         progress=sys.stderr.isatty(),
     )
     cells = run_prompts(o.out, split, vectors, _ways(o), o.seeds, said=partial(print, flush=True), **how)
+    cells = [c | dict(way=_short(c['way'], _ways(o))) for c in cells]
     table = write_prompts(cells, o.out, split.name, o.command)
     print(f'\n{markdown_text(prompt_markdown(table))}')
     if o.reasons:

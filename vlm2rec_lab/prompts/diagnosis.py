@@ -14,6 +14,7 @@ import torch
 from ..base.errors import DataError, known
 from ..diagnosis.memory import exchange
 from .fit import item_scores
+from .model import standing
 from ..ranking.fusions import equally_long
 
 # %% ../../nbs/08_prompts/09_diagnosis.ipynb #534a23a3
@@ -71,16 +72,11 @@ def gradients_by_kind(
     asked,  # Asked, with answers
 ):  # -> {'words' or modality: {'tokens': float, 'mapping': float or None}}
     "Lengths of the gradient of the mean loss of a batch. No gradient is kept."
-    was = model.training
-    model.eval()
-    try:
-        with torch.enable_grad():
-            value, read = _inputs_of(model, asked)
-            mappings = {m: [p for p in x.parameters() if p.requires_grad] for m, x in model.mapping.items()}
-            flat = [p for own in mappings.values() for p in own]
-            found, *inner = torch.autograd.grad(value, [read, *flat], allow_unused=True)
-    finally:
-        model.train(was)
+    with standing(model), torch.enable_grad():
+        value, read = _inputs_of(model, asked)
+        mappings = {m: [p for p in x.parameters() if p.requires_grad] for m, x in model.mapping.items()}
+        flat = [p for own in mappings.values() for p in own]
+        found, *inner = torch.autograd.grad(value, [read, *flat], allow_unused=True)
     squares, inner = found.double().square().sum(2), iter(inner)
     lengths = {m: _length([next(inner) for _ in own]) for m, own in mappings.items()}
     kinds = {'words': (asked.kinds == 0) & asked.mask}

@@ -6,16 +6,18 @@
 __all__ = ['item_scores', 'ranks_of', 'rank_questions', 'rate_at', 'fit_prompts']
 
 # %% ../../nbs/08_prompts/06_fit.ipynb #e56073e6
+import hashlib
 import math
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..base.errors import DataError
+from ..base.errors import DataError, known
 from ..base.store import weights_key
 from .answers import make_trie
 from .lessons import ask, next_questions
+from .model import standing
 from .scores import all_scores
 from ..ranking.baseline_scores import ranks_of_scores
 from ..ranking.candidates import given_negatives, seen_items
@@ -32,13 +34,10 @@ def item_scores(
     batch=64,  # questions at a time
 ):  # -> float32 [questions, N]
     "The log probability of every item, for each question."
-    trie, was, device = trie or make_trie(wording.names, wording.end), model.training, next(model.parameters()).device
-    model.eval()
-    try:
+    trie, device = trie or make_trie(wording.names, wording.end), next(model.parameters()).device
+    with standing(model):
         parts = [questions[a : a + batch] for a in range(0, len(questions), batch)]
         found = [all_scores(model, ask(wording, part).to(device), trie).float().cpu() for part in parts]
-    finally:
-        model.train(was)
     return torch.cat(found).numpy() if found else np.zeros((0, len(trie)), np.float32)
 
 # %% ../../nbs/08_prompts/06_fit.ipynb #ad73be3f
@@ -114,6 +113,11 @@ def _asked_pieces(question):
     "How many words and items a question has."
     return len(question.pieces)
 
+# %% ../../nbs/08_prompts/06_fit.ipynb #3624f6c2
+def _mark(names):
+    "By which the names of items are known again."
+    return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
+
 # %% ../../nbs/08_prompts/06_fit.ipynb #500a6cf5
 def fit_prompts(
     model,  # PromptModel
@@ -140,14 +144,15 @@ def fit_prompts(
     """Train in place, choosing on what is looked at alone. Raises `DataError` for an unknown metric or another run's
     folder, `Interrupted`, with the run, after the epoch in which it was interrupted."""
     (name, cut), parameters = cut_of(metric), trained_parts(model)
-    if batch < 1 or epochs < 1:
-        raise DataError(f'batch={batch}, epochs={epochs}: at least one of each')
+    if min(batch, epochs, every, 1 if patience is None else patience) < 1:
+        raise DataError(f'batch={batch}, epochs={epochs}, every={every}, patience={patience}: at least one of each')
+    known(autocast or 'bfloat16', ('bfloat16', 'float16'), 'type', ', autocast=')
     if not 0 <= warm < 1:
         raise DataError(f'warm={warm}: give a part of the epochs, from 0 and below 1')
     settings = dict(model=type(model).__name__, loss='answers', batch=batch, lr=lr, decay=decay, warm=warm, clip=clip)
     settings |= dict(epochs=epochs, metric=metric, every=every, seed=seed, autocast=autocast, about=about)
     settings |= dict(words=wording.words, named=wording.named, vectors=weights_key(wording.vectors)[:16])
-    settings |= dict(start=weights_key(model.state_dict())[:16])
+    settings |= dict(names=_mark(wording.names), start=weights_key(model.state_dict())[:16])
     optimiser = adam(parameters, lr, decay)
 
     def teach(e):
@@ -165,6 +170,6 @@ def fit_prompts(
         return float(figure_at_k(rank_questions(model, wording, *look), cut, name).mean())
 
     course = dict(epochs=epochs, patience=patience, metric=metric, every=every)
-    return run_course(
-        parameters, optimiser, teach, choose, settings, folder=folder, progress=progress, callback=callback, **course
-    )
+    course |= dict(folder=folder, progress=progress, callback=callback)
+    with standing(model):
+        return run_course(parameters, optimiser, teach, choose, settings, **course)

@@ -7,18 +7,19 @@ __all__ = ['FIELDS', 'Wording', 'make_wording', 'Question', 'question', 'ask', '
            'shown_lessons', 'shown_questions', 'together']
 
 # %% ../../nbs/08_prompts/05_lessons.ipynb #7f199603
+import warnings
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import torch
 
-from ..base.errors import DataError
-from ..base.ragged import PAD
+from ..base.errors import DataError, warn
+from ..base.ragged import PAD, gather
 from .model import Asked
 from .templates import TEMPLATES, filled, templates_for, tokens_of
+from ..ranking.candidates import sample_negatives
 from ..training.contents import item_vectors
-from ..training.course import draw_negatives, owned_keys
 
 # %% ../../nbs/08_prompts/05_lessons.ipynb #656710d0
 @dataclass(frozen=True, eq=False)
@@ -76,9 +77,14 @@ def make_wording(
     for m, v in found.items():
         if len(v) != len(names):
             raise DataError(f'vectors[{m!r}] has {len(v)} rows for {len(names)} items: give one for each')
+    if words < 1:
+        raise DataError(f'words={words}: show an item in one word or more')
     if not named and not found:
         raise DataError('named=False and no vectors: a prompt would say nothing of its items')
     there = {m: np.asarray(vectors[m]).any(1) for m in found}  # those that are given: a mean of all is 0 later
+    lost = 0 if named else int((~np.any(list(there.values()), 0)).sum())
+    if lost:
+        warn([], f'{lost} of {len(names)} items have no vector and are not named: prompts say nothing of them')
     return Wording(encode, [list(n) for n in names], found, there, words, end, named)
 
 # %% ../../nbs/08_prompts/05_lessons.ipynb #93eed61e
@@ -105,10 +111,14 @@ def _beside(a, b):
 
 # %% ../../nbs/08_prompts/05_lessons.ipynb #4993d974
 def _numbered(lists, n, lexicon):
-    "Numbers of the pieces of all lists, items first; int64 [...], and how many each list has."
+    "Numbers of the pieces of all lists, items first; int64 [...], and how many each has. DataError for unknown items."
     sizes = np.array([len(pieces) for pieces in lists], int)
     found = [lexicon.setdefault(p, n + len(lexicon)) if isinstance(p, str) else p for pieces in lists for p in pieces]
-    return np.array(found, int), sizes
+    found = np.array(found, int)
+    odd = [p for pieces in lists for p in pieces if not isinstance(p, str) and not 0 <= p < n]
+    if odd:
+        raise DataError(f'a question names item {odd[0]}, and there are {n}: give 0 to {n - 1}')
+    return found, sizes
 
 # %% ../../nbs/08_prompts/05_lessons.ipynb #2725ac22
 def _spread(numbers, sizes, table, filler=0):
@@ -159,12 +169,13 @@ FIELDS = 'pieces', 'answer'  # of a question
 def customer_names(
     split,  # Split
     seed=0,  # of the numbers
-):  # -> list of str, one for each customer; '' for those whose training purchases are none
-    "What customers are called in a prompt."
+):  # -> list of str, one for each customer, '' for none
+    """What customers are called in a prompt: nothing where they have no training purchases, and nobody is named where
+    less than half of those who are asked have some."""
     have = np.diff(split.user_items[0]) > 0
     numbers = np.random.default_rng([seed, 29]).permutation(len(have)) + 1
     asked = np.unique(np.concatenate([split.valid.users, split.test.users]))
-    known = have[asked].all() if len(asked) else True
+    known = not len(asked) or have[asked].mean() >= 0.5
     return [f'user {n}' if known and h else '' for n, h in zip(numbers, have)]
 
 # %% ../../nbs/08_prompts/05_lessons.ipynb #0da75a04
@@ -223,15 +234,16 @@ def shown_lessons(
     if not len(split.train):
         raise DataError(f'{split.name}: no training rows; customers need two purchases or more in the training part')
     how = templates_for('shown', templates=templates)
-    return partial(_shown_drawn, split.train, len(split.catalogue), owned_keys(split), users, candidates, draws, how)
+    return partial(_shown_drawn, split.train, len(split.catalogue), split.user_items, users, candidates, draws, how)
 
 # %% ../../nbs/08_prompts/05_lessons.ipynb #06278018
 def _shown_drawn(rows, n, owned, users, candidates, draws, templates, rng):
-    "Questions with candidates, some of them twice where nearly everything is owned."
+    "Questions with candidates, fewer of them where nearly everything is owned."
     at = _some_rows(rows.users, draws, rng)
     who, right = rows.users[at], rows.targets[at]
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    others = draw_negatives(torch.from_numpy(who), torch.from_numpy(right), candidates - 1, n, owned, generator).numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of customers who own nearly everything
+        others = sample_negatives(gather(*owned, who), right, n, candidates - 1, int(rng.integers(2**31)))
     each = [templates[k] for k in rng.integers(0, len(templates), len(at))]
     return _among(each, users, who, right, others, rows.history[at], rng)
 

@@ -24,6 +24,8 @@ class Template:
 
     def __post_init__(self):
         known(self.task, TASKS, 'task')
+        if '{}' in self.ask + self.answer:
+            raise DataError(f"{self.ask!r} -> {self.answer!r}: a field needs a name, such as '{{item}}'")
         if not fields_of(self.answer):
             raise DataError(
                 f"the answer {self.answer!r} has no field: write what is to be filled in, such as '{{item}}'"

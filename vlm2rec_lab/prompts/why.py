@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..base.errors import DataError, counted, few, known, warn
 from ..base.ragged import PAD
 from .lessons import _bought, _some_rows, ask, question
+from .model import standing
 from .templates import TEMPLATES, templates_for
 from ..ranking.evaluate import Estimate, bootstrap_means
 from ..shop.catalogue import as_ids
@@ -249,7 +251,8 @@ def read_reasons(
     again = found.index.duplicated()
     losses = strange.sum(), (silent & ~strange).sum(), spare.sum(), again.sum()
     _counted_losses(where, *map(int, losses), [] if notes is None else notes)
-    return [r if isinstance(r, str) else None for r in found[~again].reindex(bought)]
+    first = ~pd.Series(bought).duplicated().to_numpy()  # what is bought again has no reason of its own
+    return [r if f and isinstance(r, str) else None for r, f in zip(found[~again].reindex(bought), first)]
 
 # %% ../../nbs/08_prompts/08_why.ipynb #08c66cda
 def written_reasons(
@@ -260,7 +263,9 @@ def written_reasons(
 
 # %% ../../nbs/08_prompts/08_why.ipynb #b915476e
 def _written(reasons, rows, rng):
-    "The reason at each row's place."
+    "The reason at each row's place. Raises DataError for rows of other data."
+    if rows.places is None or (len(rows) and rows.places.max() >= len(reasons)):
+        raise DataError(f'{len(reasons)} reasons do not belong to these rows: read them with the data that were split')
     return [reasons[p] for p in rows.places]
 
 # %% ../../nbs/08_prompts/08_why.ipynb #2cac22df
@@ -307,7 +312,7 @@ def why_lessons(
 # %% ../../nbs/08_prompts/08_why.ipynb #b0f3c7eb
 @torch.no_grad()
 def explain(
-    model,  # PromptModel, eval
+    model,  # PromptModel
     wording,  # Wording
     questions,  # list of P Question; their answers are not looked at
     tokenizer,  # of the model
@@ -315,13 +320,15 @@ def explain(
     at_once=128,  # questions
 ):  # -> list of P str
     "What the model says, greedily. Raises DataError for no question."
-    found, device = [], next(model.parameters()).device
-    for a in range(0, max(len(questions), 1), at_once):
-        asked = ask(wording, questions[a : a + at_once]).to(device)
-        heard = BaseModelOutput(last_hidden_state=model.encode(asked))
-        how = dict(max_new_tokens=most, do_sample=False, num_beams=1, eos_token_id=wording.end)
-        said = model.t5.generate(encoder_outputs=heard, attention_mask=asked.mask.long(), **how)
-        found += tokenizer.batch_decode(said, skip_special_tokens=True)
+    found, device, config = [], next(model.parameters()).device, model.t5.config
+    start = dict(decoder_start_token_id=config.decoder_start_token_id, pad_token_id=config.pad_token_id)
+    how = GenerationConfig(max_new_tokens=most, do_sample=False, num_beams=1, eos_token_id=wording.end, **start)
+    with standing(model):
+        for a in range(0, max(len(questions), 1), at_once):
+            asked = ask(wording, questions[a : a + at_once]).to(device)
+            heard = BaseModelOutput(last_hidden_state=model.encode(asked))
+            said = model.t5.generate(encoder_outputs=heard, attention_mask=asked.mask.long(), generation_config=how)
+            found += tokenizer.batch_decode(said, skip_special_tokens=True)
     return [' '.join(text.split()) for text in found]
 
 # %% ../../nbs/08_prompts/08_why.ipynb #150bb91c
