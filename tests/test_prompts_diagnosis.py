@@ -1,5 +1,7 @@
 "Contents taken away, exchanged and drowned; gradients by hand; and parts of scores whose sum ranks as the model does."
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,8 @@ def test_noise_is_like_what_it_drowns():
     x = rng.normal([3, -2, 0, 1], [0.1, 1, 2, 0.5], (n, 4))
     x[::5] = 0
     before = make_wording(by_letter, [[2 + i] for i in range(n)], dict(image=x))
+    own = torch.from_numpy(before.there['image'])[:, None] * torch.arange(1, 5)
+    before = replace(before, vectors=dict(image=before.vectors['image'] + own))  # of means that are not 0
     after = changed(before, 'image', 'noise')
     there = before.there['image']
     assert (after.there['image'] == there).all() and there.sum() == 800 and not after.vectors['image'][::5].any()

@@ -115,7 +115,7 @@ def test_another_run_is_refused_by_the_name_of_what_differs(name, other, begun):
     other = dict(other)
     wording, model = other.pop('wording', WORDING), other.pop('model', {})
     with pytest.raises(DataError, match=f'folder= holds a run with {name}=.*give it another folder'):
-        fit_prompts(tiny('image', **model), wording, lambda rng: killed(), LOOK, **begun | other)
+        fit_prompts(tiny('image', **model), wording, lambda rng: 1 / 0, LOOK, **begun | other)
 
 
 # ---- what is taught
@@ -164,6 +164,17 @@ def test_every_question_is_taught_once_and_counts_alike(monkeypatch):
     with torch.no_grad():
         every = [float(model.eval()(ask(WORDING, questions)).mean()) for questions in drawn]
     assert run.frame.loss.tolist() == pytest.approx(every, abs=1e-5)
+
+
+def test_dropout_is_drawn_anew_each_epoch_by_the_seed(monkeypatch):
+    monkeypatch.setattr(fit_module, 'rate_at', lambda *a: 0.0)
+    first, again, other = (
+        fit_prompts(
+            tiny('image', dropout=0.3), WORDING, lambda rng: ASKED['valid'][:1], **QUICK | dict(seed=s)
+        ).frame.loss
+        for s in (0, 0, 1)
+    )
+    assert first.nunique() == 3 and first.equals(again) and not set(first) & set(other)
 
 
 def test_lessons_are_drawn_anew_each_epoch_by_the_seed():

@@ -79,9 +79,13 @@ def test_codes_of_new_items_do_not_change_those_of_old_ones(alike):
     assert len(some) < old.sum() < 30 and not old[:first].any() and not old[first : np.flatnonzero(old)[-1]].all()
     look = rng.normal(size=(30, 4))
     look = look[np.arange(30) % 15] if alike else look
-    for new in (rng.normal(size=(30, 4)), look[some[np.arange(30) % 10]], look):
+    apart = []
+    for new in (*rng.normal(size=(4, 30, 4)), look[some[np.arange(30) % 10]], look):
         shown = dict(image=np.where(old[:, None], look, new))
         names.append(make_prompts(split, shown, ids='codes')[1].names)
+        codes = fit_codes(side_by_side(shown)[old]).of(side_by_side(shown))
+        apart.append(len(np.unique(codes, axis=0)) == 30)
+    assert set(apart) == ({False} if alike else {True, False})
     for others in names[1:]:
         assert [n for n, o in zip(others, old) if o] == [n for n, o in zip(names[0], old) if o]
         assert others != names[0]
@@ -366,7 +370,7 @@ def test_ways_ids_and_learning_are_combined(work, made, monkeypatch):
     assert seeds == 1 and set(found) == {'text', 'image'} and len(made) == 8 and 'b' in out
     sizes = dict(draws=6, epochs=7, batch=9, cut=11, negatives=12, candidates=13, lr=0.5, base=None, autocast=None)
     assert sizes.items() <= how.items()
-    status, _, err = typed(work, '--seeds', 1, '--out', 'plain')
+    status, _, err = typed(work, '--ids', 'random', 'random', '--seeds', 1, '--out', 'plain')
     assert status == 0, err
     assert list(asked[1][0][3]) == ['names', 'both']
     status, _, err = typed(work, '--out', 'plain', '--shown', 'txt')
