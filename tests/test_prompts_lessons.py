@@ -200,20 +200,18 @@ def test_an_empty_history_is_asked_too():
     assert len(asked.shown['image']) == 0 and not asked.kinds.any() and asked.mask.any(1).all()
 
 
-def test_customers_have_names_of_their_own_where_all_that_are_asked_were_taught():
+def test_customers_have_names_of_their_own_where_most_that_are_asked_were_taught():
     split = bought_once()
     users = customer_names(split)
     assert sorted(users, key=lambda u: int(u[5:])) == [f'user {n}' for n in range(1, 21)] != users
     assert users == customer_names(split) != customer_names(split, seed=1)
     offsets, items = split.user_items
-    for taught, asked in ((0, False), (7, False), (7, True)):  # a customer without training purchases
+    for untaught in (0, 7, 9, 11, 20):  # customers without training purchases
         less = np.diff(offsets).copy()
-        less[taught] = 0
+        less[:untaught] = 0
         bought = np.concatenate([[0], np.cumsum(less)]), items[: less.sum()]
-        some = [r.take(r.users != taught) for r in (split.valid, split.test)]
-        other = replace(split, user_items=bought, valid=split.valid if asked else some[0], test=some[1])
-        found = customer_names(other)
-        assert found == ([''] * 20 if asked else [u if k != taught else '' for k, u in enumerate(users)])
+        found = customer_names(replace(split, user_items=bought))
+        assert found == ([''] * 20 if untaught > 10 else [''] * untaught + users[untaught:])
 
 
 def test_lessons_together_are_one_behind_the_other():

@@ -53,15 +53,18 @@ def vectors(seed=0, items=15):
 
 
 def test_names_by_purchase_are_those_of_the_first_purchase():
-    "In training, customer by customer; what nobody bought comes last."
-    offsets, items = SPLIT.user_items
-    order = list(dict.fromkeys(items.tolist()))
+    "Of all that was bought, customer by customer, the test's purchase last; what nobody bought comes at the end."
+    (offsets, items), asked = SPLIT.user_items, (SPLIT.valid, SPLIT.test)
+    rows = [items[a:b].tolist() for a, b in zip(offsets, offsets[1:])]
+    for part in asked:
+        for u, i in zip(part.users, part.targets):
+            rows[u].append(int(i))
+    order = list(dict.fromkeys(i for row in rows for i in row))
     order += [i for i in range(15) if i not in order]
     encode = word_tokens(open_t5(tiny_t5())[1])
     names = make_prompts(SPLIT, vectors(), ids='by purchase')[1].names
     assert names == number_names([order.index(i) + 1 for i in range(15)], encode)
-    bought = Interactions([str(u) for u in range(12)], offsets, items)
-    assert names == number_names(by_first_purchase(bought, 15), encode)
+    assert names == number_names(by_first_purchase(Interactions.of_sequences(rows), 15), encode)
 
 
 def test_random_names_are_those_of_the_seed():
@@ -172,7 +175,8 @@ def test_a_cell_is_what_a_taught_model_is_asked(monkeypatch):
     cell = prompt_cell(split, vectors(items=30), **how)
     assert json.loads(json.dumps(cell)) == cell
     (model, wording, lessons, look), told = taught[0]
-    assert cell['figures'] == figures_asked(model, wording, split, 2, 3, 0)
+    assert cell['figures'] == figures_asked(model, wording, split, 2, 3, 0, candidates=3)
+    assert study.CHOSEN in cell['figures']
     assert look[0] is split.valid and told['metric'] == 'NDCG@2' and told['seed'] == 0
     assert len(lessons(np.random.default_rng(0))) == 2 * 30  # which comes next, and which of three
     assert cell['kept']['best'] == cell['kept']['epochs'] == 1 and cell['kept']['learned'] < cell['kept']['whole']
@@ -202,13 +206,14 @@ def made(monkeypatch):
 
     def cheap(split, vectors, base=None, seed=0, *, device='cpu', folder=None, model=None, **how):
         found.append((seed, model))
-        training = {k: v for k, v in how.items() if k not in ('draws', 'candidates', 'cut', 'negatives')}
-        fixed = [how[k] for k in ('draws', 'candidates', 'cut', 'negatives')]
-        kept = dict(epochs=1, learned=1, whole=2, folder=str(folder))
-        asked = study._asked(split, vectors, base, *fixed, model, training)
+        training = {k: v for k, v in how.items() if k not in study.CELL}
+        fixed = {k: how[k] for k in study.CELL}
+        kept = {'epochs': 1, 'learned': 1, 'whole': 2, 'folder': str(folder), 'new items': []}
+        asked = study._asked(split, vectors, base, **fixed, model=model, training=training)
         return dict(seed=seed, cut=how['cut'], asked=asked, kept=kept, seconds=1.0)
 
     monkeypatch.setattr(study, 'prompt_cell', cheap)
+    monkeypatch.setattr(study, '_base_key', str)
     return found
 
 
@@ -234,13 +239,13 @@ def test_a_cell_is_made_once(made, tmp_path):
         ('lr', dict(lr=0.5)),
         ('epochs', dict(epochs=2)),
         ('base', dict(base='t5-small')),
-        ('model', dict(ways={'a': dict(way='names', reduction=4)})),
+        ('model', dict(ways={'a': dict(reduction=4)})),
         ('vectors', dict(vectors=vectors(1))),
         ('split', dict(split=bought_once(seed=1, users=12))),
     ],
 )
 def test_a_changed_setting_is_refused_by_its_name(name, other, made, tmp_path):
-    first = dict(split=SPLIT, vectors=vectors(), ways={'a': dict(way='names')}, seeds=1, **QUICK | dict(lr=0.1))
+    first = dict(split=SPLIT, vectors=vectors(), ways={'a': {}}, seeds=1, **QUICK | dict(lr=0.1))
     run_prompts(tmp_path, **first)
     with pytest.raises(DataError, match=f'{name}='):
         run_prompts(tmp_path, **first | other)
@@ -260,7 +265,7 @@ def test_a_true_cell_is_found_by_what_it_was_asked(tmp_path):
 
 def cell_of(way, seed, **figures):
     each = {k: {'NDCG@2': v, 'HR@2': [2 * x for x in v]} for k, v in figures.items()}
-    return dict(way=way, seed=seed, cut=2, figures=each, kept=dict(learned=3, whole=9))
+    return dict(way=way, seed=seed, cut=2, figures=each, kept={'learned': 3, 'whole': 9, 'new items': []})
 
 
 CELLS = [
@@ -325,7 +330,7 @@ def typed(work, *argv):
 
 
 def test_ways_ids_and_learning_are_combined(work, made, monkeypatch):
-    "Each is named by what there are several of; what is typed arrives."
+    "Each is named by all that it is; what is typed arrives."
     monkeypatch.setattr(study, 'write_prompts', lambda cells, *a: pd.DataFrame(dict(metric=['NDCG@10'])).iloc[:1])
     monkeypatch.setattr(study, 'prompt_markdown', lambda table: '| a |\n| --- |\n| b |')
     asked, whole = [], study.run_prompts
@@ -362,7 +367,7 @@ def test_ways_ids_and_learning_are_combined(work, made, monkeypatch):
             ids=ids.removesuffix(' ids'),
             learn=learn,
             coded=['text'] if ids == 'codes ids' else None,
-            shown=['image'],
+            shown=['image'] if way != 'names' else None,
             item_words=3,
             reduction=4,
             rank=5,
@@ -372,7 +377,7 @@ def test_ways_ids_and_learning_are_combined(work, made, monkeypatch):
     assert sizes.items() <= how.items()
     status, _, err = typed(work, '--ids', 'random', 'random', '--seeds', 1, '--out', 'plain')
     assert status == 0, err
-    assert list(asked[1][0][3]) == ['names', 'both']
+    assert list(asked[1][0][3]) == ['names, random ids, adapters', 'both, random ids, adapters']
     status, _, err = typed(work, '--out', 'plain', '--shown', 'txt')
     assert status == 2 and "--shown; did you mean 'text'?" in err
     status, _, err = typed(work, '--out', 'plain', '--ids', 'codes', '--coded', 'imag')

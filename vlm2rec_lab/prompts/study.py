@@ -141,9 +141,9 @@ def figures_asked(
     split,  # Split
     cut=10,  # items shown
     negatives=99,  # drawn ones where rows have none of their own, in a ranking of its own; None: none
-    candidates=None,  # items of which one is to be chosen, listed in the prompt; None: not asked
     seed=0,  # of what is drawn or changed
     part='test',  # of the split
+    candidates=None,  # items of which one is to be chosen, listed in the prompt; None: not asked
 ):  # -> {how it is asked: {metric: list of rows}}, ready for JSON
     "HR and NDCG of the rows of a part, asked in several ways."
     own, users = getattr(split, part), customer_names(split)
@@ -209,7 +209,7 @@ def prompt_cell(
     learned, whole = learned_share(net)
     kept = dict(best=run.best, epochs=len(run.frame), valid=float(run.frame[run.metric].max()), learned=learned)
     kept |= dict(whole=whole, gradients=_gradients(net, wording, split, users))
-    figures = figures_asked(net, wording, split, cut, negatives, candidates, seed)
+    figures = figures_asked(net, wording, split, cut, negatives, seed, candidates=candidates)
     kept |= {'new items': _new_items(net, wording, split, cut)}
     said = {} if reasons is None else {'reasons': _explained(net, wording, split, base, reasons)}
     if report:
@@ -406,7 +406,7 @@ def new_markdown(
         return ''
     metric, lines = f'HR@{cells[0]["cut"]}', []
     for (way, target, among), own in rows.groupby(['way', 'target', 'among'], sort=False):
-        lines.append([way, target, among, f'{own[metric].mean():.4f} ({own[f"chance {metric}"].mean():.3f})'])
+        lines.append([safe(way), target, among, f'{own[metric].mean():.4f} ({own[f"chance {metric}"].mean():.3f})'])
     head = [['model reads', 'target', 'ranked among', f'{metric} (chance)'], ['---'] * 4]
     return '\n'.join(f'| {" | ".join(line)} |' for line in head + lines)
 
