@@ -204,6 +204,7 @@ def prompt_cell(
         lessons = together(lessons, why_lessons(split, users, reasons, draws))
     look = split.valid, next_questions(split.valid, templates_for('next')[0], users)
     about = f'{split.fingerprint[:16]}, {draws} draws, {candidates} candidates'
+    about += '' if reasons is None else f', reasons {_mark(reasons(split.train, np.random.default_rng(0)))}'
     how = dict(metric=f'NDCG@{cut}', seed=seed, about=about, folder=folder) | training
     run = fit_prompts(net, wording, lessons, look, **how)
     learned, whole = learned_share(net)
