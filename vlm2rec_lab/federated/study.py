@@ -18,6 +18,7 @@ from ..base.cells import csv_bytes
 from ..base.errors import DataError, known
 from ..base.files import kept_cell, sole_writer, write_bytes
 from ..base.store import weights_key
+from ..diagnosis.tables import markdown_table
 from .backbones import BACKBONES
 from .contents import REACH, SPREAD, items_as
 from .continual import METHODS, WAYS, averages, run_blocks
@@ -215,12 +216,12 @@ def federated_markdown(
 ):  # -> str
     "A row per backbone, method and way of making items: LA, RA and HM with intervals, and what HM gains."
     names = ['backbone', 'method', *(['items'] if table['items'].nunique() > 1 else [])]
-    lines = [[*names, 'LA', 'RA', 'HM', f'HM against {against}'], ['---'] * (len(names) + 4)]
+    lines = [[*names, 'LA', 'RA', 'HM', f'HM against {against}']]
     for key, rows in table.groupby(names, sort=False):
         each = {r['average']: r for r in rows.to_dict('records')}
         said = [_interval(each[a]) for a in AVERAGES] + [_interval(each['HM'], True)]
         lines.append([*key, *(_shortened(said) if short else said)])
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return '\n'.join(markdown_table(lines)[:-1])
 
 # %% ../../nbs/09_federated/06_study.ipynb #1ac5f1d5
 def write_federated(

@@ -20,6 +20,7 @@ from ..base.cells import csv_bytes
 from ..base.errors import DataError, known
 from ..base.files import kept_cell, sole_writer, write_bytes
 from ..base.store import weights_key
+from ..diagnosis.tables import markdown_table
 from .fit import figure_of, fit_graph, rank_graph
 from .graph import graph_of
 from .make import GRAPH_MODELS, make_model, reads_contents
@@ -196,16 +197,15 @@ def graph_markdown(
     "Two tables: what each is worth, and what the ranking loses without a modality."
     key = table.metric.iloc[0]
     worth = [['model', 'encoder', key, 'against LightGCN', 'seeds']]
-    worth.append(['---'] * 5)
-    heard = [['model', 'encoder', 'at the test', key, 'change'], ['---'] * 5]
+    heard = [['model', 'encoder', 'at the test', key, 'change']]
     for r in table.to_dict('records'):
         value = f'{r["value"]:.4f} [{r["low"]:.3f}, {r["high"]:.3f}]'
         if r['left'] == WHOLE:
             worth.append([r['model'], r['encoder'], value, _said(r, 'gain'), str(r['seeds'])])
         else:
             heard.append([r['model'], r['encoder'], r['left'], value, _said(r, 'change')])
-    parts = [worth, *([heard] if len(heard) > 2 else [])]
-    return '\n\n'.join('\n'.join(f'| {" | ".join(line)} |' for line in part) for part in parts)
+    parts = [worth, *([heard] if len(heard) > 1 else [])]
+    return '\n\n'.join('\n'.join(markdown_table(part)[:-1]) for part in parts)
 
 # %% ../../nbs/07_graph/10_study.ipynb #13f93781
 def _by_encoder(cells):

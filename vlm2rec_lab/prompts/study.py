@@ -8,7 +8,6 @@ __all__ = ['IDS', 'WAYS', 'WHOLE', 'HELD_OUT', 'SAMPLED', 'CHOSEN', 'CELL', 'mak
            'write_prompts']
 
 # %% ../../nbs/08_prompts/10_study.ipynb #019daa18
-import hashlib
 import itertools
 import math
 import time
@@ -26,11 +25,11 @@ from ..base.errors import DataError, known
 from ..base.files import kept_cell, sole_writer, write_bytes
 from ..base.ragged import PAD
 from ..base.store import weights_key
-from ..diagnosis.tables import safe
+from ..diagnosis.tables import markdown_table
 from .answers import by_first_purchase, random_numbers
 from .codes import code_names, fit_codes, number_names, side_by_side, unique_codes
 from .diagnosis import CHANGES, changed, gradients_by_kind, views_of
-from .fit import fit_prompts, item_scores, ranks_of
+from .fit import fit_prompts, item_scores, mark_of, ranks_of
 from vlm2rec_lab.prompts.lessons import (
     ask,
     customer_names,
@@ -204,7 +203,7 @@ def prompt_cell(
         lessons = together(lessons, why_lessons(split, users, reasons, draws))
     look = split.valid, next_questions(split.valid, templates_for('next')[0], users)
     about = f'{split.fingerprint[:16]}, {draws} draws, {candidates} candidates'
-    about += '' if reasons is None else f', reasons {_mark(reasons(split.train, np.random.default_rng(0)))}'
+    about += '' if reasons is None else f', reasons {mark_of(reasons(split.train, np.random.default_rng(0)))}'
     how = dict(metric=f'NDCG@{cut}', seed=seed, about=about, folder=folder) | training
     run = fit_prompts(net, wording, lessons, look, **how)
     learned, whole = learned_share(net)
@@ -259,7 +258,7 @@ def _base_key(base):
 # %% ../../nbs/08_prompts/10_study.ipynb #484e16ff
 def _asked(split, vectors, base, draws, candidates, cut, negatives, model, reasons, training):
     "What a cell must have been made with."
-    given = {} if reasons is None else dict(reasons=_mark(reasons(split.train, np.random.default_rng(0))))
+    given = {} if reasons is None else dict(reasons=mark_of(reasons(split.train, np.random.default_rng(0))))
     model = dict(model or {})
     learn, reads = model.get('learn', 'adapters'), model.get('way') != 'names' or model.get('ids') == 'codes'
     unheard = {'reduction': 'adapters', 'rank': 'lora'}  # setting -> the way of learning that heeds it
@@ -268,11 +267,6 @@ def _asked(split, vectors, base, draws, candidates, cut, negatives, model, reaso
     said = dict(split=split.fingerprint[:16], vectors=weights_key(arrays)[:16], base=_base_key(base))
     said |= dict(draws=draws, candidates=candidates, cut=cut, negatives=negatives, model=heeded)
     return said | given | {k: v for k, v in training.items() if k not in ('progress', 'callback')}
-
-# %% ../../nbs/08_prompts/10_study.ipynb #921c1d1e
-def _mark(texts):
-    "By which texts are known again."
-    return hashlib.sha256('\n'.join(t or '' for t in texts).encode()).hexdigest()[:16]
 
 # %% ../../nbs/08_prompts/10_study.ipynb #eb9a0636
 def run_prompts(
@@ -362,11 +356,11 @@ def prompt_markdown(
     table,  # of `prompt_table`
 ):  # -> str
     "One table."
-    lines = [['model reads', 'asked with', table.metric.iloc[0], 'against all there', 'seeds'], ['---'] * 5]
+    rows = [['model reads', 'asked with', table.metric.iloc[0], 'against all there', 'seeds']]
     for r in table.to_dict('records'):
         value = f'{r["value"]:.4f} [{r["low"]:.3f}, {r["high"]:.3f}]'
-        lines.append([safe(r['way']), safe(r['asked']), value, _said(r), str(r['seeds'])])
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+        rows.append([r['way'], r['asked'], value, _said(r), str(r['seeds'])])
+    return '\n'.join(markdown_table(rows)[:-1])
 
 # %% ../../nbs/08_prompts/10_study.ipynb #71d62bda
 def reasons_table(
@@ -405,11 +399,11 @@ def new_markdown(
     rows = pd.DataFrame([dict(way=c['way'], seed=c['seed'], **row) for c in cells for row in c['kept']['new items']])
     if not len(rows):
         return ''
-    metric, lines = f'HR@{cells[0]["cut"]}', []
-    for (way, target, among), own in rows.groupby(['way', 'target', 'among'], sort=False):
-        lines.append([safe(way), target, among, f'{own[metric].mean():.4f} ({own[f"chance {metric}"].mean():.3f})'])
-    head = [['model reads', 'target', 'ranked among', f'{metric} (chance)'], ['---'] * 4]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in head + lines)
+    metric = f'HR@{cells[0]["cut"]}'
+    found = [['model reads', 'target', 'ranked among', f'{metric} (chance)']]
+    for key, own in rows.groupby(['way', 'target', 'among'], sort=False):
+        found.append([*key, f'{own[metric].mean():.4f} ({own[f"chance {metric}"].mean():.3f})'])
+    return '\n'.join(markdown_table(found)[:-1])
 
 # %% ../../nbs/08_prompts/10_study.ipynb #aefa2d0c
 def write_prompts(
