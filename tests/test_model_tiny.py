@@ -28,7 +28,7 @@ def test_the_shipped_vocabulary_is_made_by_the_corpus():
 
 
 def test_a_missing_checkpoint_says_what_makes_it(monkeypatch, tmp_path):
-    monkeypatch.setattr('vlm2rec_lab.model.tiny.files', lambda package: tmp_path / package)
+    monkeypatch.setattr('vlm2rec_lab.base.files.resources.files', lambda package: tmp_path / package)
     monkeypatch.setattr('sys.prefix', str(tmp_path))
     with pytest.raises(FileNotFoundError, match='python -m vlm2rec_lab.model.tiny'):
         tiny_vlm()

@@ -204,7 +204,7 @@ def test_a_tokenizer_must_be_there_and_fit(tmp_path, shipped):
 
 
 def test_a_missing_checkpoint_says_what_makes_it(monkeypatch, tmp_path):
-    monkeypatch.setattr('vlm2rec_lab.prompts.t5.files', lambda package: tmp_path / package)
+    monkeypatch.setattr('vlm2rec_lab.base.files.resources.files', lambda package: tmp_path / package)
     monkeypatch.setattr('sys.prefix', str(tmp_path))
     with pytest.raises(FileNotFoundError, match='python -m vlm2rec_lab.prompts.t5'):
         tiny_t5()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOCK', 'NO_LOCKS', 'write_bytes', 'foreign_files', 'whole_folder', 'sole_writer', 'stored_cell', 'kept_cell',
-           'inside']
+           'inside', 'shipped']
 
 # %% ../../nbs/00_base/01_files.ipynb #73fa98c4
 import errno
@@ -12,8 +12,10 @@ import fnmatch
 import json
 import os
 import shutil
+import sys
 import tempfile
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path, PureWindowsPath
 
 from filelock import FileLock, Timeout
@@ -175,3 +177,16 @@ def inside(
     except (OSError, RuntimeError, ValueError):  # links in a circle, or a name that no file system takes
         full = Path(os.path.normpath(folder / path))
     return full if full.is_relative_to(folder) else None
+
+# %% ../../nbs/00_base/01_files.ipynb #8c347e91
+def shipped(
+    name,  # folder under data/, such as 'tiny_vlm/even'
+    needs,  # names of files that make it whole
+    made_by,  # command that makes it
+):  # -> Path
+    "A shipped folder. Raises FileNotFoundError, which says what makes it, where it is nowhere or not whole."
+    roots = Path(resources.files('vlm2rec_lab')).resolve().parent / 'data', Path(sys.prefix) / 'share' / 'vlm2rec_lab'
+    for place in (root / name for root in roots):
+        if all((place / file).exists() for file in needs):
+            return place
+    raise FileNotFoundError(f'no {name} in {" or ".join(map(str, roots))}: make it with `{made_by}`')

@@ -11,7 +11,6 @@ __all__ = ['SPECIAL', 'PROMPT_WORDS', 'TINY_FILES', 'ITEM', 'PICTURE', 'TASKS', 
 import math
 import sys
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ..base.errors import known
-from ..base.files import whole_folder
+from ..base.files import shipped, whole_folder
 from vlm2rec_lab.shop.drawn import (
     ATTRIBUTES,
     SEEN,
@@ -460,16 +459,7 @@ def tiny_vlm(
 ):  # -> Path
     "Folder of a shipped tiny VLM. Raises ValueError for another reader; FileNotFoundError says what makes it."
     known(reader, READERS, 'reader')
-    places = [
-        Path(files('vlm2rec_lab')).resolve().parent / 'data' / 'tiny_vlm',
-        Path(sys.prefix) / 'share' / 'vlm2rec_lab' / 'tiny_vlm',
-    ]
-    for p in places:
-        if (p / reader / 'model.safetensors').exists():
-            return p / reader
-    raise FileNotFoundError(
-        f'no tiny VLM in {" or ".join(map(str, places))}: make it with `python -m vlm2rec_lab.model.tiny {places[0]}`'
-    )
+    return shipped(f'tiny_vlm/{reader}', ['model.safetensors'], 'python -m vlm2rec_lab.model.tiny data/tiny_vlm')
 
 # %% ../../nbs/02_model/00_tiny.ipynb #d02180e3
 def make_tiny_vlm(

@@ -11,7 +11,6 @@ __all__ = ['SPANS', 'MARKS', 'PROMPTS', 'OPINIONS', 'T5_FILES', 'TOKENIZERS', 'w
 import re
 import sys
 from functools import lru_cache
-from importlib.resources import files
 from itertools import count
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from ..base.errors import DataError
-from ..base.files import whole_folder
+from ..base.files import shipped, whole_folder
 from ..model.families import check_index, load_weights, naming
 from ..model.saved import HUB_ID
 from ..model.tiny import studio_corpus
@@ -337,16 +336,7 @@ def open_t5(
 # %% ../../nbs/08_prompts/03a_t5.ipynb #7b08e198
 def tiny_t5():  # -> Path
     "Folder of the shipped tiny T5. Raises FileNotFoundError, which says what makes it."
-    places = [
-        Path(files('vlm2rec_lab')).resolve().parent / 'data' / 'tiny_t5',
-        Path(sys.prefix) / 'share' / 'vlm2rec_lab' / 'tiny_t5',
-    ]
-    for p in places:
-        if (p / 'model.safetensors').exists():
-            return p
-    raise FileNotFoundError(
-        f'no tiny T5 in {" or ".join(map(str, places))}: make it with `python -m vlm2rec_lab.prompts.t5 {places[0]}`'
-    )
+    return shipped('tiny_t5', ['model.safetensors'], 'python -m vlm2rec_lab.prompts.t5 data/tiny_t5')
 
 # %% ../../nbs/08_prompts/03a_t5.ipynb #6e203506
 def make_tiny_t5(

@@ -9,13 +9,12 @@ __all__ = ['RUNS', 'CUSTOMERS', 'story_split', 'save_story', 'story_folder', 'op
 import io
 import json
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..base.files import write_bytes
+from ..base.files import shipped, write_bytes
 from ..shop.drawn import make_studio
 from ..training.history import History
 
@@ -64,14 +63,7 @@ def save_story(
 # %% ../../nbs/05_show/08_story.ipynb #6848814c
 def story_folder():  # -> Path
     "Where the story is. Raises FileNotFoundError that says what makes it."
-    places = [
-        Path(files('vlm2rec_lab')).resolve().parent / 'data' / 'story',
-        Path(sys.prefix) / 'share' / 'vlm2rec_lab' / 'story',
-    ]
-    for place in places:
-        if all((place / f'{name}.npz').exists() for name in RUNS):
-            return place
-    raise FileNotFoundError(f'no story in {" or ".join(map(str, places))}: make it with `python tools/story.py`')
+    return shipped('story', [f'{name}.npz' for name in RUNS], 'python tools/story.py')
 
 # %% ../../nbs/05_show/08_story.ipynb #0318a9e9
 def _open_run(folder, name, split):  # -> dict for `evaluate`, History
