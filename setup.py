@@ -47,6 +47,10 @@ setuptools.setup(
         'flower': needs('flower_requirements'),
         'privacy': needs('privacy_requirements'),
         'words': needs('words_requirements'),
+        'sentence': needs('sentence_requirements'),
+        'serve': needs('serve_requirements'),
+        'faiss': needs('faiss_requirements'),
+        'mteb': needs('mteb_requirements'),
     },
     data_files=[shared(f'tiny_vlm/{d.name}') for d in sorted(shipped.glob('*'))]
     + [shared(name) for name in ('tiny_t5', 'story')],

@@ -27,6 +27,7 @@ PURPOSE = {  # package -> what it is for, in the order of the floors
     'graph': 'recommenders that let vectors flow along purchases',
     'prompts': 'one text-to-text model that is asked for items in words',
     'federated': 'recommenders that keep learning, of customers whose data stay with them',
+    'share': 'models, vectors and verdicts where other tools expect them: cards, indexes, a service, mteb',
     'studies': 'the experiments behind the claims',
     'commands': 'what `vlm2rec` can do, a command with its options in one place',
 }
