@@ -8,7 +8,7 @@ __all__ = ['load_checkpoint', 'FUSIONS', 'bank', 'item_vectors', 'sequence_vecto
            'fuse_sum', 'Prompts', 'Pieces', 'text_piece', 'image_piece', 'join_pieces', 'stack_pieces', 'place_tokens',
            'assemble', 'encode_text', 'Bank', 'picture_features', 'item_pieces', 'vision_key', 'stored_features',
            'LiveFeatures', 'make_bank', 'length_groups', 'forward', 'hidden_states', 'encode_plan', 'PairEmbedder',
-           'load_embedder']
+           'load_embedder', 'PROMPT_NAMES', 'merged_weights', 'chat_template', 'item_messages', 'sequence_messages']
 
 # %% ../nbs/03_embed.ipynb #271f19a8
 from vlm2rec_lab.model.bank import (
@@ -23,8 +23,10 @@ from vlm2rec_lab.model.bank import (
 )
 from .model.embedder import VLMEmbedder, fuse_sum, item_keys
 from .model.encode import encode_plan, forward, hidden_states, length_groups
+from .model.export import PROMPT_NAMES, merged_weights
 from .model.families import FAMILIES, LORA_TARGETS, READINGS, add_lora, load_model
 from .model.loading import load_embedder
+from .model.messages import chat_template, item_messages, sequence_messages
 from .model.pair import PairEmbedder
 from vlm2rec_lab.model.pieces import (
     Pieces,
@@ -79,4 +81,9 @@ _all_ = [
     'encode_plan',
     'PairEmbedder',
     'load_embedder',
+    'PROMPT_NAMES',
+    'merged_weights',
+    'chat_template',
+    'item_messages',
+    'sequence_messages',
 ]

@@ -35,7 +35,16 @@ from vlm2rec_lab.model.families import (
 )
 from .family import hidden_size
 from .lean import lean
-from .saved import NOTE, base_mark, check_base, find_base, note_of, read_prompts, write_embedder
+from vlm2rec_lab.model.saved import (
+    NOTE,
+    base_mark,
+    check_base,
+    find_base,
+    note_of,
+    read_prompts,
+    read_template_note,
+    write_embedder,
+)
 from .templates import check_templates, default_prompts
 
 # %% ../../nbs/02_model/05_embedder.ipynb #ab5e0502
@@ -423,7 +432,7 @@ def from_pretrained(
 ):  # -> VLMEmbedder
     "Load an embedder. Raises FileNotFoundError, ValueError with the remedy, ImportError for a missing bitsandbytes."
     local = Path(path)
-    note = read_note(local / NOTE)
+    note = read_note(local / NOTE) or read_template_note(local)
     check_digests(local, note.get('files', {}))
     with naming(local, NOTE):
         reading = _reading_of(note, fusion, prompts, max_pixels, max_text_tokens, pool, dims)

@@ -176,11 +176,23 @@ class Family:
         place = tokenizer.convert_tokens_to_ids(self.place) if self.place else place_id(config)
         return Marks(tuple(text_ids(tokenizer, self.opening)), place, tuple(text_ids(tokenizer, self.closing)))
 
+# %% ../../nbs/02_model/01a_family.ipynb #60b4df2b
+@patch
+def written(self: Family, tokenizer, config):  # -> str
+    "What a chat template writes for a picture, before the checkpoint's own processor fills in its places."
+    return self.place or tokenizer.convert_ids_to_tokens(place_id(config))
+
 # %% ../../nbs/02_model/01a_family.ipynb #5c3f0b02
 @patch
 def settings(self: Family, image_processor, max_pixels):  # -> dict
     "What the image processor is told beside the pictures; of fixed sizes nothing."
     return {}
+
+# %% ../../nbs/02_model/01a_family.ipynb #c2c6c410
+@patch
+def resized(self: Family, image_processor, picture, settings):  # -> PIL image
+    "A picture in the size in which the tower sees it, where that is known; the picture itself otherwise."
+    return picture
 
 # %% ../../nbs/02_model/01a_family.ipynb #5c3f0b03
 @patch
