@@ -275,4 +275,4 @@ def test_a_run_folder_is_no_model(model):
 
 def test_the_folder_of_a_base_is_told(model):
     said_ = ' '.join(plan_push(model, NAME).notes)
-    assert 'embedder.json names a folder of this machine' in said_ and 'base=' in said_
+    assert 'embedder.json and adapter_config.json of it name a folder of this machine' in said_ and 'base=' in said_

@@ -206,11 +206,11 @@ def _notes_on(folder, send):
     found, card = [], Path(folder) / 'README.md'
     if 'README.md' not in send or UNWRITTEN in card.read_text(encoding='utf-8', errors='replace'):
         found.append('README.md is no card yet: write_card(folder) or card_from_run(folder).save(folder) writes one')
-    for name in ('embedder.json', 'adapter_config.json'):
-        said = _base_said(Path(folder) / name) if name in send else ''
-        if said and os.path.isabs(said):
-            what = f'{name} names a folder of this machine as the base, {said}'
-            found.append(f'{what}: it goes as it stands, and whoever loads the model passes base=')
+    said = {name: _base_said(Path(folder) / name) for name in ('embedder.json', 'adapter_config.json') if name in send}
+    here = {name: base for name, base in said.items() if os.path.isabs(base)}
+    if here:
+        what = f'{" and ".join(here)} of it name a folder of this machine as the base, {next(iter(here.values()))}'
+        found.append(f'{what}: they go as they stand, and whoever loads the model passes base=')
     return tuple(found)
 
 
