@@ -22,6 +22,7 @@ from shell import said
 
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.diagnosis.report import collapse_report
+from vlm2rec_lab.diagnosis.worlds import hurt, world
 from vlm2rec_lab.model.loading import load_embedder
 from vlm2rec_lab.model.pair import PairEmbedder
 from vlm2rec_lab.model.tiny import tiny_vlm
@@ -189,14 +190,22 @@ def test_sampled_negatives_are_said(run):
     assert any('was ranked among 20 negatives only' in s for s in untried(facts))
 
 
-def test_a_control_and_a_reference_are_known_of(run):
-    v = run['vectors']
-    sides = {k: v[k] for k in ('items', 'sequences')}
-    bought = np.arange(60) < 40
-    report = collapse_report(**v, reference=sides, control=sides, bought=bought, bootstrap=50, permutations=2)
+def test_a_control_and_a_reference_are_known_of():
+    shop = world(users=300, n_items=80, noise={'text': 0.2, 'image': 0.3}, seed=0)
+    sides, quick = {k: shop[k] for k in ('items', 'sequences')}, dict(bootstrap=50, permutations=2)
+    gone = {k: hurt(shop, 'image', 'noise', 1.0)[k] for k in ('items', 'sequences')}
+    report = collapse_report(**shop, reference=sides, control=gone, **quick)
     found = report_facts(report)
     assert found['tried'] == {'control': True, 'missing': True} and found['ceiling'] == 'reference'
-    assert report_facts(collapse_report(**v, missing=(), bootstrap=50, permutations=2))['tried']['missing'] is False
+    other = collapse_report(**shop, missing=(), bought=np.arange(80) < 50, **quick)
+    assert report_facts(other)['tried'] == {'control': False, 'missing': False} and other.data['memory']
+
+
+def test_a_control_that_a_report_does_not_tell_of_is_kept(run, tmp_path):
+    "Where every view is at chance, the report has nothing to say of the control that was trained."
+    g = run['given']
+    keep_facts(tmp_path, g['split'], None, g['report'], control=True)
+    assert json.loads((tmp_path / FACTS).read_text())['report']['tried']['control'] is True
 
 
 # words from elsewhere
@@ -236,12 +245,14 @@ HOSTILE = st.one_of(
 
 def with_words(facts, words):
     "The facts with text from elsewhere wherever there can be any."
-    w, f = iter(words), copy.deepcopy(facts)
+    spare = iter(range(99))
+    w = iter(x if room.one_line(x) else f'nothing {next(spare)}' for x in words)
+    f = copy.deepcopy(facts)
     f['name'] = next(w)
-    f['data'] |= dict(name=next(w), split=next(w), how={next(w): next(w)})
-    m = next(w)
+    f['data'] |= dict(name=next(w), split=next(w), how={f'{next(w)} {next(spare)}': next(w)})
+    m = f'{next(w)} {next(spare)}'
     f['data']['modalities'] = {m: dict(kind='text', missing=0.0), 'image': dict(kind='image', missing=0.1)}
-    f['training']['settings'] |= {next(w): next(w), 'loss': next(w)}
+    f['training']['settings'] |= {f'{next(w)} {next(spare)}': next(w), 'loss': next(w)}
     f['training']['ratio'] = {m: dict(value=1.0, low=0.5, high=2.0, steps=3)}
     f['figures']['views'] = {m: f['figures']['views']['text'], 'fused': f['figures']['views']['fused']}
     one = dict(f['report']['modalities']['text'], sentence=next(w))
@@ -263,7 +274,7 @@ def shape(text):
     return found
 
 
-TAME = ['plain words'] * 4 + ['other words'] * 12
+TAME = [f'plain words {k}' for k in range(16)]
 
 
 @settings(max_examples=150, deadline=None)
@@ -274,7 +285,7 @@ def test_text_from_elsewhere_is_text(card, words):
     text = str(wild)
     front = yaml.safe_load(text.split('\n---\n')[0].removeprefix('---\n'))
     assert front == wild.metadata.to_dict() and set(front) == set(tame.metadata.to_dict())
-    assert front['model-index'][0]['name'] == (room.one_line(words[0]) or 'model')
+    assert front['model-index'][0]['name'] == room.one_line(wild.facts['name'])
     read = ModelCard(text)
     assert read.data.to_dict() == front and read.text.strip() == wild.text.strip()
     free = ('softbreak', None), ('text_special', None)

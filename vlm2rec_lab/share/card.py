@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'SAID', 'LINKS', 'MARKS', 'LIBRARIES', 'PIPELINE', 'RELATIONS', 'CALLED', 'ALWAYS', 'SHOWN', 'SECTIONS',
-           'one_line', 'inline', 'plain', 'library_of', 'loss_tag', 'modalities_of', 'tags_of', 'metadata_of',
-           'untried', 'Card', 'model_card', 'write_card', 'card_from_run']
+           'one_line', 'inline', 'plain', 'sentence', 'library_of', 'loss_tag', 'modalities_of', 'tags_of',
+           'metadata_of', 'untried', 'Card', 'model_card', 'write_card', 'card_from_run']
 
 # %% ../../nbs/10_share/01_card.ipynb #aac7bfe2
 import json
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,14 @@ def plain(
 ):  # -> str
     "A text for a line of Markdown, as it was written and nothing more."
     return safe(inline(text, most))
+
+
+def sentence(
+    text,  # anything
+):  # -> str
+    "The same for a whole line: nothing that begins a list, a line or a heading stands at its beginning."
+    said = re.sub(r'^(?=[-+=])', r'\\', plain(text, SAID))
+    return re.sub(r'^(\d+)(?=[.)])', r'\1\\', said)
 
 # %% ../../nbs/10_share/01_card.ipynb #862d1c00
 LIBRARIES = ('sentence-transformers', 'peft', 'transformers', 'vlm2rec_lab')
@@ -240,7 +249,7 @@ def _head(f):
     "Title, what it is, and the verdict."
     ms, r = modalities_of(f), f['report']
     read = f' It reads {_joined(map(plain, ms))}.' if ms else ''
-    said = [f'# {plain(f["name"])}', '']
+    said = [f'# {plain(f["name"]) or "model"}', '']
     said.append(
         'An embedder of items and of purchase sequences: both become vectors of one space per modality, and the items '
         f'whose vectors are nearest to that of a sequence are what may be bought next.{read}'
@@ -339,7 +348,7 @@ def _figures(f):
     rows += [[inline(v), *(_number(found.get(k)) for k in names)] for v, found in m['views'].items()]
     chance = m.get('chance') or {}
     rows += [['chance', *('n/a' if chance.get(k) is None else f'{chance[k]:.4f}' for k in names)]] if chance else []
-    return ['## How well it ranks', '', *markdown_table(rows), plain(m['protocol'], SAID), '']
+    return ['## How well it ranks', '', *markdown_table(rows), sentence(m['protocol']), '']
 
 # %% ../../nbs/10_share/01_card.ipynb #13b516b3
 SHOWN = {
@@ -363,8 +372,8 @@ def _verdicts(f):
     fused = (r.get('evidence') or {}).get('fused_ndcg')
     rows += [['fused', '', _number(fused), *[''] * (len(there) - 1)]] if fused and 'ndcg' in there else []
     said = [f'**{plain(m)}.** {plain(x["sentence"], SAID)}' for m, x in each.items() if x.get('sentence')]
-    said += [plain(r['fusion'], SAID)] if r.get('fusion') else []
-    lines = [line for s in (*said, plain(r['protocol'], SAID)) for line in (s, '')]
+    said += [sentence(r['fusion'])] if r.get('fusion') else []
+    lines = [line for s in (*said, sentence(r['protocol'])) for line in (s, '')]
     return ['## Is every modality alive?', '', *markdown_table(rows), *lines]
 
 # %% ../../nbs/10_share/01_card.ipynb #e15b4082
@@ -372,7 +381,7 @@ def _never(f):
     "What nobody tried, and what the files did not tell."
     said = ['## What was never tried', '', *(f'- {s}' for s in untried(f)), '']
     if f['unknown']:
-        said += ['## What the files did not tell', '', *(f'- {plain(s, SAID)}' for s in f['unknown']), '']
+        said += ['## What the files did not tell', '', *(f'- {sentence(s)}' for s in f['unknown']), '']
     return said
 
 # %% ../../nbs/10_share/01_card.ipynb #1d4be929
@@ -393,14 +402,21 @@ def _by_sentences(f):
     ]
 
 # %% ../../nbs/10_share/01_card.ipynb #0a5d7fd1
+def _literal(value):
+    "A value as Python writes it, with nothing in it that could end a block of code."
+    return ascii(value).replace('`', '\\x60')
+
+
 def _by_lab(f):
     "The lines that open a folder with this library."
     from_hub = f"folder = snapshot_download({f['repo']!r})" if f['repo'] else "folder = '.'  # of this card"
     kinds = {m: x['kind'] for m, x in ((f['data'] or {}).get('modalities') or {'text': dict(kind='text')}).items()}
     example = {'text': ['a red shoe', 'a blue hat'], 'image': [None, None]}
     content = {one_line(m): example[k] for m, k in kinds.items()}
+    named = {one_line(m): k for m, k in kinds.items()}
     away = [b['name'] for b in f['model']['bases'] if not b['hub']]
-    note = [f'# base: {one_line(", ".join(away))}; where it lies elsewhere on your machine, pass base='] if away else []
+    where = one_line(', '.join(away)).replace('`', "'")
+    note = [f'# base: {where}; where it lies elsewhere on your machine, pass base='] if away else []
     return [
         *(['from huggingface_hub import snapshot_download'] if f['repo'] else []),
         'from vlm2rec_lab.data import Catalogue',
@@ -410,8 +426,8 @@ def _by_lab(f):
         *note,
         'embedder = load_embedder(folder)',
         *(['# a picture is a path or an array; None where there is none'] if 'image' in kinds.values() else []),
-        f'content = {ascii(content)}',
-        f"catalogue = Catalogue(['a', 'b'], content, {ascii({one_line(m): k for m, k in kinds.items()})})",
+        f'content = {_literal(content)}',
+        f"catalogue = Catalogue(['a', 'b'], content, {_literal(named)})",
         'items = embedder.encode_items(catalogue)  # {modality: a row for each item}',
         'sequences = embedder.encode_sequences(catalogue, [[0, 1]])  # somebody who bought a, then b',
     ]
@@ -570,6 +586,18 @@ def write_card(
     return model_card(folder if embedder is None else embedder, folder=folder, **known).save(folder)
 
 # %% ../../nbs/10_share/01_card.ipynb #fc501082
+@contextmanager
+def _telling(place):
+    "Whatever is wrong with files of a run becomes a DataError that names the folder."
+    try:
+        yield
+    except DataError as e:
+        raise e if str(place) in str(e) else DataError(f'{place}: {e}') from None
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as e:
+        what = ' '.join(repr(e).split())[:100]
+        raise DataError(f'{place} holds files of a run that are damaged ({what}): write the run again') from None
+
+
 def card_from_run(
     folder,  # of a run of `vlm2rec train`, or of one of its embedders
     loss=None,  # whose embedder, where a run has several
@@ -583,7 +611,11 @@ def card_from_run(
     "The card of an embedder that was trained by command. Raises DataError for a damaged run, or one that holds none."
     words = _checked_words(repo, datasets, licence, languages)
     place = trained_folder(folder, loss)
-    found = run_facts(place)
+    with _telling(place):
+        found = run_facts(place)
     data = (found['data'] or {}).get('name')
     called = name or repo.partition('/')[2] or (f'{place.name} on {data}' if data else place.resolve().name)
-    return Card(dict(name=str(called), **found, **_place_facts(place, None), **words))
+    card = Card(dict(name=str(called), **found, **_place_facts(place, None), **words))
+    with _telling(place):
+        str(card)
+    return card

@@ -206,7 +206,8 @@ def report_facts(
         raise DataError(f'report= is a {type(report).__name__}: pass what collapse_report() gives, or its to_dict()')
     said = ('verdict', 'reason', 'sentence', 'evidence')
     each = {m: {k: x[k] for k in said if k in x} for m, x in d['modalities'].items()}
-    tried = dict(control=bool(d.get('memory')), missing=bool(d.get('missing')))
+    held = any(x.get('control_ndcg') for x in (d.get('memory') or {}).values())
+    tried = dict(control=held, missing=bool(d.get('missing')))
     return {k: d[k] for k in TOLD if k in d} | dict(modalities=each) | dict(tried=d.get('tried') or tried)
 
 # %% ../../nbs/10_share/00_facts.ipynb #fc113ae7
@@ -218,11 +219,13 @@ def keep_facts(
     split,  # Split
     dataset=None,  # Dataset that it was cut from
     report=None,  # Report of its vectors
+    **tried,  # what the report does not tell of, such as control=True where one was trained
 ):  # -> pathlib.Path of the file
     "Write what a card needs of data and verdicts, atomically."
-    found = dict(format=1, data=data_facts(split, dataset)) | (
-        {} if report is None else dict(report=report_facts(report))
-    )
+    found = dict(format=1, data=data_facts(split, dataset))
+    if report is not None:
+        told = report_facts(report)
+        found['report'] = told | dict(tried=told['tried'] | tried)
     file = Path(folder) / FACTS
     write_bytes(file, json.dumps(found, indent=1, allow_nan=False).encode())
     return file
