@@ -182,7 +182,7 @@ def keep_inputs(
     write_bytes(file, json.dumps(now, indent=1).encode())
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #4a1f0421
-RESULTS = ('metrics.json', 'history.json')  # of a run, beside its adapters
+RESULTS = ('metrics.json', 'history.json', 'facts.json')  # of a run, beside its adapters
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #0a6d591b
 def save_result(

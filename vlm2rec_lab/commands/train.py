@@ -755,6 +755,14 @@ def _why_below(o):
     said = _tiny_only(o)
     return said and f' The reason is known: {said}'
 
+# %% ../../nbs/11a_commands/04_train.ipynb #2d1efb14
+def _keep_facts(reports, split, whole, out, control):
+    "Write beside every embedder what a card needs of data and verdicts."
+    from vlm2rec_lab.share.facts import keep_facts
+
+    for name, report in reports.reports.items():
+        keep_facts(out / name, split, whole, report, **(dict(control=True) if control else {}))
+
 # %% ../../nbs/11a_commands/04_train.ipynb #100dff52
 @command('fine-tune on a folder of your own or on the studio, and evaluate', _train_options)
 def train(
@@ -775,6 +783,7 @@ def train(
         if found is None:
             return
         reports, extra, last = found
+        _keep_facts(reports, split, whole, out, plan.control)
         reports.save(out / 'report.html', extra, title=f'{", ".join(o.losses)} on {split.name}')
     print(f'\nadapters, vectors, split and report.html: {out}')
     if last:
