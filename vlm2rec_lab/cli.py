@@ -7,7 +7,8 @@ __all__ = ['ROOMS', 'GO_ON', 'BARS', 'LESS_ROWS', 'LESS', 'make_parser', 'out_of
            'SCHEMES', 'SPEED', 'NAMES', 'Parser', 'unlike', 'count', 'fusion', 'open_dataset', 'cut', 'open_data',
            'load_split', 'loss_settings', 'open_run', 'fit', 'save_result', 'item_titles', 'result_table', 'table_html',
            'make_reports', 'study', 'calibrate', 'train', 'read_prompts', 'demo', 'estimate', 'profile', 'fetch',
-           'given_vectors', 'evaluate', 'report', 'downstream', 'bench', 'graph', 'federated', 'prompts', 'push']
+           'given_vectors', 'evaluate', 'report', 'downstream', 'bench', 'graph', 'federated', 'prompts', 'export',
+           'push']
 
 # %% ../nbs/12_cli.ipynb #21c6885d
 import contextlib
@@ -21,6 +22,7 @@ from .base.screen import Screen, show
 from .commands import parser as parsers
 from .commands.data import fetch, profile
 from .commands.estimate import estimate
+from .commands.export import export
 from .commands.federated import federated
 from vlm2rec_lab.commands.fit import (
     fit,
@@ -81,6 +83,7 @@ _all_ = [
     'graph',
     'federated',
     'prompts',
+    'export',
     'push',
 ]
 
@@ -94,6 +97,7 @@ ROOMS = (
     'graph',
     'federated',
     'prompts',
+    'export',
     'push',
 )  # of commands, in the order of the help
 

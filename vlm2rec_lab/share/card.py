@@ -607,6 +607,7 @@ def card_from_run(
     datasets=(),  # ids of the data on the Hub
     licence='',  # such as 'mit'
     languages=(),  # of the texts, such as 'en'
+    exported=None,  # the folder that it was exported to, if the card is for that one
 ):  # -> Card
     "The card of an embedder that was trained by command. Raises DataError for a damaged run, or one that holds none."
     words = _checked_words(repo, datasets, licence, languages)
@@ -615,7 +616,7 @@ def card_from_run(
         found = run_facts(place)
     data = (found['data'] or {}).get('name')
     called = name or repo.partition('/')[2] or (f'{place.name} on {data}' if data else place.resolve().name)
-    card = Card(dict(name=str(called), **found, **_place_facts(place, None), **words))
+    card = Card(dict(name=str(called), **found, **_place_facts(exported or place, None), **words))
     with _telling(place):
         str(card)
     return card
