@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Measured', 'mteb_scores', 'measure']
 
-# %% ../../nbs/10_share/06b_mteb_measure.ipynb #e3a49337
+# %% ../../nbs/10_share/06b_mteb_measure.ipynb #05d012a2
 import math
 import re
 import warnings
@@ -17,14 +17,14 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..base.columns import frame_text
-from ..base.errors import known
+from ..base.errors import DataWarning, known
 from ..diagnosis.inputs import read_fusion
 from ..diagnosis.report import collapse_report
 from ..ranking.evaluate import evaluate
 from .mteb_model import model_meta
-from .mteb_task import KeptVectors, as_model, open_shop, protocol_of, shop_task, shop_vectors
+from .mteb_task import KeptVectors, as_model, called, open_shop, protocol_of, shop_task, shop_vectors
 
-# %% ../../nbs/10_share/06b_mteb_measure.ipynb #ca1fafbd
+# %% ../../nbs/10_share/06b_mteb_measure.ipynb #2ccddd2c
 @dataclass(frozen=True, eq=False, repr=False)
 class Measured:
     "Models side by side on one shop."
@@ -41,8 +41,8 @@ class Measured:
         for name in (f'NDCG@{k}', f'HR@{k}'):
             cells = zip(*(self.frame[c] for c in (name, f'{name} low', f'{name} high')))
             table[name] = [f'{x:.4f} [{low:.3f}, {high:.3f}]' for x, low, high in cells]
-        for name in (f'mteb ndcg_at_{k}', f'mteb expected_ndcg_at_{k}'):
-            table[name] = ['' if math.isnan(x) else f'{x:.5f}' for x in self.frame[name]]
+        name = f'mteb ndcg_at_{k}'
+        table[name] = ['' if math.isnan(x) else f'{x:.5f}' for x in self.frame[name]]
         return table.assign(verdict=self.frame['verdict'], queries=self.frame['queries'])
 
 # %% ../../nbs/10_share/06b_mteb_measure.ipynb #927bba87
@@ -64,15 +64,14 @@ def to_dict(self: Measured):  # -> dict of plain values
     rows = [{c: None if v != v else v for c, v in row.items()} for row in self.frame.to_dict('records')]
     return dict(rows=rows, k=self.k, protocol=self.protocol, notes=list(self.notes))
 
-# %% ../../nbs/10_share/06b_mteb_measure.ipynb #a57677a1
+# %% ../../nbs/10_share/06b_mteb_measure.ipynb #2d59f9d7
 def _record_of(model, opened, name):
     "The record of a model under which mteb keeps its results."
-    called = f'vlm2rec/{re.sub(r"[^A-Za-z0-9._-]+", "-", name)}'
+    own = f'vlm2rec/{re.sub(r"[^A-Za-z0-9._-]+", "-", name)}'
     meta = getattr(model, 'mteb_model_meta', None) or getattr(opened, 'mteb_model_meta', None)
     if meta is None:
-        return model_meta(opened, called)
-    unnamed = not meta.name or meta.name.startswith('no_model_name')
-    return meta.model_copy(update=dict(name=called)) if unnamed else meta
+        return model_meta(opened, own)
+    return meta.model_copy(update=dict(name=called(meta, own)))
 
 # %% ../../nbs/10_share/06b_mteb_measure.ipynb #9da7d0df
 def mteb_scores(
@@ -109,7 +108,7 @@ def _rows_of(name, metrics, report, scores, k, queries):
         rows.append(row | dict(verdict=verdict, queries=queries))
     return rows
 
-# %% ../../nbs/10_share/06b_mteb_measure.ipynb #2a964550
+# %% ../../nbs/10_share/06b_mteb_measure.ipynb #ce21abfe
 @dataclass
 class _Setting:
     "What all models of a table are asked alike."
@@ -126,10 +125,11 @@ class _Setting:
 
 def _one(model, name, queries, s):
     "Rows, report and notes of one model."
+    opened, shop = as_model(model), open_shop(s.split, 'fused', s.part, **s.asked, fuse=s.fuse, queries=queries)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        opened, shop = as_model(model), open_shop(s.split, 'fused', s.part, **s.asked, fuse=s.fuse, queries=queries)
+        warnings.simplefilter('always', DataWarning)
         items, sequences = shop_vectors(opened, shop, **s.how)
+    notes = [f'{name}: {w.message}' for w in caught if issubclass(w.category, DataWarning)]
     kept, rows = KeptVectors(items, sequences, _record_of(model, opened, name)), shop.rows
     fuse = read_fusion(s.fuse, items)
     given = dict(items=items, sequences=sequences, targets=rows.targets, seen=(rows.seen_offsets, rows.seen_items))
@@ -142,7 +142,6 @@ def _one(model, name, queries, s):
     asked = s.asked | dict(fuse=fuse, queries=queries, k=s.k, results=s.results)
     scores = {v: mteb_scores(kept, s.split, v, s.part, **asked) for v in views}
     read = queries or ('sequences' if hasattr(opened, 'encode_sequences') else 'mean')
-    notes = [f'{name}: {w.message}' for w in caught if not issubclass(w.category, DeprecationWarning)]
     return _rows_of(name, metrics, report, scores, s.k, read), report, notes
 
 # %% ../../nbs/10_share/06b_mteb_measure.ipynb #16760a23
