@@ -462,6 +462,18 @@ def test_a_model_with_a_reader_of_its_own_is_asked_by_it(split, words, folder, m
     )
 
 
+@library
+def test_a_model_without_weights(split):
+    "One that counts words has no parameters to say where it lies."
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import BoW
+
+    counts = SentenceTransformer(modules=[BoW(['mug', 'red', 'lamp'])], device='cpu')
+    shop = Catalogue(('x', 'y'), {'text': ['a red mug', 'lamp']}, {'text': 'text'})
+    found = plain_embedder(counts, shop.kinds).encode_items(shop)['text']
+    np.testing.assert_allclose(found, [[0.5**0.5, 0.5**0.5, 0], [0, 0, 1]], atol=1e-6)
+
+
 def test_arrays_beside_a_model_are_still_refused(split):
     class SentenceTransformer:
         pass
