@@ -12,6 +12,19 @@ __all__ = ['SCHEMA', 'Report', 'collapse_report', 'as_data', 'SideBySide', 'side
            'encoded_missing', 'without_contents', 'memory_evidence', 'exchanged', 'equal_spectrum', 'effective_rank',
            'mean_cosine', 'modality_gap', 'linear_cka', 'nearest', 'neighbour_agreement', 'agreement_test']
 
+# %% ../nbs/05_diagnose.ipynb #9a4fcbd6
+from .diagnosis.inputs import OPENERS
+
+
+def _open_sentence_model(model, catalogue):
+    "A SentenceTransformer as an embedder of a catalogue; rooms with models are loaded here and not before."
+    from vlm2rec_lab.model.plain import plain_embedder
+
+    return plain_embedder(model, catalogue.kinds)
+
+
+OPENERS['sentence_transformers', 'SentenceTransformer'] = _open_sentence_model
+
 # %% ../nbs/05_diagnose.ipynb #39359d22
 from .diagnosis.compare import SideBySide, compare, pair_html, side_by_side
 from .diagnosis.report import SCHEMA, Report, as_data, collapse_report

@@ -75,8 +75,8 @@ class SentenceEncoder:
 
     @property
     def device(self):
-        "Where the weights are."
-        return next(self.module.parameters()).device
+        "Where the weights are; the CPU for a model without any, such as one that counts words."
+        return next((p.device for p in self.module.parameters()), torch.device('cpu'))
 
     @property
     def mark(self):  # -> str, 64 hex digits
