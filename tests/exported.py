@@ -109,6 +109,12 @@ def family_gaps(name, home):
     saved = VLMEmbedder.from_pretrained(home / 'saved', device='cpu', dtype=torch.float32)
     found['saved by them, read here'] = apart(ours['sequences'], saved.encode_sequences(catalogue, HISTORY))
 
+    from vlm2rec_lab.model.plain import plain_embedder
+
+    chats = plain_embedder(model, catalogue.kinds)
+    found['report, items'] = apart(ours['items'], chats.encode_items(catalogue, batch=2))
+    found['report, sequences'] = apart(ours['sequences'], chats.encode_sequences(catalogue, HISTORY))
+
     gaps, *_ = compared(one, home / 'adapters', catalogue, both, merge=False)
     found |= {f'adapters {side}': gap for side, gap in gaps.items()}
     whole = taught(base, fusion='internal')

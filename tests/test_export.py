@@ -33,7 +33,7 @@ def test_vectors_by_sentence_transformers(name, tmp_path):
         warnings.simplefilter('ignore')
         found, scaled = exported.family_gaps(name, tmp_path)
     assert {case: gap for case, gap in (found | scaled).items() if not gap < CLOSE} == {}
-    assert len(found) == 20
+    assert len(found) == 22
 
 
 def install(place, *wheels):
@@ -73,7 +73,7 @@ def test_vectors_where_films_are_read(name, version, tmp_path, films, before):
     assert said['version'].startswith(version if version == '6.1' else '6.')
     every = said['found'] | said['scaled']
     assert {case: gap for case, gap in every.items() if not gap < CLOSE} == {}
-    assert len(every) == 21
+    assert len(every) == 23
 
 
 @pytest.fixture(scope='module')

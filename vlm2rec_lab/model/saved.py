@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOTE', 'OLD_FILES', 'TEMPLATE_NOTE', 'HUB_ID', 'base_mark', 'lies_at', 'note_of', 'read_prompts', 'template_note',
-           'read_template_note', 'own_files', 'write_embedder', 'find_base', 'check_base']
+           'said_in_template', 'read_template_note', 'own_files', 'write_embedder', 'find_base', 'check_base']
 
 # %% ../../nbs/02_model/04a_saved.ipynb #5a7ed002
 import json
@@ -118,16 +118,23 @@ def template_note(
     return f'{{#- vlm2rec {plain} -#}}\n'
 
 # %% ../../nbs/02_model/04a_saved.ipynb #e2d56a50
+def said_in_template(
+    text,  # of a chat template
+):  # -> dict, empty where it says nothing
+    "What `template_note` wrote. Raises ValueError for what it could not have written."
+    found = TEMPLATE_NOTE.match(text)
+    return json.loads(found[1]) if found else {}
+
+# %% ../../nbs/02_model/04a_saved.ipynb #7811af76
 def read_template_note(
     folder,  # pathlib.Path of a model
 ):  # -> dict, empty where there is none
-    "What `template_note` wrote into the chat template of a folder. Raises DataError for what could not have been."
+    "How an embedder reads, from the chat template of a folder. Raises DataError for what could not have been written."
     file = folder / 'chat_template.jinja'
-    found = TEMPLATE_NOTE.match(file.read_text(encoding='utf-8')) if file.is_file() else None
-    if not found:
+    if not file.is_file():
         return {}
     with naming(folder, 'the first line of chat_template.jinja'):
-        note = json.loads(found[1])
+        note = said_in_template(file.read_text(encoding='utf-8'))
     return checked_note(note, file)
 
 # %% ../../nbs/02_model/04a_saved.ipynb #5a7ed017
