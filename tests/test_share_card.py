@@ -356,7 +356,7 @@ def test_a_base_of_the_hub_is_named_and_a_folder_is_not(card, tmp_path, folder):
     (place / 'embedder.json').write_text(json.dumps(on_hub))
     front = model_card(place).metadata.to_dict()
     assert (front['base_model'], front['base_model_relation']) == ('Qwen/Qwen2.5-VL-3B-Instruct', 'adapter')
-    (place / 'embedder.json').write_text(json.dumps(note | dict(base='/home/anna/secret/model')))
+    (place / 'embedder.json').write_text(json.dumps(note | dict(base='/data/anna/secret/model')))
     made = model_card(place)
     assert 'base_model' not in made.metadata.to_dict()
     assert 'anna' not in str(made) and '| base | model |' in made.text
