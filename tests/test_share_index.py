@@ -13,9 +13,10 @@ from share_shops import part, plain_order, plain_parts, shop
 
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.ranking.fusions import fuse_vectors
+from vlm2rec_lab.share.conditions import OPERATORS, parse_where
 from vlm2rec_lab.share.diverse import marginal
 from vlm2rec_lab.share.index import Index, build_index, history_vectors
-from vlm2rec_lab.share.query import OPERATORS, parse_where, where_mask
+from vlm2rec_lab.share.query import where_mask
 from vlm2rec_lab.share.segments import OWN, plan, unit_rows
 
 ONE = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -123,7 +123,7 @@ def _text(value):
     "Text as text, also where it was stored as bytes or as a number."
     return value.decode() if isinstance(value, bytes) else str(value)
 
-# %% ../../nbs/10_share/03d_handover.ipynb #c2287da6
+# %% ../../nbs/10_share/03d_handover.ipynb #f7b66d80
 def _columns(path):
     "Vectors and other columns of a Parquet file."
     import pyarrow as pa
@@ -140,6 +140,8 @@ def _columns(path):
         return _is_list(kind) and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
 
     mine = [f.name for f in found.schema if numbers(f.type)]
+    if not mine:
+        raise DataError(f'{path} has no column of lists of numbers, only {few(found.column_names, 9)}: give it vectors')
     vectors, _ = read_side(found.select(mine).to_pandas(), 'items')
     table = found.drop_columns(mine).to_pandas()
     return vectors, table.assign(item_id=table.item_id.map(_text)) if 'item_id' in table else table
@@ -151,7 +153,7 @@ def _is_list(kind):
 
     return any(is_one(kind) for is_one in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
-# %% ../../nbs/10_share/03d_handover.ipynb #1c2abe82
+# %% ../../nbs/10_share/03d_handover.ipynb #4c2aa672
 def _joined(table, about, n):
     "A table with the columns of another one, by item_id where it has ids, else row by row."
     import pandas as pd
@@ -159,7 +161,7 @@ def _joined(table, about, n):
     suffix = Path(about).suffix.lower()
     if suffix not in ('.parquet', '.csv'):
         raise DataError(f'{about}: name a file that ends in .parquet or .csv')
-    more = pd.read_parquet(about) if suffix == '.parquet' else pd.read_csv(about, dtype={'item_id': str})
+    more = pd.read_parquet(about) if suffix == '.parquet' else pd.read_csv(about, converters={'item_id': str})
     if 'item_id' not in more:
         raise DataError(f'{about} has the columns {few(more.columns, 9)}: one must be item_id')
     more = more.assign(item_id=more.item_id.map(_text))
