@@ -48,14 +48,14 @@ def fused_queries(
     scale = np.where(has > 0, has, 1)[:, None]
     return np.concatenate([unit[m] * w / scale for m, w in shares.items()], 1).astype(np.float32)
 
-# %% ../../nbs/10_share/03d_handover.ipynb #cad724f1
+# %% ../../nbs/10_share/03d_handover.ipynb #f52e9f92
 def _cells(x):
-    "Vectors as a column of lists; None for rows of zeros."
+    "Vectors as a column of lists of one length; None for rows of zeros."
     import pyarrow as pa
 
     n, d = x.shape
     lists = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(x).reshape(-1)), d)
-    return lists.cast(pa.list_(pa.float32())).take(pa.array(np.arange(n), mask=~x.any(1)))
+    return lists.take(pa.array(np.arange(n), mask=~x.any(1)))
 
 # %% ../../nbs/10_share/03d_handover.ipynb #69ae2181
 def _groups(index, weights, fused):
@@ -153,7 +153,7 @@ def _is_list(kind):
 
     return any(is_one(kind) for is_one in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
-# %% ../../nbs/10_share/03d_handover.ipynb #4c2aa672
+# %% ../../nbs/10_share/03d_handover.ipynb #6c0fee3d
 def _joined(table, about, n):
     "A table with the columns of another one, by item_id where it has ids, else row by row."
     import pandas as pd
@@ -161,9 +161,11 @@ def _joined(table, about, n):
     suffix = Path(about).suffix.lower()
     if suffix not in ('.parquet', '.csv'):
         raise DataError(f'{about}: name a file that ends in .parquet or .csv')
-    more = pd.read_parquet(about) if suffix == '.parquet' else pd.read_csv(about, converters={'item_id': str})
+    more = pd.read_parquet(about) if suffix == '.parquet' else pd.read_csv(about)
     if 'item_id' not in more:
         raise DataError(f'{about} has the columns {few(more.columns, 9)}: one must be item_id')
+    if suffix == '.csv':  # ids are text, also 007 and NA
+        more['item_id'] = pd.read_csv(about, usecols=['item_id'], dtype=str, keep_default_na=False)['item_id']
     more = more.assign(item_id=more.item_id.map(_text))
     if 'item_id' not in table:
         if len(more) != n:
