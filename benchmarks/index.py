@@ -165,7 +165,8 @@ def main():
     took = time.perf_counter() - at
     print(table([row(name, x) for name, x in found.items()]))
     say(f'{took:.0f} s')
-    write(a.out, dict(machine=machine(), seed=a.seed, k=10, seconds=round(took), parts=found))
+    small = dict(small=True) if a.small else {}
+    write(a.out, dict(machine=machine(), seed=a.seed, k=10, seconds=round(took), **small, parts=found))
 
 
 if __name__ == '__main__':
