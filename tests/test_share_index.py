@@ -86,6 +86,20 @@ def test_ties_come_in_the_order_of_the_rows_whatever_the_block(tmp_path_factory,
     assert (found.rows == plain_order(scores, k)).all()
 
 
+def test_scores_that_only_rounding_tells_apart_are_in_their_true_order(tmp_path):
+    "Products of matrices in float32 would put them in another one."
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=(1, 200)), 3000, 0) + 2e-6 * rng.normal(size=(3000, 200))
+    index = build_index(tmp_path / 'i', dict(text=x), pd.DataFrame(dict(item_id=[f'{i}' for i in range(3000)])))
+    asked = dict(text=rng.normal(size=(3, 200)) + x[:1])
+    scores = plain_parts(dict(text=x), asked, dict(text=1))['text']
+    for block in (500, 9000):
+        found = index.query(asked, 12, block=block)
+        best = -np.sort(-scores, 1)[:, :12]
+        assert (found.scores == best).all()
+        assert (found.rows == plain_order(scores, 12)).all()
+
+
 def test_items_by_rising_score_are_found_block_after_block(tmp_path):
     "Every block is better than all before: what may be an answer is thinned out."
     angle = np.linspace(np.pi, 0, 20_000)

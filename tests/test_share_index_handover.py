@@ -97,7 +97,7 @@ def test_scores_are_true_and_the_recall_is_said(made, kind):
         assert (np.diff(found.scores[u][found.there[u]]) <= 0).all()
     both = sum(len(set(a) & set(b)) for a, b in zip(found.rows, true.rows)) / true.rows.size
     assert graph.measured(queries, 10) == both
-    assert found.recall == graph.recall and f'recall@10 {graph.recall:.3f}' in repr(found)
+    assert found.recall == graph.recall and f'recall {graph.recall:.3f} of the first 10' in repr(found)
     assert 'approximate' in repr(found) and 'exact' in repr(true).splitlines()[0]
 
 

@@ -42,7 +42,7 @@ def _made(kind, x, effort, links, seed):
     made.add(x)
     return made
 
-# %% ../../nbs/10_share/03e_faiss.ipynb #43473510
+# %% ../../nbs/10_share/03e_faiss.ipynb #92e24ba5
 class Approximate:
     "An index of fused vectors of fixed weights, beside the index that it was made of."
 
@@ -74,7 +74,11 @@ class Approximate:
 
     def _said(self):
         "What its answers may lack, in words."
-        return f'recall@{self.k} {self.recall:.3f} against exact search, on {self.asked}'
+        return f'recall {self.recall:.3f}{self._on()}'
+
+    def _on(self):
+        "What the recall is about."
+        return f' of the first {self.k}, against exact search, on {self.asked}'
 
 # %% ../../nbs/10_share/03e_faiss.ipynb #b21a4a0e
 MORE = 4  # proposals for each answer
@@ -105,7 +109,7 @@ def _look(self: Approximate, wide):
     if self.kind == 'hnsw':
         self.graph.hnsw.efSearch = max(self.effort, wide)
 
-# %% ../../nbs/10_share/03e_faiss.ipynb #5fe7bf25
+# %% ../../nbs/10_share/03e_faiss.ipynb #88cadb02
 @patch
 def _scored(self: Approximate, unit, proposed, k):
     "Proposals by their true scores: the best k."
@@ -116,7 +120,7 @@ def _scored(self: Approximate, unit, proposed, k):
     order = np.argsort(-scores, 1, kind='stable')[:, :k]
     rows = np.where(np.isinf(np.take_along_axis(scores, order, 1)), -1, np.take_along_axis(proposed, order, 1))
     parts = np.take_along_axis(parts, order[None], 2)
-    return found_of(self.at, list(self.shares), rows, parts, recall=self.recall, note=f' ({self._said()})')
+    return found_of(self.at, list(self.shares), rows, parts, recall=self.recall, note=self._on())
 
 # %% ../../nbs/10_share/03e_faiss.ipynb #e945147a
 @patch
