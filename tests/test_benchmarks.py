@@ -429,6 +429,18 @@ def test_drawn_steps_and_near_items_by_both_ways(graph_benchmark):
 
 
 @pytest.mark.slow
+def test_index(tmp_path):
+    cells = tmp_path / 'cells'
+    found, printed = run('index.py', '--small', '--cells', str(cells), tmp_path / 'index.json')
+    assert list(found['parts']) == ['20k', '20k noise'] and found['small'] and '| 20k noise |' in printed
+    for part in found['parts'].values():
+        assert all(0 < part[k][1] <= part[k][0] <= part[k][2] for k in ('single', 'filtered', 'diverse', 'batched'))
+        assert 0.9 < part['faiss']['recall'] <= 1 and part['files_gb'] > 0
+    again, _ = run('index.py', '--small', '--cells', str(cells), tmp_path / 'again.json')
+    assert again['parts'] == found['parts']
+
+
+@pytest.mark.slow
 def test_seqrec(tmp_path):
     cells = tmp_path / 'cells'
     found, printed = run('seqrec.py', '--small', '--seeds', '0', '1', '--cells', str(cells), tmp_path / 'seqrec.json')

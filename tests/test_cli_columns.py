@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from federated_worlds import dated_folder
 from shell import in_a_terminal, own_shop
@@ -16,6 +17,7 @@ from vlm2rec_lab.diagnosis.compare import side_by_side
 from vlm2rec_lab.diagnosis.headline import by_command
 from vlm2rec_lab.diagnosis.report import collapse_report
 from vlm2rec_lab.ranking.vectors import write_vectors
+from vlm2rec_lab.share.index import build_index
 from vlm2rec_lab.studies.cell import run_cell
 
 SMALL = ['--data', 'studio:three', '--users', '40', '--steps', '2', '--batch', '4']
@@ -70,6 +72,7 @@ TABLES = {  # what prints a table: the command, and words of its table
         ['--data', 'shop', '--encoder', 'ours.npz', '--ids', 'codes', *PROMPTS, '--out', 'prompts-{columns}'],
         'against all there',
     ),
+    'index': (['query', 'index', '--history', 'item 1', 'item 2', '--diverse', 'the kind of the item'], 'sound'),
     'bench': (['--items', '300', '--users', '300'], 'whole report'),
 }
 CODES = re.compile('\x1b\\[[0-9;]*[A-Za-z]')
@@ -100,6 +103,8 @@ def where(tmp_path_factory):
         **{f'items/{m}': one['items'][m] for m in list(one['items'])[:1]},
         **{'items/the picture': one['items']['sound']},
     )
+    about = pd.DataFrame({'item_id': [f'item {k}' for k in range(40)], 'the kind of the item': ['shoe', 'hat'] * 20})
+    build_index(folder / 'index', one['items'], about)
     other = {m: np.roll(x, 1, 0) for m, x in one['sequences'].items()}
     write_vectors(folder / 'other.npz', {**one, 'sequences': other})
     cell = run_cell('text-easy', 'before', 1, world=dict(items=60, users=90), split=dict(train=40, valid=0, test=50))

@@ -8,7 +8,7 @@ __all__ = ['ROOMS', 'GO_ON', 'BARS', 'LESS_ROWS', 'LESS', 'make_parser', 'out_of
            'load_split', 'loss_settings', 'open_run', 'fit', 'save_result', 'item_titles', 'result_table', 'table_html',
            'make_reports', 'study', 'calibrate', 'train', 'read_prompts', 'demo', 'estimate', 'profile', 'fetch',
            'given_vectors', 'evaluate', 'report', 'downstream', 'bench', 'graph', 'federated', 'prompts', 'export',
-           'push']
+           'push', 'index']
 
 # %% ../nbs/12_cli.ipynb #21c6885d
 import contextlib
@@ -35,6 +35,7 @@ from vlm2rec_lab.commands.fit import (
     table_html,
 )
 from .commands.graph import graph
+from .commands.index import index
 from .commands.names import REGISTRIES, listed
 from .commands.open import SCHEMES, cut, load_split, open_data, open_dataset
 from .commands.parser import COMMANDS, Parser, count, fusion, in_flags, unlike
@@ -85,6 +86,7 @@ _all_ = [
     'prompts',
     'export',
     'push',
+    'index',
 ]
 
 # %% ../nbs/12_cli.ipynb #2e003896
@@ -99,6 +101,7 @@ ROOMS = (
     'prompts',
     'export',
     'push',
+    'index',
 )  # of commands, in the order of the help
 
 # %% ../nbs/12_cli.ipynb #94d00eb1
