@@ -26,16 +26,20 @@ from ..base.files import write_bytes
 from .history import lr_at
 
 # %% ../../nbs/02_training/10_trackers.ipynb #293ea1a4
-TRACKERS = {'tensorboard': 'tensorboard', 'trackio': 'trackio', 'wandb': 'wandb', 'mlflow': 'mlflow'}  # name -> package
+TRACKERS = {  # name -> whether its library is there
+    'tensorboard': lambda: find_spec('tensorboard'),
+    'trackio': lambda: find_spec('trackio'),
+    'wandb': lambda: find_spec('wandb'),
+    'mlflow': lambda: find_spec('mlflow'),
+}
 NEEDED = ('name', 'start', 'store_init_configuration', 'log', 'finish')  # of a tracker of one's own
 
 # %% ../../nbs/02_training/10_trackers.ipynb #d60fc635
 def _check_tracker(tracker):
     "Raises DataError for an unknown name, ImportError for a missing library, TypeError for what is no tracker."
     if isinstance(tracker, str):
-        package = TRACKERS[known(tracker, TRACKERS, 'tracker')]
-        if find_spec(package) is None:
-            raise ImportError(f'the tracker {tracker} needs a library that is not installed: pip install {package}')
+        if not TRACKERS[known(tracker, TRACKERS, 'tracker')]():
+            raise ImportError(f'the tracker {tracker} needs a library that is not installed: pip install {tracker}')
     elif missing := [a for a in NEEDED if not hasattr(tracker, a)]:
         said = f'{type(tracker).__name__} is no tracker (it has no {missing[0]})'
         raise TypeError(f'{said}: give one of {", ".join(TRACKERS)}, or an accelerate.tracking.GeneralTracker')
