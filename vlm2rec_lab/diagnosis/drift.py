@@ -58,16 +58,26 @@ def read_report(
 FIGURE = 'drop_mean'  # the line of evidence that is compared: what the ranking loses without the modality
 
 
+def _inside(d, *keys):
+    "What stands in dictionaries within each other; {} where there is no such place, or no dictionary at its end."
+    for key in keys:
+        d = d.get(key) if isinstance(d, dict) else None
+    return d if isinstance(d, dict) else {}
+
+
+def _is_loss(x):
+    "Whether a figure can be a loss of NDCG: a number from -1 to 1."
+    return _is_number(x) and abs(x) <= 1
+
+
 def _figure(d, m):
     "{'value', 'error'} of a modality in a report, either None where it is not known, and whether the error is its own."
-    e = d['modalities'].get(m, {}).get('evidence', {}).get(FIGURE) or {}
-    e = e if isinstance(e, dict) else {}
-    error = ((d.get('errors') or {}).get(FIGURE) or {}).get(m)
-    own = _is_number(error) and error >= 0
-    if not own and _is_number(e.get('low')) and _is_number(e.get('high')):
-        error = abs(e['high'] - e['low']) / (2 * NormalDist().inv_cdf(0.975))
-    known = _is_number(error) and error >= 0
-    return dict(value=e['value'] if _is_number(e.get('value')) else None, error=error if known else None, own=own)
+    e, error = _inside(d, 'modalities', m, 'evidence', FIGURE), _inside(d, 'errors', FIGURE).get(m)
+    own = _is_loss(error) and error >= 0
+    if not own:
+        wide = _is_loss(e.get('low')) and _is_loss(e.get('high'))
+        error = abs(e['high'] - e['low']) / (2 * NormalDist().inv_cdf(0.975)) if wide else None
+    return dict(value=e['value'] if _is_loss(e.get('value')) else None, error=error, own=own)
 
 # %% ../../nbs/04_diagnosis/08a_drift.ipynb #19fb418b
 def _ends(value, error, level):
@@ -113,7 +123,7 @@ def _users_of(d):
     kept = d.get('per_user')
     if not isinstance(kept, dict) or not isinstance(kept.get('lost'), dict):
         return None, {}
-    sound = {m: x for m, x in kept['lost'].items() if isinstance(x, list) and all(map(_is_number, x))}
+    sound = {m: x for m, x in kept['lost'].items() if isinstance(x, list) and all(map(_is_loss, x))}
     return kept.get('users'), {m: x for m, x in sound.items() if len(x) == d['users'] > 1}
 
 # %% ../../nbs/04_diagnosis/08a_drift.ipynb #ce65bd09
