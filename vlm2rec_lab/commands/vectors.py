@@ -155,7 +155,7 @@ def _control(o, targets):
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #5dd0eee6
 def _check_watch(o):
-    "Raises what makes the options that watch unusable; the earlier report, or None."
+    "Raises what makes the options that watch unusable."
     if o.fail_on_drift is not None and not o.against:
         raise ValueError('--fail-on-drift: there is nothing to compare with; give --against EARLIER.json')
     if o.keep_users and Path(o.out).suffix.lower() != '.json':
@@ -164,10 +164,14 @@ def _check_watch(o):
         )
     if o.junit:
         check_ending(o.junit, '.xml', option='--junit')
+    if o.against and not Path(o.against).is_file():
+        raise FileNotFoundError(f'there is no file {o.against}')
+
+# %% ../../nbs/11a_commands/07_vectors.ipynb #dab1a233
+def _earlier(o):
+    "The earlier report, where the options name one. Raises DataError for a file that is none."
     if not o.against:
         return None
-    if not Path(o.against).is_file():
-        raise FileNotFoundError(f'there is no file {o.against}')
     from vlm2rec_lab.diagnosis.drift import read_report
 
     return read_report(o.against)
@@ -177,6 +181,7 @@ def _check_report(o):
     "Raises what makes the options of `report` unusable."
     if o.fail_on:
         known(o.fail_on, names('verdicts'), 'verdict')
+    _check_watch(o)
     check_ending(o.out, '.html', '.json', '.md')
     check_vectors(o.vectors, o.items, o.sequences)
     before = (o.reference, o.reference_items, o.reference_sequences)
@@ -231,7 +236,7 @@ def report(
 
     3 where the verdict is `fail_on` or worse, 4 where a modality contributes less than in an earlier report."""
     _check_report(o)
-    before = _check_watch(o)
+    before = _earlier(o)
     from vlm2rec_lab.diagnosis.headline import by_command
     from vlm2rec_lab.diagnosis.report import collapse_report
 
