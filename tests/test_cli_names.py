@@ -30,6 +30,7 @@ from vlm2rec_lab.shop.drawn import CONDITIONS
 from vlm2rec_lab.studies.shops import SHOP_REMEDIES, WORLDS
 from vlm2rec_lab.studies.study import PARTS
 from vlm2rec_lab.training.losses import LOSSES, loss_settings_of, register_loss
+from vlm2rec_lab.training.trackers import TRACKERS
 
 REGISTERED = {
     'losses': LOSSES,
@@ -51,6 +52,7 @@ REGISTERED = {
     'ways of learning': LEARN,
     'starts': ITEMS,
     'sequence heads': SEQUENCES,
+    'trackers': TRACKERS,
 }
 
 

@@ -208,8 +208,8 @@ def _run(o):
 def main(
     argv=None,  # list of arguments; None: those of the process
 ):  # -> exit status
-    """The command `vlm2rec`; returns the exit status: 0, 2 for what cannot be used, 3 for a failed report, 130 when
-    interrupted."""
+    """The command `vlm2rec`; returns the exit status: 0, 2 for what cannot be used, 3 for a failed report, 4 for
+    one that fell behind an earlier one, 130 when interrupted."""
     argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)] or ['--help']
     o = make_parser().parse_args(argv)
     o.command = shlex.join(['vlm2rec', *argv])

@@ -38,6 +38,7 @@ def names_in(
 # %% ../../nbs/11a_commands/00_names.ipynb #05fe8a3b
 REGISTRIES = {  # kind -> (room, dictionary, decorator or None)
     'losses': ('training.losses', 'LOSSES', 'register_loss'),
+    'trackers': ('training.trackers', 'TRACKERS', None),
     'conditions': ('shop.drawn', 'CONDITIONS', None),
     'readers': ('shop.readers', 'READERS', 'reader'),
     'verdicts': ('diagnosis.verdict', 'VERDICTS', None),

@@ -123,6 +123,8 @@ class Plan:
     passes: int = option(0, 'over the customers, at least, however few the steps', flag=False)
     seed: int = option(0, 'everything random follows from it', flag=False)
     resume: bool = option(False, 'go on from the checkpoints in the folder', flag=False)
+    log_with: tuple = option((), 'trackers that hear of every step', flag=False)
+    log_dir: str = option(None, 'folder of what trackers write', flag=False)
     schedule: Schedule = option(Schedule(), 'the learning rate over the steps', flag=False)
     speed: Speed = option(Speed(), 'how the passes are run', flag=False)
 
@@ -335,11 +337,16 @@ def _ndcg_said(metrics, views):
     ends = {v: metrics.interval(v, 'NDCG@10') for v in views}
     return ', '.join(f'{v} {metrics[v]["NDCG@10"]:.4f} [{low:.3f}, {high:.3f}]' for v, (low, high) in ends.items())
 
+# %% ../../nbs/11a_commands/04_train.ipynb #86b1919c
+def _logs_below(how, name):
+    "The folder of logs for trainings beside the losses, if any are kept: those have the same names."
+    return dict(log_dir=Path(how['log_dir']) / name) if how.get('log_with') else {}
+
 # %% ../../nbs/11a_commands/04_train.ipynb #630fb587
 def _ceiling(plan, model, split, out, how):
     "Vectors of experts, one modality each, to hold the others against; for `reference=`."
     experts = _load(plan, model, split.catalogue, how['accelerator'], apart=True)
-    how = how | {'fuse': 'concat', 'before': bool(out)}
+    how = how | {'fuse': 'concat', 'before': bool(out), **_logs_below(how, 'ceiling')}
     found = fit(experts, split, {'experts': {}}, out=out and out / 'ceiling', **how)['experts']
     alone = _ndcg_said(found['metrics'], split.catalogue.modalities)
     print(f'\nceiling: experts of one modality each, NDCG@10 alone: {alone}', flush=True)
@@ -358,7 +365,7 @@ def _controls(plan, model, split, losses, out, how):
     from vlm2rec_lab.diagnosis.memory import exchanged
 
     fresh, other = _load(plan, model, split.catalogue, how['accelerator'], plan.apart), exchanged(split, plan.seed)
-    how = how | {'before': bool(out), 'valid': ()}
+    how = how | {'before': bool(out), 'valid': (), **_logs_below(how, 'control')}
     found = fit(fresh, other, losses, out=out and out / 'control', **how)
     return {name: _control_of(name, found[name]) for name in losses}
 
@@ -373,8 +380,11 @@ def _repaired(plan, model, split, how):
         settings = how | {'fuse': 'concat', 'before': False} | more
         return fit(embedder, rows, {'per-modality': {'weight': 3.0}}, **settings)['per-modality']
 
+    logs = _logs_below(how, 'control')
     found = dict(trained(split), fuse='concat', apart=True)
-    control = _control_of('per-modality', trained(exchanged(split, plan.seed), valid=())) if plan.control else None
+    control = (
+        _control_of('per-modality', trained(exchanged(split, plan.seed), valid=(), **logs)) if plan.control else None
+    )
     return found, control
 
 # %% ../../nbs/11a_commands/04_train.ipynb #bc2c36a7
@@ -390,7 +400,8 @@ def _fit_settings(plan, base, bars, accelerator):
     "What `fit` is given by a plan."
     passed = ('fuse', 'seed', 'resume', 'steps', 'batch', 'tau', 'positions', 'same_content', 'schedule', 'speed')
     passed += ('candidates', 'eval_every', 'keep')
-    return {k: getattr(plan, k) for k in passed} | dict(progress=bars, base=base, accelerator=accelerator)
+    logs = dict(log_with=plan.log_with, log_dir=plan.log_dir) if plan.log_with else {}
+    return {k: getattr(plan, k) for k in passed} | logs | dict(progress=bars, base=base, accelerator=accelerator)
 
 # %% ../../nbs/11a_commands/04_train.ipynb #3c931652
 def _quiet():
@@ -488,6 +499,16 @@ def _keep_spaces(found, split, file, seed):
     path = drawing.to_html(file, f'{name}: the same products in each space{few}')
     return {'The products in each space': f'<p><a href="{path.name}">{path.name}</a>: maps of {name}{few}.</p>'}
 
+# %% ../../nbs/11a_commands/04_train.ipynb #8f8dd07c
+def _log_reports(plan, found, reports):
+    "Tell the trackers of a plan what the reports say of each training."
+    if not plan.log_with:
+        return
+    from vlm2rec_lab.training.trackers import log_run
+
+    for name, report in reports.reports.items():
+        log_run(found[name]['history'], plan.log_with, plan.log_dir, report=report)
+
 # %% ../../nbs/11a_commands/04_train.ipynb #a29bfba6
 def run_plan(
     plan,  # Plan
@@ -538,6 +559,7 @@ def run_plan(
         found['per-modality'], control = _repaired(plan, model, split, how)
         controls = control and {**controls, 'per-modality': control}
     reports = make_reports(found, split, plan.fuse, plan.seed, ceiling, called, apart, controls, tell)
+    _log_reports(plan, found, reports)
     print(_result(found, base, split, reports))
     if chosen and 'sft' in found and plan.fuse == 'sum':
         from vlm2rec_lab.ranking.evaluate import sum_or_concat
@@ -670,6 +692,9 @@ def _train_options(add):
     depends['steps'] += f', or {PASSES} passes over the customers'
     for value in (Plan, Schedule, Speed, Saving):
         add_options(add, value, depends)
+    hear = f'trackers that hear of every step, one or more of {listed("trackers")}'
+    add('--log-with', nargs='+', default=[], metavar='TRACKER', help=hear)
+    add('--log-dir', metavar='DIR', help='where trackers write (default: logs in the folder of --out)')
     add('--out', metavar='DIR', help='where checkpoints and results go (default: runs/NAME)')
 
 # %% ../../nbs/11a_commands/04_train.ipynb #74f43171
@@ -704,12 +729,27 @@ def plan_of(
     from vlm2rec_lab.model.quantise import check_quantise
 
     check_quantise(o.quantise)
-    return given(Plan, o, seed=o.seed, resume=o.resume, schedule=given(Schedule, o), speed=given(Speed, o))
+    logs = dict(log_with=tuple(o.log_with), log_dir=o.log_dir or str(_folder(o) / 'logs')) if o.log_with else {}
+    values = dict(schedule=given(Schedule, o), speed=given(Speed, o))
+    return given(Plan, o, seed=o.seed, resume=o.resume, **logs, **values)
+
+# %% ../../nbs/11a_commands/04_train.ipynb #641e75c0
+def _check_logs(o):
+    "Raises DataError or ImportError for a tracker that is unknown or not installed."
+    if o.log_dir and not o.log_with:
+        raise ValueError('--log-dir: nothing is logged; name a tracker by --log-with')
+    for name in o.log_with:
+        known(name, names('trackers'), 'tracker', ', --log-with')
+    if o.log_with:
+        from vlm2rec_lab.training.trackers import check_trackers
+
+        check_trackers(o.log_with)
 
 # %% ../../nbs/11a_commands/04_train.ipynb #7ea10a01
 def _checked(o):
     "The losses with their settings, the plan and the folder of the options. Raises what makes them unusable."
     plan, out = plan_of(o), _folder(o)
+    _check_logs(o)
     recall_columns(o, out if o.resume else None)
     losses = loss_settings(o.losses, **{k: getattr(o, k) for k in NAMED_SETTINGS} | dict(o.set))
     check_data(o.data, o.users, o.split, o.core, o.images, columns_of(o))

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from ..base.columns import frame_text
-from ..base.errors import DataError, known
+from ..base.errors import DataError, counted, known
 from .names import listed, names
 from vlm2rec_lab.commands.open import (
     check_data,
@@ -24,7 +24,7 @@ from vlm2rec_lab.commands.open import (
     open_dataset,
     recall_columns,
 )
-from .parser import check_ending, command, count, fusion, seed
+from .parser import check_ending, command, count, fusion, level, seed
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #0ec70a01
 def check_vectors(
@@ -96,6 +96,18 @@ def evaluate(
     file = [shlex.quote(str(o.vectors))] if o.vectors else []
     print('-> which modality it rests on:', *['vlm2rec', 'report', *file, *told])
 
+# %% ../../nbs/11a_commands/07_vectors.ipynb #45ff7033
+def _watch_options(add):
+    "Options of `report` that hold it against an earlier one, and tell a machine."
+    add('--against', metavar='EARLIER.json', help='report of before, as --out wrote it: what has changed since?')
+    drift = 'exit with status 4 where a modality contributes surely less than in --against, by more than SIZE in NDCG '
+    drift += '(default: 0), or could not be compared; 3 comes first'
+    add('--fail-on-drift', nargs='?', const=0.0, type=level, metavar='SIZE', help=drift)
+    kept = 'keep the figures of each user in a .json of --out, which makes a comparison of the same users sharper'
+    add('--keep-users', action='store_true', help=kept)
+    add('--junit', metavar='FILE.xml', help='write the checks of each modality as JUnit XML')
+    add('--annotations', choices=('github',), help='print what fails as annotations of a workflow: github')
+
 # %% ../../nbs/11a_commands/07_vectors.ipynb #efa81cce
 def _report_options(add):
     "Options of `report`."
@@ -107,6 +119,7 @@ def _report_options(add):
     add('--out', default='report.html', help='.html, .json or .md file to write (default: report.html)')
     fail = f'exit with status 3 for this overall verdict or a worse one: {listed("verdicts")} (or damaged)'
     add('--fail-on', metavar='VERDICT', help=fail)
+    _watch_options(add)
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #221f4460
 REFERENCE = ('--reference', '--reference-items', '--reference-sequences')
@@ -140,11 +153,35 @@ def _control(o, targets):
     "Vectors of the same training with exchanged contents, such as `train --control` writes; None without."
     return _sides(given_vectors(o.control, None, None)[0], targets, '--control') if o.control else None
 
+# %% ../../nbs/11a_commands/07_vectors.ipynb #5dd0eee6
+def _check_watch(o):
+    "Raises what makes the options that watch unusable."
+    if o.fail_on_drift is not None and not o.against:
+        raise ValueError('--fail-on-drift: there is nothing to compare with; give --against EARLIER.json')
+    if o.keep_users and Path(o.out).suffix.lower() != '.json':
+        raise ValueError(
+            f'--keep-users: {o.out} does not hold the figures of users; give --out a file that ends in .json'
+        )
+    if o.junit:
+        check_ending(o.junit, '.xml', option='--junit')
+    if o.against and not Path(o.against).is_file():
+        raise FileNotFoundError(f'there is no file {o.against}')
+
+# %% ../../nbs/11a_commands/07_vectors.ipynb #dab1a233
+def _earlier(o):
+    "The earlier report, where the options name one. Raises DataError for a file that is none."
+    if not o.against:
+        return None
+    from vlm2rec_lab.diagnosis.drift import read_report
+
+    return read_report(o.against)
+
 # %% ../../nbs/11a_commands/07_vectors.ipynb #0ec70a03
 def _check_report(o):
     "Raises what makes the options of `report` unusable."
     if o.fail_on:
         known(o.fail_on, names('verdicts'), 'verdict')
+    _check_watch(o)
     check_ending(o.out, '.html', '.json', '.md')
     check_vectors(o.vectors, o.items, o.sequences)
     before = (o.reference, o.reference_items, o.reference_sequences)
@@ -153,27 +190,65 @@ def _check_report(o):
     if o.control:
         check_vectors(o.control, None, None)
 
+# %% ../../nbs/11a_commands/07_vectors.ipynb #73ad2802
+def _watched(o, found, before):
+    "The report with what the options want in it: the figures of users, the comparison."
+    from vlm2rec_lab.diagnosis.drift import with_drift, with_users
+
+    found = with_users(found) if o.keep_users else found
+    return found if before is None else with_drift(found, before, o.fail_on_drift or 0.0)
+
+
+def _told(o, found, said):
+    "Print the report, with annotations where they are asked for, and write JUnit; the checks."
+    from vlm2rec_lab.diagnosis.alarms import annotations, checks_of, not_obeyed, write_junit
+
+    checks = checks_of(found, o.fail_on, o.fail_on_drift is not None)
+    if o.junit:
+        write_junit(o.junit, checks)
+    print(not_obeyed(said) if o.annotations else said)
+    if o.annotations:
+        print(*annotations(checks, (found.data.get('drift') or {}).get('said') or found.data['summary']), sep='\n')
+    return checks
+
+
+def _status(o, found, checks):
+    "The exit status, with a line on the error stream where it is not 0."
+    from vlm2rec_lab.diagnosis.verdict import VERDICTS, severity
+
+    if o.fail_on and severity(found.modalities) >= VERDICTS[o.fail_on]:
+        word = found.verdict + ('' if VERDICTS[found.verdict] >= VERDICTS[o.fail_on] else ', but damaged')
+        print(f'verdict {word}: fails on {o.fail_on} or worse', file=sys.stderr)
+        return 3
+    drifted = [c for c in checks if c.name == 'contribution' and c.outcome in ('failed', 'error')]
+    if drifted:
+        fell = sum(c.outcome == 'failed' for c in drifted)
+        said = f'{counted(fell, "contribution")} fell, {counted(len(drifted) - fell, "contribution")} not compared'
+        print(f'drift: {said}: fails on drift', file=sys.stderr)
+        return 4
+
 # %% ../../nbs/11a_commands/07_vectors.ipynb #5d377c8e
 @command('collapse report of the vectors in a file', _report_options)
 def report(
-    o,  # options: those of `evaluate`, reference, reference_items, reference_sequences, control, out, fail_on
+    o,  # options: those of `evaluate`, reference, control, out, fail_on, against, fail_on_drift, junit, annotations
 ):
-    "`vlm2rec report`: the collapse report of the vectors in a file; 3 where the verdict is `fail_on` or worse."
+    """`vlm2rec report`: the collapse report of the vectors in a file.
+
+    3 where the verdict is `fail_on` or worse, 4 where a modality contributes less than in an earlier report."""
     _check_report(o)
+    before = _earlier(o)
     from vlm2rec_lab.diagnosis.headline import by_command
     from vlm2rec_lab.diagnosis.report import collapse_report
-    from vlm2rec_lab.diagnosis.verdict import VERDICTS, severity
 
     vectors, titles = given_vectors(o.vectors, o.items, o.sequences)
     reference, control = _reference(o, vectors['targets']), _control(o, vectors['targets'])
     titles = None if titles is None else list(map(str, titles))
     how = dict(fuse=o.fuse, k=o.k, seed=o.seed, titles=titles, name=Path(o.vectors or o.sequences).name)
     found = by_command(collapse_report(**vectors, reference=reference, control=control, **how), 'report')
-    print(f'{found}\nreport: {found.save(o.out)}\n{o.command}')
-    if o.fail_on and severity(found.modalities) >= VERDICTS[o.fail_on]:
-        word = found.verdict + ('' if VERDICTS[found.verdict] >= VERDICTS[o.fail_on] else ', but damaged')
-        print(f'verdict {word}: fails on {o.fail_on} or worse', file=sys.stderr)
-        return 3
+    found = _watched(o, found, before)
+    said = f'{found}\nreport: {found.save(o.out)}\n{o.command}'
+    checks = _told(o, found, said)
+    return _status(o, found, checks)
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #eb7f222a
 def _downstream_options(add):

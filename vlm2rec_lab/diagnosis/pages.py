@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..base.files import write_bytes
 from ..base.theme import DARK, LIGHT, PALETTE, asset, themed
+from .drift_shown import drift_html, drift_markdown, drift_text
 from .headline import headline
 from .measure import EVIDENCE, Line
 from .memory_shown import memory_html, memory_markdown, memory_text
@@ -191,6 +192,7 @@ TEXT = [
     _head_text,
     _headline_text,
     _modalities_text,
+    drift_text,
     _downstream_text,
     _fusion_text,
     missing_text,
@@ -264,6 +266,7 @@ MARKDOWN = [
     _headline_markdown,
     _markdown_table,
     _modalities_markdown,
+    drift_markdown,
     segments_text,
     _downstream_markdown,
     _fusion_markdown,
@@ -589,11 +592,17 @@ def _memory_section(d, level, scales):
     "How much is content and how much memory."
     return memory_html(d)
 
+# %% ../../nbs/04_diagnosis/05_pages.ipynb #6ad34687
+def _drift_section(d, level, scales):
+    "What changed since an earlier report."
+    return drift_html(d)
+
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a006
 # functions (report, level of the heading, scales of the drawings) -> HTML, '' for nothing; in the order of the page
 SECTIONS = [
     _head_section,
     _headline_section,
+    _drift_section,
     _cards_section,
     _charts_section,
     _fusion_section,

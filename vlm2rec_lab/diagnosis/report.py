@@ -45,6 +45,7 @@ class Report:
 
     data: dict  # JSON-able, schema SCHEMA
     per_user: dict = field(default_factory=dict)  # view -> [users] NDCG@k, for paired comparisons
+    lost: dict = field(default_factory=dict)  # modality -> [users] fused NDCG@k lost when it is its mean
     targets: np.ndarray = None  # [users] to see whether two reports speak of the same users
 
     def __repr__(self):
@@ -339,6 +340,12 @@ def _check_missing(shares):
         raise DataError(f'missing={shares}: {wrong[0]:g} is no share of the items, a number from 0 to 1')
     return shares
 
+# %% ../../nbs/04_diagnosis/08_report.ipynb #1fb4d197
+def _error(x):
+    "Standard error of the mean over users, for a comparison with other users; None where there is no finite one."
+    error = float(np.std(x, ddof=1) / len(x) ** 0.5) if len(x) > 1 else np.nan
+    return error if np.isfinite(error) else None
+
 # %% ../../nbs/04_diagnosis/08_report.ipynb #7c3a221c
 def collapse_report(
     embedder=None,  # with encode_items(catalogue) and encode_sequences(catalogue, history), or None with arrays
@@ -401,7 +408,10 @@ def collapse_report(
         gathered = task, raw, found, shared, best, notes, ceilings, titles, name
         data = as_data(*gathered, *sizes, seen is not None, rules) | read_downstream(downstream)
         data |= dict(power=said[-1], protocol=f'{data["protocol"]} {said[-1]}', segments=segments)
+        lost = {m: raw['gains']['fused'] - x for m, x in raw['without'].items()}
+        data |= dict(masked=seen is not None, errors=dict(drop_mean={m: _error(x) for m, x in lost.items()}))
         data |= {'memory': memory} if memory else {}
         data |= _when_missing(task, ceilings, missing, bootstrap, seed)
     data = spoken(data, run_of(history))
-    return Report(data, {v: g for v, g in raw['gains'].items() if not isinstance(v, tuple)}, task.targets)
+    gains = {v: g for v, g in raw['gains'].items() if not isinstance(v, tuple)}
+    return Report(data, gains, lost=lost, targets=task.targets)
