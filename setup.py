@@ -50,6 +50,8 @@ setuptools.setup(
         'sentence': needs('sentence_requirements'),
         'serve': needs('serve_requirements'),
         'faiss': needs('faiss_requirements'),
+        'trackers': needs('trackers_requirements'),
+        'hub': needs('hub_requirements'),
         'mteb': needs('mteb_requirements'),
     },
     data_files=[shared(f'tiny_vlm/{d.name}') for d in sorted(shipped.glob('*'))]
