@@ -647,7 +647,7 @@ def listen(
     except (OSError, OverflowError) as e:
         raise OSError(f'{host}:{port} cannot be listened on ({e}): choose another --port or --host') from None
 
-# %% ../../nbs/10_share/04f_service.ipynb #58488248
+# %% ../../nbs/10_share/04f_service.ipynb #57775dcd
 def serve(
     shop,  # Shop
     sock,  # socket that listens
@@ -670,12 +670,16 @@ def serve(
         forwarded_allow_ips=proxy,
         timeout_graceful_shutdown=10,
     )
-    host, port = sock.getsockname()[:2]
-    before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)}
+    server, (host, port) = uvicorn.Server(config), sock.getsockname()[:2]
+
+    def stop(*_):
+        server.should_exit = True
+
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         with threadpool_limits(1, user_api='blas'):
             said(f'http://{f"[{host}]" if ":" in host else host}:{port}')
-            uvicorn.Server(config).run(sockets=[sock])
+            server.run(sockets=[sock])
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
