@@ -29,7 +29,7 @@ HEADERS = {  # of every answer
     'Cross-Origin-Opener-Policy': 'same-origin',
 }
 
-# %% ../../nbs/10_share/04e_page.ipynb #8bbc76c8
+# %% ../../nbs/10_share/04e_page.ipynb #eb8cad4a
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -39,7 +39,8 @@ PAGE = """<!doctype html>
 <link rel="stylesheet" href="serve.css">
 <script src="serve.js" defer></script>
 </head>
-<body class="v2s">
+<body>
+<div class="v2s">
 <header><h1>{title}</h1><p class="soft" id="about"></p></header>
 <main>
 <section aria-labelledby="choose">
@@ -67,6 +68,7 @@ PAGE = """<!doctype html>
 <ol id="offers"></ol>
 </section>
 </main>
+</div>
 </body>
 </html>
 """
