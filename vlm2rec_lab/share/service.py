@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LATENCIES', 'SAID', 'HANDLERS', 'OPEN', 'router', 'POLL', 'Counts', 'Shop', 'refusal', 'on_refused', 'on_data',
-           'on_http', 'on_parameters', 'check_request', 'Guard', 'asked', 'may_write', 'encoded', 'there', 'schema_of',
-           'post_recommend', 'post_why', 'weights_in', 'get_similar', 'get_item', 'get_items', 'new_table',
+           'on_http', 'on_parameters', 'check_request', 'Guard', 'asked', 'may_write', 'encoded', 'named_by_address',
+           'schema_of', 'post_recommend', 'post_why', 'weights_in', 'get_similar', 'get_item', 'get_items', 'new_table',
            'new_vectors', 'post_items', 'delete_item', 'delete_items', 'picture_of', 'get_picture', 'get_page',
            'get_file', 'get_icon', 'get_health', 'get_metrics', 'watching', 'make_app', 'protocol_of', 'raw_refusal',
            'listen', 'serve']
 
-# %% ../../nbs/10_share/04f_service.ipynb #bd089996
+# %% ../../nbs/10_share/04f_service.ipynb #b48df932
 import asyncio
 import copy
 import json
@@ -19,7 +19,7 @@ import signal
 import socket
 import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -288,13 +288,12 @@ async def encoded(
     "What the model makes of a history, in its own thread."
     return await shop.mind.ask(shop.encoder.history, shelf.index, history) if shop.encoder else None
 
-# %% ../../nbs/10_share/04f_service.ipynb #7c84194a
-async def there(
-    f,  # coroutine
-):
-    "What it gives; a DataError about what an address names is 404."
+# %% ../../nbs/10_share/04f_service.ipynb #4adb45bd
+@contextmanager
+def named_by_address():
+    "In here, a DataError about an item that an address names is 404."
     try:
-        return await f
+        yield
     except DataError as e:
         raise Refused(404, str(e)) from None
 
@@ -311,7 +310,7 @@ def schema_of(kind):
     schema = {k: v for k, v in json.loads(text).items() if k != '$defs'}
     return {'requestBody': {'required': True, 'content': {'application/json': {'schema': schema}}}}
 
-# %% ../../nbs/10_share/04f_service.ipynb #db12d448
+# %% ../../nbs/10_share/04f_service.ipynb #950e40db
 @router.post('/recommend', openapi_extra=schema_of(Recommend))
 async def post_recommend(request: Request):
     "Items for a history."
@@ -328,7 +327,7 @@ async def post_why(request: Request):
     shop, q = request.app.state.shop, await asked(request, Why)
     shelf = shop.shelf
     vectors = await encoded(shop, shelf, q.history)
-    return JSONResponse(await shop.desk.ask(why, shelf, q.item, q.history, q.weights, vectors))
+    return JSONResponse(why(shelf, q.item, q.history, q.weights, vectors))
 
 # %% ../../nbs/10_share/04f_service.ipynb #23c6ef8a
 def weights_in(
@@ -346,7 +345,7 @@ def weights_in(
         raise Refused(422, 'weights: give finite numbers, none below 0.')
     return weights
 
-# %% ../../nbs/10_share/04f_service.ipynb #3ea78c80
+# %% ../../nbs/10_share/04f_service.ipynb #d2a7f52b
 @router.get('/similar/{id:path}')
 @router.get('/similar')
 async def get_similar(
@@ -361,18 +360,19 @@ async def get_similar(
     shop = request.app.state.shop
     check_size('k', k, shop.limits.k)
     shelf = shop.shelf
-    await there(shop.desk.ask(rows_of, shelf, [id]))
+    with named_by_address():
+        rows_of(shelf, [id])
     columns = list(shelf.index.table)
     how = dict(k=k, weights=weights_in(weights), diversity=diversity)
     how['where'] = [parse_where(w, columns) for w in where] or None
     return JSONResponse(await shop.desk.ask(similar, shelf, id, **how))
 
-# %% ../../nbs/10_share/04f_service.ipynb #3b9fb438
+# %% ../../nbs/10_share/04f_service.ipynb #364d0bf2
 @router.get('/items/{id:path}')
 async def get_item(request: Request, id: str):
     "What is known of an item."
-    shop = request.app.state.shop
-    return JSONResponse(await there(shop.desk.ask(card, shop.shelf, id)))
+    with named_by_address():
+        return JSONResponse(card(request.app.state.shop.shelf, id))
 
 
 @router.get('/items')
@@ -452,7 +452,7 @@ async def post_items(request: Request):
         raise Refused(422, str(e).replace('replace=True', '"replace": true')) from None
     return JSONResponse(dict(added=[i.id for i in q.items], version=shelf.index.version, items=len(shelf.index)))
 
-# %% ../../nbs/10_share/04f_service.ipynb #bb6998cc
+# %% ../../nbs/10_share/04f_service.ipynb #7ba9915e
 @router.delete('/items/{id:path}')
 async def delete_item(request: Request, id: str):
     "Take an item out."
@@ -466,13 +466,15 @@ async def delete_items(request: Request, id: list[str] = Query(min_length=1)):
     shop = request.app.state.shop
     check_size('The number of items', len(id), shop.limits.items)
 
-    await there(shop.desk.ask(rows_of, shop.shelf, id))
+    with named_by_address():
+        rows_of(shop.shelf, id)
 
     def remove(index):
         index.remove(id, wait=True)
         return True
 
-    shelf = await there(shop.pen.ask(shop.change, remove))
+    with named_by_address():
+        shelf = await shop.pen.ask(shop.change, remove)
     return JSONResponse(dict(removed=id, version=shelf.index.version, items=len(shelf.index)))
 
 # %% ../../nbs/10_share/04f_service.ipynb #416f729d
@@ -493,7 +495,7 @@ def picture_of(
         raise DataError('This item has no picture that can be shown.')
     return found
 
-# %% ../../nbs/10_share/04f_service.ipynb #a6d4901d
+# %% ../../nbs/10_share/04f_service.ipynb #1b724f12
 @router.get('/pictures/{id:path}')
 @router.get('/pictures')
 async def get_picture(request: Request, id: str, side: int | None = None):
@@ -501,7 +503,8 @@ async def get_picture(request: Request, id: str, side: int | None = None):
     shop = request.app.state.shop
     if side is not None and side not in SIDES:
         raise Refused(422, f'side: {side} pixels are not among {", ".join(map(str, SIDES))}.')
-    found = await there(shop.desk.ask(picture_of, shop, id, side))
+    with named_by_address():
+        found = await shop.desk.ask(picture_of, shop, id, side)
     return Response(found.data, media_type=found.type, headers={'Cache-Control': 'private, max-age=60'})
 
 # %% ../../nbs/10_share/04f_service.ipynb #2e6ce944
