@@ -8,12 +8,12 @@ __all__ = ['LIBRARIES', 'INSTALL', 'port', 'texts', 'check_libraries', 'serve']
 # %% ../../nbs/11a_commands/13_serve.ipynb #0753143c
 import argparse
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 from ..base.errors import counted, known
 from .open import check_place
 from .parser import amount, command
+from ..model.packages import find_package
 
 # %% ../../nbs/11a_commands/13_serve.ipynb #f273560b
 def port(
@@ -62,7 +62,7 @@ LIBRARIES, INSTALL = ('fastapi', 'uvicorn', 'prometheus_client'), 'pip install "
 
 def check_libraries():
     "Raises ImportError where a library of the service is missing."
-    if lacking := [name for name in LIBRARIES if find_spec(name) is None]:
+    if lacking := [name for name in LIBRARIES if find_package(name) is None]:
         raise ImportError(f'the service needs {", ".join(lacking)}: {INSTALL}')
 
 # %% ../../nbs/11a_commands/13_serve.ipynb #aee981fc
@@ -94,7 +94,7 @@ def _encoder(o, index, column):
     made_of = text_columns(index, dict(o.text) if o.text else None)
     if o.model is None:
         return None
-    from vlm2rec_lab.embed import load_embedder
+    from vlm2rec_lab.model.loading import load_embedder
 
     folder = Path(o.images).resolve() if o.images else None
     encoder = Encoder(load_embedder(o.model), made_of, tuple(index.modalities), folder, column)
