@@ -8,12 +8,12 @@ __all__ = ['LIBRARIES', 'INSTALL', 'port', 'texts', 'check_libraries', 'serve']
 # %% ../../nbs/11a_commands/13_serve.ipynb #0753143c
 import argparse
 import time
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from ..base.errors import counted, known
 from .open import check_place
 from .parser import amount, command
-from ..model.packages import find_package
 
 # %% ../../nbs/11a_commands/13_serve.ipynb #f273560b
 def port(
@@ -57,12 +57,20 @@ def _serve_options(add):
     add('--text', type=texts, nargs='+', metavar='MODALITY=COLUMN,...', help=made)
 
 # %% ../../nbs/11a_commands/13_serve.ipynb #21d6afe3
-LIBRARIES, INSTALL = ('fastapi', 'uvicorn', 'prometheus_client'), 'pip install "vlm2rec_lab[serve]"'
+LIBRARIES, INSTALL = ('fastapi', 'uvicorn', 'prometheus-client'), 'pip install "vlm2rec_lab[serve]"'
+
+
+def _is_there(package):
+    "Whether a package is installed; it is not imported."
+    try:
+        return bool(distribution(package))
+    except PackageNotFoundError:
+        return False
 
 
 def check_libraries():
     "Raises ImportError where a library of the service is missing."
-    if lacking := [name for name in LIBRARIES if find_package(name) is None]:
+    if lacking := [name for name in LIBRARIES if not _is_there(name)]:
         raise ImportError(f'the service needs {", ".join(lacking)}: {INSTALL}')
 
 # %% ../../nbs/11a_commands/13_serve.ipynb #aee981fc
