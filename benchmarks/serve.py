@@ -80,7 +80,7 @@ class Client:
 
     def __init__(self, address):
         self.host, self.port = address.removeprefix('http://').split(':')
-        self.free = asyncio.LifoQueue()
+        self.free = asyncio.Queue()  # each in its turn, so that none is idle so long that the server closes it
 
     async def open(self):
         "All connections."
@@ -91,6 +91,8 @@ class Client:
         "Status and body of the answer; 0 where the connection broke."
         reader, writer = await self.free.get()
         try:
+            if reader.at_eof():
+                reader, writer = await asyncio.open_connection(self.host, int(self.port))
             writer.write(request)
             head = await reader.readuntil(b'\r\n\r\n')
             length = int(head.lower().partition(b'content-length: ')[2].partition(b'\r\n')[0])
