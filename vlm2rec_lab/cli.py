@@ -8,7 +8,7 @@ __all__ = ['ROOMS', 'GO_ON', 'BARS', 'LESS_ROWS', 'LESS', 'make_parser', 'out_of
            'load_split', 'loss_settings', 'open_run', 'fit', 'save_result', 'item_titles', 'result_table', 'table_html',
            'make_reports', 'study', 'calibrate', 'train', 'read_prompts', 'demo', 'estimate', 'profile', 'fetch',
            'given_vectors', 'evaluate', 'report', 'downstream', 'bench', 'graph', 'federated', 'prompts', 'export',
-           'push', 'index']
+           'push', 'index', 'serve']
 
 # %% ../nbs/12_cli.ipynb #21c6885d
 import contextlib
@@ -41,6 +41,7 @@ from .commands.open import SCHEMES, cut, load_split, open_data, open_dataset
 from .commands.parser import COMMANDS, Parser, count, fusion, in_flags, unlike
 from .commands.prompts import prompts
 from .commands.push import push
+from .commands.serve import serve
 from .commands.studies import calibrate, study
 from .commands.train import SPEED, demo, read_prompts, train
 from .commands.vectors import bench, downstream, evaluate, given_vectors, report
@@ -87,6 +88,7 @@ _all_ = [
     'export',
     'push',
     'index',
+    'serve',
 ]
 
 # %% ../nbs/12_cli.ipynb #2e003896
@@ -102,6 +104,7 @@ ROOMS = (
     'export',
     'push',
     'index',
+    'serve',
 )  # of commands, in the order of the help
 
 # %% ../nbs/12_cli.ipynb #94d00eb1
