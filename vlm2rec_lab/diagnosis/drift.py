@@ -54,6 +54,18 @@ def read_report(
         raise DataError(f'{said}: make it again with this version')
     return d
 
+# %% ../../nbs/04_diagnosis/08a_drift.ipynb #bb4207a7
+def _as_report(x):
+    "The dictionary of a Report, of its file, or of itself. Raises DataError for what is no report."
+    if isinstance(x, (str, Path)):
+        return read_report(x)
+    d = getattr(x, 'data', x)
+    if lacks := _lacks(d):
+        raise DataError(
+            f'this {type(x).__name__} is no collapse report (it has no {lacks}): pass a Report or its .json file'
+        )
+    return d
+
 # %% ../../nbs/04_diagnosis/08a_drift.ipynb #6757bf4a
 FIGURE = 'drop_mean'  # the line of evidence that is compared: what the ranking loses without the modality
 
@@ -249,13 +261,13 @@ def _how(n, level, same):
 
 # %% ../../nbs/04_diagnosis/08a_drift.ipynb #85b72055
 def compare_reports(
-    before,  # report dictionary, of `read_report`
-    after,  # Report, or its dictionary
+    before,  # Report, its dictionary, or the .json file that it was saved to
+    after,  # the same of the later one
     size=0.0,  # a fall is an alarm where it is surely larger than this, in NDCG
     level=0.95,  # of all intervals together
 ):  # -> Drift
     "How the contribution of each modality changed since an earlier report."
-    after = getattr(after, 'data', after)
+    before, after = _as_report(before), _as_report(after)
     names = list(dict.fromkeys([*after['modalities'], *before['modalities']]))
     cannot = cannot_compare(before, after)
     rows = {m: _row(before, after, m, bool(cannot)) for m in names}
@@ -274,7 +286,7 @@ def compare_reports(
 # %% ../../nbs/04_diagnosis/08a_drift.ipynb #8cd897cc
 def with_drift(
     report,  # Report of today
-    before,  # report dictionary, of `read_report`
+    before,  # Report, its dictionary, or its .json file
     size=0.0,  # as in `compare_reports`
 ):  # -> Report
     "The report with the comparison in it."

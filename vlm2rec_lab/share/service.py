@@ -36,6 +36,7 @@ from ..base.errors import DataError, known, printable
 from .album import SIDES, Album
 from .answers import Shelf, card, find, recommend, rows_of, shelf_of, similar, why
 from .asked import Items, Recommend, Why, check_sizes, read
+from .conditions import parse_where
 from .desk import Desk, Encoder
 from .index import Index
 from vlm2rec_lab.share.limits import (
@@ -50,7 +51,6 @@ from vlm2rec_lab.share.limits import (
     has_token,
 )
 from .page import HEADERS, files, page
-from .query import parse_where
 
 # %% ../../nbs/10_share/04f_service.ipynb #9b4ee167
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # seconds: bounds of the histogram
