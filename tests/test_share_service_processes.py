@@ -16,10 +16,12 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+import numpy as np
 import pytest
 from PIL import Image
 from share_servers import BEARER, TOKEN, bounded, server, small_index
 
+from vlm2rec_lab.cli import main
 from vlm2rec_lab.share.index import Index
 
 pytestmark = pytest.mark.processes
