@@ -470,3 +470,44 @@ def test_the_workflow_week_by_week(steps, files, tmp_path):
 
 def test_a_report_that_is_no_report_of_ours():
     assert checks_of(SimpleNamespace(data=dict(modalities={}))) == []
+
+
+# ---- figures and names that nobody expects
+
+
+def plain_report(**more):
+    "A report as a file has it, of two modalities."
+    one = dict(verdict='healthy', sentence='ok', evidence=dict(drop_mean=dict(value=0.2, low=0.19, high=0.21)))
+    kept = dict(schema_version=1, k=10, users=200, items=100, fuse='concat', masked=True, name='x')
+    return (
+        kept | dict(modalities=dict(text=one, image=one), errors=dict(drop_mean=dict(text=0.005, image=0.005))) | more
+    )
+
+
+@pytest.mark.parametrize('old', ['"k": 10', '"users": 200'])
+def test_a_number_that_no_float_holds_is_no_figure(tmp_path, old):
+    text = json.dumps(plain_report()).replace(old, f'{old.split()[0]} {"9" * 400}')
+    (tmp_path / 'r.json').write_text(text)
+    with pytest.raises(DataError, match='no collapse report'):
+        read_report(tmp_path / 'r.json')
+
+
+def test_a_figure_that_no_float_holds_is_not_compared(tmp_path):
+    (tmp_path / 'r.json').write_text(json.dumps(plain_report()).replace('"value": 0.2', f'"value": {"9" * 400}', 1))
+    found = compare_reports(read_report(tmp_path / 'r.json'), plain_report())
+    assert set(found.unknown) == {'text'}
+
+
+@pytest.mark.parametrize(
+    'wrong', [dict(size=x) for x in (-0.2, np.nan, 'x', None, 2)] + [dict(level=x) for x in (0, 1, np.nan)]
+)
+def test_sizes_and_levels_that_would_never_or_always_alarm(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        compare_reports(plain_report(), plain_report(), **wrong)
+
+
+def test_a_name_does_not_break_out_of_its_line():
+    name, one = 'im\n::error::x\x1b[31m\u202e', plain_report()['modalities']['text']
+    text = repr(compare_reports(plain_report(modalities={name: one}), plain_report()))
+    assert not any(line.lstrip().startswith('::') for line in text.splitlines())
+    assert '\x1b' not in text and '\u202e' not in text

@@ -3,6 +3,7 @@
 import json
 import pickle
 import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from share_shops import part, plain_order, plain_parts, shop
 
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.ranking.fusions import fuse_vectors
+from vlm2rec_lab.share import answers
 from vlm2rec_lab.share.conditions import OPERATORS, parse_where
 from vlm2rec_lab.share.diverse import marginal
 from vlm2rec_lab.share.index import Index, build_index, history_vectors
@@ -542,3 +544,149 @@ def test_threads_share_a_reader_that_takes_new_versions(tmp_path):
     for t in threads:
         t.join()
     assert not wrong and index.version == 31
+
+
+# ---- answers that would be wrong without a word
+
+
+def odd_table(n=6):
+    "A table of columns that are easily compared wrongly."
+    return pd.DataFrame(
+        dict(
+            item_id=[f'i{k}' for k in range(n)],
+            seller=pd.array([2**53 + 1, 2**53, None, 3, 4, 5], dtype='Int64'),
+            single=np.arange(1, n + 1, dtype='float32') / 10,
+            there=pd.to_datetime(['2026-01-01'] * n, utc=True),
+            here=pd.to_datetime(['2026-01-01', None] * 3),
+            words=['9', '10', '100', None, '3', '5'],
+            day=['2026-01-02', '2026-02-01', '2025', None, '2026-01-02', 'soon'],
+            tags=[['a', 'b']] * n,
+        )
+    )
+
+
+@pytest.fixture(scope='module')
+def odd(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    vectors = dict(text=rng.normal(size=(6, 4)), image=rng.normal(size=(6, 3)))
+    vectors['text'][4] = 0
+    return build_index(tmp_path_factory.mktemp('odd') / 'shop', vectors, odd_table())
+
+
+@pytest.mark.parametrize(
+    ('condition', 'said'),
+    [
+        (('seller', '=', 2**53 + 1), 'look alike'),
+        (('seller', 'in', [str(2**53 + 1)]), 'look alike'),
+        (('there', '=', '2026-01-01'), 'has the time zone UTC'),
+        (('there', 'in', ['2026-01-01']), 'has the time zone UTC'),
+        (('here', 'in', ['2026-01-01T00:00Z']), 'has no time zone'),
+        (('here', '!=', '2026-01-01T00:00Z'), 'has no time zone'),
+        (('here', '<', 20), 'a date like'),
+        (('words', '<', '20'), 'numbers as text'),
+        (('words', '>=', '20'), 'numbers as text'),
+    ],
+)
+def test_conditions_that_would_mislead_are_refused(odd, condition, said):
+    with pytest.raises(DataError, match=said):
+        where_mask(odd.table, [condition])
+
+
+@pytest.mark.parametrize(
+    ('condition', 'rows'),
+    [
+        (('seller', '=', 3), [3]),
+        (('single', '=', 0.1), [0]),
+        (('single', 'in', [0.1, 0.3]), [0, 2]),
+        (('there', 'in', ['2026-01-01T00:00Z']), [0, 1, 2, 3, 4, 5]),
+        (('here', 'in', ['2026-01-01']), [0, 2, 4]),
+        (('words', '=', '10'), [1]),
+        (('words', 'in', ['10', '3']), [1, 4]),
+        (('day', '<', '2026'), [2]),
+    ],
+)
+def test_conditions_on_odd_columns(odd, condition, rows):
+    assert np.flatnonzero(where_mask(odd.table, [condition])).tolist() == rows
+
+
+@pytest.mark.parametrize('text', [' ' * 8000, 'x' + ' ' * 8000 + 'y', ' ' * 4000 + 'x' + ' ' * 4000, 'in' * 4000])
+def test_long_conditions_are_read_at_once(text):
+    begun = time.process_time()
+    with pytest.raises(DataError, match='no condition'):
+        parse_where(text, ['x'])
+    assert time.process_time() - begun < 1
+
+
+def test_a_list_that_cannot_be_read_is_told():
+    with pytest.raises(DataError, match='no list of values'):
+        parse_where('kind in a\rb')
+
+
+@pytest.mark.parametrize('weight', ['1', None, 1e-50, 10**400])
+def test_weights_that_are_no_weights(odd, weight):
+    with pytest.raises(DataError, match='weights'):
+        odd.query(dict(text=np.ones((1, 4))), weights=dict(text=1, image=weight))
+
+
+def test_a_weight_that_is_just_large_enough_still_answers(odd):
+    queries = dict(text=np.ones((1, 4)), image=np.ones((1, 3)))
+    assert 'i4' in odd.query(queries, weights=dict(text=1, image=1e-29)).ids[0]
+
+
+def test_columns_of_lists(odd):
+    with pytest.raises(DataError, match='cannot be compared'):
+        odd.query(dict(text=np.ones((1, 4))), diverse=dict(by='tags'))
+    assert answers.card(answers.shelf_of(odd), 'i0')['columns']['tags'] == 'a, b'
+
+
+def test_titles_that_are_lists(tmp_path):
+    index = build_index(tmp_path / 'shop', dict(text=np.eye(6)), odd_table().assign(title=[['a', 'b']] * 5 + [None]))
+    assert answers.shelf_of(index).titles == ('a, b',) * 5 + ('i5',)
+
+
+def test_a_column_whose_number_is_a_modality(tmp_path):
+    with pytest.raises(DataError, match='a modality and a column'):
+        build_index(tmp_path / 'shop', {'0': np.eye(2)}, pd.DataFrame({'item_id': ['a', 'b'], 0: 1}))
+
+
+# ---- what lies in the folder
+
+
+@pytest.mark.parametrize('writer', ['build', 'add', 'remove'])
+def test_what_killed_writers_left_goes_before_anything_is_written(tmp_path, monkeypatch, writer):
+    index = build_index(tmp_path / 'shop', dict(text=np.eye(6)), odd_table())
+    left = [tmp_path / 'shop' / f'seg-{7000 + k:011d}.safetensors' for k in range(3)]
+    for f in left:
+        f.write_bytes(b'x')
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('vlm2rec_lab.share.index.write_segment', full)
+    monkeypatch.setattr('vlm2rec_lab.share.index.put_manifest', full)
+    with pytest.raises(OSError, match='No space'):
+        if writer == 'build':
+            build_index(tmp_path / 'shop', dict(text=np.eye(6)), odd_table())
+        elif writer == 'add':
+            index.add(dict(text=np.eye(6)), odd_table().assign(item_id=list('abcdef')))
+        else:
+            index.remove(['i0'])
+    assert not any(f.exists() for f in left)
+    assert len(Index(tmp_path / 'shop')) == 6
+
+
+@pytest.mark.parametrize('table', [odd_table().head(5), odd_table().drop(columns='item_id'), None])
+def test_a_table_of_another_index_is_told(tmp_path, table):
+    build_index(tmp_path / 'shop', dict(text=np.eye(6)), odd_table())
+    (path,) = (tmp_path / 'shop').glob('*.parquet')
+    path.write_bytes(b'no table at all') if table is None else table.to_parquet(path)
+    with pytest.raises(DataError, match='not what the index says'):
+        Index(tmp_path / 'shop')
+
+
+@pytest.mark.parametrize('text', ['[' * 100_000, '{"format": 1, "version": 1, "modalities": {}, "segments": [{}]}'])
+def test_manifests_that_are_none(tmp_path, text):
+    build_index(tmp_path / 'shop', dict(text=np.eye(6)), odd_table())
+    (tmp_path / 'shop' / 'index.json').write_text(text)
+    with pytest.raises(DataError, match='damaged'):
+        Index(tmp_path / 'shop')

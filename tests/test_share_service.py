@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +20,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from share_servers import BEARER, TOKEN, small_index
 
+from vlm2rec_lab.base.files import sole_writer
 from vlm2rec_lab.share import service
 from vlm2rec_lab.share.album import Album
 from vlm2rec_lab.share.answers import recommend, shelf_of, why
 from vlm2rec_lab.share.index import Index
 from vlm2rec_lab.share.limits import Limits
 from vlm2rec_lab.share.service import Shop, make_app
+from vlm2rec_lab.shop.pictures import open_image
 
 WIDE = dict(rate=1e9, burst=10**9)
 
@@ -111,7 +114,7 @@ def test_similar_takes_weights_and_conditions(client):
 
 
 IDS = ['a/b', '../c', 'ü', '<i>', *(f'i{k}' for k in range(9, 40))]
-WEIGHTS = st.floats(0, 10, allow_nan=False)
+WEIGHTS = st.just(0.0) | st.floats(1e-20, 10)
 
 
 @settings(max_examples=60, deadline=None)
@@ -633,3 +636,84 @@ def test_a_model_reads_histories_and_new_contents(tmp_path):
     for contents in (dict(image='!'), dict(image='AAAA'), dict(sound='x')):
         bad = dict(items=[dict(id='x', contents=contents)])
         check_error(reads.post('/items', json=bad, headers=BEARER), 422)
+
+
+# ---- what goes on below a service
+
+
+def test_a_folder_that_is_gone_is_told_and_answers_go_on(own, tmp_path):
+    shutil.rmtree(tmp_path / 'index')
+    new = dict(id='new', columns=dict(title='x', price=1.0), vectors=dict(text=[1.0] * 8))
+    check_unwritten(own.post('/items', json=dict(items=[new]), headers=BEARER))
+    check_unwritten(own.delete('/items/i9', headers=BEARER))
+    assert own.post('/recommend', json=dict(history=['i9'])).status_code == 200
+
+
+def check_unwritten(answer):
+    "An answer says that the index cannot be written now, and when to come back."
+    assert answer.status_code == 503 and int(answer.headers['retry-after']) > 0, answer.text
+    assert set(answer.json()) == {'error'}
+
+
+def test_a_full_disk_is_told(own, monkeypatch):
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('vlm2rec_lab.share.index.put_manifest', full)
+    check_unwritten(own.delete('/items/i9', headers=BEARER))
+
+
+def test_another_writer_is_not_waited_for_without_end(tmp_path):
+    client = client_of(small_index(tmp_path / 'index'), dict(seconds=0.2), token=TOKEN)
+    with sole_writer(tmp_path / 'index'):
+        check_unwritten(client.delete('/items/i9', headers=BEARER))
+    assert client.delete('/items/i9', headers=BEARER).status_code == 200
+
+
+def test_whatever_hinders_a_newer_version_is_told(own, monkeypatch):
+    def broken(self):
+        raise RecursionError('too deep')
+
+    monkeypatch.setattr(Index, 'refresh', broken)
+    own.shop.refresh()
+    assert not own.get('/health').json()['ready']
+    monkeypatch.undo()
+    own.shop.refresh()
+    assert own.get('/health').json()['ready']
+
+
+def test_an_index_without_the_column_of_pictures(tmp_path):
+    small_index(tmp_path / 'index', picture=['x.png'] * 40)
+    Image.new('RGB', (8, 8)).save(tmp_path / 'i9.png')
+    client = client_of(Index(tmp_path / 'index'), album=Album(tmp_path), column='picture')
+    check_error(client.get('/pictures/i9'), 404)
+    small_index(tmp_path / 'index')
+    client.shop.refresh()
+    assert client.get('/pictures/i9').status_code == 200
+
+
+def test_a_damaged_picture_is_none(tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype='uint8')).save(file, 'PNG')
+    data = bytearray(file.getvalue())
+    at = data.index(b'IEND')
+    data[at : at + 4] = b'\x14\x1e\xd5z'
+    (tmp_path / 'x.png').write_bytes(data)
+    at = data.index(b'IDAT')
+    data[at - 1] = 9  # a shorter piece, so that the next one begins in the midst of it
+    (tmp_path / 'y.png').write_bytes(data)
+    with pytest.raises((ValueError, OSError)):
+        open_image(tmp_path / 'y.png')
+    assert Album(tmp_path).picture('y', 'y.png', 96) is None
+
+
+def test_long_conditions_hold_up_nobody(client):
+    begun = time.process_time()
+    check_error(client.get('/similar/i9', params=dict(where='x' + ' ' * 7000 + 'y')), 422)
+    check_error(client.get('/similar/i9', params=dict(where='title in a\rb')), 422)
+    assert time.process_time() - begun < 2
+
+
+def test_columns_of_lists_are_shown(tmp_path):
+    client = client_of(small_index(tmp_path / 'index', tags=[['a', 'b']] * 40))
+    assert client.get('/items/i9').json()['columns']['tags'] == 'a, b'

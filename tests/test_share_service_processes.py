@@ -1,7 +1,9 @@
 """The service in a process of its own: what a socket can do to it, newer versions of the index, signals, the token, and
 what it imports."""
 
+import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -14,9 +16,12 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+import numpy as np
 import pytest
+from PIL import Image
 from share_servers import BEARER, TOKEN, bounded, server, small_index
 
+from vlm2rec_lab.cli import main
 from vlm2rec_lab.share.index import Index
 
 pytestmark = pytest.mark.processes
@@ -309,3 +314,34 @@ def test_mistakes_are_told_before_anything_heavy_is_imported(folder, argv, said)
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
     assert done.stdout == '2 []\n' and said in done.stderr and done.stderr.count('\n') == 1, done
+
+
+@pytest.mark.parametrize('proxy', ['*', 'nginx', '127.0.0.1,*'])
+def test_a_proxy_is_an_address(folder, proxy, capsys):
+    with pytest.raises(SystemExit):
+        main(['serve', str(folder), '--proxy', proxy])
+    assert 'is no address' in capsys.readouterr().err
+
+
+def test_who_reads_no_answer_is_not_kept(folder, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (2000, 2000, 3), dtype='uint8')).save(tmp_path / 'i9.png')
+    more = f'from vlm2rec_lab.share.album import Album\nshop.album = Album({str(tmp_path)!r})'
+    with bounded(folder, 'seconds=0.5', more) as s, contextlib.ExitStack() as held:
+        host, port = s.address.split('//')[1].split(':')
+        there = len(os.listdir(f'/proc/{s.pid}/fd'))
+        for _ in range(5):
+            c = held.enter_context(socket.socket())
+            c.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            c.connect((host, int(port)))
+            c.sendall(f'GET /pictures/i9 HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n'.encode())
+        end = time.monotonic() + 10
+        while len(os.listdir(f'/proc/{s.pid}/fd')) > there + 1 and time.monotonic() < end:
+            time.sleep(0.1)
+        assert time.monotonic() < end
+        slow = held.enter_context(socket.create_connection((host, int(port))))
+        slow.sendall(f'GET /pictures/i9 HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n'.encode())
+        size = 0
+        while part := slow.recv(200_000):
+            size += len(part)
+            time.sleep(0.02)
+        assert size > (tmp_path / 'i9.png').stat().st_size

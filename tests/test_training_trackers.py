@@ -464,3 +464,53 @@ def test_the_command(tmp_path, checkpoint, monkeypatch):
         assert np.allclose([v for _, v in found['loss']], run.frame.loss, rtol=1e-6)
     assert 'verdict/text' in words_of_tensorboard(logs / 'tensorboard/sft')
     assert 'verdict/text' in read('mlflow', logs)
+
+
+class Plain:
+    "A tracker that keeps what it hears; two of them are equal, so they have no hash."
+
+    def __init__(self, name):
+        self.name, self.got = name, []
+
+    def __eq__(self, other):
+        return self.name == other.name
+
+    def start(self):
+        pass
+
+    def store_init_configuration(self, values):
+        pass
+
+    def log(self, values, step=None):
+        self.got.append((step, values))
+
+    def finish(self):
+        pass
+
+
+@pytest.mark.parametrize('names', [('tensorboard', 'tensorboard'), ('a', 'a'), ('a 2', 'a', 'a')])
+def test_trackers_of_one_name_all_hear(tmp_path, names):
+    own = [Plain(name) for name in names]
+    with room.logbook([*own, 'tensorboard'], tmp_path, {}) as heard:
+        heard(dict(step=0, loss=1.0))
+        assert len(heard.open) == len(names) + 1
+    assert all(t.got == [(0, {'loss': 1.0})] for t in own)
+
+
+@pytest.mark.parametrize('odd', [None, float('nan'), float('inf'), 10**400, 'x'])
+def test_figures_that_are_none_do_not_end_a_training(odd):
+    assert figures_of(dict(step=3, loss=odd, x=1.0), {}) == (3, {'x': 1.0})
+    assert figures_of(dict(step=odd, epoch=2, x=1.0), dict(lr=odd, steps=5)) == (2, {'x': 1.0})
+
+
+@pytest.mark.parametrize(
+    'note',
+    ['{"settings": {}}', '{"settings": {}, "ids": [], "done": {}}', '[' * 100_000]
+    + ['{"settings": {}, "ids": {}, "done": {"tensorboard": "x"}}'],
+)
+def test_a_damaged_note_begins_a_run_of_its_own(tmp_path, note):
+    (tmp_path / 'run.json').write_text(note)
+    with room.logbook('tensorboard', tmp_path, {}, goes_on=True) as heard:
+        heard(dict(step=0, loss=1.0))
+    assert (tmp_path / 'run.json').read_text() == note
+    assert json.loads((tmp_path / 'run-2.json').read_text())['done'] == {'tensorboard': 0}

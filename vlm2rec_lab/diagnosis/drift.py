@@ -9,6 +9,7 @@ __all__ = ['FIGURE', 'read_report', 'difference', 'paired', 'with_users', 'canno
 # %% ../../nbs/04_diagnosis/08a_drift.ipynb #8670ebd5
 import hashlib
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
@@ -23,7 +24,10 @@ from .report import SCHEMA
 # %% ../../nbs/04_diagnosis/08a_drift.ipynb #00420ad7
 def _is_number(x):
     "A finite number, and no truth value."
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and bool(np.isfinite(x))
+    try:
+        return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def _lacks(d):
@@ -267,6 +271,10 @@ def compare_reports(
     level=0.95,  # of all intervals together
 ):  # -> Drift
     "How the contribution of each modality changed since an earlier report."
+    if not _is_loss(size) or size < 0:
+        raise ValueError(f'size={size!r}: give the fall that is an alarm, from 0 to 1')
+    if not _is_number(level) or not 0 < level < 1:
+        raise ValueError(f'level={level!r}: give a number between 0 and 1')
     before, after = _as_report(before), _as_report(after)
     names = list(dict.fromkeys([*after['modalities'], *before['modalities']]))
     cannot = cannot_compare(before, after)

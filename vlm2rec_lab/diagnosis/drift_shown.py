@@ -8,6 +8,7 @@ __all__ = ['drift_rows', 'drift_text', 'drift_markdown', 'drift_html']
 # %% ../../nbs/04_diagnosis/04f_drift_shown.ipynb #25e795b6
 from html import escape
 
+from ..base.errors import printable
 from .tables import markdown_table, safe, table, text_table
 
 # %% ../../nbs/04_diagnosis/04f_drift_shown.ipynb #cc1c4531
@@ -46,7 +47,8 @@ def drift_text(
     found = d.get('drift')
     if not found:
         return []
-    return ['', f'  {found["said"]}', *text_table(drift_rows(found)), *(f'  {x}' for x in _sentences(found))]
+    said, *more = (f'  {" ".join(printable(x).split())}' for x in (found['said'], *_sentences(found)))
+    return ['', said, *text_table(drift_rows(found)), *more]
 
 # %% ../../nbs/04_diagnosis/04f_drift_shown.ipynb #9a8edf56
 def drift_markdown(

@@ -13,6 +13,7 @@ from fastcore.basics import patch
 
 from ..base.errors import DataError, known
 from .handover import fused_items, fused_queries
+from .index import check_count
 from .query import check_queries, check_weights, found_of, pair_parts, seen_pairs, summed
 
 # %% ../../nbs/10_share/03e_faiss.ipynb #12779cf6
@@ -92,6 +93,7 @@ def query(
     seen=None,  # as in `Index.query`
 ):  # -> Found, with the recall that was measured
     "Items that are probably the best, with their true scores. Raises what `Index.query` raises."
+    k = check_count(k)
     dims, n = self.at.manifest['modalities'], len(self.at)
     unit = check_queries(queries, dims)
     at, gone = seen_pairs(seen, len(next(iter(unit.values()))), n, lambda: self.at.places)

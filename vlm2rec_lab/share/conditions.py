@@ -16,7 +16,15 @@ from ..base.errors import DataError, printable
 OPERATORS = {'=': eq, '!=': ne, '<': lt, '<=': le, '>': gt, '>=': ge, 'in': None}
 
 # %% ../../nbs/10_share/03_conditions.ipynb #c04733fb
-CONDITION = re.compile(r'\s*(.+?)\s*(?:(!=|<=|>=|=|<|>)|\s(in)\s)\s*(.*?)\s*', re.S)
+CONDITION = re.compile(r'(.+?)(?:(!=|<=|>=|=|<|>)|\s(in)\s)(.*)', re.S)  # read in one pass, however long the text
+
+
+def _listed(text):
+    "The values after `in`. Raises DataError for what cannot be read."
+    try:
+        return next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error as e:
+        raise DataError(f"'{printable(text)}' is no list of values ({e}): write a,b,c") from None
 
 
 def parse_where(
@@ -24,13 +32,12 @@ def parse_where(
     columns=(),  # names that there are; one that the text begins with goes first
 ):  # -> (column, operator, value), the value a text or, after `in`, a list of texts
     "A condition of the shell. Raises DataError for what is none."
-    begun = [c for c in columns if text.lstrip().startswith(c)]
-    name = max(begun, key=len, default='')
-    found = name and CONDITION.fullmatch('_' + text.lstrip()[len(name) :])
-    if not found or found[1] != '_':
+    text = text.lstrip()
+    name = max((c for c in columns if text.startswith(c)), key=len, default='')
+    found = name and CONDITION.fullmatch('_' + text[len(name) :])
+    if not found or found[1].rstrip() != '_':
         name, found = '', CONDITION.fullmatch(text)
     if not found:
         raise DataError(f"'{printable(text)}' is no condition: write column<=value with one of {' '.join(OPERATORS)}")
-    operator, value = found[2] or found[3], found[4]
-    value = next(csv.reader([value], skipinitialspace=True), []) if operator == 'in' else value
-    return name or found[1], operator, value
+    operator, value = found[2] or found[3], found[4].strip()
+    return name or found[1].rstrip(), operator, _listed(value) if operator == 'in' else value

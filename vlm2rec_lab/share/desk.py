@@ -95,8 +95,10 @@ class Encoder:
         if m in self.texts:
             from vlm2rec_lab.shop.tables import compose_text
 
+            for c in self.texts[m]:
+                known(c, list(index.table), 'column', f' in the index any more, and the model reads it ({m})')
             return compose_text({c: index.table[c].iat[row] for c in self.texts[m]})
-        named = index.table[self.column].iat[row] if self.column else None
+        named = index.table[self.column].iat[row] if self.column in index.table else None
         return self.folder and file_of(self.folder, str(index.ids[row]), named if isinstance(named, str) else None)
 
     def _catalogue(self, ids, content):

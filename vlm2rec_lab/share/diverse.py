@@ -51,7 +51,10 @@ def alike_by_column(
     "Likeness of items by a column."
     import pandas as pd
 
-    codes, _ = pd.factorize(values)
+    try:
+        codes, _ = pd.factorize(values)
+    except TypeError:
+        raise DataError(f"column '{values.name}' holds values that cannot be compared: choose another one") from None
     return ((codes[:, None] == codes) & (codes >= 0)).astype(float)
 
 # %% ../../nbs/10_share/03b_diverse.ipynb #d6bcdc1c

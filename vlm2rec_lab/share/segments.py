@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROWS', 'RESERVED', 'MANIFEST', 'SEGMENT', 'GONE', 'OWN', 'unit_rows', 'write_matrices', 'map_file', 'map_matrices',
            'check_modalities', 'check_ids', 'arrow_table', 'write_table', 'Segment', 'write_segment', 'open_segment',
-           'read_manifest', 'put_manifest', 'check_place', 'Stacked', 'Version', 'open_version', 'plan']
+           'read_manifest', 'put_manifest', 'sweep', 'check_place', 'Stacked', 'Version', 'open_version', 'plan']
 
 # %% ../../nbs/10_share/03_segments.ipynb #eb7cc532
 import io
@@ -91,7 +91,7 @@ def map_matrices(
             raise ValueError('its head is cut')
         head = json.loads(raw[8 : 8 + length])
         return {m: _matrix(raw, 8 + length, about) for m, about in head.items() if m != '__metadata__'}
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as e:
         raise DataError(f'{path} is damaged ({e}): build the index again') from e
 
 # %% ../../nbs/10_share/03_segments.ipynb #2e94a762
@@ -200,6 +200,17 @@ class Segment:
 
         return pq.read_schema(pa.BufferReader(pa.py_buffer(self.raw)))
 
+    def lines(self):
+        "Rows of the Parquet file, -1 where it is no table of items."
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            found = pq.read_metadata(pa.BufferReader(pa.py_buffer(self.raw)))
+        except (pa.ArrowException, OSError):
+            return -1
+        return found.num_rows if 'item_id' in found.schema.names else -1
+
     def take(self, m, rows):
         "Vectors of live rows: float32 [.., d]."
         return self.vectors[m][rows if self.live is None else self.live[rows]]
@@ -247,7 +258,10 @@ def open_segment(
     if {m: x.shape for m, x in vectors.items()} != {m: (entry['rows'], d) for m, d in modalities.items()}:
         raise DataError(f'{folder}: {entry["name"]}.safetensors is not what the index says: build the index again')
     raw = map_file(Path(folder) / f'{entry["name"]}.parquet')
-    return Segment(entry, {m: vectors[m] for m in modalities}, raw, _live(folder, entry))
+    found = Segment(entry, {m: vectors[m] for m in modalities}, raw, _live(folder, entry))
+    if found.lines() != entry['rows']:
+        raise DataError(f'{folder}: {entry["name"]}.parquet is not what the index says: build the index again')
+    return found
 
 # %% ../../nbs/10_share/03_segments.ipynb #47986152
 MANIFEST = 'index.json'
@@ -275,11 +289,11 @@ def read_manifest(
         found = json.loads(path.read_bytes())
         dims = list(found['modalities'].values())
         whole = found['format'] == 1 and all(type(d) is int and d > 0 for d in (found['version'], *dims))
-        if not whole or not found['segments'] or not all(map(_whole, found['segments'])):
+        if not whole or not dims or not found['segments'] or not all(map(_whole, found['segments'])):
             raise ValueError('it is not what `build_index` writes')
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f'there is no index in {folder}: make one with `vlm2rec index build`') from None
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise DataError(f'{path} is damaged ({e}): build the index again') from e
     return found
 
@@ -290,6 +304,14 @@ def put_manifest(
 ):
     "Make a version the one of now, then take away the files that no version names."
     write_bytes(Path(folder) / MANIFEST, json.dumps(manifest, indent=1).encode())
+    sweep(folder, manifest)
+
+
+def sweep(
+    folder,  # of an index, whose lock one has
+    manifest,  # dict
+):
+    "Take away the files that a version does not name."
     kept = {MANIFEST, LOCK, *(s['file'] for s in manifest['segments'])}
     kept |= {f'{s["name"]}.{end}' for s in manifest['segments'] for end in ('safetensors', 'parquet')}
     for name in set(os.listdir(folder)) - kept:

@@ -9,6 +9,8 @@ __all__ = ['MAX_PIXELS', 'FORMATS', 'MAX_RATIO', 'LazyImage', 'to_rgb', 'check_s
 # %% ../../nbs/00_shop/00_pictures.ipynb #b3965a53
 import base64
 import io
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +88,10 @@ def _decode(source, max_pixels, size, ratio):
             check_sides(*img.size, ratio)
         if size and img.format == 'JPEG':
             img.draft('RGB', size(img.size) if callable(size) else size)
-        return to_rgb(img)
+        try:
+            return to_rgb(img)
+        except (SyntaxError, EOFError, LookupError, struct.error, zlib.error) as e:  # what decoders let through
+            raise ValueError(f'the picture is damaged ({e})') from None
 
 # %% ../../nbs/00_shop/00_pictures.ipynb #0d3b3206
 def open_image(

@@ -8,6 +8,7 @@ __all__ = ['TRACKERS', 'NEEDED', 'COUNTERS', 'NUMBERS_ONLY', 'PROJECT', 'OPEN', 
 
 # %% ../../nbs/02_training/10_trackers.ipynb #e30c5301
 import json
+import math
 import os
 import re
 import secrets
@@ -52,7 +53,7 @@ def check_trackers(
     asked = log_with if isinstance(log_with, (list, tuple)) else [log_with] * (log_with is not None)
     for tracker in asked:
         _check_tracker(tracker)
-    return tuple(dict.fromkeys(asked))
+    return tuple({t if isinstance(t, str) else id(t): t for t in asked}.values())
 
 # %% ../../nbs/02_training/10_trackers.ipynb #574115b2
 COUNTERS = ('step', 'epoch')  # columns that count, from 0 and from 1
@@ -65,17 +66,24 @@ def _ratios(figures):
     return {f'grad_ratio/{a}/{b}': figures[f'grad/{a}'] / figures[f'grad/{b}'] for a, b in pairs}
 
 # %% ../../nbs/02_training/10_trackers.ipynb #3621bda6
+def _is_figure(x):
+    "A finite number that a float can hold."
+    try:
+        return isinstance(x, (int, float, np.integer, np.floating)) and math.isfinite(x)
+    except OverflowError:
+        return False
+
+
 def figures_of(
     record,  # {column: value} of a row of `frame`
     settings,  # of the run
 ):  # -> step, {name: float}
     "What a tracker hears of one step or epoch."
-    numbers = {k: v for k, v in record.items() if isinstance(v, (int, float, np.number)) and k not in COUNTERS}
-    figures = {k: float(v) for k, v in numbers.items() if np.isfinite(v)}
-    if 'step' in record and {'lr', 'steps'} <= settings.keys():
+    figures = {k: float(v) for k, v in record.items() if k not in COUNTERS and _is_figure(v)}
+    if _is_figure(record.get('step')) and all(_is_figure(settings.get(k)) for k in ('lr', 'steps')):
         shape = settings.get('schedule', 'constant'), settings.get('warmup', 0)
         figures['lr'] = lr_at(record['step'], settings['steps'], settings['lr'], *shape)
-    at = next((record[c] for c in COUNTERS if c in record), 0)
+    at = next((record[c] for c in COUNTERS if _is_figure(record.get(c))), 0)
     return int(at), figures | _ratios(figures)
 
 # %% ../../nbs/02_training/10_trackers.ipynb #1073162e
@@ -188,9 +196,11 @@ def _notes(folder, name):
 
 def _read_note(file):
     "What a file says of its run; {} where it cannot be read."
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         note = json.loads(file.read_text(encoding='utf-8'))
-        return note if isinstance(note, dict) else {}
+        whole = isinstance(note, dict) and all(isinstance(note.get(k), dict) for k in ('settings', 'ids', 'done'))
+        if whole and all(type(at) is int for at in note['done'].values()):
+            return note
     return {}
 
 # %% ../../nbs/02_training/10_trackers.ipynb #f5975248
@@ -269,9 +279,20 @@ def _tell(book, record):
             book.note['done'][label] = step
 
 # %% ../../nbs/02_training/10_trackers.ipynb #14456ef6
+def _labels(asked):
+    "{label: tracker}: names as they are, and other trackers by theirs, with a number where it is taken."
+    labels = {t: t for t in asked if isinstance(t, str)}
+    for tracker in (t for t in asked if not isinstance(t, str)):
+        name, n = str(tracker.name), 1
+        while (label := name if n == 1 else f'{name} {n}') in labels:
+            n += 1
+        labels[label] = tracker
+    return labels
+
+
 def _start(book):
     "Open the run and all its trackers."
-    labels = {t if isinstance(t, str) else f'{t.name} {n}' if n else t.name: t for n, t in enumerate(book.asked)}
+    labels = _labels(book.asked)
     book.note = dict(settings=book.settings, ids={}, done={})
     try:
         if any(isinstance(t, str) for t in book.asked):
