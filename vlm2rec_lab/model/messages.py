@@ -241,6 +241,10 @@ def template_gap(
     wanted = [before, *(x for k, t in enumerate(read) for x in ([between, t] if k else [t])), after]
     chat = [dict(role='system', content='sequence'), *(dict(role='user', content=t) for t in texts)]
     found = encode_text(there, there.apply_chat_template(chat, tokenize=False), True)
+    item = encode_text(there, there.apply_chat_template(chat[1:2], tokenize=False), True)
+    ahead, behind = (encode_text(embedder.tokenizer, t, True) for t in ends['item'])
+    if item != [*ahead, *read[0], *behind]:
+        return 'the prompt of an item'
     if found == [x for part in wanted for x in part]:
         return ''
     alone = [encode_text(there, there.apply_chat_template(chat[:1] + [c], tokenize=False), True) for c in chat[1:]]
