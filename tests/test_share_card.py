@@ -566,3 +566,35 @@ def test_vlm2rec_train_keeps_what_a_card_needs(tmp_path):
     assert found['data']['fingerprint'].startswith(history.settings['rows'])
     assert said(*argv[:-1], 'sft', '--resume', '--out', tmp_path / 'run')[0] == 0
     assert run_facts(tmp_path / 'run')['data'] == found['data']
+
+
+@pytest.mark.parametrize('number', [float('nan'), float('inf'), -1, 7, True, 10**400])
+def test_a_figure_that_is_none_is_refused(run, folder, tmp_path, number):
+    copied = json.loads((folder / 'metrics.json').read_text())
+    view, name = next((v, n) for v, found in copied['views'].items() for n in found)
+    copied['views'][view][name]['value'] = number
+    with pytest.raises(DataError, match='no such number'):
+        model_card(run['embedder'], figures=copied)
+
+
+@pytest.mark.parametrize(
+    'path, number',
+    [
+        (('data', 'users'), -1),
+        (('data', 'items'), float('nan')),
+        (('data', 'rows', 'test'), True),
+        (('data', 'cold'), 1.5),
+        (('data', 'modalities', 'text', 'missing'), 2),
+        (('report', 'modalities', 'text', 'evidence', 'ndcg', 'value'), float('nan')),
+        (('report', 'modalities', 'text', 'evidence', 'drop_mean', 'low'), float('inf')),
+    ],
+)
+def test_a_damaged_number_of_a_run_is_refused(folder, tmp_path, path, number):
+    place = copied(folder, tmp_path)
+    found = at = json.loads((place / FACTS).read_text())
+    for part in path[:-1]:
+        at = at[part]
+    at[path[-1]] = number
+    (place / FACTS).write_text(json.dumps(found))
+    with pytest.raises(DataError, match='no such number'):
+        card_from_run(place)

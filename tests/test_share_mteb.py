@@ -483,3 +483,31 @@ def test_arrays_beside_a_model_are_still_refused(split):
         collapse_report(SentenceTransformer(), **BRIEF)
     with pytest.raises(TypeError, match='taken as it is by'):
         collapse_report(object(), split, **BRIEF)
+
+
+@needed
+@library
+def test_an_exported_embedder_is_judged_as_the_embedder(split, tmp_path):
+    "By its own prompts, and histories as histories, whoever holds it."
+    import exported
+    import mteb
+    from family_checkpoints import FAST, write
+    from sentence_transformers import SentenceTransformer
+
+    from vlm2rec_lab.share.mteb_measure import measure
+    from vlm2rec_lab.share.mteb_model import as_mteb
+    from vlm2rec_lab.share.mteb_task import shop_task, vectors_of
+
+    embedder = exported.taught(write(FAST['llava'], tmp_path / 'base'))
+    model = SentenceTransformer(str(embedder.export(tmp_path / 'out')), device='cpu')
+    found = measure({'ours': embedder, 'theirs': model}, split, permutations=2, bootstrap=20)
+    ours, theirs = (part.drop(columns='model').round(5) for _, part in found.frame.groupby('model', sort=True))
+    assert ours.values.tolist() == theirs.values.tolist()
+    wrapped, own = vectors_of(as_mteb(model), split), vectors_of(embedder, split)
+    for side in ('items', 'sequences'):
+        gap = exported.apart(*({m: torch.as_tensor(z) for m, z in v[side].items()} for v in (own, wrapped)))
+        assert gap < 1e-5
+    assert as_mteb(model).mteb_model_meta.embed_dim == model.get_embedding_dimension()
+    task = shop_task(split, 'text')
+    scores = [mteb.evaluate(m, task, **QUIET).task_results[0].scores['test'][0] for m in (model, as_mteb(embedder))]
+    assert scores[0]['ndcg_at_10'] == scores[1]['ndcg_at_10'] > 0

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
+from ..base.errors import DataError
 from ..base.ragged import PAD
 from .embedder import checked_history
-from .families import family_of
+from .families import checked_note, family_of, naming
 from .messages import item_messages, sequence_messages, views_of
 from .objects import is_sentence_object
 from .saved import read_prompts, said_in_template
@@ -22,12 +23,17 @@ from .saved import read_prompts, said_in_template
 def chat_note(
     model,  # anything
 ):  # -> dict of `reading_note`; empty for whatever was not exported here
-    "How an exported embedder reads, from the chat template of a SentenceTransformer."
+    "How an exported embedder reads, from a SentenceTransformer's chat template. Raises DataError for a damaged one."
     if not is_sentence_object(model):
         return {}
     found = (getattr(model, 'processor', None), getattr(model, 'tokenizer', None))
-    templates = (getattr(part, 'chat_template', None) for part in found)
-    return next((note for t in templates if isinstance(t, str) and (note := said_in_template(t))), {})
+    templates = [t for part in found if isinstance(t := getattr(part, 'chat_template', None), str)]
+    where = f'the chat template of this {type(model).__name__}'
+    with naming(where, 'its first line'):
+        note = next(filter(None, map(said_in_template, templates)), {})
+    if lacks := [k for k in ('fusion', 'prompts', 'max_pixels', 'max_text_tokens') if note and k not in note]:
+        raise DataError(f'{where}: its first line lacks {", ".join(lacks)}: export the embedder again')
+    return checked_note(note, where)
 
 # %% ../../nbs/02_model/15_chats.ipynb #79e32dbe
 class ChatEmbedder:
@@ -39,8 +45,9 @@ class ChatEmbedder:
     ):
         note = chat_note(model)
         self.model, self.tokenizer, self.fusion = model, model.tokenizer, note['fusion']
-        self.prompts, self.max_pixels = read_prompts(note['prompts']), note['max_pixels']
-        self.max_text_tokens = note['max_text_tokens']
+        with naming('a chat template', 'its prompts'):
+            self.prompts = read_prompts(note['prompts'])
+        self.max_pixels, self.max_text_tokens, self.view = note['max_pixels'], note['max_text_tokens'], note.get('view')
         self.family = family_of(model[0].model.config)
         self.image_processor = getattr(model[0].processor, 'image_processor', None)
 

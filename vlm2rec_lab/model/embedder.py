@@ -39,6 +39,7 @@ from vlm2rec_lab.model.saved import (
     NOTE,
     base_mark,
     check_base,
+    check_not_base,
     find_base,
     note_of,
     read_prompts,
@@ -98,6 +99,7 @@ class VLMEmbedder:
             check_templates(tokenizer, prompts)
         self.max_pixels, self.max_text_tokens = max_pixels, max_text_tokens
         self.base, self.adapters = str(base), tuple(adapters)
+        self.view = None  # the only modality, or 'joint', that it was exported for; None: any
         self.sharded = False  # are the frozen weights in parts, one per process? `shard` says so
         self._banks = weakref.WeakKeyDictionary()  # catalogue -> {vision: Bank}
         self._mark = None  # of the base, taken when it is asked for
@@ -326,9 +328,11 @@ def save_pretrained(
 ):  # -> Path
     """Write the embedder to a folder, atomically; `from_pretrained` reads it.
 
-    Raises `DataError` for a folder that holds anything but a saved embedder.
+    Raises `DataError` for a folder that holds anything but a saved embedder, and for the base of the adapters.
     """
     adapted = hasattr(self.model, 'get_base_model')
+    if adapted:
+        check_not_base(path, self.base)
     parts = (self.model,) if adapted else (self.model, self.tokenizer, self.image_processor)
 
     def put(draft):
@@ -437,6 +441,7 @@ def from_pretrained(
     with naming(local, NOTE):
         reading = _reading_of(note, fusion, prompts, max_pixels, max_text_tokens, pool, dims)
     source, adapted = _source_of(path, note, lora, adapters, base)
+    source = str(Path(source).resolve()) if Path(source).is_dir() else source
     whole = local if local.exists() and not adapted else source
     try:
         model, tokenizer, image_processor = load_model(whole, dtype, device, revision, quantise)
@@ -457,6 +462,9 @@ def from_pretrained(
         _recompute(model)
     how = dict(base=source, adapters=own, trainable=trainable, family=family)
     embedder = cls(model, tokenizer, image_processor, **reading, **how)
+    embedder.view = note.get('view')
+    for config in getattr(model, 'peft_config', {}).values():
+        config.base_model_name_or_path = str(source)  # where it lies now, wherever this program works
     if adapted and note.get('base_mark'):
         check_base(path, note, source, embedder.mark)
     return embedder

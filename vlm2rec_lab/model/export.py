@@ -20,25 +20,32 @@ from .encode import vector_size
 from .families import read_object
 from .family import hidden_size
 from .messages import chat_template, template_gap, with_breaks
-from .saved import note_of, write_embedder
+from .saved import check_not_base, note_of, write_embedder
 
 # %% ../../nbs/02_model/14_export.ipynb #e0fc7b2c
 def merged_weights(
     model,  # with or without adapters; of several sets the one that is switched on
 ):  # -> {name: tensor}, as the model without adapters calls them
-    "Weights with the adapters in them. Raises ValueError for weights in four bits."
+    "Weights with the adapters in them. Raises ValueError for weights in four bits, and for layers trained whole."
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     core = model.get_base_model() if hasattr(model, 'get_base_model') else model
     kept = {k.replace('.base_layer.', '.'): v for k, v in core.state_dict().items() if 'lora_' not in k}
+    if whole := [k for k in kept if '.modules_to_save.' in k or 'trainable_tokens' in k]:
+        raise ValueError(f'beside adapters, layers were trained whole ({whole[0]}): export with merge=False')
     for name, layer in core.named_modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
         weight = kept[f'{name}.weight']
         if not weight.is_floating_point():
             raise ValueError('adapters cannot be merged into weights in four bits: export with merge=False')
-        deltas = (layer.get_delta_weight(a).float() for a in layer.active_adapters)
-        kept[f'{name}.weight'] = sum(deltas, weight.float()).to(weight.dtype)
+        own = copy.deepcopy(layer).float()
+        try:
+            own.merge(adapter_names=list(layer.active_adapters))
+        except RuntimeError as e:  # such as a bias of adapters beside a layer that has none
+            raise ValueError(f'adapters of {name} cannot be merged ({e}): export with merge=False') from e
+        for part, value in own.base_layer.state_dict().items():
+            kept[f'{name}.{part}'] = value.to(weight.dtype)
     return kept
 
 # %% ../../nbs/02_model/14_export.ipynb #18487bad
@@ -212,7 +219,7 @@ def _put_weights(embedder, folder, merge, view):
 def _export_note(embedder, path, files, merge, view):
     "What an embedder is beside its weights, for one view."
     note = note_of(embedder, path, files, not merge) | dict(adapters=[])
-    return note if view is None else note | dict(prompts=asdict(embedder.prompts_for(view)))
+    return note if view is None else note | dict(prompts=asdict(embedder.prompts_for(view)), view=view)
 
 # %% ../../nbs/02_model/14_export.ipynb #d9d3e4f2
 @patch
@@ -225,9 +232,11 @@ def export(
     """Write a folder that sentence-transformers, transformers (adapters: peft) and `from_pretrained` load.
 
     Raises ValueError for a view that has to be named and for a model that cannot be exported, `DataError` for a folder
-    that holds anything else, and for a tokenizer that would read prompts otherwise.
+    that holds anything else or the base of the adapters, and for a tokenizer that would read prompts otherwise.
     """
     view = _checked_view(self, view, merge)
+    if hasattr(self.model, 'get_base_model'):
+        check_not_base(path, self.base)
 
     def put(draft):
         _write_tokenizer(self, draft, view)

@@ -197,6 +197,7 @@ NOTE_KINDS = dict(
     pool=str,
     dims=int,
     files=dict,
+    view=str,
 )
 
 # %% ../../nbs/02_model/02_families.ipynb #fa110a12

@@ -8,6 +8,7 @@ __all__ = ['BREAK', 'TEMPLATE', 'with_breaks', 'special_tokens', 'disarmed', 're
 
 # %% ../../nbs/02_model/13_messages.ipynb #a0e3d587
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from ..base.errors import DataError, few, known
 from ..base.ragged import PAD
 from ..base.store import content_key
-from .bank import encode_text
+from .bank import encode_text, whole_tokens
 from .saved import template_note
 
 # %% ../../nbs/02_model/13_messages.ipynb #0e166f5c
@@ -126,7 +127,9 @@ def reading_note(
     "How an embedder reads the prompts of a view, as `from_pretrained` understands it."
     how = dict(fusion=embedder.fusion, prompts=asdict(embedder.prompts_for(view)), pool=embedder.pool)
     limits = dict(max_pixels=embedder.max_pixels, max_text_tokens=embedder.max_text_tokens)
-    return how | limits | ({} if embedder.dims is None else dict(dims=embedder.dims))
+    view = view or embedder.view
+    more = dict(dims=embedder.dims, view=view)
+    return how | limits | {k: v for k, v in more.items() if v is not None}
 
 # %% ../../nbs/02_model/13_messages.ipynb #471d180d
 def chat_template(
@@ -136,9 +139,8 @@ def chat_template(
     "The prompts of a view as a chat template (Jinja), for a tokenizer `with_breaks`."
     marks = [[t, disarmed(embedder.tokenizer, t)] for t in special_tokens(embedder.tokenizer)]
     values = dict(__WORDS__=_words(embedder, view), __MARKS__=marks)
-    template = TEMPLATE.replace('__BREAK__', BREAK)
-    for name, value in values.items():
-        template = template.replace(name, json.dumps(value, ensure_ascii=False))
+    said = {k: json.dumps(v, ensure_ascii=False) for k, v in values.items()} | dict(__BREAK__=BREAK)
+    template = re.sub('|'.join(said), lambda found: said[found[0]], TEMPLATE)  # at once: prompts may hold such words
     return template_note(reading_note(embedder, view)) + template
 
 # %% ../../nbs/02_model/13_messages.ipynb #da084e48
@@ -147,9 +149,8 @@ def _cut_text(embedder, text, lead):
     tokenizer, limit = embedder.tokenizer, embedder.max_text_tokens
     if len((lead + text).encode()) <= limit:  # a token has a byte or more
         return text
-    how = dict(add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    places = tokenizer(lead + text, **how)['offset_mapping']
-    return text if len(places) <= limit else (lead + text)[: places[limit][0]][len(lead) :]
+    cut = whole_tokens(tokenizer, lead + text, limit)
+    return text if cut is None else (lead + text)[: cut[1]][len(lead) :]
 
 # %% ../../nbs/02_model/13_messages.ipynb #09ca6dc8
 def _content(embedder, catalogue, modality, i):
@@ -183,8 +184,12 @@ def views_of(
     embedder,  # an embedder
     catalogue,  # Catalogue
 ):  # -> tuple of names
-    "What an embedder makes vectors of: each modality, or 'joint'."
-    return catalogue.modalities if embedder.fusion == 'external' else ('joint',)
+    """What an embedder makes vectors of: each modality, or 'joint', or the only one that it was exported for. Raises
+    DataError where that is not in the catalogue."""
+    views = catalogue.modalities if embedder.fusion == 'external' else ('joint',)
+    if embedder.view is None:
+        return views
+    return (known(embedder.view, views, 'modality', ' in this catalogue, and the model was exported for it alone'),)
 
 # %% ../../nbs/02_model/13_messages.ipynb #76df9574
 def _there(gone, view):
@@ -236,6 +241,10 @@ def template_gap(
     wanted = [before, *(x for k, t in enumerate(read) for x in ([between, t] if k else [t])), after]
     chat = [dict(role='system', content='sequence'), *(dict(role='user', content=t) for t in texts)]
     found = encode_text(there, there.apply_chat_template(chat, tokenize=False), True)
+    item = encode_text(there, there.apply_chat_template(chat[1:2], tokenize=False), True)
+    ahead, behind = (encode_text(embedder.tokenizer, t, True) for t in ends['item'])
+    if item != [*ahead, *read[0], *behind]:
+        return 'the prompt of an item'
     if found == [x for part in wanted for x in part]:
         return ''
     alone = [encode_text(there, there.apply_chat_template(chat[:1] + [c], tokenize=False), True) for c in chat[1:]]

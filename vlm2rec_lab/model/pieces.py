@@ -15,7 +15,7 @@ import torch
 # %% ../../nbs/02_model/01_pieces.ipynb #7a810fdf
 @dataclass(frozen=True)
 class Prompts:
-    "Templates of an item's and a sequence's prompt. Raises ValueError for a template without exactly one `{}`."
+    "Templates of an item's and a sequence's prompt. Raises ValueError for no text, and without exactly one `{}`."
 
     item: str = '<|im_start|>Product:{}<|im_end|>'  # `{}`: the item's content
     sequence: str = '<|im_start|>The customer bought:{}; Next product:<|im_end|>'  # `{}`: the items, oldest first
@@ -24,6 +24,9 @@ class Prompts:
     lead: str = ' '  # in front of each content
 
     def __post_init__(self):
+        for name, text in vars(self).items():
+            if not isinstance(text, str):
+                raise ValueError(f'prompt {name}={text!r}: write a text')
         for name in ('item', 'sequence'):
             template = getattr(self, name)
             if template.count('{}') != 1:

@@ -108,6 +108,9 @@ def plain_embedder(
     own = getattr(model, OWN_READER, None)
     if own is not None:
         return own()
+    if view := chat_note(model).get('view'):
+        left = [m for m in kinds if view not in (m, 'joint')]
+        warn([], f'this model was exported for {view} alone: {", ".join(left)} is not judged') if left else None
     if chat_note(model):
         return ChatEmbedder(model)
     reads, called = kinds_read(model), type(model).__name__

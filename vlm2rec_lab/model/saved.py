@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTE', 'OLD_FILES', 'TEMPLATE_NOTE', 'HUB_ID', 'base_mark', 'lies_at', 'note_of', 'read_prompts', 'template_note',
-           'said_in_template', 'read_template_note', 'own_files', 'write_embedder', 'find_base', 'check_base']
+           'said_in_template', 'read_template_note', 'own_files', 'write_embedder', 'check_not_base', 'find_base',
+           'check_base']
 
 # %% ../../nbs/02_model/04a_saved.ipynb #5a7ed002
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ..base.errors import warn
+from ..base.errors import DataError, warn
 from ..base.files import foreign_files, whole_folder
 from ..base.store import weights_key
 from .families import checked_note, digests, naming, read_note, read_object
@@ -96,6 +97,7 @@ def note_of(
         max_text_tokens=embedder.max_text_tokens,
         prompts=prompts,
         **_how_pooled(embedder),
+        **({} if embedder.view is None else dict(view=embedder.view)),
         files=files,
     )
 
@@ -161,6 +163,15 @@ def write_embedder(
             if (Path(path) / name).exists():
                 shutil.copy2(Path(path) / name, draft / name)
     return Path(path)
+
+# %% ../../nbs/02_model/04a_saved.ipynb #f2971921
+def check_not_base(
+    path,  # folder to write
+    base,  # where the weights below some adapters lie
+):
+    "Raises DataError where a folder that is to be replaced is the base of the adapters: it would be lost."
+    if base and Path(base).is_dir() and Path(path).resolve() == Path(base).resolve():
+        raise DataError(f'{path} holds the base of these adapters, which would be lost: choose another folder')
 
 # %% ../../nbs/02_model/04a_saved.ipynb #5a7ed021
 HUB_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')  # as the hub allows them

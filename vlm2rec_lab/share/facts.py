@@ -183,6 +183,20 @@ def training_facts(
         steered=history.controls is not None,
     )
 
+# %% ../../nbs/10_share/00_facts.ipynb #23f8d200
+def _check_numbers(
+    found,  # plain data, at any depth
+    what,  # what it is, in errors
+    least=-1e15,
+    most=1e15,
+):
+    "Raises DataError for a number outside of the bounds, such as NaN; truth values are no numbers."
+    parts = found.values() if isinstance(found, Mapping) else found if isinstance(found, (list, tuple)) else ()
+    for part in parts:
+        _check_numbers(part, what, least, most)
+    if isinstance(found, bool) or isinstance(found, (int, float)) and not least <= found <= most:
+        raise DataError(f"{what}: {str(found)[:20]} is no such number: measure again")
+
 # %% ../../nbs/10_share/00_facts.ipynb #c18bf949
 def figure_facts(
     figures,  # Metrics of `evaluate`, or its `to_dict()`
@@ -191,6 +205,7 @@ def figure_facts(
     found = figures.to_dict() if hasattr(figures, 'to_dict') else figures
     if not isinstance(found, Mapping) or not {'protocol', 'views'} <= set(found):
         raise DataError(f'figures= is a {type(figures).__name__}: pass what evaluate() gives, or its to_dict()')
+    _check_numbers([found['views'], found.get('chance')], 'figures', 0, 1 + 1e-9)
     return {k: found[k] for k in ('protocol', 'users', 'views', 'chance') if k in found}
 
 # %% ../../nbs/10_share/00_facts.ipynb #66f3da76
@@ -206,6 +221,7 @@ def report_facts(
         raise DataError(f'report= is a {type(report).__name__}: pass what collapse_report() gives, or its to_dict()')
     said = ('verdict', 'reason', 'sentence', 'evidence')
     each = {m: {k: x[k] for k in said if k in x} for m, x in d['modalities'].items()}
+    _check_numbers([d.get('evidence'), *(x.get('evidence') for x in each.values())], 'evidence of a report')
     held = any(x.get('control_ndcg') for x in (d.get('memory') or {}).values())
     tried = dict(control=held, missing=bool(d.get('missing')))
     return {k: d[k] for k in TOLD if k in d} | dict(modalities=each) | dict(tried=d.get('tried') or tried)
@@ -295,6 +311,14 @@ def _unknown(found):
         said.append('The folder does not tell how many items lack a modality, nor how many of the test are new.')
     return said
 
+# %% ../../nbs/10_share/00_facts.ipynb #956f5746
+def _check_data(data):
+    "Raises DataError where facts of the data hold counts or shares that are none."
+    counts = [data.get(k) for k in ('users', 'items', 'interactions', 'rows')]
+    lacking = [x.get('missing') for x in data.get('modalities', {}).values()]
+    _check_numbers(counts, 'counts of the data', 0)
+    _check_numbers([data.get('cold'), data.get('new_users'), lacking], 'shares of the data', 0, 1)
+
 # %% ../../nbs/10_share/00_facts.ipynb #675934ac
 def run_facts(
     folder,  # of a run of `vlm2rec train`, or of one of its embedders
@@ -305,6 +329,7 @@ def run_facts(
     kept, metrics = _object_in(place / FACTS), _object_in(place / 'metrics.json')
     data = kept.get('data') or _data_in(place.parent / 'split.safetensors')
     cut = metrics.get('split')
+    _check_data(data)
     if data and cut and data['fingerprint'] != cut:
         raise DataError(
             f'{place / "metrics.json"} is about the split {cut[:12]}, and the run has {data["fingerprint"][:12]}: '

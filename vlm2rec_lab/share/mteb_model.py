@@ -17,9 +17,11 @@ from fastcore.basics import patch
 
 from ..base.errors import DataError, known
 from ..base.store import weights_key
+from ..model.chats import ChatEmbedder, chat_note
 from ..model.encode import vector_size
 from ..model.encoders import KINDS
 from ..model.loading import load_embedder
+from ..model.objects import is_sentence_object
 from ..model.plain import unit
 from ..model.saved import HUB_ID
 from ..ranking.fusions import TOGETHER, fusion_weights, together_weights
@@ -62,10 +64,10 @@ def revision_of(
     embedder,  # with encode_items and encode_sequences
 ):  # -> str, 16 hex digits
     "A mark of weights and settings: equal where vectors are equal."
-    names = 'fusion', 'pool', 'dims', 'max_pixels', 'max_text_tokens', 'prompts', 'made'
+    names = 'fusion', 'pool', 'dims', 'max_pixels', 'max_text_tokens', 'prompts', 'made', 'view'
     settings = [f'{n}={vars(embedder)[n]}' for n in names if n in vars(embedder)]
     if hasattr(embedder, 'model'):
-        return weights_key(embedder.model.state_dict(), embedder.mark, *settings)[:16]
+        return weights_key(embedder.model.state_dict(), getattr(embedder, 'mark', ''), *settings)[:16]
     return weights_key({}, *(f'{m} {e.mark}' for m, e in embedder.encoders.items()), *settings)[:16]
 
 # %% ../../nbs/10_share/06_mteb_model.ipynb #b9995a97
@@ -89,6 +91,8 @@ def _sizes(embedder):
     if core is not None:
         told['n_embedding_parameters'] = core.get_input_embeddings().weight.numel()
         told |= dict(embed_dim=vector_size(embedder), max_tokens=embedder.max_text_tokens)
+    elif isinstance(embedder, ChatEmbedder):
+        told |= dict(embed_dim=embedder.model.get_embedding_dimension(), max_tokens=embedder.max_text_tokens)
     elif hasattr(embedder, 'made'):
         told['embed_dim'] = embedder.made['dims'] * (1 + len(embedder.encoders) if embedder.together else 1)
     else:
@@ -260,10 +264,12 @@ def as_mteb(
 ):  # -> MtebModel
     "An embedder or a folder as a model of mteb. Raises what `load_embedder` and MtebModel raise."
     need_mteb()
+    where = ChatEmbedder(where) if chat_note(where) else where
     if hasattr(where, 'encode_items'):
         embedder, called = where, Path(str(getattr(where, 'base', '')) or type(where).__name__).name
     else:
-        embedder, called = load_embedder(where, device=device), Path(str(where)).name
+        embedder = load_embedder(where, device=device)
+        called = type(where).__name__ if is_sentence_object(where) else Path(str(where)).name
     return MtebModel(name or f'vlm2rec/{called}', embedder=embedder, **more)
 
 # %% ../../nbs/10_share/06_mteb_model.ipynb #71ec3e22

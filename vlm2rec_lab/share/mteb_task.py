@@ -16,6 +16,7 @@ from fastcore.basics import patch
 
 from ..base.errors import DataError, known, warn
 from ..diagnosis.inputs import read_fusion
+from ..model.chats import ChatEmbedder, chat_note
 from ..model.encoders import KINDS
 from ..model.objects import is_sentence_object, object_reads
 from ..model.plain import OWN_READER, mean_histories, unit
@@ -188,6 +189,9 @@ def as_model(
         model = mteb.get_model(model)
     if isinstance(model, ModelMeta):
         model = model.load_model()
+    held = getattr(model, 'model', None) if isinstance(model, EncoderProtocol) else None  # mteb wraps them by itself
+    if own := next((m for m in (model, held) if chat_note(m)), None):
+        return ChatEmbedder(own)
     if is_sentence_object(model):
         own = getattr(model, OWN_READER, None)
         model = _sentence_encoder(model) if own is None else own()
