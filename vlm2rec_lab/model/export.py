@@ -57,7 +57,8 @@ def _counted(core):
     if config.model_type == 'gemma3':
         return dict(image_seq_length=config.mm_tokens_per_image)
     if config.model_type == 'llava':
-        how = dict(patch_size=eye.patch_size, num_additional_image_tokens=1)
+        first = 'siglip' not in eye.model_type  # a token of CLIP's that stands for the whole picture
+        how = dict(patch_size=eye.patch_size, num_additional_image_tokens=int(first))
         return how | dict(vision_feature_select_strategy=config.vision_feature_select_strategy)
     return {}
 
