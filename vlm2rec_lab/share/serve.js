@@ -1,4 +1,5 @@
-// The page of `vlm2rec serve`. All text from the catalogue goes through textContent; nothing is asked for but the service.
+// The page of `vlm2rec serve`. All text from the catalogue goes through textContent;
+// nothing is asked for but the service.
 'use strict';
 
 const $ = (id) => document.getElementById(id);
