@@ -114,8 +114,8 @@ def where(tmp_path_factory):
 
 
 def test_every_command_is_here():
-    "`fetch` prints how many pictures came, and no table."
-    assert set(TABLES) | {'fetch'} == set(COMMANDS)
+    "`fetch` says how many pictures came, `export` and `push` which files, `serve` its address: no tables."
+    assert set(TABLES) | {'fetch', 'export', 'push', 'serve'} == set(COMMANDS)
 
 
 LONG = ('train', 'demo', 'downstream')  # that take many seconds: their narrow terminal belongs to the slow tests

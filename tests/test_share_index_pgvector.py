@@ -28,7 +28,7 @@ def test_what_the_page_says_is_what_postgresql_answers():
     for code in fences('python')[:-1]:
         exec(code, room)
     index, asked, weights, written = (room[k] for k in ('index', 'asked', 'weights', 'written'))
-    make, below, others, graph = fences('sql')
+    make, below, others, graph = fences('psql')
     values = dict(asked=written(room['fused_queries'](asked, weights)[0]))
     values |= {m: written(unit_rows(x)[0]) for m, x in asked.items()}
     os.chmod(room['folder'], 0o755)

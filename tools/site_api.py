@@ -22,6 +22,12 @@ LONGEST = 4000  # characters of a constant that is shown as it is written
 
 
 @cache
+def place_of(room):
+    "Where a room's page lies below api/; a room called index must not take the place of its package's own."
+    place = room.replace('.', '/')
+    return f'{place}-room' if place.rpartition('/')[2] == 'index' else place
+
+
 def rooms():
     "{room: path of its notebook under nbs/, without suffix}, in the notebooks' order."
     return notebooks(ROOT / 'nbs')
@@ -236,7 +242,7 @@ def table_of_names(room):
     rows = []
     for name, to in handed_on(room).items():
         link = f'{{py:obj}}`{name} <{PACKAGE}.{to}.{name}>`'
-        rows.append(f'| {link} | {cell_text(said_of(to, name))} | [{to}](/api/{to.replace(".", "/")}.md) |')
+        rows.append(f'| {link} | {cell_text(said_of(to, name))} | [{to}](/api/{place_of(to)}.md) |')
     return '\n'.join(['', '| name | | made in |', '|---|---|---|', *rows, '']) if rows else ''
 
 
@@ -272,7 +278,7 @@ def api_page(room):  # -> Markdown
 
 def table_of_rooms(found):
     "Rooms with their purposes."
-    rows = [f'| [{r}](/api/{r.replace(".", "/")}.md) | {cell_text(purpose(r))} |' for r in found]
+    rows = [f'| [{r}](/api/{place_of(r)}.md) | {cell_text(purpose(r))} |' for r in found]
     return '\n'.join(['| module | |', '|---|---|', *rows])
 
 
@@ -299,7 +305,7 @@ def write_api(folder):  # api/ among Sphinx's sources
         text = f'# {package}\n\n{PURPOSE.get(package, "").capitalize()}.\n\n{table_of_rooms(inside)}\n'
         (folder / package / 'index.md').write_text(text + toctree(r.split('.')[1] for r in inside))
     for room in rooms():
-        (folder / f'{room.replace(".", "/")}.md').write_text(api_page(room))
+        (folder / f'{place_of(room)}.md').write_text(api_page(room))
 
 
 def setup(app):

@@ -87,14 +87,6 @@ def _processor_note(embedder):
     told = embedder.family.processor.to_dict() if learned else _counted(core) | _told(embedder.base)
     return {k: v for k, v in told.items() if k not in _PARTS and v is not None} | dict(processor_class=kind)
 
-# %% ../../nbs/02_model/14_export.ipynb #a3fdcabe
-_FILMS = dict(qwen2_vl='Qwen2VL', qwen2_5_vl='Qwen2VL', qwen3_vl='Qwen3VL', smolvlm='SmolVLM')
-
-
-def _film_class(kind):
-    "The class that reads films for a kind of model, which its processor wants to have; None where it wants none."
-    return f'{_FILMS[kind]}VideoProcessor' if kind in _FILMS else None
-
 # %% ../../nbs/02_model/14_export.ipynb #0fabb514
 def _write_processors(embedder, folder):
     "The settings of pictures, and which class writes them into prompts."
@@ -105,7 +97,7 @@ def _write_processors(embedder, folder):
     for old in ('min_pixels', 'max_pixels') if 'size' in settings else ():  # they would win over the size
         looks.pop(old, None)
     file.write_text(json.dumps(looks, indent=1))
-    if films := _film_class(embedder.core.config.model_type):
+    if films := embedder.family.films:
         (folder / 'video_preprocessor_config.json').write_text(json.dumps(dict(video_processor_type=films)))
     (folder / 'processor_config.json').write_text(json.dumps(_processor_note(embedder), indent=1))
 

@@ -43,10 +43,15 @@ _IDEFICS = dict(
 
 # %% ../../nbs/02_model/02_families.ipynb #ab5e0102
 _LISTED = (
-    Spread('qwen2_5_vl', **_QWEN),
-    Spread('qwen2_vl', **_QWEN),
-    Deep('qwen3_vl', **_QWEN),
-    Nested('smolvlm', **_IDEFICS, templates=_templates('<|im_start|>User: ', '<end_of_utterance>')),
+    Spread('qwen2_5_vl', **_QWEN, films='Qwen2VLVideoProcessor'),
+    Spread('qwen2_vl', **_QWEN, films='Qwen2VLVideoProcessor'),
+    Deep('qwen3_vl', **_QWEN, films='Qwen3VLVideoProcessor'),
+    Nested(
+        'smolvlm',
+        **_IDEFICS,
+        films='SmolVLMVideoProcessor',
+        templates=_templates('<|im_start|>User: ', '<end_of_utterance>'),
+    ),
     Nested('idefics3', **_IDEFICS, templates=_templates('<|begin_of_text|>User:', '<end_of_utterance>')),
     Family('llava', place='<image>', templates=_templates('<s>USER: ', '</s>')),
     Blocks(

@@ -170,6 +170,7 @@ class Family:
     tree: bool = True  # can all prefixes of a history be read in one pass?
     notes: tuple = ()  # what is off, in sentences
     whole: bool = False  # does it need the pictures themselves in every pass?
+    films: str = ''  # class that reads films, which the checkpoint's processor wants to have; '': it wants none
 
     def marks(self, tokenizer, config):  # -> Marks
         "How a picture stands in a prompt."
