@@ -222,6 +222,7 @@ class Arriving:
     late = None  # the timer that closes the connection, while a request is awaited
 
     def connection_made(self, transport):
+        "The clock starts; one connection too many is told so and closed."
         super().connection_made(transport)
         self.late = self.loop.call_later(self.bounds.seconds, transport.close)
         if len(self.connections) > self.bounds.connections:
@@ -229,6 +230,7 @@ class Arriving:
             transport.close()
 
     def data_received(self, data):
+        "The clock stops with a request, and starts when more is awaited."
         super().data_received(data)
         waits = self.cycle is None or self.cycle.response_complete
         if not waits or self.transport.is_closing():
@@ -237,10 +239,12 @@ class Arriving:
             self.late = self.loop.call_later(self.bounds.seconds, self.transport.close)
 
     def connection_lost(self, exc):
+        "No clock runs for a connection that has ended."
         self._in_time()
         super().connection_lost(exc)
 
     def send_400_response(self, msg):
+        "What is no HTTP is answered in JSON."
         self.transport.write(raw_refusal(400, 'Bad Request', 'This is no HTTP that can be read.'))
         self.transport.close()
 
@@ -259,18 +263,22 @@ class Leaving:
     slow = None  # the timer of the next look, while bytes wait to be taken
 
     def pause_writing(self):
+        "Bytes wait to be taken: the first look."
         super().pause_writing()
         self._look(None)
 
     def resume_writing(self):
+        "They have been taken."
         super().resume_writing()
         self._taken()
 
     def timeout_keep_alive_handler(self):
+        "The connection is closed; does anything still wait?"
         super().timeout_keep_alive_handler()
         self._look(None)
 
     def connection_lost(self, exc):
+        "Nothing waits any more."
         self._taken()
         super().connection_lost(exc)
 
