@@ -228,3 +228,12 @@ def test_a_full_disk_leaves_what_was_there(base, tmp_path, monkeypatch):
         embedder.export(out)
     assert {f.name: f.read_bytes() for f in out.iterdir() if f.is_file()} == before
     assert [f.name for f in tmp_path.iterdir()] == ['out']
+
+
+def test_leads_that_differ_within_one_prompt_are_told(tmp_path):
+    base = write(FAST['llava'], tmp_path / 'base')
+    prompts = {view: Prompts('A:{}', 'B:{}', lead=lead) for view, lead in (('joint', ' '), ('text', ' in words: '))}
+    embedder = VLMEmbedder.from_pretrained(base, device='cpu', fusion='internal', prompts=prompts)
+    with pytest.raises(ValueError, match='one lead for all contents'):
+        embedder.export(tmp_path / 'out', view='joint')
+    assert not (tmp_path / 'out').exists()

@@ -185,6 +185,9 @@ def _checked_view(embedder, view, merge):
         raise ValueError(
             f'each of {", ".join(apart)} is read in a way of its own: export one folder each, view={apart[0]!r}'
         )
+    several = isinstance(embedder.prompts, dict) and view == 'joint'
+    if several and {p.lead for p in embedder.prompts.values()} != {embedder.usual.lead}:  # for what is not named
+        raise ValueError('a chat template has one lead for all contents: pass one Prompts for all')
     if embedder.adapters:
         embedder.switch(view)
     return view

@@ -84,7 +84,7 @@ TEMPLATE = """\
     {%- for part in message.content -%}{{- cut + content(part) + cut -}}{%- endfor -%}
   {%- endif -%}
 {%- endmacro -%}
-{%- set asked = namespace(kind='item', first=true) -%}
+{%- set asked = namespace(kind='item') -%}
 {%- for message in messages if message.role == 'system' -%}
   {%- set asked.kind = message.content if message.content is string else message.content[0].text -%}
 {%- endfor -%}
