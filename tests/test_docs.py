@@ -161,7 +161,16 @@ def test_every_notebook_figure_and_function_is_there(site, pages):
 
 def api(site, room):
     "The API page of a room."
-    return site / 'api' / f'{room.replace(".", "/")}.html'
+    return site / 'api' / f'{site_api.place_of(room)}.html'
+
+
+def test_tables_of_contents_of_the_api_name_pages_that_are_there(tmp_path):
+    site_api.write_api(tmp_path / 'api')
+    there, named = {p for p in (tmp_path / 'api').rglob('*.md')}, []
+    for page in there:
+        entries = page.read_text().partition(':hidden:\n')[2].partition('```')[0].split()
+        named += [page.parent / f'{e}.md' for e in entries]
+    assert len(named) == len(set(named)) and set(named) == there - {tmp_path / 'api' / 'index.md'}
 
 
 @pytest.mark.slow

@@ -303,7 +303,7 @@ def write_api(folder):  # api/ among Sphinx's sources
         inside = [r for r in rooms() if r.startswith(f'{package}.')]
         (folder / package).mkdir()
         text = f'# {package}\n\n{PURPOSE.get(package, "").capitalize()}.\n\n{table_of_rooms(inside)}\n'
-        (folder / package / 'index.md').write_text(text + toctree(r.split('.')[1] for r in inside))
+        (folder / package / 'index.md').write_text(text + toctree(place_of(r).partition('/')[2] for r in inside))
     for room in rooms():
         (folder / f'{place_of(room)}.md').write_text(api_page(room))
 
