@@ -1,5 +1,6 @@
 """The tests that stand in the notebooks, a case per section, so that a failure names what broke."""
 
+import atexit
 import functools
 import json
 import re
@@ -21,13 +22,30 @@ NOTEBOOKS = {
 CASES = [(name, title) for name, path in NOTEBOOKS.items() for title in named_once(t for t, _ in sections(path))]
 
 
+RUNNER = str(ROOT / 'tools' / 'run_sections.py')
+
+
+@functools.cache
+def runner():
+    "A process that runs notebooks, each in a copy of itself; it ends with this one."
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, RUNNER, '--serve'], cwd=ROOT, **pipes)
+    atexit.register(process.communicate)  # closes its input: it ends, and keeps what coverage saw
+    return process
+
+
 @functools.cache
 def outcome(name):
     "{section: None or its error} of a notebook, run once; and what the run said of itself."
-    command = [sys.executable, str(ROOT / 'tools' / 'run_sections.py'), str(NOTEBOOKS[name])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"section"')]
-    return {x['section']: x['error'] for x in lines}, done.stderr[-3000:]
+    process, found = runner(), {}
+    print(NOTEBOOKS[name], file=process.stdin, flush=True)
+    for line in process.stdout:
+        if line.startswith('{"ended"'):
+            return found, json.loads(line)['said']
+        if line.startswith('{"section"'):
+            told = json.loads(line)
+            found[told['section']] = told['error']
+    return found, f'the process that runs notebooks ended with {process.wait()}'
 
 
 @pytest.mark.parametrize('name, section', CASES, ids=[f'{name}::{title}' for name, title in CASES])
@@ -118,8 +136,7 @@ def test_a_failure_names_its_section(tmp_path):
         '#| slow\n1 / 0',
     )
     path = a_notebook(tmp_path, *cells)
-    command = [sys.executable, str(ROOT / 'tools' / 'run_sections.py'), str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, RUNNER, str(path)], cwd=ROOT, capture_output=True, text=True)
     found = {x['section']: x for x in map(json.loads, done.stdout.splitlines())}
     assert done.returncode == 1
     assert [(name, x['ok']) for name, x in found.items()] == [('Good', True), ('Bad', False), ('After', False)]

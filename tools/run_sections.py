@@ -2,18 +2,24 @@
 
 Prints a line of JSON per section: {"section": ..., "ok": ..., "error": ...}. Sections are those of headings. After a
 failure the rest is not run, and says so. Exported cells are run from the module, so that coverage sees what is tested.
+
+With --serve, notebooks are read from standard input, a path a line. Each is run in a process of its own that begins
+with the slow imports done, and a line {"ended": status, "said": the end of its standard error} closes its sections.
 """
 
+import importlib
 import json
 import os
 import re
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = 'vlm2rec_lab'
 LEFT_OUT = ('notest', 'slow', 'gpu')
+AHEAD = ('torch', 'transformers', 'peft', 'pandas', 'scipy.stats', 'sklearn.metrics', 'IPython.core.interactiveshell')
 EXPORTED = re.compile(r'^# %% \S+ #(\S+)$', re.M)
 
 
@@ -107,16 +113,42 @@ def run(path):
             yield title, None
 
 
-def main():
-    path, out, ok = Path(sys.argv[1]).resolve(), sys.stdout, True
+def tell(path, out):
+    "Run a notebook and write a line for each section to out; whether all went well."
+    ok = True
     with open(os.devnull, 'w') as nowhere:
         sys.stdout = nowhere
         for title, error in run(path):
             ok = ok and error is None
             print(json.dumps({'section': title, 'ok': error is None, 'error': error}), file=out, flush=True)
     sys.stdout = out
-    sys.exit(not ok)
+    return ok
+
+
+def forked(path, said):
+    "Run a notebook in a copy of this process, what it complains of going to the file `said`; the exit status."
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(said.fileno(), 2)
+        sys.exit(not tell(path, sys.stdout))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def serve():
+    "Run the notebooks that standard input names, until it ends."
+    for name in AHEAD:  # nothing of the package: each notebook imports it anew, so that coverage sees it
+        importlib.import_module(name)
+    for line in sys.stdin:
+        with tempfile.TemporaryFile() as said:
+            status = forked(Path(line.strip()).resolve(), said)
+            said.seek(0)
+            told = said.read()[-3000:].decode(errors='replace')
+        print(json.dumps({'ended': status, 'said': told}), flush=True)
 
 
 if __name__ == '__main__':
-    main()
+    if sys.argv[1:] == ['--serve']:
+        serve()
+    else:
+        sys.exit(not tell(Path(sys.argv[1]).resolve(), sys.stdout))

@@ -21,13 +21,13 @@ LONGEST = 4000  # characters of a constant that is shown as it is written
 # ---------------------------------------------------------------- what there is
 
 
-@cache
 def place_of(room):
     "Where a room's page lies below api/; a room called index must not take the place of its package's own."
     place = room.replace('.', '/')
     return f'{place}-room' if place.rpartition('/')[2] == 'index' else place
 
 
+@cache
 def rooms():
     "{room: path of its notebook under nbs/, without suffix}, in the notebooks' order."
     return notebooks(ROOT / 'nbs')
