@@ -15,6 +15,8 @@ from fastcore.docments import docments
 from house import PURPOSE, ROOT, notebooks
 from site_cells import PACKAGE, definitions
 
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+DEFINED = (*FUNCTION, ast.ClassDef)
 LONGEST = 4000  # characters of a constant that is shown as it is written
 
 
@@ -63,7 +65,7 @@ def own(room):
     "Exported names that are made in the module itself, in the order of its lines."
     made = []
     for node in parsed(room).body:
-        made += [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else assigned(node)
+        made += [node.name] if isinstance(node, DEFINED) else assigned(node)
     return [n for n in dict.fromkeys(made) if n in exported(room)]
 
 
@@ -141,7 +143,7 @@ def parameters(f):  # function, or class of fields
         return [], ''
     rows = [(n, ' '.join((t or '').split())) for n, t in said.items() if n not in ('self', 'cls', 'return')]
     rows, back = [(n, t) for n, t in rows if t], said.get('return') or ''
-    if isinstance(node, ast.FunctionDef):
+    if isinstance(node, FUNCTION):
         lines = text.splitlines()
         rows += starred(node, lines)
         last = lines[node.body[0].lineno - 2].partition('#')[2].strip()  # behind the signature: `parameter -> result`
@@ -223,7 +225,7 @@ def purpose(room):
 def said_of(room, name):
     "The first sentence of a definition's docstring, or all of it where that would cut through code."
     for node in parsed(room).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
+        if isinstance(node, DEFINED) and node.name == name:
             whole = ' '.join((ast.get_docstring(node) or '').split())
             first = re.split(r'(?<=[.?])\s', whole)[0]
             return whole if first.count('`') % 2 else first

@@ -145,7 +145,7 @@ def definitions(source):
     "Public names that are defined at the top of a source; a `@patch`ed method as `Class.method`."
     found = []
     for n in ast.parse(source).body:
-        if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_'):
+        if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not n.name.startswith('_'):
             patched = any(getattr(getattr(d, 'func', d), 'id', '') == 'patch' for d in n.decorator_list)
             found.append(f'{ast.unparse(n.args.args[0].annotation)}.{n.name}' if patched else n.name)
     return found
