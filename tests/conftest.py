@@ -36,6 +36,8 @@ def pytest_xdist_make_scheduler(config, log):
     """
     from xdist.scheduler import LoadScopeScheduling
 
+    config.option.loadscopereorder = False  # in the order of `pytest_collection_modifyitems`
+
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file, _, case = nodeid.partition('::')
@@ -44,8 +46,13 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 
 
+FIRST = ('docs', 'demo', 'lab', 'house', 'training', 'cli_columns', 'benchmarks')  # minutes each: nobody waits for them
+
+
 def pytest_collection_modifyitems(items):
-    "GPU tests are skipped, and counted, where there is none."
+    "The longest files come first. GPU tests are skipped, and counted, where there is none."
+    place = {f'test_{name}': k for k, name in enumerate(FIRST)}
+    items.sort(key=lambda i: place.get(i.path.stem, len(FIRST)))
     wanted = [i for i in items if i.get_closest_marker('gpu')]
     if not wanted:
         return

@@ -42,7 +42,7 @@ FEDERATED = (
 )
 GRAPH = ('--seeds', '1', '--epochs', '2', '--batch', '64', '--k', '5', '--dim', '4')
 PROMPTS = ('--seeds', '1', '--epochs', '1', '--draws', '1', '--k', '5', '--negatives', '9')
-TABLES = {  # what prints a table: the command, and words of its table
+TABLES = {  # what prints a table: the command, and words of its table; what is kept in a folder is not run twice
     'train': ([*SMALL, '--losses', 'sft', 'wpcl', 'per-modality', '--out', 'run-{columns}'], 'last item by'),
     'demo': (['--users', '40', '--steps', '2'], 'per-modality'),
     'estimate': (['--data', 'studio:three', '--gpu-gb', '24'], 'largest batch'),
@@ -63,13 +63,13 @@ TABLES = {  # what prints a table: the command, and words of its table
             'VBPR',
             *GRAPH,
             '--out',
-            'graph-{columns}',
+            'graph',
         ],
         'without the picture',
     ),
-    'federated': (['--data', 'dated', *FEDERATED, '--out', 'federated-{columns}'], 'against fine-tuning'),
+    'federated': (['--data', 'dated', *FEDERATED, '--out', 'federated'], 'against fine-tuning'),
     'prompts': (
-        ['--data', 'shop', '--encoder', 'ours.npz', '--ids', 'codes', *PROMPTS, '--out', 'prompts-{columns}'],
+        ['--data', 'shop', '--encoder', 'ours.npz', '--ids', 'codes', *PROMPTS, '--out', 'prompts'],
         'against all there',
     ),
     'index': (['query', 'index', '--history', 'item 1', 'item 2', '--diverse', 'the kind of the item'], 'sound'),

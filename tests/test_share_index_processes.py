@@ -64,7 +64,7 @@ def test_a_writer_that_is_killed_at_any_step_leaves_the_old_version_or_the_new(t
     build_index(tmp_path / 'i', *share_processes.three(0, 0))
     found = told(begin('steps', tmp_path / 'i'))
     assert found['wrong'] == [] and found['status'] == 0 and found['steps'] > 20, found
-    assert found['old'] > 5 and found['new'] > 5, found
+    assert found['old'] > 5 and found['new'] > 1, found  # few steps follow the manifest: what is not used is deleted
     whole(tmp_path / 'i')
 
 
