@@ -383,6 +383,38 @@ def test_a_page_follows_scripts_and_shipped_vectors(monkeypatch):
     assert {'spaces.js', 'report.css', 'sft.npz', 'report.csv.gz', 'cite.md'} <= set(seen)
 
 
+CODE = """
+```python
+from vlm2rec_lab.ranking.fusions import fuse
+```
+"""
+COMMAND = """
+```console
+$ vlm2rec evaluate x.npz
+```
+"""
+
+
+@pytest.mark.parametrize(
+    ('text', 'follows', 'stays'),
+    [
+        ('# Nothing runs', (), ('cli', 'ranking.fusions', 'share.door')),
+        (CODE, ('ranking.fusions', 'base.errors'), ('cli', 'share.door', 'training.step')),
+        (COMMAND, ('cli', 'commands.vectors', 'ranking.ranks'), ('commands.train', 'share.door')),
+        (CODE + COMMAND, ('ranking.fusions', 'commands.vectors'), ('share.door',)),
+        (COMMAND.replace('evaluate x.npz', '--help'), ('commands.train', 'share.door'), ()),
+        (COMMAND.replace('vlm2rec', 'python script.py'), ('commands.train', 'share.door'), ()),
+        (CODE.replace('ranking.fusions import fuse', 'nowhere import it'), ('commands.train', 'share.door'), ()),
+        (CODE.replace('from', "import os; print(os.environ['LAB_ROOT'])\nfrom"), ('share.door',), ()),
+    ],
+)
+def test_a_page_follows_the_rooms_that_it_imports_or_calls(tmp_path, text, follows, stays):
+    page = tmp_path / 'p.md'
+    page.write_text(text)
+    behind = site_cells.rooms_behind(page)
+    assert not {*follows} - {*behind} and not {*stays} & {*behind}
+
+
 READ = ('index', 'docs/walk', 'docs/gallery', 'docs/troubleshooting', 'api/diagnosis/report')
 
 

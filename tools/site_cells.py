@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import tempfile
+from functools import cache
 from html import unescape
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from run_nbs import Runner
 
-from house import ROOT
+from house import HIDDEN, ROOT, imports, read_house
 
 PACKAGE = 'vlm2rec_lab'
 PLOTLY = 'application/vnd.plotly.v1+json'
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 STATE = 'application/vnd.jupyter.widget-state+json'
 COLOURS = re.compile(r'\x1b\[[0-9;]*m')
+FILES = re.compile(r"Path\(os\.environ\['LAB_ROOT'\]\) / '(data|benchmarks' / 'results)'")  # a page may read them
 FENCE = re.compile(r'^```(python|console)\n(.*?)^```\n?', re.M | re.S)
 
 
@@ -333,13 +335,69 @@ def keep_page(stored, nb, name):
         old.unlink(missing_ok=True)
 
 
+@cache
+def house():
+    "{room: Room} of the package."
+    return read_house(ROOT / PACKAGE, ROOT / 'nbs')
+
+
+def named_by_code(source):  # of a python fence -> set of rooms, None where it may be any
+    "The rooms that code imports."
+    if re.search(r'LAB_ROOT|__file__|subprocess|^\s*[%!]', FILES.sub('', source), re.M):
+        return None
+    found = {room for room, _ in imports(ast.parse(source), '', PACKAGE, house())}
+    return None if HIDDEN in found else found
+
+
+@cache
+def command_rooms():
+    "{command: the room that makes it}."
+    found = {}
+    for room in (r for r in house() if r.startswith('commands.')):
+        body = ast.parse((ROOT / PACKAGE / f'{room.replace(".", "/")}.py').read_text()).body
+        made = [n for n in body if isinstance(n, ast.FunctionDef)]
+        found |= {n.name: room for n in made if any(ast.unparse(d).startswith('command(') for d in n.decorator_list)}
+    return found
+
+
+def named_by_commands(source):  # of a console fence -> set of rooms, None where it may be any
+    "The rooms of the commands that a shell is given."
+    found = {'cli'}
+    for line in commands(source):
+        words = line.split()
+        if words[0] == 'vlm2rec' and words[1:2] and words[1] in command_rooms():
+            found.add(command_rooms()[words[1]])
+        elif words[0] not in ('ls', 'cat', 'head', 'echo', 'mkdir') or re.search(r'LAB_ROOT|[;&|]', line):
+            return None
+    return found
+
+
+def rooms_behind(path):  # docs/*.md -> sorted rooms
+    "The rooms that a page's outputs can follow from: what it imports or calls, and what those import."
+    found = set()
+    for kind, source in page_cells(path.read_text()):
+        named = {'python': named_by_code, 'console': named_by_commands}.get(kind, lambda _: set())(source)
+        if named is None:
+            return sorted(house())
+        found |= named
+    todo = list(found)
+    while todo:
+        room = todo.pop()
+        taken = {r for r in house()[room].takes if room != 'cli' or not r.startswith('commands.')} & set(house())
+        todo += taken - found
+        found |= taken
+    return sorted(found)
+
+
 def fingerprint(path):
     "Of everything that a page's outputs follow from."
+    package = ROOT / PACKAGE
     files = [
         path,
         *(ROOT / 'tools' / f for f in ('site_cells.py', 'run_nbs.py', 'house.py')),
         ROOT / 'constraints.txt',
-        *sorted(f for f in (ROOT / PACKAGE).rglob('*') if f.suffix in ('.py', '.js', '.css')),
+        *sorted(f for f in package.rglob('*') if f.suffix in ('.js', '.css') or f.stem in ('__init__', '__main__')),
+        *(package / f'{room.replace(".", "/")}.py' for room in rooms_behind(path)),
         *sorted(f for f in (ROOT / 'data').rglob('*') if f.suffix in ('.csv', '.gz', '.npz', '.json')),
         *sorted((ROOT / 'benchmarks').rglob('*.json')),
         *sorted((ROOT / 'benchmarks').glob('*.py')),
