@@ -21,7 +21,7 @@ from PIL import Image
 from share_servers import BEARER, TOKEN, small_index
 
 from vlm2rec_lab.base.files import sole_writer
-from vlm2rec_lab.share import service
+from vlm2rec_lab.share import stock
 from vlm2rec_lab.share.album import Album
 from vlm2rec_lab.share.answers import recommend, shelf_of, why
 from vlm2rec_lab.share.index import Index
@@ -408,7 +408,7 @@ def test_a_fault_of_ours_shows_nothing(index, monkeypatch, caplog):
     def broken(*args, **kw):
         raise KeyError('a secret of the inside')
 
-    monkeypatch.setattr(service, 'similar', broken)
+    monkeypatch.setattr(stock, 'recommend_all', broken)
     answer = client_of(index).get('/similar/i9')
     assert answer.status_code == 500 and answer.json() == dict(
         error='The service has made a mistake; its log says more.'

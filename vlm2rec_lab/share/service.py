@@ -20,13 +20,13 @@ from prometheus_client import generate_latest
 
 from ..base.errors import DataError
 from .album import SIDES
-from .answers import card, find, recommend, rows_of, similar, why
+from .answers import card, find, rows_of, why
 from .asked import Items, Recommend, Why
 from .conditions import parse_where
 from .door import HANDLERS, SLOWEST, Guard, asked, may_write, protocol_of
 from .limits import Refused, check_size
 from .page import files, page
-from .stock import Shop, encoded, new_table, new_vectors, picture_of, watching
+from .stock import Shop, encoded, new_table, new_vectors, picture_of, recommended, watching
 
 _all_ = ['Shop', 'SLOWEST']  # of the rooms below, handed on
 
@@ -60,7 +60,7 @@ async def post_recommend(request: Request):
     shelf = shop.shelf
     vectors = await encoded(shop, shelf, q.history)
     how = dict(k=q.k, weights=q.weights, where=q.where, diversity=q.diversity, repeat=q.repeat, vectors=vectors)
-    return JSONResponse(await shop.desk.ask(recommend, shelf, q.history, **how))
+    return JSONResponse(await recommended(shop, shelf, q.history, **how))
 
 # %% ../../nbs/10_share/04h_service.ipynb #59fe7174
 @router.post('/why', openapi_extra=schema_of(Why))
@@ -107,7 +107,8 @@ async def get_similar(
     columns = list(shelf.index.table)
     how = dict(k=k, weights=weights_in(weights), diversity=diversity)
     how['where'] = [parse_where(w, columns) for w in where] or None
-    return JSONResponse(await shop.desk.ask(similar, shelf, id, **how))
+    found = await recommended(shop, shelf, [id], **how)
+    return JSONResponse(dict(item=id, version=found['version'], items=found['items']))
 
 # %% ../../nbs/10_share/04h_service.ipynb #64aaad0c
 @router.get('/items/{id:path}')
