@@ -22,7 +22,7 @@ def shelf(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp('together') / 'index', np.random.default_rng(0)
     vectors = {m: rng.normal(size=(50, d)).round(1) for m, d in dict(text=3, image=2).items()}  # many ties
     vectors['image'][::7] = 0
-    build_index(folder, vectors, pd.DataFrame(dict(item_id=[f'i{k}' for k in range(50)])))
+    build_index(folder, vectors, pd.DataFrame(dict(item_id=[f'i{k}' for k in range(50)], price=range(50))))
     return shelf_of(Index(folder))
 
 
@@ -42,9 +42,11 @@ ids = st.integers(0, 52).map('i{}'.format)  # i50 to i52 are not there
     st.integers(1, 60),
     st.booleans(),
     st.sampled_from([None, dict(text=1, image=0), dict(text=0.3, image=2.0)]),
+    st.sampled_from([None, [], [('price', '<', 20)], [('price', '<', 0)]]),
+    st.sampled_from([None, 0, 0.4]),
 )
-def test_answers_are_those_of_one_by_one(shelf, histories, k, repeat, weights):
-    how = dict(k=k, repeat=repeat, weights=weights)
+def test_answers_are_those_of_one_by_one(shelf, histories, k, repeat, weights, where, diversity):
+    how = dict(k=k, repeat=repeat, weights=weights, where=where, diversity=diversity)
     found = recommend_all(shelf, [(h, None) for h in histories], **how)
     said = [str(x) if isinstance(x, DataError) else x for x in found]
     assert said == [alone(shelf, h, **how) for h in histories]  # scores and parts to the last bit

@@ -146,15 +146,18 @@ def recommend_all(
     asked,  # list of (history, vectors), as in `recommend`
     k=10,  # how many for each
     weights=None,  # {modality: weight}; None: all alike
+    where=None,  # conditions, as in `recommend`
+    diversity=None,  # from 0, the nearest, to 1
     repeat=False,  # may items of a history come again?
 ):  # -> list of what `recommend` gives, a DataError in the place of a history with unknown ids
-    "Items for several histories, in one search. Raises DataError for unknown modalities."
+    "Items for several histories, in one search. Raises DataError for unknown modalities and columns."
     index, made = shelf.index, [_looked_up(shelf, *one) for one in asked]
     sound = [x for x in made if not isinstance(x, DataError)]
     if not sound:
         return made
     queries = {m: np.concatenate([vectors[m] for _, vectors in sound]) for m in index.modalities}
-    found = index.query(queries, k=k, weights=weights, seen=None if repeat else [rows for rows, _ in sound])
+    how = dict(weights=weights, where=where, diverse=dict(weight=diversity) if diversity else None)
+    found = index.query(queries, k=k, seen=None if repeat else [rows for rows, _ in sound], **how)
     place = iter(range(len(sound)))
     return [
         x

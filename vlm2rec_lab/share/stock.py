@@ -19,7 +19,7 @@ import numpy as np
 from ..base.errors import DataError, known
 from ..base.files import Busy
 from .album import Album
-from .answers import Shelf, recommend, recommend_all, rows_of, shelf_of
+from .answers import Shelf, recommend_all, rows_of, shelf_of
 from .desk import Desk, Encoder
 from .door import Counts
 from .index import Index
@@ -128,13 +128,9 @@ async def recommended(
     repeat=False,  # may items of the history come again?
     vectors=None,  # of `encoded`
 ):  # -> dict(by, version, items)
-    "What `recommend` answers, in one search with whatever waits beside it."
-    if where or diversity:
-        how = dict(k=k, weights=weights, where=where, diversity=diversity, repeat=repeat, vectors=vectors)
-        return await shop.desk.ask(recommend, shelf, history, **how)
-    alike = shelf, k, repeat, weights and tuple(sorted(weights.items()))
-    search = partial(recommend_all, shelf, k=k, weights=weights, repeat=repeat)
-    return await shop.desk.together(alike, search, (history, vectors))
+    "What `recommend` answers, in one search with those that wait and differ in nothing but their histories."
+    how = dict(k=k, weights=weights, where=where, diversity=diversity, repeat=repeat)
+    return await shop.desk.together((shelf, repr(how)), partial(recommend_all, shelf, **how), (history, vectors))
 
 # %% ../../nbs/10_share/04g_stock.ipynb #0a7e6324
 def new_table(
