@@ -112,6 +112,7 @@ def test_what_arrives_is_the_model_and_nothing_else(hub, model, capsys):
 )
 def test_what_stays_says_why(model, name, why):
     plan = plan_push(model, NAME)
+    assert plan.private
     assert why in plan.stays[name] and name not in plan.send
 
 

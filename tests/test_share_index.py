@@ -18,7 +18,7 @@ from vlm2rec_lab.share import answers
 from vlm2rec_lab.share.conditions import OPERATORS, parse_where
 from vlm2rec_lab.share.diverse import marginal
 from vlm2rec_lab.share.index import Index, build_index, history_vectors
-from vlm2rec_lab.share.query import where_mask
+from vlm2rec_lab.share.query import check_weights, where_mask
 from vlm2rec_lab.share.segments import OWN, plan, unit_rows
 
 ONE = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -690,3 +690,10 @@ def test_manifests_that_are_none(tmp_path, text):
     (tmp_path / 'shop' / 'index.json').write_text(text)
     with pytest.raises(DataError, match='damaged'):
         Index(tmp_path / 'shop')
+
+
+def test_a_weight_too_small_to_be_seen_is_refused_and_none_is_not():
+    with pytest.raises(DataError, match='too little to be seen'):
+        check_weights({'text': 1, 'image': 1e-31}, ['text', 'image'])
+    assert check_weights({'text': 1, 'image': 0}, ['text', 'image']) == {'text': 1, 'image': 0}
+    assert check_weights({'text': 1, 'image': 1e-20}, ['text', 'image'])['image'] > 0

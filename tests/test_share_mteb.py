@@ -513,3 +513,8 @@ def test_an_exported_embedder_is_judged_as_the_embedder(split, tmp_path):
     task = shop_task(split, 'text')
     scores = [mteb.evaluate(m, task, **QUIET).task_results[0].scores['test'][0] for m in (model, as_mteb(embedder))]
     assert scores[0]['ndcg_at_10'] == scores[1]['ndcg_at_10'] > 0
+
+
+def test_what_fills_a_short_history_is_no_item():
+    z = np.eye(3)
+    assert np.allclose(mean_histories(z, [[0, -1], [1, 2]]), [[1, 0, 0], [0, 0.5**0.5, 0.5**0.5]])
