@@ -227,7 +227,7 @@ def test_links(shop, tmp_path, monkeypatch):
     rng, port, end = np.random.default_rng(0), shop.server_port, time.monotonic() + 22
     watch, here = Watch(port, monkeypatch), f'http://{SHOP}:{port}'
     hosts = [f'{SHOP}:{port}', f'*.{OTHER}', f'*.{OTHER}:{port}', '127.0.0.1', f'127.0.0.1:{port}', '10.0.0.1', '::1']
-    how = dict(private=[f'{SHOP}:{port}'], retries=0, timeout=2, patience=2, max_bytes=100_000, progress=False)
+    how = dict(private=[f'{SHOP}:{port}'], retries=0, timeout=2, patience=6, max_bytes=100_000, progress=False)
     cases = good = refused = lost = through = rounds = 0
     while time.monotonic() < end and cases < 3000:
         expected = {}
