@@ -405,6 +405,14 @@ $ vlm2rec evaluate x.npz
         (COMMAND.replace('evaluate x.npz', '--help'), ('commands.train', 'share.door'), ()),
         (COMMAND.replace('vlm2rec', 'python script.py'), ('commands.train', 'share.door'), ()),
         (CODE.replace('ranking.fusions import fuse', 'nowhere import it'), ('commands.train', 'share.door'), ()),
+        (CODE.replace('import fuse', 'import'), ('share.door',), ()),
+        (CODE.replace('from', "import os; os.system('vlm2rec')\nfrom"), ('share.door',), ()),
+        (
+            CODE.replace('ranking.fusions import fuse', 'diagnose import collapse_report'),
+            ('diagnosis.report',),
+            ('cli',),
+        ),
+        (COMMAND.replace('x.npz\n', 'x.npz\n$ \n'), ('commands.vectors',), ('share.door',)),
         (CODE.replace('from', "import os; print(os.environ['LAB_ROOT'])\nfrom"), ('share.door',), ()),
     ],
 )

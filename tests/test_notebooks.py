@@ -119,6 +119,7 @@ def a_notebook(tmp_path, *cells):
         kind = 'markdown' if source.startswith('## ') else 'code'
         made.append(dict(cell_type=kind, id=f'c{k}', metadata={}, source=source, outputs=[], execution_count=None))
     path = tmp_path / 'nb.ipynb'
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(dict(cells=made, metadata={}, nbformat=4, nbformat_minor=5)))
     return path
 
@@ -141,3 +142,27 @@ def test_a_failure_names_its_section(tmp_path):
     assert done.returncode == 1
     assert [(name, x['ok']) for name, x in found.items()] == [('Good', True), ('Bad', False), ('After', False)]
     assert 'assert x == 1' in found['Bad']['error'] and "section 'Bad' before it failed" in found['After']['error']
+
+
+def test_notebooks_that_one_process_runs_do_not_meet(tmp_path):
+    "One that fails, one that dies, one that reads and one that is not there: those behind them are run as if alone."
+    cells = {
+        'leaves': ('import builtins; builtins.left = 1; import sys; sys.modules["json.tool"] = None',),
+        'fails': ('## Bad', 'print("{\\"section\\": 1}"); assert 1 == 2, "one"'),
+        'dies': ('## Last', 'import os; os._exit(7)'),
+        'reads': ('import sys; assert sys.stdin.read() == ""',),
+        'good': ('import builtins, json.tool; assert not hasattr(builtins, "left")', '## End', 'x = 1'),
+    }
+    paths = [a_notebook(tmp_path / name, *text) for name, text in cells.items()]
+    paths.insert(3, tmp_path / 'nowhere.ipynb')
+    asked = ''.join(f'{p}\n' for p in paths)
+    done = subprocess.run([sys.executable, RUNNER, '--serve'], input=asked, capture_output=True, text=True, cwd=ROOT)
+    found, one = [], []
+    for told in map(json.loads, done.stdout.splitlines()):
+        one.append(told)
+        if 'ended' in told:
+            found.append(one)
+            one = []
+    assert done.returncode == 0 and [f[-1]['ended'] for f in found] == [0, 1, 7, 1, 0, 0]
+    assert [[x['ok'] for x in f[:-1]] for f in found] == [[True], [False], [], [], [True], [True, True]]
+    assert 'assert 1 == 2' in found[1][0]['error'] and 'nowhere.ipynb' in found[3][-1]['said']

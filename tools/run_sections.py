@@ -130,6 +130,7 @@ def forked(path, said):
     child = os.fork()
     if not child:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdin = open(0, closefd=False)  # the old one holds names of notebooks that wait
         os.dup2(said.fileno(), 2)
         sys.exit(not tell(path, sys.stdout))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -13,10 +13,8 @@ from functools import cache
 from fastcore.docments import docments
 
 from house import PURPOSE, ROOT, notebooks
-from site_cells import PACKAGE, definitions
+from site_cells import DEFINED, FUNCTION, PACKAGE, definitions
 
-FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
-DEFINED = (*FUNCTION, ast.ClassDef)
 LONGEST = 4000  # characters of a constant that is shown as it is written
 
 

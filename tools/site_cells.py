@@ -21,6 +21,8 @@ from run_nbs import Runner
 from house import HIDDEN, ROOT, imports, read_house
 
 PACKAGE = 'vlm2rec_lab'
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+DEFINED = (*FUNCTION, ast.ClassDef)
 PLOTLY = 'application/vnd.plotly.v1+json'
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 STATE = 'application/vnd.jupyter.widget-state+json'
@@ -147,7 +149,7 @@ def definitions(source):
     "Public names that are defined at the top of a source; a `@patch`ed method as `Class.method`."
     found = []
     for n in ast.parse(source).body:
-        if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not n.name.startswith('_'):
+        if isinstance(n, DEFINED) and not n.name.startswith('_'):
             patched = any(getattr(getattr(d, 'func', d), 'id', '') == 'patch' for d in n.decorator_list)
             found.append(f'{ast.unparse(n.args.args[0].annotation)}.{n.name}' if patched else n.name)
     return found
@@ -343,9 +345,12 @@ def house():
 
 def named_by_code(source):  # of a python fence -> set of rooms, None where it may be any
     "The rooms that code imports."
-    if re.search(r'LAB_ROOT|__file__|subprocess|^\s*[%!]', FILES.sub('', source), re.M):
+    if re.search(r'LAB_ROOT|__file__|subprocess|os\.system|^\s*[%!]', FILES.sub('', source), re.M):
         return None
-    found = {room for room, _ in imports(ast.parse(source), '', PACKAGE, house())}
+    try:
+        found = {room for room, _ in imports(ast.parse(source), '', PACKAGE, house())}
+    except SyntaxError:  # the page says so when it runs
+        return None
     return None if HIDDEN in found else found
 
 
@@ -363,8 +368,7 @@ def command_rooms():
 def named_by_commands(source):  # of a console fence -> set of rooms, None where it may be any
     "The rooms of the commands that a shell is given."
     found = {'cli'}
-    for line in commands(source):
-        words = line.split()
+    for words, line in [(line.split(), line) for line in commands(source) if line.strip()]:
         if words[0] == 'vlm2rec' and words[1:2] and words[1] in command_rooms():
             found.add(command_rooms()[words[1]])
         elif words[0] not in ('ls', 'cat', 'head', 'echo', 'mkdir') or re.search(r'LAB_ROOT|[;&|]', line):
