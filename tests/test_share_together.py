@@ -14,7 +14,8 @@ from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.share.answers import recommend, recommend_all, shelf_of
 from vlm2rec_lab.share.desk import Desk
 from vlm2rec_lab.share.index import Index, build_index
-from vlm2rec_lab.share.limits import Refused
+from vlm2rec_lab.share.limits import Limits, Refused
+from vlm2rec_lab.share.stock import Shop, recommended
 
 
 @pytest.fixture(scope='module')
@@ -57,6 +58,25 @@ def test_vectors_of_a_model_and_means_may_stand_side_by_side(shelf):
     found = recommend_all(shelf, [(['i1'], made), (['i2'], None)], k=5)
     assert found == [recommend(shelf, ['i1'], k=5, vectors=made), recommend(shelf, ['i2'], k=5)]
     assert [x['by'] for x in found] == ['encoder', 'mean']
+
+
+def test_vectors_that_cannot_be_used_hinder_no_other(shelf):
+    made = {m: np.ones((1, d), np.float32) for m, d in shelf.index.modalities.items()}
+    bad = [
+        made | dict(text=np.full((1, 3), np.nan)),
+        made | dict(sound=made['text']),
+        made | dict(text=np.ones((1, 9))),
+    ]
+    found = recommend_all(shelf, [(['i1'], v) for v in (made, *bad, dict(text=made['text']))], k=5)
+    assert [type(x) for x in found] == [dict, ValueError, DataError, DataError, dict]
+    assert found[0] == recommend(shelf, ['i1'], k=5, vectors=made)
+    assert {i['parts']['image'] for i in found[4]['items']} == {0.0}
+
+
+def test_a_title_that_says_nothing_is_the_id(tmp_path):
+    titles = ['a', '', '  ', None, np.nan]
+    build_index(tmp_path / 'i', {'text': np.eye(5)}, pd.DataFrame(dict(item_id=list('vwxyz'), title=titles)))
+    assert shelf_of(Index(tmp_path / 'i')).titles == ('a', 'w', 'x', 'y', 'z')
 
 
 def test_what_is_wrong_with_all_is_said_to_all(shelf):
@@ -117,7 +137,8 @@ def test_what_the_function_raises_is_heard_by_all_and_places_are_free_again():
 
 def test_a_bounded_number_waits_even_where_clients_go_away():
     async def run():
-        desk, gate = Desk(1, 3), Gate()
+        desk, gate, wrong = Desk(1, 3), Gate(), []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, about: wrong.append(about))
         tasks = [asyncio.create_task(desk.together('a', gate, 1))]
         await begun(gate)
         tasks += [asyncio.create_task(desk.together('a', gate, q)) for q in (2, 3)]
@@ -130,9 +151,10 @@ def test_a_bounded_number_waits_even_where_clients_go_away():
         found = await asyncio.gather(*tasks, return_exceptions=True)
         places = [desk.places.acquire(blocking=False) for _ in range(4)]
         desk.close()
-        return refused.value.status, found, places
+        return refused.value.status, found, places, wrong
 
-    status, found, places = asyncio.run(run())
+    status, found, places, wrong = asyncio.run(run())
+    assert not wrong  # nobody is told twice
     assert status == 503 and (found[0], found[2]) == (-1, -3) and isinstance(found[1], asyncio.CancelledError)
     assert places == [True, True, True, False]
 
@@ -164,3 +186,29 @@ def test_many_threads_and_keys_lose_nothing():
         return found
 
     assert asyncio.run(run()) == [2 * q for q in range(2000)]
+
+
+def test_questions_that_differ_in_more_than_their_histories_are_answered_apart(shelf, tmp_path):
+    "Of one shelf and of one that lacks an item; all at once, before any thread is free."
+    build_index(tmp_path / 'i', {m: np.asarray(v[:49]) for m, v in shelf.index.vectors.items()}, shelf.index.table[:49])
+    newer, shop = shelf_of(Index(tmp_path / 'i')), Shop(shelf, Limits(waiting=1000))
+    hows = [
+        dict(k=k, repeat=r, weights=w) for k in (3, 60) for r in (False, True) for w in (None, dict(text=1, image=0))
+    ]
+    hows += [dict(diversity=0.4), dict(diversity=0.9), dict(where=[('price', '<', 9)]), dict(where=[('price', '>', 9)])]
+    asked = [(s, [f'i{n}', f'i{n + 3}'], how) for n in range(6) for s in (shelf, newer) for how in hows]
+
+    async def run():
+        free = threading.Event()
+        busy = [shop.desk.pool.submit(free.wait, 20) for _ in range(2)]
+        tasks = [asyncio.create_task(recommended(shop, s, h, **how)) for s, h, how in asked]
+        await asyncio.sleep(0.05)
+        waiting = len(shop.desk._waiting)
+        free.set()
+        found = await asyncio.gather(*tasks)
+        assert all(b.result() for b in busy)
+        shop.close()
+        return waiting, found
+
+    waiting, found = asyncio.run(run())
+    assert waiting == 2 * len(hows) and found == [recommend(s, h, **how) for s, h, how in asked]

@@ -48,6 +48,14 @@ def plain(
     return value if isinstance(value, (bool, int, float)) else str(value)
 
 # %% ../../nbs/10_share/04_answers.ipynb #9688fd82
+def _titled(title, item):
+    "A title as a text; the id of the item where there is none."
+    if type(title) is not str:  # most are, and a service waits while a new version gets its titles
+        title = plain(title)
+        title = '' if title is None else str(title)
+    return title if title.strip() else item
+
+
 def shelf_of(
     index,  # Index
 ):  # -> Shelf
@@ -55,9 +63,7 @@ def shelf_of(
     ids = [str(i) for i in index.ids]
     column = next((c for c in ('title', 'name') if c in index.table), None)
     found = ids if column is None else index.table[column].tolist()
-    found = (plain(t) for t in found)
-    titles = (i if t is None or not str(t).strip() else str(t) for t, i in zip(found, ids))
-    return Shelf(index, tuple(titles), {i: row for row, i in enumerate(ids)})
+    return Shelf(index, tuple(map(_titled, found, ids)), {i: row for row, i in enumerate(ids)})
 
 # %% ../../nbs/10_share/04_answers.ipynb #8554201a
 def rows_of(
