@@ -14,7 +14,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shell import said
@@ -419,6 +418,7 @@ def test_mistakes(files, argv, why):
 
 @pytest.fixture(scope='module')
 def steps():
+    yaml = pytest.importorskip('yaml')  # comes with other packages, not with this one
     job = yaml.safe_load(WORKFLOW.read_text())
     assert set(job['permissions'].values()) == {'read'} and set(job['permissions']) == {'contents', 'actions'}
     assert set(job[True]) == {'schedule', 'workflow_dispatch'}, 'YAML reads `on` as true'
