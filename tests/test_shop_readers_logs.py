@@ -83,3 +83,30 @@ def test_numbers_in_words():
     assert few([1, 2, 3, 4, 5]) == '1, 2, 3 and 2 more'
     assert counted(1, 'row') == '1 row'
     assert counted(2000, 'row') == '2,000 rows'
+
+
+@pytest.mark.parametrize('kind', ['csv', 'parquet', 'jsonl'])
+@pytest.mark.parametrize('loose', [1, 40, 1 << 23])
+def test_a_log_is_the_same_however_often_its_ids_are_joined(tmp_path, monkeypatch, kind, loose):
+    import pandas as pd
+
+    from vlm2rec_lab.shop import log_files
+
+    whole = log_files._Gathered.__init__
+    monkeypatch.setattr(log_files._Gathered, '__init__', lambda self, names: whole(self, names, loose))
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(dict(user=rng.integers(0, 60, 900), item=rng.integers(0, 40, 900), time=rng.permutation(900)))
+    df = df.assign(user='u' + df.user.astype(str), item='i' + df.item.astype(str))
+    path = tmp_path / f'log.{kind}'
+    if kind == 'csv':
+        df.to_csv(path, index=False)
+    elif kind == 'parquet':
+        df.to_parquet(path, row_group_size=50)
+    else:
+        df.to_json(path, orient='records', lines=True)
+    monkeypatch.setattr(log_files, 'BATCH', 64)
+    log = log_files.read_log(path, 'user', 'item', 'time')
+    order = df.assign(code=pd.factorize(df.user)[0]).sort_values(['code', 'time'])
+    assert [log.user_ids[u] for u in log.users] == order.user.tolist()
+    assert [log.item_ids[i] for i in log.items] == order.item.tolist()
+    assert log.times.tolist() == order.time.tolist()

@@ -5,14 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from shop_worlds import CLUB, CLUB_FILMS, HAND, SHUFFLED
 
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.base.ragged import PAD
+from vlm2rec_lab.shop import rows as room
 from vlm2rec_lab.shop.catalogue import Catalogue, Interactions
-from vlm2rec_lab.shop.rows import HEADER, read_split, rows_at, split_difference
+from vlm2rec_lab.shop.rows import HEADER, Rows, Windows, read_split, rows_at, split_difference
 from vlm2rec_lab.shop.splits import cold_items, temporal_split
 
 pytestmark = pytest.mark.filterwarnings('ignore::vlm2rec_lab.base.errors.DataWarning')
@@ -28,6 +31,61 @@ def test_more_rows_than_one_block_are_the_plain_loop():
     assert len(plain) > 1 << 18
     assert got.history.tolist() == plain
     assert got.history.dtype == np.int64
+
+
+SHOPS = st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=8)
+
+
+@given(SHOPS, st.integers(1, 4), st.randoms(use_true_random=False))
+def test_windows_answer_as_if_they_were_written_out(sequences, history, random):
+    inter = Interactions.of_sequences(sequences)
+    n = len(inter.items)
+    late = rows_at(inter, np.arange(n), history)
+    plain = np.array(
+        [(xs[max(0, k - history) : k] + [PAD] * history)[:history] for xs in sequences for k in range(len(xs))]
+    )
+    plain = plain.reshape(n, history)
+    index = np.array([random.randrange(n) for _ in range(5 * (n > 0))], np.int64)
+    assert np.array_equal(np.concatenate([np.zeros((0, history), int), *late.histories()]), plain)
+    assert np.array_equal(late.take(index).take(np.arange(len(index))[::-1]).history, plain[index][::-1])
+    early = Rows(late.users, plain, late.targets, late.seen_offsets, late.seen_items, late.places)
+    assert (late.width, late.sizes.tolist()) == (early.width, early.sizes.tolist())
+    assert late.newest.tolist() == early.newest.tolist()
+    assert 'history' not in vars(late)
+    assert np.array_equal(late.history, plain)
+    assert late.history is late.history
+
+
+@given(SHOPS, st.integers(1, 12))
+def test_what_was_had_is_the_same_in_blocks_of_any_size(sequences, size):
+    inter = Interactions.of_sequences(sequences)
+    at = np.arange(len(inter.items))
+    start = np.repeat(inter.offsets[:-1], inter.lengths)
+    for without in (None, inter.items):
+        whole = room._distinct(*room._spans(inter.items, start, at - start), without)
+        blocks = room._even_blocks(at - start, size)
+        assert [k for b in blocks for k in range(len(at))[b]] == at.tolist()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(room, '_even_blocks', lambda lengths: blocks)
+            found = room._had(inter.items, start, at - start, without)
+        assert [x.tolist() for x in found] == [x.tolist() for x in whole]
+
+
+def test_windows_are_not_written_out_by_what_a_training_asks_first():
+    pytest.importorskip('torch')
+    from vlm2rec_lab.shop.leave_one_out import leave_one_out
+    from vlm2rec_lab.shop.rows import warm_items
+    from vlm2rec_lab.training.batches import make_batch, training_rows
+
+    split = leave_one_out(CLUB, history=5)
+    for positions in ('last', 'all'):
+        make_batch(split, training_rows(split, positions)[:4], positions)
+    repr(split), warm_items(split), split.fingerprint, split.train.take([0, 1])
+    assert isinstance(split.train._windows, Windows)
+    assert all('history' not in vars(getattr(split, part)) for part in room.PARTS)
+    written = replace(split, train=replace(split.train), valid=replace(split.valid), test=replace(split.test))
+    assert 'history' in vars(written.train)
+    assert written.fingerprint == split.fingerprint
 
 
 def test_equal_splits_have_equal_fingerprints():

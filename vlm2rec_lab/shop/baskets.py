@@ -12,7 +12,7 @@ import numpy as np
 
 from ..base.errors import DataError, counted, warn
 from .leave_one_out import _leak, _named, _prefixes
-from .rows import Rows, Split, _distinct, _plain, _spans, _windows, warn_few
+from .rows import Rows, Split, Windows, _had, _plain, warn_few
 from .splits import UNITS, _fates, _hash, _is_number, _mix, _owner, _pairs, _with_times, time_unit
 
 # %% ../../nbs/00_shop/04b_baskets.ipynb #ba5ce707
@@ -100,12 +100,11 @@ def _set_rows(dataset, number, asked, history, seed):
     chosen = _stand_ins(inter, dataset.catalogue.ids, places, row, seed)
     start = np.searchsorted(number, number[chosen])  # where the basket begins
     users = _owner(inter)[chosen]
-    before = start - inter.offsets[users]
     order = np.lexsort((inter.items[places], row))
     row, items = row[order], inter.items[places][order]
-    seen = _less(*_distinct(*_spans(inter.items, start - before, before)), row, items)
+    seen = _less(*_had(inter.items, inter.offsets[users], start - inter.offsets[users]), row, items)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(chosen)), dtype=np.int64)])
-    window = _windows(inter.items, start, before, history)
+    window = Windows(inter.items, inter.offsets, users, start, history)
     return Rows(users, window, inter.items[chosen], *seen, chosen, None, offsets, items)
 
 # %% ../../nbs/00_shop/04b_baskets.ipynb #ba5ce716
@@ -173,7 +172,7 @@ def last_basket(
         _prefixes(inter, stop, history, train_seen),
         rows['valid'],
         rows['test'],
-        _distinct(*_spans(inter.items, inter.offsets[:-1], stop)),
+        _had(inter.items, inter.offsets[:-1], stop),
         f'{dataset.name}, last basket{said}{", new items only" if new else ""}, history {history}',
         inter.user_ids,
         about=dict(

@@ -253,8 +253,10 @@ def timed(self: Interactions):  # -> bool
     "Are there times that mean the same for all users? Not where every user's run 0, 1, 2 or 1, 2, 3."
     if self.times is None or not len(self.times):
         return False
+    if self.times[0] not in (0, 1):
+        return True
     positions = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths)
-    return self.times[0] not in (0, 1) or not np.array_equal(self.times - self.times[0], positions)
+    return not np.array_equal(self.times - self.times[0], positions)
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #c133f32f
 def _refuse(rows, where, trouble, remedy):

@@ -9,15 +9,13 @@ __all__ = ['leave_one_out', 'hold_out_users']
 import numpy as np
 
 from ..base.errors import DataError, counted, few, warn
-from .rows import Split, _distinct, _spans, rows_at, warn_few
+from .rows import Split, _had, _span_places, rows_at, warn_few
 
 # %% ../../nbs/00_shop/03_leave_one_out.ipynb #0b4b554c
 def _prefixes(inter, stop, history, seen=False):
     "A row for every item but the first among each user's first `stop` items."
-    offsets, place = _spans(np.arange(len(inter.items)), inter.offsets[:-1], stop)
-    first = np.zeros(len(place), bool)
-    first[offsets[:-1][np.diff(offsets) > 0]] = True
-    return rows_at(inter, place[~first], history, seen)
+    place = _span_places(inter.offsets[:-1] + 1, np.maximum(stop - 1, 0))[1]
+    return rows_at(inter, place, history, seen)
 
 # %% ../../nbs/00_shop/03_leave_one_out.ipynb #f3a45a27
 def _split_of(dataset, stop, valid, test, name, notes, about):
@@ -28,7 +26,7 @@ def _split_of(dataset, stop, valid, test, name, notes, about):
         _prefixes(inter, stop, history, about['train_seen']),
         rows_at(inter, valid, history),
         rows_at(inter, test, history),
-        _distinct(*_spans(inter.items, inter.offsets[:-1], stop)),
+        _had(inter.items, inter.offsets[:-1], stop),
         f'{dataset.name}, {name}, history {history}',
         inter.user_ids,
         tuple(notes),

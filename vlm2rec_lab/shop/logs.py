@@ -169,21 +169,23 @@ def time_order(
     return np.lexsort((times, users)) if key is None else np.argsort(key, kind='stable')
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #777c0f3f
-def _sorted_log(table, where, rows, per_second, time_format=None):
-    "(Log of a table, order of its rows, numbers that order the times exactly, sorted)."
-    users, user_ids = coded(table['user'], 'user id', where, rows)
-    items, item_ids = coded(table['item'], 'item id', where, rows)
-    has = table.column_names
-    times, ranks = _times(table['time'], where, rows, time_format) if 'time' in has else (None, None)
-    ratings = _ratings(table['rating'], where, rows) if 'rating' in has else None
-    order = time_order(users, ranks)
-    times = None if times is None else times / per_second
-    log = _rows(Log(users, items, times, ratings, user_ids, item_ids, where), order)
-    return log, order, None if ranks is None else ranks[order]
+def _sorted_log(columns, where, rows, per_second, time_format=None):
+    """(Log of some columns, order of its rows, numbers that order the times exactly, sorted).
+    Each column is taken out of `columns` as it is read, so that a long one does not stay in memory twice."""
+    users, user_ids = coded(columns.pop('user'), 'user id', where, rows)
+    items, item_ids = coded(columns.pop('item'), 'item id', where, rows)
+    times, ranks = _times(columns.pop('time'), where, rows, time_format) if 'time' in columns else (None, None)
+    ratings = _ratings(columns.pop('rating'), where, rows) if 'rating' in columns else None
+    order, same = time_order(users, ranks), times is ranks
+    times = None if times is None else times[order]
+    ranks = times if same else ranks[order]
+    times = times if times is None or per_second == 1 else times / per_second
+    log = Log(users[order], items[order], times, ratings, user_ids, item_ids, where)
+    return replace(log, ratings=None if ratings is None else ratings[order]), order, ranks
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #72b4bee2
 def as_log(
-    table,  # pa.Table with the columns user, item, and where there are time and rating
+    table,  # pa.Table with the columns user, item, and where there are time and rating; a dict of them is emptied
     where,  # the file
     rows,  # int [n] row numbers for messages
     notes,  # list that collects what was warned
@@ -192,10 +194,12 @@ def as_log(
     time_format=None,  # of dates, such as '%d.%m.%Y'; None reads numbers and dates such as 2024-05-31
 ):  # -> Log
     "A table of interactions, sorted. Raises `DataError` naming the rows of empty ids and bad times; counts repeats."
-    log, order, ranks = _sorted_log(table, where, rows, per_second, time_format)
+    columns = table if isinstance(table, dict) else {name: table[name] for name in table.column_names}
+    single = 'time' in columns and columns['time'].type == pa.float32()
+    log, order, ranks = _sorted_log(columns, where, rows, per_second, time_format)
     if log.times is None:
         return log
-    warn_of_ties(log.users, log.times, ranks, table['time'].type == pa.float32(), where, notes)
+    warn_of_ties(log.users, log.times, ranks, single, where, notes)
     if repeats:
         return log
     again = repeated_rows(log.users, log.items, ranks)

@@ -14,7 +14,7 @@ from ..base.errors import DataError, counted, known, warn
 from .baskets import _size_note, _stand_ins
 from .catalogue import Interactions
 from .leave_one_out import _leak, _named
-from .rows import Rows, Split, _distinct, _spans, _windows, rows_at, warn_few
+from .rows import Rows, Split, Windows, _had, rows_at, warn_few
 from .splits import _fates, _first, _hash, _mix, _owner, _training_items, repeated
 
 # %% ../../nbs/00_shop/04c_shares.ipynb #1d9d5621
@@ -54,7 +54,8 @@ def _asking(dataset, train, asked, known_before, history, seed):
     order = np.lexsort((inter.items[places], row))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(who)), dtype=np.int64)])
     have = np.bincount(users[train], minlength=len(inter))
-    window = _windows(inter.items[train], np.cumsum(have)[who], have[who], history)
+    known = np.concatenate([[0], np.cumsum(have)])
+    window = Windows(inter.items[train], known, who, known[who + 1], history)
     seen = _of_users(inter, known_before, who)
     return Rows(who, window, inter.items[chosen], *seen, chosen, None, offsets, inter.items[places][order])
 
@@ -62,7 +63,7 @@ def _asking(dataset, train, asked, known_before, history, seed):
 def _of_users(inter, mask, who):
     "The marked items of some users, rising: (offsets, items)."
     have = np.bincount(_owner(inter)[mask], minlength=len(inter))
-    return _distinct(*_spans(inter.items[mask], (np.cumsum(have) - have)[who], have[who]))
+    return _had(inter.items[mask], (np.cumsum(have) - have)[who], have[who])
 
 # %% ../../nbs/00_shop/04c_shares.ipynb #fdfa563d
 def _training_rows(inter, train, history, seen):

@@ -93,14 +93,13 @@ def _windows(rows):
     n = len(rows)
     last = np.flatnonzero(np.append(rows.users[1:] != rows.users[:-1], True))
     to_the_end = last[np.searchsorted(last, np.arange(n))] - np.arange(n)
-    return np.flatnonzero(to_the_end % rows.history.shape[1] == 0)
+    return np.flatnonzero(to_the_end % rows.width == 0)
 
 # %% ../../nbs/02_training/02_batches.ipynb #d9d67f52
-def _gap(rows, length):
+def _gap(rows):
     "The first row that does not go on where the same user's row before it ended; None where all do."
     same = rows.users[1:] == rows.users[:-1]
-    newest = rows.history[1:][np.arange(len(rows) - 1), length[1:] - 1]
-    breaks = same & (newest != rows.targets[:-1])
+    breaks = same & (rows.newest[1:] != rows.targets[:-1])
     return int(breaks.argmax()) + 1 if breaks.any() else None
 
 # %% ../../nbs/02_training/02_batches.ipynb #aef01e0f
@@ -113,9 +112,8 @@ def training_rows(
     rows, n = split.train, len(split.train)
     if positions == 'last' or not n:
         return np.arange(n)
-    length = (rows.history != PAD).sum(1)
-    windows, gap = _windows(rows), _gap(rows, length)
-    if gap is not None or length[windows].sum() != n:
+    windows, gap = _windows(rows), _gap(rows)
+    if gap is not None or rows.sizes[windows].sum() != n:
         where = '' if gap is None else f'; row {gap} does not go on where the one before it ended'
         raise ValueError(
             f"{split.name}: positions='all' needs every purchase of a user as a training row, in turn{where}; "
