@@ -1,0 +1,101 @@
+"""Parts of a large shop: drawn fairly, read alone, and told by the law of drawing."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlm2rec_lab.base.errors import DataError
+from vlm2rec_lab.base.ragged import Ragged
+from vlm2rec_lab.diagnosis.parts import expected_among, over_draws, sub_shop
+from vlm2rec_lab.ranking.ranks import GAINS, Ranks, metric_at_k
+
+
+class Rows:
+    "A matrix that remembers which of its rows were read."
+
+    def __init__(self, x):
+        self.x, self.read = x, []
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, rows):
+        self.read += [rows]
+        return self.x[rows]
+
+
+@st.composite
+def shops(draw):
+    "Numbered vectors, targets and seen lists of a small shop."
+    n, users = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    targets = np.array(draw(st.lists(st.integers(0, n - 1), min_size=users, max_size=users)))
+    seen = [draw(st.lists(st.integers(0, n - 1), max_size=4, unique=True)) for _ in range(users)]
+    return n, users, targets, [sorted(set(s) - {t}) for s, t in zip(seen, targets)]
+
+
+@given(shops(), st.integers(1, 14), st.integers(0, 3))
+def test_a_part_holds_the_same_customers_products_and_seen_lists(shop, candidates, seed):
+    n, users, targets, seen = shop
+    items, people = np.arange(n)[:, None] * 1.0, np.arange(users)[:, None] * 1.0
+    part = sub_shop({'m': items}, {'m': people}, targets, Ragged.of(seen), candidates, seed=seed)
+    kept, who = part['items']['m'][:, 0].astype(int), part['sequences']['m'][:, 0].astype(int)
+    assert len(kept) == min(candidates, n)
+    assert kept.tolist() == sorted(set(kept))
+    assert who.tolist() == [u for u in range(users) if targets[u] in kept]
+    assert kept[part['targets']].tolist() == targets[who].tolist()
+    assert [kept[s].tolist() for s in Ragged(*part['seen'])] == [[i for i in seen[u] if i in kept] for u in who]
+
+
+def test_only_the_drawn_rows_are_read():
+    items, people = Rows(np.eye(50)), Rows(np.eye(40, 50))
+    part = sub_shop({'m': items}, {'m': people}, np.arange(40), candidates=10, users=3)
+    assert [len(r) for r in items.read + people.read] == [10, 3]
+    assert part['targets'].shape == (3,)
+
+
+@pytest.mark.parametrize('name', ['candidates', 'users'])
+@pytest.mark.parametrize('value', [0, -1, 2.5, True])
+def test_a_number_that_cannot_be_is_named(name, value):
+    with pytest.raises(DataError, match=f'{name}={value}'):
+        sub_shop({'m': np.eye(4)}, {'m': np.eye(4)}, [0, 1, 2, 3], **{name: value})
+
+
+def test_too_few_customers_are_told_with_the_remedy():
+    with pytest.raises(DataError, match='draw some 100 items'):
+        sub_shop({'m': np.eye(100)}, {'m': np.eye(100)}, np.arange(100), candidates=10, users=100)
+
+
+@pytest.mark.parametrize('metric', GAINS)
+@settings(deadline=None)  # the first call imports scipy.stats
+@given(st.integers(1, 7), st.integers(0, 6), st.integers(0, 6), st.integers(1, 7), st.integers(1, 5))
+def test_what_is_expected_is_the_mean_over_every_draw(metric, n, above, ties, candidates, k):
+    from itertools import combinations
+
+    above, candidates = min(above, n - 1), min(candidates, n)
+    ties = min(ties, n - 1 - above)
+    others = [1] * above + [0] * ties + [-1] * (n - 1 - above - ties)
+    drawn = [[others[i] for i in c] for c in combinations(range(n - 1), candidates - 1)]
+    counts = np.array([[d.count(1), d.count(0)] for d in drawn])
+    plain = metric_at_k(Ranks(counts[:, 0], counts[:, 1], np.full(len(drawn), candidates)), k, metric).mean()
+    found = expected_among(Ranks(np.array([above]), np.array([ties]), np.array([n])), candidates, k, metric)
+    assert found == pytest.approx([plain], abs=1e-9)
+
+
+def test_many_ties_are_looked_at_in_part_and_stay_close():
+    ranks = Ranks(np.array([3]), np.array([900]), np.array([20_000]))
+    few = expected_among(ranks, 400)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('vlm2rec_lab.diagnosis.parts.TIES', 10**6)
+        every = expected_among(ranks, 400)
+    assert few == pytest.approx(every, abs=0.01)
+
+
+def test_more_candidates_than_there_are_is_refused():
+    with pytest.raises(ValueError, match='give 1 to 5'):
+        expected_among(Ranks(np.zeros(2, int), np.zeros(2, int), np.array([5, 9])), 6)
+
+
+def test_one_draw_has_no_error():
+    with pytest.raises(ValueError, match='two or more'):
+        over_draws([])
