@@ -82,3 +82,4 @@ def setup(app):
     site_api.setup(app)
     app.connect('html-page-context', figures)
     app.connect('html-page-context', site_sidebar.share_the_tree, priority=100)  # before the theme asks for it
+    app.connect('html-page-context', site_sidebar.share_the_folds, priority=900)  # after the theme has offered its own

@@ -10,6 +10,7 @@ from collections import Counter
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -466,6 +467,53 @@ def test_the_tree_beside_a_page():
         '</li></ul></li></ul>'
     )
     assert site_sidebar.tree_at(tree, 'search.html') == tree, 'a page outside the tree'
+
+
+LEAVES = ('a', 'd', 'e', 'f', 'no page of it')
+
+
+@pytest.mark.parametrize('page', LEAVES)
+@pytest.mark.parametrize('level', (1, 2))
+def test_the_folds_beside_a_page_are_those_of_the_theme(page, level):
+    bs4, theme = pytest.importorskip('bs4'), pytest.importorskip('pydata_sphinx_theme.toctree')
+
+    def entry(name, depth, *below):
+        inner = f'\n<ul>\n{"".join(below)}</ul>\n' if below else ''
+        link = f'<a class="reference internal" href="x/{name}.html">{name} <code>c</code></a>'
+        return f'<li class="toctree-l{depth}">{link}{inner}</li>\n'
+
+    deep = entry('c', 2, entry('d', 3), entry('e', 3))
+    tree = f'<p class="caption">One</p>\n<ul>\n{entry("a", 1)}{entry("b", 1, deep, entry("f", 2))}</ul>\n'
+    far = '<li class="toctree-l1"><a class="reference external" href="https://x.y/">z</a></li>'
+    tree += f'<p class="caption">Two</p>\n<ul>\n{entry("g", 1)}{far}</ul>'
+    app = SimpleNamespace(
+        builder=SimpleNamespace(
+            get_target_uri=lambda name: f'x/{name}.html', _get_local_toctree=lambda root, **how: tree
+        ),
+        config=SimpleNamespace(root_doc='index'),
+    )
+    asked = dict(kind='sidebar', startdepth=0, show_nav_level=level, titles_only=True)
+
+    def parsed(html):
+        soup = bs4.BeautifulSoup(str(html), 'html.parser')
+        for tag in soup.find_all(class_=True):
+            tag['class'] = sorted(tag['class'])
+        for tag in soup.find_all('details', open=True):
+            tag['open'] = 'open'
+        return soup.decode(formatter='minimal')
+
+    found = []
+    for shared in (False, True):
+        for name in ('other', page):
+            context = dict(pagename=name)
+            site_sidebar.share_the_tree(app, name, '', context, None)
+            theme.add_toctree_functions(app, name, '', context, None)
+            if shared:
+                site_sidebar.share_the_folds(app, name, '', context, None)
+            made = context['generate_toctree_html'](**asked)
+        found.append(parsed(made))
+    assert found[0] == found[1]
+    assert ('active' in found[1]) is (page in LEAVES[:4])
 
 
 def is_silent(image):
