@@ -2,8 +2,10 @@
 and looks right in a browser."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 import sys
 import threading
 from collections import Counter
@@ -467,6 +469,49 @@ def test_the_tree_beside_a_page():
         '</li></ul></li></ul>'
     )
     assert site_sidebar.tree_at(tree, 'search.html') == tree, 'a page outside the tree'
+
+
+def test_sources_that_are_the_same_keep_their_time(tmp_path):
+    new, kept = tmp_path / 'new', tmp_path / 'kept'
+
+    def put(folder, files):
+        for name, text in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+
+    put(kept, {'same.md': 'a', 'other.md': 'b', 'gone/x.md': 'c'})
+    (kept / 'data').symlink_to(tmp_path / 'far')
+    for p in kept.rglob('*.md'):
+        os.utime(p, (1, 1))
+    put(new, {'same.md': 'a', 'other.md': 'B', 'deep/y.md': 'd'})
+    (new / 'data').symlink_to(tmp_path / 'far')
+    docs.put_in_step(new, kept)
+    found = {str(p.relative_to(kept)): p.read_text() for p in kept.rglob('*.md')}
+    assert found == {'same.md': 'a', 'other.md': 'B', 'deep/y.md': 'd'}
+    assert (kept / 'same.md').stat().st_mtime == 1
+    assert (kept / 'other.md').stat().st_mtime > 1
+    assert (kept / 'data').is_symlink()
+    assert not new.exists()
+
+
+def test_what_all_pages_show_marks_a_build(tmp_path):
+    def mark(**files):
+        folder = tmp_path / 'src'
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / f'{name}.md').write_text(text)
+        return docs.outline(folder)
+
+    first = mark(a='# A\n\nx', b='# B\n\n```{toctree}\na\n```')
+    assert mark(a='# A\n\ny', b='# B\n\n```{toctree}\na\n```') == first, 'a line of a page is its own matter'
+    others = (
+        mark(a='# A2\n\nx', b='# B\n\n```{toctree}\na\n```'),
+        mark(a='# A\n\n## Part\n\nx', b='# B\n\n```{toctree}\na\n```'),
+        mark(a='# A\n\nx', b='# B\n\n```{toctree}\na\nc\n```'),
+        mark(a='# A\n\nx', b='# B\n\n```{toctree}\na\n```', c='# C'),
+    )
+    assert first not in others
 
 
 LEAVES = ('a', 'd', 'e', 'f', 'no page of it')

@@ -15,6 +15,7 @@ of Sphinx and MyST-NB are in `docs/conf.py`.
 """
 
 import argparse
+import hashlib
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import distributions
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -129,15 +131,59 @@ def sphinx(src, site, static):  # sources, where the site goes, folder of vendor
     return subprocess.run([str(c) for c in command], env=env).returncode
 
 
+def put_in_step(new, kept):  # folders
+    "Make `kept` hold what `new` holds; files that are the same stay as they are, with their time. `new` is gone then."
+    there = {p.relative_to(new) for p in new.rglob('*') if p.is_symlink() or p.is_file()}
+    if kept.is_dir():
+        for p in [p for p in kept.rglob('*') if p.is_symlink() or p.is_file()]:
+            if p.relative_to(kept) not in there:
+                p.unlink()
+    for name in sorted(there):
+        a, b = new / name, kept / name
+        if a.is_symlink():
+            same = b.is_symlink() and os.readlink(a) == os.readlink(b)
+        else:
+            same = b.is_file() and not b.is_symlink() and a.read_bytes() == b.read_bytes()
+        if not same:
+            b.parent.mkdir(parents=True, exist_ok=True)
+            b.unlink(missing_ok=True)
+            os.replace(a, b)
+    shutil.rmtree(new)
+
+
+def outline(src):  # folder of sources
+    "A mark of what every page shows of the others and of how pages are made: where it differs, all are made again."
+    h = hashlib.sha256(f'{sys.version} {sorted((d.name, d.version) for d in distributions())}'.encode())
+    makers = [*sorted((ROOT / 'tools').glob('*.py')), *sorted((ROOT / 'docs').glob('[!.]*.py'))]
+    for p in (*makers, *sorted((ROOT / 'docs' / '_static').rglob('*'))):
+        h.update(p.read_bytes() if p.is_file() else b'')
+    for p in sorted(p for p in src.rglob('*') if p.suffix in ('.ipynb', '.md', '.rst') and not p.is_symlink()):
+        cells = nbformat.read(p, 4).cells if p.suffix == '.ipynb' else [new_markdown_cell(p.read_text())]
+        text = '\n'.join(c.source for c in cells if c.cell_type == 'markdown')
+        headings = [line for line in text.splitlines() if line.startswith('#') or set(line) in ({'='}, {'-'})]
+        h.update(f'{p.relative_to(src)} {text.splitlines()[:1]} {headings}\n'.encode())
+        h.update(text.encode() if '{toctree}' in text or '.. toctree' in text else b'')
+    return h.hexdigest()
+
+
 def build(site=SITE):
     """Make the site; returns dict(seconds, pages, bytes). Raises SystemExit where Sphinx finds fault, NotToBeHad for
-    scripts."""
-    start, src, static, made = time.time(), BUILD / 'src', BUILD / 'static', BUILD / 'html'
-    for d in (src, static, made, BUILD / 'doctrees'):
+    scripts. What Sphinx read and wrote is kept, and only pages whose sources changed are made again."""
+    start, src, new, static = time.time(), BUILD / 'src', BUILD / 'src.new', BUILD / 'static'
+    kept, made, mark = (BUILD / 'doctrees', BUILD / 'html'), BUILD / 'made', BUILD / 'outline'
+    for d in (new, static, made):
         shutil.rmtree(d, ignore_errors=True)
-    vendor(static, prepare(src, static), BUILD / 'vendor')
-    if status := sphinx(src, made, static):
+    vendor(static, prepare(new, static), BUILD / 'vendor')
+    now = outline(new)
+    if not mark.is_file() or mark.read_text() != now or not src.is_dir():
+        for d in (src, *kept):
+            shutil.rmtree(d, ignore_errors=True)
+    put_in_step(new, src)
+    mark.unlink(missing_ok=True)  # a build that is cut off or fails is made again as a whole, with its warnings
+    if status := sphinx(src, kept[1], static):
         sys.exit(status)
+    mark.write_text(now)
+    shutil.copytree(kept[1], made)
     mend(made)
     for f in (made / '.buildinfo', *made.rglob('*.map')):
         f.unlink(missing_ok=True)
