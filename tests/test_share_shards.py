@@ -145,11 +145,12 @@ def test_a_large_table_is_counted_as_by_blocks(tmp_path):
     assert (found.greater == true.greater)[sure].all() and (found.ties == true.ties)[sure].all()
 
 
-def test_a_pair_scores_the_same_in_every_cut(tmp_path):
+@pytest.mark.parametrize('d', [48, 1025])  # from about a thousand dimensions on, two threads add up in another order
+def test_a_pair_scores_the_same_in_every_cut(tmp_path, d):
     "Items that differ from the target's by some of the last digits, on both sides of what is still a tie."
     rng = np.random.default_rng(0)
-    kinds = unit_rows(rng.normal(size=(40, 48)))
-    items = kinds[rng.integers(0, 40, 3000)] + rng.normal(size=(3000, 48)) * 1e-6
+    kinds = unit_rows(rng.normal(size=(40, d)))
+    items = kinds[rng.integers(0, 40, 3000)] + rng.normal(size=(3000, d)) * 7e-6 / d**0.5
     users, targets = dict(text=kinds[rng.integers(0, 40, 300)]), rng.integers(0, 3000, 300)
     found = []
     for k, places in enumerate(([], [1], [1500], [7, 8, 1024, 1025, 2999], range(0, 3000, 100))):
@@ -209,6 +210,18 @@ def test_a_job_opens_its_own_shard_only(tmp_path, monkeypatch):
     users, targets, seen = asked()
     rank_shards(made, users, targets, seen, 'concat', run)
     search_shards(made, users, 5, run=run)
+
+
+def test_only_shards_that_have_a_target_are_asked_for_its_score(tmp_path):
+    made, told = in_shards(tmp_path, WHOLE, [100, 200]), []
+
+    def run(f, jobs):
+        told.append([job.name for job in jobs])
+        return map(f, jobs)
+
+    users, targets, _ = asked()
+    rank_shards(made, users, targets % 100 + 100, fuse='concat', run=run)
+    assert told == [['s1'], ['s0', 's1', 's2']]
 
 
 # ---- a run that stops
