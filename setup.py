@@ -50,6 +50,7 @@ setuptools.setup(
         'sentence': needs('sentence_requirements'),
         'serve': needs('serve_requirements'),
         'faiss': needs('faiss_requirements'),
+        'dask': needs('dask_requirements'),
         'trackers': needs('trackers_requirements'),
         'hub': needs('hub_requirements'),
         'mteb': needs('mteb_requirements'),
