@@ -27,7 +27,7 @@ def pairs(results):
         return None
     said, s = f'{c / a:.1f} times', get(results, 'train', 'quality', 'summary')
     if not s:
-        return f'{said}; test NDCG@10 {MISSING}', None
+        return f'{said}; test NDCG@10 {MISSING}', False if c / a < 8 else None
     test, seeds = s['test_mean_and_deviation'], s.get('seeds') or len(results['train']['quality']['runs']) // 2
     plain, every = (test[name]['fused'][0] for name in ('(a) plain', '(c) all'))
     said += f'; test NDCG@10 {every:.4f} against {plain:.4f} over {seeds} seeds'

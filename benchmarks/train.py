@@ -472,7 +472,7 @@ def show(result):
                         's per step': r['seconds_per_step'][0],
                         'pairs per s': r['pairs_per_second'],
                         'ratio to (a)': in_range(r['ratio']),
-                        'the same pairs': 'yes' if r['same_work'] else 'no',
+                        'the same work': 'yes' if r['same_work'] else 'no',
                     }
                     for r in part['rows']
                 ]
