@@ -134,7 +134,8 @@ def main():
     quiet(int(os.environ.get('OMP_NUM_THREADS') or 1))
     task = Task.of(**synthetic_task(o.items, o.users, 2, o.dims))
     rows = [measured(part, *both, o.rounds) for part, both in ways(task, 'm1', o.permutations).items()]
-    write(o.out, dict(benchmark='report', machine=machine(), settings=vars(o), rows=rows, whole=reports, command=told))
+    settings = {k: v for k, v in vars(o).items() if k != 'out'}
+    write(o.out, dict(benchmark='report', machine=machine(), settings=settings, rows=rows, whole=reports, command=told))
     shown = [
         dict(part=r['part'], rounds=r['rounds'], plain=f'{r["cpu_sums"]["plain"]:.2f} s')
         | dict(fast=f'{r["cpu_sums"]["fast"]:.2f} s', ratio=in_range(r['ratio']))

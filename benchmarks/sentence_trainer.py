@@ -242,6 +242,7 @@ def one_seed(seed, small, batch, block, lr, users):  # -> dict
 
     return dict(
         seed=seed,
+        load=machine()['load'][0],
         steps=steps,
         data=split.name,
         apart=apart,
