@@ -101,6 +101,52 @@ def quantiles(values):  # -> (middle, lowest, highest)
     return [round(float(f(values)), 4) for f in (np.median, np.min, np.max)]
 
 
+def ratio_of_sums(above, below):  # one value per round each -> (ratio of the sums, lowest, highest of a round)
+    "How many times one side takes of the other, over all rounds: a long round counts as long as it is."
+    import numpy as np
+
+    above, below = np.asarray(above, float), np.asarray(below, float)
+    each = above / below
+    return [round(float(v), 4) for v in (above.sum() / below.sum(), each.min(), each.max())]
+
+
+def interval_of_sums(above, below, level=0.95):  # one value per seed each -> (ratio of the sums, low, high)
+    """The ratio of two sums with an interval over seeds: its logarithm by the delete-one jackknife, with Student's
+    quantile."""
+    import numpy as np
+    from scipy.stats import t
+
+    above, below = np.asarray(above, float), np.asarray(below, float)
+    whole, n = above.sum() / below.sum(), len(above)
+    if n < 2:
+        return [round(float(whole), 2), None, None]
+    without = np.log((above.sum() - above) / (below.sum() - below))
+    wide = t.ppf((1 + level) / 2, n - 1) * np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    return [round(float(v), 2) for v in (whole, whole * np.exp(-wide), whole * np.exp(wide))]
+
+
+def interval_of_mean(values, level=0.95):  # one value per seed -> (mean, low, high)
+    "The mean with Student's interval over seeds."
+    import numpy as np
+    from scipy.stats import t
+
+    values = np.asarray(values, float)
+    wide = (
+        t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
+    )
+    middle = float(values.mean())
+    return [
+        round(v, 4) if v is not None else None
+        for v in (middle, *((middle - wide, middle + wide) if wide is not None else (None, None)))
+    ]
+
+
+def in_range(v, digits=2):  # (value, lowest, highest), or with None where there is no range
+    "A value with its range in brackets."
+    said = f'{v[0]:.{digits}f}'
+    return said if v[1] is None else f'{said} ({v[1]:.{digits}f} to {v[2]:.{digits}f})'
+
+
 def write(path, result):  # file or None; dict
     "Write JSON, atomically."
     if path is None:

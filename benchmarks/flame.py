@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from common import cell, circles, interleave, machine, quantiles, quiet, say, table, write
+from common import cell, circles, in_range, interleave, machine, quantiles, quiet, ratio_of_sums, say, table, write
 from safetensors.torch import load_file, save
 
 from vlm2rec_lab.data import leave_one_out, write_bytes
@@ -294,7 +294,7 @@ class Course:
                 users=len(few.test),
                 seconds=quantiles(v[:, 0]),
                 cpu=quantiles(v[:, 1]),
-                ratio=quantiles(np.array(spent[n])[:, 1] / base),
+                ratio=ratio_of_sums(np.array(spent[n])[:, 1], base),
                 parameters=sum(p.numel() for p in m.parameters()),
             )
         return out
@@ -311,7 +311,7 @@ class Course:
             n: dict(
                 cpu=quantiles(np.array(v)[:, 1]),
                 seconds=quantiles(np.array(v)[:, 0]),
-                ratio=quantiles(np.array(v)[:, 1] / np.array(spent['SASRec'])[:, 1]),
+                ratio=ratio_of_sums(np.array(v)[:, 1], np.array(spent['SASRec'])[:, 1]),
             )
             for n, v in spent.items()
         }
@@ -484,7 +484,7 @@ def show_epoch(epoch):
                     'recommender': n,
                     's CPU': e['cpu'][0],
                     's wall': e['seconds'][0],
-                    'ratio': '{:.2f} ({:.2f} to {:.2f})'.format(*e['ratio']),
+                    'ratio': in_range(e['ratio']),
                 }
                 for n, e in epoch.items()
             ]
@@ -545,7 +545,7 @@ def show(result):
                     'parameters': f"{c['parameters']:,}",
                     's wall': c['seconds'][0],
                     's CPU': c['cpu'][0],
-                    'ratio': '{:.2f} ({:.2f} to {:.2f})'.format(*c['ratio']),
+                    'ratio': in_range(c['ratio']),
                 }
                 for n, c in result['seeds'][0]['cost'].items()
             ]

@@ -256,10 +256,9 @@ def rates(
                 peak_memory_gb=memory[name],
             )
             if base not in failed:
-                row['ratio'] = [
-                    round(float(f(rate / (np.array([r['pairs'] for r in found[base]]) / np.array(spent[base])))), 3)
-                    for f in (np.median, np.min, np.max)
-                ]
+                plain = np.array([r['pairs'] for r in found[base]]) / np.array(spent[base])
+                of_sums = row['pairs_per_second'] * sum(spent[base]) / sum(r['pairs'] for r in found[base])
+                row['ratio'] = [round(float(v), 3) for v in (of_sums, (rate / plain).min(), (rate / plain).max())]
         out.append(row)
     return out
 
@@ -272,7 +271,7 @@ def layers(embedder, split, recipe, rows, rounds, device, peak, autocast=None): 
         for m, kind in quick:
             m.__class__ = kind if kind.__name__.startswith(kept) else kind.__mro__[1]
         found = rates(embedder, split, {way: (recipe, rows, True)}, rounds, device, peak, autocast)[0]
-        out.append(found | {'ratio': round(out[0]['seconds_per_step'] / found['seconds_per_step'], 3) if out else 1.0})
+        out.append(found | {'ratio': round(found['pairs_per_second'] / out[0]['pairs_per_second'], 3) if out else 1.0})
     for m, kind in quick:
         m.__class__ = kind
     return out

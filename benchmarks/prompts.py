@@ -9,7 +9,7 @@ every 16 of them, and answers have 8 tokens. `--length` counts the tokens of a p
 text stays the same where items have more words or fewer.
 
 - `learning`: adapters of five widths, LoRA of rank 8 and everything, with two words for each item, and adapters with
-  one to five words. A step is forward, backward and AdamW. Steps run in turn, a case after the other, and the middle
+  one to five words. A step is forward, backward and AdamW. Steps run in turn, a case after the other, and the mean
   of the rounds is told: seconds of the wall on a GPU, of the CPU elsewhere. Memory on a GPU is the most that tensors
   took in a step, the model included; elsewhere it is the sum of parameters, gradients and what AdamW keeps, without
   activations.
@@ -158,6 +158,7 @@ def learning(o):  # -> list of dict
             wall, cpu = ([t[k] / o.steps for t in spent[name]] for k in (0, 1))
             row = dict(case=name, tokens=case.asked.tokens.shape[1], length=length, learned=learned, whole=whole)
             row |= dict(share=learned / whole, wall=quantiles(wall), cpu=quantiles(cpu), saved=saved[name])
+            row |= dict(mean=dict(wall=round(sum(wall) / len(wall), 4), cpu=round(sum(cpu) / len(cpu), 4)))
             rows.append(row | found[name])
         del cases, case
     return rows
@@ -230,8 +231,8 @@ def shown(rows, clock):
                 'tokens': r['tokens'],
                 'learn': f'{r["learned"]:,}',
                 'share': f'{r["share"]:.2%}',
-                f'{clock} s a step': f'{r[clock][0]:.4f}',
-                'of everything': f'{r[clock][0] / base[clock][0]:.2f}',
+                f'{clock} s a step': f'{r["mean"][clock]:.4f}',
+                'of everything': f'{r["mean"][clock] / base["mean"][clock]:.2f}',
                 'memory MB': f'{(r["peak"] or r["states"]) / 1e6:,.1f}',
                 'saved MB': f'{r["saved"] / 1e6:,.2f}',
             }

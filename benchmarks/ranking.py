@@ -3,9 +3,9 @@
     python benchmarks/ranking.py [--users 50000] [--items 20000] [--dims 128] [--threads 1,2] [--repeats 3]
                                  [--out FILE.json] [--small]
 
-One child per number of threads, limited to as many cores. In it the ways take turns, so that each ratio compares
-runs of the same minutes. The bare product is given the piece size that was fastest in a search, and writes into the
-same memory again and again.
+One child per number of threads, limited to as many cores. In it the ways take turns, and a ratio is that of the sums
+of CPU seconds of all threads over all turns. The bare product is given the piece size that was fastest in a search,
+and writes into the same memory again and again.
 Peak memory is that of the process while a way runs, vectors and imports included.
 """
 
@@ -24,6 +24,20 @@ ROOT = Path(__file__).resolve().parent.parent
 # Users x items of one product; None: all items.
 PIECES = [(u, None) for u in (100, 200, 400, 1000, 2000)]
 PIECES += [(u, i) for u in (512, 1024, 2048) for i in (1024, 2048, 4096)]
+
+
+SAID = {
+    'product': 'bare matrix product',
+    'ranks': 'ranks, 8 seen items per user',
+    'evaluate': 'evaluate: two modalities and fused',
+    'sort': 'full sort',
+}
+WORK = {  # of each way, beside the bare product
+    'product': 'scores, kept nowhere',
+    'ranks': 'the same scores, and the places of the targets',
+    'evaluate': 'not the same: three rankings, two products',
+    'sort': 'the same places by sorting, from a part of the users',
+}
 
 
 def product(texts, tastes, users, items):
@@ -70,9 +84,9 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def clock(f):
-    start = time.perf_counter()
-    return f(), time.perf_counter() - start
+def clock(f):  # -> (what it gives, seconds, CPU seconds of all threads)
+    start, cpu = time.perf_counter(), time.process_time()
+    return f(), time.perf_counter() - start, time.process_time() - cpu
 
 
 def child(a, threads):
@@ -80,6 +94,7 @@ def child(a, threads):
     if hasattr(os, 'sched_setaffinity'):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     import numpy as np
+    from common import ratio_of_sums
 
     from vlm2rec_lab.metrics import evaluate, normalise, ranks, seen_items
 
@@ -94,7 +109,7 @@ def child(a, threads):
     part = slice(0, max(1, a.users // 25))
     some = (tastes[part], targets[part], (seen[0][: part.stop + 1], seen[1]))
     search = {
-        p: min(clock(lambda: product(texts, tastes[: max(1, a.users // 10)], *p))[1] for _ in range(3)) for p in PIECES
+        p: min(clock(lambda: product(texts, tastes[: max(1, a.users // 10)], *p))[2] for _ in range(3)) for p in PIECES
     }
     best = sorted(search, key=search.get)[:3]
     ways = {('product', p): lambda p=p: product(texts, tastes, *p) for p in best}
@@ -103,12 +118,13 @@ def child(a, threads):
         'evaluate': lambda: evaluate(items, users, targets, seen, progress=False),
         'sort': lambda: sorted_places(texts, *some),
     }
-    took, memory, found, order = {w: [] for w in ways}, {}, {}, list(ways)
+    took, spent, memory, found, order = {w: [] for w in ways}, {w: [] for w in ways}, {}, {}, list(ways)
     for r in range(a.repeats):
         for w in order[r % len(order) :] + order[: r % len(order)]:
             alone = clear_peak()
-            found[w], s = clock(ways[w])
+            found[w], s, cpu = clock(ways[w])
             took[w].append(s)
+            spent[w].append(cpu)
             memory[w] = max(memory.get(w, 0), peak())
     r, clear = found['ranks'], found['ranks'].ties[part] == 0
     off = np.abs(
@@ -117,30 +133,30 @@ def child(a, threads):
     assert off.max() <= 1 and (off > 0).mean() < 0.02 and (r.greater[part] == found['sort'])[clear].all(), (
         'the ways disagree'
     )
-    bare = min(best, key=lambda p: np.median(took['product', p]))
+    bare = min(best, key=lambda p: sum(spent['product', p]))
 
     def name(p):
         return f'{p[0]} users x {p[1] or "all"} items'
 
     about = np.show_config(mode='dicts')['Build Dependencies']['blas']
-    took = {
-        'product': took['product', bare],
-        **{
-            w: [s * (a.users / part.stop if w == 'sort' else 1) for s in took[w]] for w in ('ranks', 'evaluate', 'sort')
-        },
-    }
+
+    def of(seconds):  # of all users, where a way saw a part of them
+        scale = {w: a.users / part.stop if w == 'sort' else 1 for w in SAID}
+        return {w: [s * scale[w] for s in seconds[('product', bare) if w == 'product' else w]] for w in SAID}
+
+    took, spent = of(took), of(spent)
     print(
         json.dumps(
             dict(
                 threads=threads,
                 product=name(bare),
                 seconds=took,
+                cpu_seconds=spent,
                 median={w: float(np.median(s)) for w, s in took.items()},
-                ratio={w: float(np.median(s) / np.median(took['product'])) for w, s in took.items()},
-                ratios={w: [x / y for x, y in zip(s, took['product'])] for w, s in took.items()},
+                cpu_ratio={w: ratio_of_sums(s, spent['product']) for w, s in spent.items()},
                 peak_gb={w: memory[('product', bare) if w == 'product' else w] for w in took},
                 peak_of_each=alone,
-                search={name(p): s * 10 for p, s in search.items()},
+                search={name(p): s * 10 for p, s in search.items()},  # CPU seconds
                 load=dict(before=load, after=os.getloadavg()),
                 numpy=np.__version__,
                 blas=f"{about['name']} {about['version']}",
@@ -193,27 +209,22 @@ def main():
         return child(a, a.child)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     runs = [run(t) for t in map(int, a.threads.split(',')) if t <= cores]
-    said = {
-        'product': 'bare matrix product',
-        'ranks': 'ranks, 8 seen items per user',
-        'evaluate': 'evaluate: two modalities and fused',
-        'sort': 'full sort',
-    }
     print(
-        f"{a.users:,} users x {a.items:,} items x {a.dims} dimensions, float32; median of {a.repeats}; {cpu()}, "
+        f"{a.users:,} users x {a.items:,} items x {a.dims} dimensions, float32; {a.repeats} rounds in turn; {cpu()}, "
         f"{cores} cores; numpy {runs[0]['numpy']}, {runs[0]['blas']}"
     )
-    print(f"{'threads':>7}  {'':36}{'seconds':>9}{'times bare':>12}{'(in turns)':>16}{'peak GB':>9}")
+    print(f"{'threads':>7}  {'':36}{'seconds':>9}{'CPU':>8}{'times bare':>12}{'(in turns)':>16}{'peak GB':>9}")
     for x in runs:
-        for w, text in said.items():
+        for w, text in SAID.items():
             few = f", from {x['sorted_users']:,} users" if w == 'sort' else ''
             print(
                 f"{x['threads']:7}  "
-                f"{text + few:36}{x['median'][w]:9.2f}{x['ratio'][w]:12.2f}{min(x['ratios'][w]):9.2f} "
-                f"to{max(x['ratios'][w]):5.2f}{x['peak_gb'][w]:8.2f}"
+                f"{text + few:36}{x['median'][w]:9.2f}{sum(x['cpu_seconds'][w]) / a.repeats:8.2f}"
+                "{:12.2f}{:9.2f} to{:5.2f}".format(*x['cpu_ratio'][w])
+                + f"{x['peak_gb'][w]:8.2f}"
             )
         print(
-            f"{'':9}evaluate per ranking: {x['ratio']['evaluate'] / 3:.2f} times the product; fastest piece "
+            f"{'':9}evaluate per ranking: {x['cpu_ratio']['evaluate'][0] / 3:.2f} times the product; fastest piece "
             f"{x['product']}; load {x['load']['before'][0]:.1f} to {x['load']['after'][0]:.1f}"
         )
     if a.out:

@@ -7,11 +7,14 @@ OMP_NUM_THREADS says with how many threads.
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
-from common import Clock, interleave, machine, quantiles, quiet, table, write
+from common import Clock, in_range, interleave, machine, quantiles, quiet, ratio_of_sums, table, write
 
 from vlm2rec_lab.diagnosis.bench import peak_memory, synthetic_task
 from vlm2rec_lab.diagnosis.evidence import Task, fused_gain, knockout_permuted, probe_gain, shuffled_gain
@@ -70,12 +73,15 @@ def ways(task, m, n):  # -> part -> (plain, fast), functions of nothing
 
 
 def measured(part, plain, fast, rounds):  # -> dict
-    "Both ways timed in turn, their ratio, and how far their answers are apart."
+    "Both ways timed in turn, the ratio of their sums of CPU seconds, and how far their answers are apart."
     took = interleave({'plain': lambda r: plain(), 'fast': lambda r: fast()}, rounds)
-    cpu = {name: quantiles([c for _, c in t]) for name, t in took.items()}
+    spent = {name: [c for _, c in t] for name, t in took.items()}
+    cpu = {name: quantiles(c) for name, c in spent.items()}
     wall = {name: quantiles([w for w, _ in t]) for name, t in took.items()}
     apart = float(np.abs(np.mean(plain(), axis=-1) - np.mean(fast(), axis=-1)).max())
-    return dict(part=part, wall=wall, cpu=cpu, ratio=round(cpu['plain'][0] / cpu['fast'][0], 2), apart=apart)
+    sums = {name: round(sum(c), 4) for name, c in spent.items()}
+    ratio = ratio_of_sums(spent['plain'], spent['fast'])
+    return dict(part=part, rounds=rounds, wall=wall, cpu=cpu, cpu_sums=sums, ratio=ratio, apart=apart)
 
 
 def whole(users, items, dims):  # -> dict
@@ -93,11 +99,30 @@ def wholes(sizes):  # texts users,items,dims -> list of dict
     return [json.loads(subprocess.run([*run, x], check=True, stdout=subprocess.PIPE).stdout) for x in sizes]
 
 
+def command(users, items, dims):  # -> dict
+    "`vlm2rec report` on a file of vectors, from its start to the page it writes: CPU seconds of that process."
+    root = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as folder:
+        task = synthetic_task(items, users, 2, dims)
+        arrays = {f'{side}/{m}': x for side in ('items', 'sequences') for m, x in task[side].items()}
+        np.savez(Path(folder) / 'vectors.npz', targets=task['targets'], **arrays)
+        asked = ['report', str(Path(folder) / 'vectors.npz'), '--out', str(Path(folder) / 'report.html')]
+        paths = os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        with Clock() as c:
+            run = [sys.executable, '-m', 'vlm2rec_lab', *asked]
+            subprocess.run(run, check=True, stdout=subprocess.DEVNULL, env={**os.environ, 'PYTHONPATH': paths})
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return dict(users=users, items=items, dims=dims, cpu=round(cpu, 2), wall=round(c.wall, 2))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in dict(items=20_000, users=2500, dims=128, permutations=20, rounds=3).items():
         parser.add_argument(f'--{name}', type=int, default=default)
     parser.add_argument('--whole', nargs='*', default=SIZES, metavar='USERS,ITEMS,DIMS', help='whole reports')
+    parser.add_argument('--command', default=SIZES[0], metavar='USERS,ITEMS,DIMS', help='a report by command line')
     parser.add_argument('--one', metavar='USERS,ITEMS,DIMS', help='one of them, as JSON to the standard output')
     parser.add_argument('--out', help='JSON file to write')
     o = parser.parse_args()
@@ -105,18 +130,22 @@ def main():
         print(json.dumps(whole(*map(int, o.one.split(',')))))
         return
     reports = wholes(o.whole)  # first: a process begins with the peak of the one that starts it
+    told = command(*map(int, o.command.split(',')))
     quiet(int(os.environ.get('OMP_NUM_THREADS') or 1))
     task = Task.of(**synthetic_task(o.items, o.users, 2, o.dims))
     rows = [measured(part, *both, o.rounds) for part, both in ways(task, 'm1', o.permutations).items()]
-    write(o.out, dict(benchmark='report', machine=machine(), settings=vars(o), rows=rows, whole=reports))
+    settings = {k: v for k, v in vars(o).items() if k != 'out'}
+    write(o.out, dict(benchmark='report', machine=machine(), settings=settings, rows=rows, whole=reports, command=told))
     shown = [
-        dict(part=r['part'], plain=f'{r["cpu"]["plain"][0]} s', fast=f'{r["cpu"]["fast"][0]} s', ratio=r['ratio'])
+        dict(part=r['part'], rounds=r['rounds'], plain=f'{r["cpu_sums"]["plain"]:.2f} s')
+        | dict(fast=f'{r["cpu_sums"]["fast"]:.2f} s', ratio=in_range(r['ratio']))
         | dict(apart=f'{r["apart"]:.0e}')
         for r in rows
     ]
-    print(f'{o.items:,} items, {o.users:,} users, {o.dims} dimensions; seconds of the processor, median\n')
+    print(f'{o.items:,} items, {o.users:,} users, {o.dims} dimensions; seconds of the processor, sums\n')
     print(table(shown))
     print(table(reports))
+    print('vlm2rec report:', told)
 
 
 if __name__ == '__main__':

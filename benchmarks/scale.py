@@ -205,6 +205,7 @@ def bottlenecks(results, memory=80e9, host=128e9):  # bytes of a card, of a mach
 def there(results):  # -> list of dict
     "Which of the results exist."
     names = dict(
+        step='a training step and its floor',
         train='training on a CPU',
         sentence_trainer='sentence-transformers',
         gpu='training on a GPU',
@@ -214,6 +215,8 @@ def there(results):  # -> list of dict
         pictures='spaces of many products',
         screens='what people wait for',
         report='the parts of a collapse report',
+        serve='the service',
+        catalogue='a catalogue from memory maps',
         pairs='heads on packaged encoders',
         seqrec='sequential recommenders',
         seqrec_step='their training step',

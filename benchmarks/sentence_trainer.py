@@ -1,5 +1,5 @@
 """The same tiny VLM, data, adapters, batch and precision, trained by sentence-transformers' own contrastive trainer
-and by this lab, block by block in turn.
+and by this lab, block by block in turn, over an epoch of each of three seeds.
 
 python benchmarks/sentence_trainer.py [--small] [--out benchmarks/results/sentence_trainer.json]
 
@@ -10,22 +10,23 @@ script is not called sentence_transformers.py: it would hide the package.
 
 Both sides read one prompt with text and picture (`fusion='internal'`), from the same checkpoint with the same
 adapters; that their vectors agree is checked before anything is timed.
-Theirs: SentenceTransformerTrainer, MultipleNegativesRankingLoss at the same temperature, last-token pooling, AdamW
-without decay or clipping, pictures read in every step. Its own reader of pictures
+Theirs: SentenceTransformerTrainer, MultipleNegativesRankingLoss at the same temperature with
+`BatchSamplers.NO_DUPLICATES`, which its documentation recommends for this loss, last-token pooling, AdamW without
+decay or clipping, pictures read in every step. Its own reader of pictures
 wants torchvision, so a module of its `InputModule` kind does the reading here, with the lab's image processor, one
 call per batch and side. What differs and is left so: their loss does not know which
-items a customer bought besides, and counts a target that occurs twice as two.
+items a customer bought besides, and no target comes twice in a batch of theirs; batches of ours are drawn plainly,
+and a target that comes twice counts once.
 """
 
 import argparse
 import importlib.util
 import logging
 import tempfile
-import time
 
 import numpy as np
 import torch
-from common import Clock, machine, quantiles, quiet, say, table, write
+from common import Clock, cell, in_range, machine, quiet, say, table, write
 from train import PLAIN, RANK, TAU, Recipe, gradients, shop
 
 from vlm2rec_lab.embed import VLMEmbedder
@@ -37,6 +38,12 @@ from vlm2rec_lab.train import batch_rows, encode_split, make_batch, training_row
 LAST, ALL = Recipe(True, True, True), Recipe(True, True, True, True)
 OURS = {'lab, plain recipe': PLAIN, 'lab, same pairs, nothing twice': LAST, 'lab, every position': ALL}
 THEIRS = 'sentence-transformers'
+WORK = {
+    THEIRS: 'pairs of the last position',
+    'lab, plain recipe': 'the same pairs',
+    'lab, same pairs, nothing twice': 'the same pairs',
+    'lab, every position': 'not the same: pairs of one sequence resemble each other',
+}
 
 
 def prompts(embedder, catalogue):  # -> (function of an item, function of a history), both -> dict(text, pictures)
@@ -108,21 +115,37 @@ def sentence_transformer(embedder, catalogue):
     )
 
 
-def their_block(
-    model, optimiser, rows, batch, folder
-):  # rows: list of dict(anchor, positive), as many as steps x batch
-    """Some steps of their trainer. Returns (CPU seconds, wall seconds) per step, the first step left out: it holds the
-    trainer's own beginning."""
+def their_epoch(model, optimiser, rows, batch, folder, seed, block, between):  # -> list of (CPU, wall) per block
+    """An epoch of their trainer, from its first batch to its last step. After every block of steps `between` is
+    called with how many, and the clock stands."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.training_args import BatchSamplers
     from transformers import PrinterCallback, TrainerCallback
 
-    marks = []
+    spent, clock, open_steps = [], Clock(), [0]
+
+    def block_ends():
+        clock.__exit__()
+        spent.append((clock.cpu, clock.wall))
+        between(open_steps[0])
+        clock.cpu = clock.wall = 0.0
+        open_steps[0] = 0
+        clock.__enter__()
 
     class Watch(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            clock.__enter__()
+
         def on_step_end(self, *args, **kwargs):
-            marks.append((time.process_time(), time.perf_counter()))
+            open_steps[0] += 1
+            if open_steps[0] == block:
+                block_ends()
+
+        def on_train_end(self, *args, **kwargs):
+            if open_steps[0]:
+                block_ends()
 
     how = SentenceTransformerTrainingArguments(
         output_dir=folder,
@@ -137,15 +160,15 @@ def their_block(
         logging_strategy='no',
         report_to='none',
         disable_tqdm=True,
-        seed=0,
+        seed=seed,
         dataloader_drop_last=True,
+        batch_sampler=BatchSamplers.NO_DUPLICATES,
     )
     constant = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda _: 1.0)
-    data = Dataset.from_list(rows)
     trainer = SentenceTransformerTrainer(
         model=model,
         args=how,
-        train_dataset=data,
+        train_dataset=Dataset.from_list(rows),
         loss=MultipleNegativesRankingLoss(model, scale=1 / TAU),
         optimizers=(optimiser, constant),
         callbacks=[Watch()],
@@ -153,30 +176,115 @@ def their_block(
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     model.eval()
-    steps = len(marks) - 1
-    return [(marks[-1][k] - marks[0][k]) / steps for k in (0, 1)], len(marks)
+    return spent
 
 
-def our_block(
-    embedder, bank, optimiser, split, recipe, first, steps, batch
-):  # -> (CPU, wall) seconds per step, pairs per step
-    drawn, parameters, pairs = (
-        training_rows(split, 'all' if recipe.every else 'last'),
-        [p for _, p in embedder.adapter_parameters()],
-        0,
+class Ours:
+    "A side of the lab: some steps at a time, with their CPU and wall seconds and their pairs."
+
+    def __init__(self, embedder, split, recipe, lr, batch, seed):
+        self.embedder, self.split, self.recipe, self.batch, self.seed = embedder, split, recipe, batch, seed
+        self.bank = embedder.bank(split.catalogue, False, None if recipe.cached else 'live')
+        self.parameters = [p for _, p in embedder.adapter_parameters()]
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0)
+        self.positions = 'all' if recipe.every else 'last'
+        self.drawn, self.done, self.spent, self.pairs = training_rows(split, self.positions), 0, [], []
+
+    def steps(self, many):
+        pairs = 0
+        with Clock() as clock:
+            for k in range(self.done, self.done + many):
+                rows = self.drawn[batch_rows(k, len(self.drawn), self.batch, self.seed)]
+                this = make_batch(self.split, rows, self.positions)
+                _, parts = gradients(self.embedder, self.bank, this, self.recipe)
+                for p, *g in zip(self.parameters, *parts.values()):
+                    p.grad = sum(g)
+                self.optimiser.step()
+                self.optimiser.zero_grad()
+                pairs += len(this.targets)
+        self.done += many
+        self.spent.append((clock.cpu, clock.wall))
+        self.pairs.append(pairs)
+
+
+def one_seed(seed, small, batch, block, lr, users):  # -> dict
+    "An epoch of all sides, block by block in turn, on the shop of a seed."
+    split = shop(seed, 10, 11, small, **{} if small else dict(train=users, valid=50, test=400))
+
+    def load():
+        return VLMEmbedder.from_pretrained(tiny_vlm(), lora=RANK, seed=seed, device='cpu', fusion='internal')
+
+    theirs = load()
+    item, sequence = prompts(theirs, split.catalogue)
+    model = sentence_transformer(theirs, split.catalogue)
+    apart = parity(theirs, split, model)
+    if not apart <= 1e-4:
+        raise SystemExit(f'the two sides do not read the same: vectors differ by {apart:.2g}')
+    sides = {name: Ours(load(), split, recipe, lr, batch, seed) for name, recipe in OURS.items()}
+    optimiser = torch.optim.AdamW([p for _, p in theirs.adapter_parameters()], lr=lr, weight_decay=0.0)
+    taken, names, turn = split.train.take(training_rows(split)), list(OURS), [0]
+    data = [dict(anchor=sequence(h), positive=item(t)) for h, t in zip(taken.history, taken.targets)]
+
+    def between(many):
+        for name in names[turn[0] % len(names) :] + names[: turn[0] % len(names)]:
+            sides[name].steps(many)
+        turn[0] += 1
+        say(f'seed {seed}: {sides[names[0]].done} of {len(data) // batch} steps')
+
+    with tempfile.TemporaryDirectory() as folder:
+        spent = their_epoch(model, optimiser, data, batch, folder, seed, block, between)
+    steps = sides[names[0]].done
+    many = [min(block, steps - k) for k in range(0, steps, block)]
+
+    def quality(e):
+        found = evaluate(**encode_split(e, split, 'test', progress=False), bootstrap=0)
+        return round(float(found['joint']['NDCG@10']), 5)
+
+    return dict(
+        seed=seed,
+        load=machine()['load'][0],
+        steps=steps,
+        data=split.name,
+        apart=apart,
+        sides={
+            THEIRS: dict(spent=spent, pairs=[batch * n for n in many], test_ndcg=quality(theirs)),
+            **{
+                name: dict(spent=side.spent, pairs=side.pairs, test_ndcg=quality(side.embedder))
+                for name, side in sides.items()
+            },
+        },
     )
-    for k in range(first, first + steps):
-        if k == first + 1:
-            clock = Clock().__enter__()
-        this = make_batch(split, drawn[batch_rows(k, len(drawn), batch, 0)], 'all' if recipe.every else 'last')
-        _, parts = gradients(embedder, bank, this, recipe)
-        for p, *g in zip(parameters, *parts.values()):
-            p.grad = sum(g)
-        optimiser.step()
-        optimiser.zero_grad()
-        pairs += len(this.targets)
-    clock.__exit__()
-    return [clock.cpu / (steps - 1), clock.wall / (steps - 1)], pairs / steps
+
+
+def rows_of(seeds):  # list of what one_seed gives -> list of dict
+    "A row per side: sums over all steps of all seeds; the range is that of the seeds."
+    out = []
+    for name in (THEIRS, *OURS):
+        sides = [s['sides'][name] for s in seeds]
+        cpu, wall = (np.array([sum(t[k] for t in x['spent']) for x in sides]) for k in (0, 1))
+        pairs = np.array([sum(x['pairs']) for x in sides], float)
+        if name == THEIRS:
+            base = pairs, cpu
+        steps, rate = sum(s['steps'] for s in seeds), (pairs / cpu) / (base[0] / base[1])
+        whole = (pairs.sum() / cpu.sum()) / (base[0].sum() / base[1].sum())
+        ndcg = [x['test_ndcg'] for x in sides]
+        out.append(
+            dict(
+                side=name,
+                work=WORK[name],
+                pairs_per_step=round(float(pairs.sum() / steps), 1),
+                cpu_seconds=round(float(cpu.sum()), 2),
+                seconds_per_step=round(float(cpu.sum() / steps), 4),
+                wall_seconds_per_step=round(float(wall.sum() / steps), 4),
+                pairs_per_second=round(float(pairs.sum() / cpu.sum()), 1),
+                ratio=[round(float(v), 4) for v in (whole, rate.min(), rate.max())],
+                test_ndcg=[
+                    round(float(np.mean(ndcg)), 5),
+                    round(float(np.std(ndcg, ddof=1)), 5) if len(ndcg) > 1 else None,
+                ],
+            )
+        )
+    return out
 
 
 def parity(embedder, split, model):  # -> largest difference of unit vectors
@@ -205,7 +313,11 @@ def main():
         '--small', action='store_true', help='a toy setting that runs in seconds; its figures mean nothing'
     )
     parser.add_argument('--out', help='JSON file to write')
-    parser.add_argument('--blocks', type=int, help='blocks of steps of each side, in turn')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--users', type=int, default=100, help='customers to learn from: their rows are the epoch')
+    parser.add_argument(
+        '--cells', default='runs/benchmarks/sentence_trainer', help='folder that keeps finished seeds; "" for none'
+    )
     o = parser.parse_args()
     for package in ('sentence_transformers', 'datasets'):
         if importlib.util.find_spec(package) is None:
@@ -220,101 +332,52 @@ def main():
     quiet()
     datasets.disable_progress_bars()
     logging.disable(logging.WARNING)
-    start, batch, steps, blocks, lr = (
-        machine(),
-        4 if o.small else 32,
-        2 if o.small else 10,
-        o.blocks or (2 if o.small else 6),
-        2e-3,
-    )
-    split = shop(0, 10, 11, o.small)
-
-    def load():
-        return VLMEmbedder.from_pretrained(tiny_vlm(), lora=RANK, seed=0, device='cpu', fusion='internal')
-
-    theirs = load()
-    item, sequence = prompts(theirs, split.catalogue)
-    model = sentence_transformer(theirs, split.catalogue)
-    apart = parity(theirs, split, model)
-    if not apart <= 1e-4:
-        raise SystemExit(f'the two sides do not read the same: vectors differ by {apart:.2g}')
-    sides, spent, pairs = {}, {n: [] for n in (THEIRS, *OURS)}, {THEIRS: batch}
-    for name, recipe in OURS.items():
-        e = load()
-        sides[name] = (
-            e,
-            e.bank(split.catalogue, False, None if recipe.cached else 'live'),
-            torch.optim.AdamW([p for _, p in e.adapter_parameters()], lr=lr, weight_decay=0.0),
-            recipe,
+    start, batch, block, lr = machine(), 4 if o.small else 32, 2 if o.small else 10, 2e-3
+    seeds = [
+        cell(
+            o.cells or None,
+            dict(cell='sentence_trainer', seed=seed, small=o.small, batch=batch, block=block, lr=lr, users=o.users),
+            lambda: one_seed(seed, o.small, batch, block, lr, o.users),
         )
-    optimiser = torch.optim.AdamW([p for _, p in theirs.adapter_parameters()], lr=lr, weight_decay=0.0)
-    drawn, done = training_rows(split), 0
-    with tempfile.TemporaryDirectory() as folder:
-        for b in range(blocks):
-            rows = np.concatenate(
-                [drawn[batch_rows(k, len(drawn), batch, 0)] for k in range(b * steps, (b + 1) * steps)]
-            )
-            taken = split.train.take(rows)
-            data = [dict(anchor=sequence(h), positive=item(t)) for h, t in zip(taken.history, taken.targets)]
-            order = [THEIRS, *OURS]
-            for name in order[b % len(order) :] + order[: b % len(order)]:
-                if name == THEIRS:
-                    t, n = their_block(model, optimiser, data, batch, folder)
-                    done += n
-                else:
-                    t, pairs[name] = our_block(*sides[name][:3], split, sides[name][3], b * steps, steps, batch)
-                spent[name].append(t)
-            say(f'block {b + 1} of {blocks}: ' + ', '.join(f'{n} {s[-1][0]:.3f}' for n, s in spent.items()))
-    assert done == blocks * steps, f'their trainer took {done} steps'
-
-    def quality(e):
-        found = evaluate(**encode_split(e, split, 'test', progress=False), bootstrap=0)
-        return round(float(found['joint']['NDCG@10']), 5)
-
-    rate = {n: pairs[n] / np.array(spent[n])[:, 0] for n in spent}
-    rows = [
-        dict(
-            side=n,
-            pairs_per_step=round(pairs[n], 1),
-            seconds_per_step=quantiles(np.array(spent[n])[:, 0]),
-            wall_seconds_per_step=quantiles(np.array(spent[n])[:, 1]),
-            pairs_per_second=round(float(pairs[n] / np.array(spent[n])[:, 0].mean()), 1),
-            ratio=quantiles(rate[n] / rate[THEIRS]),
-            test_ndcg=quality(theirs if n == THEIRS else sides[n][0]),
-        )
-        for n in spent
+        for seed in o.seeds
     ]
+    rows = rows_of(seeds)
     result = dict(
         benchmark='sentence_trainer',
         small=o.small,
         machine=start | dict(load_at_end=machine()['load']),
         version=sentence_transformers.__version__,
+        sampler='BatchSamplers.NO_DUPLICATES',
         model='tiny VLM text-first, float32, LoRA rank 4, one prompt with text and picture',
-        data=split.name,
+        data=[s['data'] for s in seeds],
+        seeds=list(o.seeds),
         batch=batch,
-        steps=blocks * steps,
-        block=steps,
+        steps=[s['steps'] for s in seeds],
+        block=block,
         lr=lr,
         temperature=TAU,
-        largest_difference_at_start=apart,
-        clock='CPU seconds of one thread',
+        largest_difference_at_start=max(s['apart'] for s in seeds),
+        clock='CPU seconds of one thread, summed over an epoch of each seed',
         rows=rows,
     )
     write(o.out, result)
     print(
-        f'\nsentence-transformers {result["version"]} and the lab: {blocks} blocks of {steps} steps of {batch} rows in '
-        f'turn; vectors at the start differ by at most {apart:.1e}\n'
+        f'\nsentence-transformers {result["version"]} with {result["sampler"]} and the lab, in turn: an epoch of '
+        f'{", ".join(map(str, result["steps"]))} steps of {batch} rows, seeds {", ".join(map(str, o.seeds))}; vectors '
+        f'at the start differ by at most {result["largest_difference_at_start"]:.1e}\n'
     )
     print(
         table(
             [
                 {
                     'side': r['side'],
+                    'the same work': r['work'],
                     'pairs per step': r['pairs_per_step'],
-                    's per step': r['seconds_per_step'][0],
+                    's CPU in all': r['cpu_seconds'],
                     'pairs per s': r['pairs_per_second'],
-                    'ratio': '{:.2f} ({:.2f} to {:.2f})'.format(*r['ratio']),
-                    f'test NDCG@10 after {result["steps"]} steps': r['test_ndcg'],
+                    'ratio of sums (seeds)': in_range(r['ratio']),
+                    'test NDCG@10 after an epoch': '{:.4f}'.format(r['test_ndcg'][0])
+                    + ('' if r['test_ndcg'][1] is None else ' ± {:.4f}'.format(r['test_ndcg'][1])),
                 }
                 for r in rows
             ]

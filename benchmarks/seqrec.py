@@ -13,9 +13,10 @@ compared with), and the epoch is chosen on validation rows. The matrix products 
 `--single` leaves them in float32.
 
 `--steps` wants RecTools in the same Python. It is no dependency of the lab: `python -m venv rec`, `rec/bin/pip
-install "rectools[torch]" transformers fastcore safetensors pillow pyarrow`, then
+install "rectools[torch]" transformers fastcore safetensors pillow "pyarrow<21" urllib3`, then
 `PYTHONPATH=. rec/bin/python benchmarks/seqrec.py FILE --steps`. Both sides take a step (forward, loss, backward,
-Adam) on batches of the same sequences in turn; theirs are made by its own data preparator.
+Adam) on the same sequences in turn; theirs are made by its own data preparator, before the clock runs.
+Each ratio is one of sums of CPU seconds: a median would hide the few long batches of an epoch that is sorted in pools.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from common import cell, circles, interleave, machine, quantiles, quiet, say, table, write
+from common import cell, circles, in_range, interleave, machine, quantiles, quiet, ratio_of_sums, say, table, write
 
 from vlm2rec_lab.data import PAD, leave_one_out
 from vlm2rec_lab.recommenders.fit import figures, fit
@@ -36,6 +37,7 @@ from vlm2rec_lab.train import entire
 from vlm2rec_lab.training.lengths import pooled_batches
 
 HISTORY, DIM, LAYERS, HEADS = 50, 64, 2, 2
+LONG = 12  # steps on sequences that are all as long as the window
 # Dropout, batch and rate of the papers that the figures are compared with. The patience is ours; nothing was tried out.
 PUBLISHED = dict(dropout=0.5, batch=256, lr=1e-3, epochs=600, patience=20)
 RECIPE = {'ce': PUBLISHED | dict(autocast='bfloat16'), 'bce': PUBLISHED | dict(negatives=1)}
@@ -127,6 +129,7 @@ def quality(split, losses, seeds, cells, recipes):  # -> (list of runs, summary)
 
 def theirs(
     whole,  # int [S, L + 1] sequences with the last item, PAD at the left
+    of,  # those of which batches are made
     batch,  # rows of a step
 ):  # -> (function of row numbers -> batch, step of a batch)
     "RecTools' SASRec: its own batches, padded to the window, its own loss and optimiser."
@@ -162,7 +165,7 @@ def theirs(
     optimiser, collate = net.configure_optimizers(), prepared.get_dataloader_train().collate_fn
 
     def made(at):
-        sessions = [prepared.item_id_map.convert_to_internal(row[row != PAD]).tolist() for row in whole[at]]
+        sessions = [prepared.item_id_map.convert_to_internal(row[row != PAD]).tolist() for row in of[at]]
         return collate([(s, [1.0] * len(s), {}) for s in sessions])
 
     def step(given):
@@ -194,49 +197,83 @@ def ours(x, y, n, autocast):  # -> step of a list of row numbers
     return step
 
 
-def steps(split, batch, rounds, seed=0):  # -> list of dict
-    """A training step on shuffled batches, on batches sorted in pools, and on sequences that are all as long as the
-    window."""
+WORK = {  # of each side, beside RecTools' row
+    'RecTools': 'theirs: padded to the window',
+    'lab': 'the same sequences and loss, cut to the longest of the batch',
+    'lab, bfloat16': 'not the same: products of the loss are coarser',
+}
+
+
+def epochs(lengths, batch, rounds=None, seed=0):  # -> {kind: list of row numbers per step}
+    """The full batches of an epoch that is sorted in pools; a quarter of those of a shuffled one, which are all alike;
+    and some of sequences as long as the window, which are no epoch. A batch of warm-up stands before each."""
+    rng, n = np.random.default_rng(seed), len(lengths) // batch // 4 + 1
+    full, mixed = np.flatnonzero(lengths == lengths.max()), rng.permutation(len(lengths))
+    pools = [b for b in pooled_batches(lengths, batch, seed=seed, even='sequences') if len(b) == batch]
+    kinds = {
+        'an epoch, sorted in pools': pools[:rounds],
+        'a quarter of an epoch, shuffled': [mixed[k * batch : (k + 1) * batch] for k in range(n)][:rounds],
+        f'all of {lengths.max()} items': [
+            rng.choice(full, batch, replace=len(full) < batch) for _ in range(min(rounds or LONG, LONG))
+        ],
+    }
+    return {kind: [batches[-1], *batches] for kind, batches in kinds.items()}
+
+
+def kind_rows(kind, batches, whole, of, x, y, n, batch):  # -> list of dict
+    "Steps of every side in turn on the batches of one kind; the first is warm-up. Ratios are those of sums."
+    lengths, (made, step) = (x != PAD).sum(1).numpy(), theirs(whole, of, batch)
+    given, single, half = [made(b) for b in batches], ours(x, y, n, None), ours(x, y, n, 'bfloat16')
+    spent = interleave(
+        {
+            'RecTools': lambda r: step(given[r]),
+            'lab': lambda r: single(batches[r]),
+            'lab, bfloat16': lambda r: half(batches[r]),
+        },
+        len(batches) - 1,
+    )
+    base = np.array(spent['RecTools'])[:, 1]
+    return [
+        dict(
+            batches=kind,
+            side=name,
+            work=WORK[name],
+            sequences=batch,
+            steps=len(v),
+            items=n,
+            places=round(float(np.mean([lengths[b].sum() for b in batches[1:]])), 1),
+            cpu_seconds=round(float(np.sum(v, 0)[1]), 3),
+            wall_seconds=round(float(np.sum(v, 0)[0]), 3),
+            cpu_of_a_step=quantiles(np.array(v)[:, 1]),
+            times_theirs=ratio_of_sums(base, np.array(v)[:, 1]),
+        )
+        for name, v in spent.items()
+    ]
+
+
+def steps(split, batch, rounds, cells=None, users=None, seed=0):  # -> list of dict
+    """The training steps of an epoch sorted in pools, of a part of a shuffled one, and of sequences that are all as
+    long as the window. Of so many users, if said; the items are those of all."""
     _, x, y = lessons(split)
-    whole, rng = np.concatenate([x, y[:, -1:]], 1), np.random.default_rng(seed)
+    whole = np.concatenate([x, y[:, -1:]], 1)
     found = np.unique(whole[whole != PAD])  # both sides know the items that occur
     number = np.full(found.max() + 2, PAD)
     number[found] = np.arange(len(found))
     x, y, n = torch.from_numpy(number[x]), torch.from_numpy(number[y]), len(found)
-    lengths, (made, step) = (x != PAD).sum(1).numpy(), theirs(whole, batch)
-    full = np.flatnonzero(lengths == lengths.max())
-    kinds = {
-        'shuffled': [rng.permutation(len(x))[:batch] for _ in range(rounds + 1)],
-        'sorted in pools': pooled_batches(lengths, batch, seed=seed, even='sequences')[: rounds + 1],
-        f'all of {lengths.max()} items': [
-            rng.choice(full, batch, replace=len(full) < batch) for _ in range(rounds + 1)
-        ],
-    }
+    if users and users < len(x):
+        who = np.sort(np.random.default_rng(seed).choice(len(x), users, replace=False))
+        whole_of, x, y = whole[who], x[who], y[who]
+    else:
+        whole_of = whole
     out = []
-    for kind, batches in kinds.items():
-        given, single, half = [made(b) for b in batches], ours(x, y, n, None), ours(x, y, n, 'bfloat16')
-        spent = interleave(
-            {
-                'RecTools': lambda r: step(given[r]),
-                'lab': lambda r: single(batches[r]),
-                'lab, bfloat16': lambda r: half(batches[r]),
-            },
-            rounds,
+    for kind, batches in epochs((x != PAD).sum(1).numpy(), batch, rounds, seed).items():
+        settings = dict(
+            cell=f'steps-{kind}', split=split.fingerprint, batch=batch, rounds=rounds, users=users, seed=seed
         )
-        base = np.array(spent['RecTools'])[:, 1]
-        out += [
-            dict(
-                batches=kind,
-                side=name,
-                sequences=batch,
-                items=n,
-                places=round(float(np.mean([lengths[b].sum() for b in batches[1:]])), 1),
-                cpu_seconds=quantiles(np.array(v)[:, 1]),
-                wall_seconds=quantiles(np.array(v)[:, 0]),
-                times_theirs=quantiles(base / np.array(v)[:, 1]),
-            )
-            for name, v in spent.items()
-        ]
+        done = cell(cells, settings, lambda: dict(rows=kind_rows(kind, batches, whole, whole_of, x, y, n, batch)))
+        out += done['rows']
+        for r in done['rows']:
+            say(f'{kind}, {r["side"]}: {r["cpu_seconds"]} s CPU')
     return out
 
 
@@ -253,7 +290,8 @@ def main():
     parser.add_argument(
         '--cells', default='runs/benchmarks/seqrec', help='folder that keeps runs, finished or not; "" for none'
     )
-    parser.add_argument('--rounds', type=int, help='interleaved rounds of the steps')
+    parser.add_argument('--rounds', type=int, help='at most so many steps of an epoch; all of them, if not said')
+    parser.add_argument('--users', type=int, help='an epoch of so many users for the steps; of all, if not said')
     parser.add_argument('--out', help='JSON file to write')
     o = parser.parse_args()
     if not o.file and not o.small:
@@ -262,7 +300,8 @@ def main():
         parser.exit(
             3,
             'rectools is not here: python -m venv rec, rec/bin/pip install "rectools[torch]" transformers fastcore '
-            'safetensors pillow pyarrow, then PYTHONPATH=. rec/bin/python benchmarks/seqrec.py FILE --steps\n',
+            'safetensors pillow "pyarrow<21" urllib3, then PYTHONPATH=. rec/bin/python benchmarks/seqrec.py FILE '
+            '--steps\n',
         )
     quiet()
     warnings.simplefilter('ignore')
@@ -283,7 +322,9 @@ def main():
         import rectools
 
         result |= dict(
-            version=rectools.__version__, rows=steps(split, 16 if o.small else 128, o.rounds or (2 if o.small else 12))
+            version=rectools.__version__,
+            users=o.users,
+            rows=steps(split, 16 if o.small else 128, o.rounds, o.cells or None, o.users),
         )
         print(
             f"\nA training step of SASRec, full cross-entropy over {result['rows'][0]['items']:,} items, {DIM} "
@@ -298,9 +339,11 @@ def main():
                         'side': r['side'],
                         'sequences': r['sequences'],
                         'items in them': r['places'],
-                        's CPU': r['cpu_seconds'][0],
-                        's wall': r['wall_seconds'][0],
-                        'times as fast': '{:.2f} ({:.2f} to {:.2f})'.format(*r['times_theirs']),
+                        'steps': r['steps'],
+                        's CPU in all': r['cpu_seconds'],
+                        's CPU a step': in_range(r['cpu_of_a_step'], 3),
+                        'times as fast, of sums': in_range(r['times_theirs']),
+                        'the same work': r['work'],
                     }
                     for r in result['rows']
                 ]

@@ -56,6 +56,7 @@ def scripts():
     import encoders
     import flame
     import fusions
+    import goals
     import gpu
     import graph_films
     import graph_remedies
@@ -65,10 +66,11 @@ def scripts():
     import scale
     import shapes
     import size
+    import step
     import train
 
     found = (common, decoders, encoders, flame, fusions, gpu, graph_films, graph_remedies, lattice, pairs, published)
-    found += (scale, shapes, size, train)
+    found += (goals, scale, shapes, size, step, train)
     yield {m.__name__: m for m in found}
     sys.path.remove(str(BENCH))
 
@@ -174,16 +176,134 @@ def test_cells_are_kept_by_their_settings(scripts, tmp_path):
     ]
 
 
+def test_ratios_are_those_of_sums(scripts):
+    "A median would hide the long batch; an interval over seeds stands around the ratio of their sums."
+    c = scripts['common']
+    theirs, ours = [1.0] * 9, [0.1] * 8 + [8.2]
+    assert np.median(np.divide(theirs, ours)) == pytest.approx(10)
+    assert c.ratio_of_sums(theirs, ours) == [1.0, round(1 / 8.2, 4), 10.0]
+    whole, low, high = c.interval_of_sums([50, 52, 54, 40, 60], [10, 11, 7, 8, 12])
+    assert whole == round(256 / 48, 2) and low < whole < high and c.interval_of_sums([6], [2]) == [3.0, None, None]
+    assert c.interval_of_sums([4, 4, 4], [2, 2, 2]) == [2.0, 2.0, 2.0]
+    mean, low, high = c.interval_of_mean([1, 2, 3])
+    assert mean == 2 and (low, high) == (pytest.approx(-0.4841, abs=1e-4), pytest.approx(4.4841, abs=1e-4))
+    assert c.in_range([3.0, None, None]) == '3.00' and c.in_range([3.0, 2.0, 4.0], 1) == '3.0 (2.0 to 4.0)'
+
+
+def test_seconds_to_the_goal_are_summed_over_seeds(scripts):
+    "A seed where one side did not reach the goal is left out of the ratio, and counted."
+
+    def run(recipe, seed, seconds, test):
+        return dict(recipe=recipe, seed=seed, to_goal=seconds and dict(seconds=seconds), test=dict(fused=test))
+
+    runs = [run('(a) plain', s, t, 0.2) for s, t in enumerate((50.0, 40.0, None))]
+    runs += [run('(c) all', s, t, 0.21) for s, t in enumerate((10.0, 5.0, 7.0))]
+    found = scripts['train'].summary(runs)
+    assert found['seeds'] == 3 and found['seconds_ratio'] == [5.0, 8.0] and found['seconds_ratio_of_sums'][0] == 6.0
+    assert found['not_reached'] == {'(a) plain': 1, '(c) all': 0} and found['test_difference'][0] == 0.01
+
+
+def test_step_and_its_floor(tmp_path, scripts):
+    "The floor has two products for each frozen matrix; the ratio is that of the sums."
+    found, printed = run('step.py', '--small', '--rounds', '2', tmp_path / 'step.json')
+    assert found['batches'] == 2 and 'times the floor' in printed and found['pairs_per_step'] > found['rows_per_step']
+    cpu = found['cpu_seconds']
+    assert found['ratio'][0] == pytest.approx(cpu['step'] / cpu['floor'], rel=0.05) and found['ratio'][0] > 1
+    t = scripts['train']
+    embedder, _ = t.fresh(0, t.shop(1, 5, 6, True), t.ALL)
+    called, hooks = scripts['step'].large_products(embedder.model)
+    layer = next(m for m in embedder.model.modules() if hasattr(m, 'base_layer'))
+    out, into = layer.base_layer.weight.shape
+    import torch
+
+    layer(torch.zeros(3, 5, into))
+    assert called == [(15, out, into)], 'a matrix with its adapter counts once'
+    for h in hooks:
+        h.remove()
+
+
+def test_goals(scripts, tmp_path):
+    "What is missing is not measured; a figure that meets its goal says so; ratios are those of sums, not medians."
+    g = scripts['goals']
+    empty = g.goals({})
+    assert [r['now'] for r in empty] == [r[''] for r in empty] == ['not measured'] * 6
+    (tmp_path / 'step.json').write_text(json.dumps(dict(small=True, ratio=[2, 1, 3], batches=1)))
+    done = [sys.executable, str(BENCH / 'goals.py'), '--results', str(tmp_path)]
+    printed = subprocess.run(done, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    assert printed.returncode == 0 and printed.stdout.count('not measured | not measured') == 6, printed.stderr[-2000:]
+
+    def recipe(name, rate):
+        return dict(recipe=name, pairs_per_second=rate, ratio=[99.0, 98.0, 100.0])
+
+    def trained(rate, test, seeds):
+        mean = {n: dict(fused=[x, 0.01]) for n, x in (('(a) plain', 0.2), ('(c) all', test))}
+        rows = [recipe('(a) plain', 10.0), recipe('(c) all', rate)]
+        summary = dict(seeds=seeds, test_mean_and_deviation=mean)
+        return dict(rates=[dict(world=g.WORLD, rows=rows)], quality=dict(summary=summary))
+
+    log = [
+        dict(generated=n, way='fast', file='log.csv', seconds=dict(total=s), peak_gb=6.0)
+        for n, s in ((1_000_000, 1.0), (100_000_000, 80.0))
+    ]
+    rows = [dict(low=0.01, high=0.03), dict(low=0.0, high=0.01)]
+    large = dict(items=10_000_000, users=1_000_000, seconds=900, peak_gb=20.0, own_gb=4.0)
+    good = dict(
+        step=dict(ratio=[2.4, 2.0, 3.0], batches=62),
+        train=trained(85.0, 0.2, 5),
+        report=dict(command=dict(users=2000, items=2000, cpu=2.5)),
+        interactions=dict(runs=log),
+        catalogue=large | dict(parts=dict(report=dict(rows=rows))),
+        serve=dict(ms=dict(all=dict(p99=49.0)), rate=200.0, items=20_000),
+    )
+    assert [r[''] for r in g.goals(good)] == ['reached'] * 6 and '8.5 times' in g.goals(good)[1]['now']
+    assert '±0.0100' in g.goals(good)[4]['now']
+    bad = good | dict(
+        step=dict(ratio=[2.6, 2.0, 3.0], batches=62),
+        train=trained(85.0, 0.19, 5),
+        report=dict(command=dict(users=2000, items=2000, cpu=3.5)),
+        interactions=dict(runs=[log[1] | dict(peak_gb=9.0)]),
+        catalogue=good['catalogue'] | dict(own_gb=17.0),
+        serve=dict(ms=dict(all=dict(p99=51.0)), rate=200.0, items=20_000),
+    )
+    assert [r[''] for r in g.goals(bad)] == ['not reached'] * 6
+    few = good | dict(
+        train=trained(85.0, 0.3, 3), report=dict(command=dict(users=200, items=2000, cpu=0.1)), serve=None
+    )
+    assert [r[''] for r in g.goals(few)][1:3] == ['not measured'] * 2, 'three seeds are not five'
+    assert g.goals(few)[5]['now'] == 'not measured' and 'over 3 seeds' in g.goals(few)[1]['now']
+
+
+def test_ranking_and_pictures_tell_cpu_seconds(tmp_path):
+    "All threads and processes are counted, a row that is other work says so, and ratios are those of sums."
+    found, printed = run('ranking.py', '--small', '--threads', '1', tmp_path / 'ranking.json')
+    x = found['runs'][0]
+    for way, cpu in x['cpu_seconds'].items():
+        assert len(cpu) == 3
+        assert x['cpu_ratio'][way][0] == pytest.approx(sum(cpu) / sum(x['cpu_seconds']['product']), rel=1e-3)
+    assert 'times bare' in printed
+    found, printed = run('images.py', '--images', '8', '--size', '160x120', '--rounds', '2', tmp_path / 'images.json')
+    cpu = found['cpu_seconds']
+    assert set(cpu) == set(found['seconds']) and cpu['processes'] > 0, 'child processes count'
+    assert found['cpu_times_plain']['exact'] == pytest.approx(cpu['plain'] / cpu['exact'])
+
+
+@pytest.mark.slow
+def test_interactions_tell_cpu_seconds(tmp_path):
+    found, printed = run('interactions.py', '--rows', '5000', '--plain', '2000', tmp_path / 'interactions.json')
+    assert all(x['cpu_seconds'] > 0 for x in found['runs']) and 'times the CPU seconds' in printed
+
+
 @pytest.mark.slow
 def test_report(tmp_path):
     "Both ways give the same answers, every part has its ratio, and whole reports say what they cost."
     size = ['--items', '300', '--users', '200', '--dims', '16', '--permutations', '3', '--rounds', '1']
-    size += ['--whole', '300,200,8', '200,300,16']
+    size += ['--whole', '300,200,8', '200,300,16', '--command', '200,300,8']
     found, printed = run('report.py', *size, tmp_path / 'report.json')
     assert [r['part'] for r in found['rows']] == ['permuted knockout', 'nulls', 'probe']
-    assert all(r['apart'] < 1e-6 and r['ratio'] > 0 for r in found['rows']) and 'ratio' in printed
+    assert all(r['apart'] < 1e-6 and r['ratio'][0] > 0 for r in found['rows']) and 'ratio' in printed
     assert [(x['users'], x['items'], x['dims']) for x in found['whole']] == [(300, 200, 8), (200, 300, 16)]
     assert all(x['cpu'] > 0 and x['wall'] > 0 and x['peak_mb'] > 30 for x in found['whole']) and 'peak_mb' in printed
+    assert found['command']['cpu'] > 0.5 and found['command']['users'] == 200
 
 
 @pytest.mark.slow
@@ -376,8 +496,10 @@ def test_sentence_trainer(tmp_path):
         )
         assert done.returncode == 3 and 'pip install' in done.stderr
         pytest.skip('sentence-transformers is not here; the script says how to get it')
-    found, printed = run('sentence_trainer.py', '--small', tmp_path / 'st.json')
-    assert found['largest_difference_at_start'] < 1e-4 and found['version'] in printed and found['steps'] == 4
+    args = '--small', '--seeds', '0', '1', '--cells', str(tmp_path / 'cells')
+    found, printed = run('sentence_trainer.py', *args, tmp_path / 'st.json')
+    assert found['largest_difference_at_start'] < 1e-4 and found['version'] in printed and len(found['steps']) == 2
+    assert found['sampler'] == 'BatchSamplers.NO_DUPLICATES' and all(len(r['test_ndcg']) == 2 for r in found['rows'])
     assert (
         [r['side'] for r in found['rows']][0] == 'sentence-transformers'
         and len(found['rows']) == 4
@@ -475,10 +597,21 @@ def test_seqrec(tmp_path):
         )
         assert done.returncode == 3 and 'pip install' in done.stderr
         pytest.skip('rectools is not here; the script says how to get it')
-    found, printed = run('seqrec.py', '--small', '--steps', tmp_path / 'step.json')
-    assert (
-        len(found['rows']) == 9 and all(r['cpu_seconds'][0] > 0 for r in found['rows']) and found['version'] in printed
-    )
+    found, printed = run('seqrec.py', '--small', '--steps', '--cells', '', tmp_path / 'step.json')
+    assert len(found['rows']) == 9 and all(r['cpu_seconds'] > 0 for r in found['rows']) and found['version'] in printed
+
+
+def test_an_epoch_has_every_full_batch(scripts):
+    "Sorted in pools an epoch takes each sequence once, long batches too; the first batch is warm-up."
+    import seqrec
+
+    lengths = np.random.default_rng(0).integers(1, 50, 400)
+    kinds = seqrec.epochs(lengths, 16)
+    pools = kinds['an epoch, sorted in pools'][1:]
+    assert len(pools) == 25 and sorted(np.concatenate(pools)) == list(range(400))
+    assert len(kinds['a quarter of an epoch, shuffled'][1:]) == 7
+    assert {len(b) for batches in kinds.values() for b in batches} == {16}
+    assert all(lengths[b].min() == lengths.max() for b in kinds[f'all of {lengths.max()} items'])
 
 
 def test_scale(tmp_path, scripts):
