@@ -1,6 +1,6 @@
 """Reading, 5-core and split of many interactions: seconds per stage and peak memory, on two threads.
 
-    python benchmarks/interactions.py [--rows 20000000] [--plain 1000000] [--out FILE.json]
+    python benchmarks/interactions.py [--rows 20000000 100000000] [--plain 1000000] [--out FILE.json]
 
 The log is made here: ids as text, items and users by power laws, times in seconds. Each way runs in a process of
 its own that is limited to two threads; its memory is the peak of that process. The plain way is pandas, and runs on
@@ -169,7 +169,9 @@ def run(way, path):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--rows', type=int, default=20_000_000, help='interactions for the readers')
+    p.add_argument(
+        '--rows', type=int, nargs='+', default=[20_000_000, 100_000_000], help='interactions for the readers'
+    )
     p.add_argument('--plain', type=int, default=1_000_000, help='interactions on which both ways are compared')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--out', type=Path, help='write the figures as JSON here')
@@ -178,7 +180,7 @@ def main():
     if a.child:
         return child(*a.child)
     found = []
-    for rows, ways in ((a.plain, ('fast', 'plain')), (a.rows, ('fast',))):
+    for rows, ways in ((a.plain, ('fast', 'plain')), *((n, ('fast',)) for n in a.rows)):
         with tempfile.TemporaryDirectory() as d:
             generate(Path(d), rows, a.seed)
             for file in ('log.csv', 'log.parquet'):
