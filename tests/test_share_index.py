@@ -1,7 +1,9 @@
 """The index of item vectors: answers as a plain full sort gives them, and what cannot be used is told."""
 
+import copy
 import json
 import pickle
+import shutil
 import threading
 import time
 
@@ -519,6 +521,59 @@ def test_a_reader_keeps_its_version_after_all_its_files_are_gone(tmp_path):
     assert not (tmp_path / 'i' / f'{reader._version.segments[0].entry["name"]}.parquet').exists()
     assert reader.table.shape == (40, 3) and (reader.query(vectors, 3).scores == before.scores).all()
     assert reader.refresh() and len(reader) == 5 and not reader.refresh()
+
+
+def test_a_reader_takes_over_what_an_addition_left(tmp_path):
+    vectors, table = shop(40)
+    index = build_index(tmp_path / 'shop', *part(vectors, table, slice(30)))
+    first = index._version.segments[0]
+    assert first.ids[3] == 'i3'
+    index.add(*part(vectors, table, slice(30, 32)))
+    assert index._version.segments[0] is first
+    assert (index._version.shared(index._version), len(index._version.segments)) == (2, 2)
+    index.remove(['i0'])
+    assert index._version.segments[0] is not first, 'a row less is another segment'
+    assert index.ids.tolist() == Index(index.folder).ids.tolist() == [f'i{k}' for k in range(1, 32)]
+    assert first.ids[0] == 'i0'
+
+
+def test_a_segment_of_the_same_name_in_an_index_built_anew_is_not_taken_over(tmp_path):
+    vectors, table = shop(40)
+    index = build_index(tmp_path / 'shop', *part(vectors, table, slice(20)))
+    names = [s.entry['name'] for s in index._version.segments]
+    shutil.rmtree(index.folder)
+    other = build_index(tmp_path / 'shop', *part(vectors, table, slice(20, 40)))
+    assert [s.entry['name'] for s in other._version.segments] == names
+    index._stamp = None  # a reader who looks just now
+    assert index.refresh()
+    assert index.ids.tolist() == [f'i{k}' for k in range(20, 40)]
+    assert all((np.asarray(index.vectors[m]) == np.asarray(other.vectors[m])).all() for m in vectors)
+
+
+def test_places_and_titles_from_version_to_version_are_those_of_a_fresh_reader(tmp_path):
+    rng, (vectors, table) = np.random.default_rng(0), shop(80)
+    table = table.assign(title=[None if k % 7 == 0 else f'thing {k}' for k in range(80)])
+    index = build_index(tmp_path / 'shop', *part(vectors, table, slice(30)))
+    shelf = answers.shelf_of(index)
+    there, taken_over = set(range(30)), 0
+    for turn in range(25):
+        if turn % 4 == 3:
+            some = rng.choice(sorted(there), 1 + turn % 3, replace=False)
+            index.remove([f'i{k}' for k in some])
+            there -= set(some.tolist())
+        else:
+            some = rng.choice(80, 1 + turn % 2, replace=False)
+            index.add(*part(vectors, table, some), replace=True)
+            there |= set(some.tolist())
+        taken_over += index._version.shared(shelf._version) > 0
+        shelf = answers.shelf_of(copy.copy(index) if turn % 2 else index, shelf)
+        fresh = answers.shelf_of(Index(index.folder))
+        assert shelf.titles == fresh.titles
+        assert shelf.places == fresh.places
+        assert shelf.index.table.equals(fresh.index.table)
+        assert [fresh.titles[shelf.places[i]] for i in fresh.index.ids] == list(fresh.titles)
+        assert set(shelf.places) == {f'i{k}' for k in there}
+    assert taken_over > 5
 
 
 def test_threads_share_a_reader_that_takes_new_versions(tmp_path):

@@ -23,6 +23,7 @@ class Shelf:
     index: Index
     titles: tuple  # of str
     places: dict  # {id: row}
+    _version: object = field(default=None, repr=False)  # that titles and places are of, should the index go on
     _lower: list = field(default_factory=list, repr=False)  # titles and ids to be searched; made when first needed
 
     @property
@@ -58,12 +59,18 @@ def _titled(title, item):
 
 def shelf_of(
     index,  # Index
+    before=None,  # Shelf of an earlier version, whose titles are taken over where the items are the same
 ):  # -> Shelf
     "The titles of an index: the column title or name, else the ids."
-    ids = [str(i) for i in index.ids]
-    column = next((c for c in ('title', 'name') if c in index.table), None)
-    found = ids if column is None else index.table[column].tolist()
-    return Shelf(index, tuple(map(_titled, found, ids)), {i: row for row, i in enumerate(ids)})
+    version = index._version
+    same = 0 if before is None else version.shared(before._version)
+    kept = sum(map(len, version.segments[:same]))
+    titles = [] if before is None else before.titles[:kept]
+    for segment in version.segments[same:]:
+        column = next((c for c in ('title', 'name') if c in segment.schema().names), None)
+        found = segment.ids if column is None else segment.whole[column].to_pandas().tolist()
+        titles = (*titles, *map(_titled, found, segment.ids))
+    return Shelf(index, tuple(titles), version.places, version)
 
 # %% ../../nbs/10_share/04_answers.ipynb #8554201a
 def rows_of(

@@ -7,6 +7,7 @@ __all__ = ['item_matrices', 'build_index', 'Index', 'check_count', 'history_vect
 
 # %% ../../nbs/10_share/03c_index.ipynb #d145359d
 import bisect
+import copy
 import os
 from pathlib import Path
 
@@ -172,7 +173,7 @@ def refresh(self: Index):  # -> bool
     stamp = _stamp(self.folder)
     if stamp == self._stamp:
         return False
-    self._stamp, self._version = stamp, open_version(self.folder)
+    self._stamp, self._version = stamp, open_version(self.folder, before=self._version)
     return True
 
 # %% ../../nbs/10_share/03c_index.ipynb #1577b5ca
@@ -348,7 +349,7 @@ def add(
     """Add items; the reader is then at the new version. Raises DataError for ids that are there, for names, shapes and
     columns that do not fit, and while another process writes; ValueError for NaN."""
     with sole_writer(self.folder, wait=wait):
-        version = open_version(self.folder)
+        version = open_version(self.folder, before=self._version)
         arrow = arrow_table(table, version.segments[0].schema())
         matrices = item_matrices(vectors, len(table), version.manifest['modalities'])
         there = [i for i in arrow['item_id'].to_pylist() if i in version.places]
@@ -369,6 +370,7 @@ def remove(
 ):
     "Take items out; the reader is then at the new version. Raises DataError for unknown ids, and while another writes."
     with sole_writer(self.folder, wait=wait):
-        now = Index(self.folder)
+        now = copy.copy(self)
+        now.refresh()
         _next_version(self.folder, now._version, np.unique(now.rows(ids)))
     self.refresh()

@@ -181,6 +181,7 @@ class Segment:
     vectors: dict  # {modality: float32 [rows, d]}
     raw: object  # its Parquet file, mapped
     live: np.ndarray  # int64 [live] rows that are still there, rising; None: all
+    stamps: tuple = None  # of its files when they were mapped
 
     def __len__(self):
         return self.entry['rows'] - self.entry['gone']
@@ -190,8 +191,25 @@ class Segment:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        if 'whole' in vars(self):
+            return self.whole if columns is None else self.whole.select(columns)
         found = pq.read_table(pa.BufferReader(pa.py_buffer(self.raw)), columns=columns)
         return found if self.live is None else found.take(self.live)
+
+    @cached_property
+    def whole(self):
+        "The live rows as a pyarrow.Table, kept for the versions that the segment is part of."
+        return self.table()
+
+    @cached_property
+    def ids(self):
+        "[live] str, as an array of objects."
+        return np.array(self.table(['item_id'])['item_id'].to_pylist(), object)
+
+    @cached_property
+    def places(self):
+        "{id: live row}."
+        return {i: row for row, i in enumerate(self.ids)}
 
     def schema(self):
         "Columns and their types: a pyarrow.Schema."
@@ -248,17 +266,25 @@ def _live(folder, entry):
     return live
 
 # %% ../../nbs/10_share/03_segments.ipynb #0fd5731a
+def _stamps(folder, entry):
+    "What changes where a file of a segment is another one. Raises FileNotFoundError."
+    names = [f'{entry["name"]}.safetensors', f'{entry["name"]}.parquet', *filter(None, [entry['file']])]
+    found = [os.stat(Path(folder) / name) for name in names]
+    return tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in found)
+
+
 def open_segment(
     folder,  # of the index
     entry,  # of the manifest
     modalities,  # {modality: d} that it must have
 ):  # -> Segment
     "Map a segment. Raises FileNotFoundError, and DataError where a file is damaged or another one's."
+    stamps = _stamps(folder, entry)  # before the files are mapped: at worst they are mapped again
     vectors = map_matrices(Path(folder) / f'{entry["name"]}.safetensors')
     if {m: x.shape for m, x in vectors.items()} != {m: (entry['rows'], d) for m, d in modalities.items()}:
         raise DataError(f'{folder}: {entry["name"]}.safetensors is not what the index says: build the index again')
     raw = map_file(Path(folder) / f'{entry["name"]}.parquet')
-    found = Segment(entry, {m: vectors[m] for m in modalities}, raw, _live(folder, entry))
+    found = Segment(entry, {m: vectors[m] for m in modalities}, raw, _live(folder, entry), stamps)
     if found.lines() != entry['rows']:
         raise DataError(f'{folder}: {entry["name"]}.parquet is not what the index says: build the index again')
     return found
@@ -387,34 +413,53 @@ class Version:
         "What is known about the items: a pandas.DataFrame with item_id and whatever columns there are."
         import pyarrow as pa
 
-        return pa.concat_tables([s.table() for s in self.segments]).to_pandas()
+        return pa.concat_tables([s.whole for s in self.segments]).to_pandas()
 
     @cached_property
     def ids(self):
         "[n] str, as an array of objects."
-        parts = [s.table(['item_id'])['item_id'].to_pylist() for s in self.segments]
-        return np.array([i for part in parts for i in part], object)
+        return self.segments[0].ids if len(self.segments) == 1 else np.concatenate([s.ids for s in self.segments])
 
     @cached_property
     def places(self):
         "{id: row}."
-        return {i: row for row, i in enumerate(self.ids)}
+        first, *more = self.segments
+        if not more:
+            return first.places
+        found = dict(first.places)
+        found.update((i, row) for row, i in enumerate(self.ids[len(first) :], len(first)))
+        return found
+
+    def shared(self, other):
+        "How many segments at the beginning are those of another version, too: the very same objects."
+        pairs = zip(self.segments, other.segments)
+        return next((n for n, (a, b) in enumerate(pairs) if a is not b), min(len(self.segments), len(other.segments)))
 
 # %% ../../nbs/10_share/03_segments.ipynb #df2c46c3
+def _mapped(folder, entry, modalities, there):
+    "The segment of an entry: the one that is mapped already where its files are the same, else mapped anew."
+    kept = there.get(entry['name'])
+    if kept is not None and kept.entry == entry and kept.stamps == _stamps(folder, entry):
+        return kept
+    return open_segment(folder, entry, modalities)
+
+
 def open_version(
     folder,  # of an index
     manifest=None,  # dict; None: that of now
+    before=None,  # Version, whose segments are taken over where their files are the same
 ):  # -> Version
     "Map a version whole. Raises FileNotFoundError where there is none, DataError where a file is lacking or damaged."
     manifest = read_manifest(folder) if manifest is None else manifest
+    there = {} if before is None else {s.entry['name']: s for s in before.segments}
     try:
-        parts = [open_segment(folder, s, manifest['modalities']) for s in manifest['segments']]
+        parts = [_mapped(folder, s, manifest['modalities'], there) for s in manifest['segments']]
         return Version(manifest, tuple(parts))
     except FileNotFoundError as e:
         now = read_manifest(folder)
         if now == manifest:
             raise DataError(f'{e.filename} is lacking: build the index again') from None
-    return open_version(folder, now)
+    return open_version(folder, now, before)
 
 # %% ../../nbs/10_share/03_segments.ipynb #fe338e2e
 def plan(

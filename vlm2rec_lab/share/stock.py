@@ -57,7 +57,7 @@ class Shop:
             index = copy.copy(self.shelf.index)
             if how(index):
                 index.rows([])  # looks its ids up, so that no question waits for that
-                self.shelf = shelf_of(index)
+                self.shelf = shelf_of(index, self.shelf)
             return self.shelf
 
     def write(
