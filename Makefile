@@ -64,7 +64,7 @@ study: setup ## the whole study, hours on two cores; stopped, it goes on where i
 	@mkdir -p data/study
 	@for part in main missing memory settings training; do $(PY) -m vlm2rec_lab study --part $$part --jobs $$(nproc) && cp runs/study/$$part/table.csv data/study/$$part.csv || exit 1; done
 
-bench: setup ## the benchmarks of the docs again, an hour on a quiet machine, then goals and figures; benchmarks/gpu.py is for a GPU
+bench: setup ## the benchmarks of the docs again, which takes long and a quiet machine, then goals and figures; benchmarks/gpu.py is for a GPU
 	@for b in step train ranking interactions images report; do $(PY) benchmarks/$$b.py --out benchmarks/results/$$b.json || exit 1; done
 	@$(PY) benchmarks/goals.py
 

@@ -9,16 +9,13 @@ built and asked. Seconds are CPU seconds of one process.
 
 import argparse
 import json
-import os
 import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from common import Clock, machine, say, table, write
+from common import Clock, in_own_process, machine, memory, say, table, write
 
 MODALITIES, NOISE = {'text': 0.6, 'image': 0.9}, 0.35  # how far a customer's vector is from the next item's, per shop
 PARTS = ('ranks', 'report', 'index')
@@ -122,14 +119,6 @@ def part_index(folder, o):
     return dict(build_cpu=round(built.cpu, 1), query_cpu=round(c.cpu / 3, 3))
 
 
-def memory(key):
-    "A figure of this process in GB, or None where the system tells none."
-    status = Path('/proc/self/status')
-    if not status.exists():
-        return None
-    return round(int(next(x for x in status.read_text().splitlines() if x.startswith(key)).split()[1]) / 1e6, 2)
-
-
 class Watch:
     "The most memory of its own that this process held, asked four times a second."
 
@@ -160,24 +149,6 @@ def child(o):
     print(json.dumps(found))
 
 
-def run(part, folder, o):
-    "One part in a process of its own."
-    asked = dict(vars(o), part=part, folder=str(folder), out=None)
-    env = {k: str(o.threads) for k in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')}
-    root = str(Path(__file__).resolve().parent.parent)
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', __file__, '--child', json.dumps(asked)],
-        env={**os.environ, **env, 'PYTHONPATH': root},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    say(f'{part}: {found}')
-    return found
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = dict(items=10_000_000, users=1_000_000, dims=128, asked=500, candidates=20_000, draws=5, seed=0, threads=2)
@@ -194,8 +165,8 @@ def main():
     try:
         make(folder, o.items, o.users, o.dims, o.seed)
         say(f'written in {time.perf_counter() - start:.0f} s')
-        o.folder = None
-        found = {part: run(part, folder, o) for part in PARTS}
+        how = {k: v for k, v in vars(o).items() if k not in ('out', 'child', 'threads')} | dict(folder=str(folder))
+        found = {part: in_own_process(__file__, None, part, o.threads, **how) for part in PARTS}
     finally:
         shutil.rmtree(folder)
     settings = {k: v for k, v in vars(o).items() if k not in ('out', 'child', 'folder')}

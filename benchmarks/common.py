@@ -94,6 +94,14 @@ def interleave(
     return out
 
 
+def memory(key):
+    "A figure of this process from /proc in GB, such as RssAnon, its own, or VmHWM, its peak; None where there is none."
+    status = Path('/proc/self/status')
+    if not status.exists():
+        return None
+    return round(int(next(x for x in status.read_text().splitlines() if x.startswith(key)).split()[1]) / 1e6, 3)
+
+
 def quantiles(values):  # -> (middle, lowest, highest)
     "Median and range, rounded for JSON."
     import numpy as np

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import in_own_process, machine, quiet, say, table, write
+from common import in_own_process, machine, memory, quiet, say, table, write
 
 PARTS = {  # name -> items, {modality: dimensions}, of what kind, rounds of single queries, queries of a batch
     '20k x 256': (20_000, {'text': 256}, 'shop', 60, 256),
@@ -31,14 +31,6 @@ GRAPH = 200_000  # items up to which faiss is asked: a graph of a million takes 
 def gb():
     "The most memory that this process held so far, in GB."
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform != 'darwin' else 1e9), 3)
-
-
-def resident():
-    "Memory that is this process's own, in GB: what is mapped from files is not."
-    status = Path('/proc/self/status')
-    if not status.exists():
-        return None
-    return round(int(next(x for x in status.read_text().splitlines() if x.startswith('RssAnon')).split()[1]) / 1e6, 3)
 
 
 def drawn(n, dims, kind, seed):
@@ -84,7 +76,7 @@ def one(asked):
         build_index(Path(folder) / 'i', items, frame)
         built = time.perf_counter() - at
         del items
-        at, before = time.perf_counter(), resident()
+        at, before = time.perf_counter(), memory('RssAnon')
         index = Index(Path(folder) / 'i')
         opened = 1e3 * (time.perf_counter() - at)
         one_query = [{m: x[r : r + 1] for m, x in queries.items()} for r in range(256)]
@@ -100,7 +92,7 @@ def one(asked):
             open_ms=round(opened, 2),
             files_gb=round(sum(f.stat().st_size for f in Path(folder).rglob('*') if f.is_file()) / 1e9, 3),
         )
-        out |= dict(own_gb=None if before is None else round(resident() - before, 3), peak_gb=gb())
+        out |= dict(own_gb=None if before is None else round(memory('RssAnon') - before, 3), peak_gb=gb())
         if n <= GRAPH:
             out['faiss'] = graph(index, queries, one_query, rounds)
     return out

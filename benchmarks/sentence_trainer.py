@@ -345,7 +345,8 @@ def main():
     result = dict(
         benchmark='sentence_trainer',
         small=o.small,
-        machine=start | dict(load_at_end=machine()['load']),
+        machine={k: v for k, v in start.items() if k != 'load'},  # seeds that stood there ran under another load
+        loads=[s.get('load') for s in seeds],
         version=sentence_transformers.__version__,
         sampler='BatchSamplers.NO_DUPLICATES',
         model='tiny VLM text-first, float32, LoRA rank 4, one prompt with text and picture',

@@ -294,6 +294,34 @@ def test_interactions_tell_cpu_seconds(tmp_path):
 
 
 @pytest.mark.slow
+def test_catalogue(tmp_path):
+    "Each part ran; reports on smaller shops and the law that full ranks follow there agree."
+    size = [
+        '--items',
+        '4000',
+        '--users',
+        '6000',
+        '--dims',
+        '16',
+        '--asked',
+        '400',
+        '--candidates',
+        '800',
+        '--draws',
+        '3',
+    ]
+    found, printed = run('catalogue.py', *size, tmp_path / 'catalogue.json')
+    assert set(found['parts']) == {'ranks', 'report', 'index'}
+    assert all(x['cpu'] > 0 and 0 < x['own_gb'] < found['limit'] for x in found['parts'].values())
+    rows = {r['modality']: r for r in found['parts']['report']['rows'] if r['figure'] == 'alone'}
+    for m, (told, wide) in found['parts']['ranks']['ndcg_among'].items():
+        if m in rows:
+            half = (rows[m]['high'] - rows[m]['low']) / 2
+            assert abs(rows[m]['mean'] - told) < 2 * (wide + half), m
+    assert 'own_gb' in printed
+
+
+@pytest.mark.slow
 def test_report(tmp_path):
     "Both ways give the same answers, every part has its ratio, and whole reports say what they cost."
     size = ['--items', '300', '--users', '200', '--dims', '16', '--permutations', '3', '--rounds', '1']

@@ -54,6 +54,24 @@ def test_only_the_drawn_rows_are_read():
     assert part['targets'].shape == (3,)
 
 
+@given(shops(), st.integers(1, 14))
+def test_seen_comes_in_every_form(shop, candidates):
+    n, users, targets, seen = shop
+    wide = np.array([(s + [-1] * 4)[:4] for s in seen])
+    flat = Ragged.of(seen)
+    forms = (seen, wide, flat, (flat.offsets, flat.items))
+    parts = [sub_shop({'m': np.eye(n)}, {'m': np.eye(users, n)}, targets, form, candidates) for form in forms]
+    assert len({str([x.tolist() for x in p['seen']]) for p in parts}) == 1
+
+
+@pytest.mark.parametrize('side, rows', [('items', 39), ('sequences', 41)])
+def test_rows_that_do_not_fit_together_are_named(side, rows):
+    shop = dict(items={'a': np.eye(50), 'b': np.eye(50)}, sequences={'a': np.eye(40, 50), 'b': np.eye(40, 50)})
+    shop[side]['b'] = np.eye(rows, 50)
+    with pytest.raises(DataError, match=rf"{side}\['b'\] has {rows} rows"):
+        sub_shop(**shop, targets=np.arange(40))
+
+
 @pytest.mark.parametrize('name', ['candidates', 'users'])
 @pytest.mark.parametrize('value', [0, -1, 2.5, True])
 def test_a_number_that_cannot_be_is_named(name, value):

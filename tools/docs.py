@@ -15,6 +15,7 @@ of Sphinx and MyST-NB are in `docs/conf.py`.
 """
 
 import argparse
+import filecmp
 import hashlib
 import os
 import re
@@ -143,7 +144,7 @@ def put_in_step(new, kept):  # folders
         if a.is_symlink():
             same = b.is_symlink() and os.readlink(a) == os.readlink(b)
         else:
-            same = b.is_file() and not b.is_symlink() and a.read_bytes() == b.read_bytes()
+            same = b.is_file() and not b.is_symlink() and filecmp.cmp(a, b, shallow=False)
         if not same:
             b.parent.mkdir(parents=True, exist_ok=True)
             b.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import pandas as pd
 from ..base.errors import DataError
 from ..base.ragged import Ragged, gather
 from .report import collapse_report
+from ..ranking.candidates import seen_items
 from ..ranking.ranks import Ranks, metric_at_k
 
 # %% ../../nbs/04_diagnosis/08c_parts.ipynb #4c9eea03
@@ -32,35 +33,55 @@ def _drawn_rows(targets, n_items, candidates, users, seed):
         )
     return kept, np.sort(rng.choice(who, users, replace=False))
 
+# %% ../../nbs/04_diagnosis/08c_parts.ipynb #e7d60731
+def _checked_sizes(items, sequences, targets, candidates, users):
+    "The number of items. Raises DataError for numbers that cannot be, and for sides whose rows do not fit together."
+    for name, value in dict(candidates=candidates, users=1 if users is None else users).items():
+        if isinstance(value, bool) or int(value) != value or value < 1:
+            raise DataError(f'{name}={value}: give a whole number from 1')
+    n_items = len(next(iter(items.values())))
+    sides = [(f"items['{m}']", x, n_items, 'items') for m, x in items.items()]
+    sides += [(f"sequences['{m}']", x, len(targets), 'targets') for m, x in sequences.items()]
+    for name, x, rows, what in sides:
+        if len(x) != rows:
+            raise DataError(f'{name} has {len(x):,} rows, and there are {rows:,} {what}: give one for each')
+    if len(targets) and not 0 <= targets.min() <= targets.max() < n_items:
+        raise DataError(f'targets lie in {targets.min()}..{targets.max()}, and there are {n_items:,} items')
+    return n_items
+
 # %% ../../nbs/04_diagnosis/08c_parts.ipynb #3ef9f7ec
 def sub_shop(
     items,  # {modality: [items, dims]} arrays, or files mapped into memory
     sequences,  # {modality: [users, dims]}, the same modalities
     targets,  # int [users] index of the item that came next
-    seen=None,  # (offsets, items) to leave out when ranking, or None
+    seen=None,  # what is left out when ranking, in any form of `seen_items`
     candidates=20_000,  # items of the smaller shop; all where there are no more
     users=None,  # customers at most, of those who go on to one of these items; None takes all of them
     seed=0,  # of the draw
 ):  # -> dict of items, sequences, targets and seen, as `collapse_report` takes them
     """A smaller shop: drawn items, and customers whose next item is among them. Only their rows are read.
     Raises DataError where too few customers are left, and for targets and numbers that cannot be."""
-    n_items, targets = len(next(iter(items.values()))), np.asarray(targets, np.int64)
-    for name, value in dict(candidates=candidates, users=1 if users is None else users).items():
-        if isinstance(value, bool) or int(value) != value or value < 1:
-            raise DataError(f'{name}={value}: give a whole number from 1')
-    if len(targets) and not 0 <= targets.min() <= targets.max() < n_items:
-        raise DataError(f'targets lie in {targets.min()}..{targets.max()}, and there are {n_items:,} items')
+    targets = np.asarray(targets, np.int64)
+    n_items = _checked_sizes(items, sequences, targets, candidates, users)
     kept, who = _drawn_rows(targets, n_items, int(candidates), users, seed)
     place = np.full(n_items, -1, np.int64)
     place[kept] = np.arange(len(kept))
     part = dict(items={m: np.asarray(x[kept]) for m, x in items.items()}, targets=place[targets[who]])
     part['sequences'] = {m: np.asarray(x[who]) for m, x in sequences.items()}
-    return part | dict(seen=None if seen is None else _seen_among(seen, who, place))
+    return part | dict(seen=None if seen is None else _seen_among(_seen_of(seen, who), targets[who], place))
 
 # %% ../../nbs/04_diagnosis/08c_parts.ipynb #11a2c98b
-def _seen_among(seen, who, place):
-    "What some customers have seen of a smaller shop, by its numbers: (offsets, items)."
-    offsets, items = gather(*((seen.offsets, seen.items) if isinstance(seen, Ragged) else seen), who)
+def _seen_of(seen, who):
+    "What some users have seen, in a form that `seen_items` reads."
+    seen = (seen.offsets, seen.items) if isinstance(seen, Ragged) else seen
+    if isinstance(seen, tuple):
+        return gather(*seen, who)
+    return seen[who] if hasattr(seen, 'shape') else [seen[u] for u in who]
+
+
+def _seen_among(seen, targets, place):
+    "What customers have seen of a smaller shop, by its numbers: (offsets, items)."
+    offsets, items = seen_items(seen, targets, len(place))
     there = place[items] >= 0
     before = np.concatenate([[0], np.cumsum(there)])
     return before[offsets], place[items[there]]

@@ -58,22 +58,26 @@ class Windows:
         "int64 [rows] the last item of each window, PAD for an empty one."
         return np.where(self.places > self.offsets[self.users], self.items[self.places - 1], PAD)
 
-    def blocks(self):
-        "The windows written out, `BLOCK` rows at a time: int64 [block, L] with PAD at the right end."
-        column = np.arange(self.length)
-        for a in range(0, len(self), BLOCK):
-            some = self.take(slice(a, a + BLOCK))
-            have = some.sizes()[:, None]
-            place = np.minimum(some.places[:, None] - have + column, len(self.items) - 1)
-            yield np.where(column < have, self.items[place], PAD)
+# %% ../../nbs/00_shop/02_rows.ipynb #0e13b804
+@patch
+def blocks(self: Windows):  # yields int64 [block, L], PAD at the right end
+    "The windows written out, `BLOCK` rows at a time."
+    column = np.arange(self.length)
+    for a in range(0, len(self), BLOCK):
+        some = self.take(slice(a, a + BLOCK))
+        have = some.sizes()[:, None]
+        place = np.minimum(some.places[:, None] - have + column, len(self.items) - 1)
+        yield np.where(column < have, self.items[place], PAD)
 
-    def written(self):
-        "All of them: int64 [rows, L], PAD at the right end."
-        out, a = np.empty(self.shape, np.int64), 0
-        for block in self.blocks():
-            out[a : a + len(block)] = block
-            a += len(block)
-        return out
+
+@patch
+def written(self: Windows):  # -> int64 [rows, L], PAD at the right end
+    "All of them."
+    out, a = np.empty(self.shape, np.int64), 0
+    for block in self.blocks():
+        out[a : a + len(block)] = block
+        a += len(block)
+    return out
 
 # %% ../../nbs/00_shop/02_rows.ipynb #7639632c
 @dataclass(frozen=True, eq=False, repr=False)
