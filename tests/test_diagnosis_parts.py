@@ -1,5 +1,7 @@
 """Parts of a large shop: drawn fairly, read alone, and told by the law of drawing."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.base.ragged import Ragged
-from vlm2rec_lab.diagnosis.parts import expected_among, over_draws, sub_shop
+from vlm2rec_lab.diagnosis.parts import expected_among, over_draws, sampled_reports, sub_shop
 from vlm2rec_lab.ranking.ranks import GAINS, Ranks, metric_at_k
 
 
@@ -112,6 +114,37 @@ def test_many_ties_are_looked_at_in_part_and_stay_close():
 def test_more_candidates_than_there_are_is_refused():
     with pytest.raises(ValueError, match='give 1 to 5'):
         expected_among(Ranks(np.zeros(2, int), np.zeros(2, int), np.array([5, 9])), 6)
+
+
+def test_draws_differ_and_begin_again_with_their_seed():
+    from vlm2rec_lab.diagnosis.bench import synthetic_task
+
+    shop = synthetic_task(300, 300, 2, 8)
+    how = dict(candidates=120, draws=2, permutations=2, bootstrap=20, missing=(), progress=False)
+    one, two = sampled_reports(**shop, **how)
+    assert one.data != two.data
+    assert two.targets.tolist() != one.targets.tolist()
+    later = sampled_reports(**shop, **how, seed=1)[0]
+    assert later.targets.tolist() == two.targets.tolist()
+
+
+def test_the_interval_is_that_of_student_over_draws():
+    from scipy.stats import ttest_1samp
+
+    values, wide = [0.2, 0.26, 0.21, 0.3], 0.05
+    seen = [dict(value=v, low=v - wide, high=v + wide) for v in values]
+    verdicts = ['healthy', 'healthy', 'undecided', 'healthy']
+    reports = [
+        SimpleNamespace(
+            modalities=['m'], data=dict(modalities=dict(m=dict(verdict=w, evidence=dict(ndcg=f, drop_mean=f))))
+        )
+        for f, w in zip(seen, verdicts)
+    ]
+    found = over_draws(reports).iloc[0]
+    true = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((true.low, true.high))
+    assert (found['mean'], found.own) == pytest.approx((np.mean(values), wide))
+    assert found.verdicts == 'healthy 3, undecided 1'
 
 
 def test_one_draw_has_no_error():

@@ -96,7 +96,7 @@ def test_a_log_is_the_same_however_often_its_ids_are_joined(tmp_path, monkeypatc
     monkeypatch.setattr(log_files._Gathered, '__init__', lambda self, names: whole(self, names, loose))
     rng = np.random.default_rng(0)
     df = pd.DataFrame(dict(user=rng.integers(0, 60, 900), item=rng.integers(0, 40, 900), time=rng.permutation(900)))
-    df = df.assign(user='u' + df.user.astype(str), item='i' + df.item.astype(str))
+    df = df.assign(user='u' + df.user.astype(str), item='i' + df.item.astype(str), rating=rng.integers(1, 6, 900))
     path = tmp_path / f'log.{kind}'
     if kind == 'csv':
         df.to_csv(path, index=False)
@@ -105,8 +105,9 @@ def test_a_log_is_the_same_however_often_its_ids_are_joined(tmp_path, monkeypatc
     else:
         df.to_json(path, orient='records', lines=True)
     monkeypatch.setattr(log_files, 'BATCH', 64)
-    log = log_files.read_log(path, 'user', 'item', 'time')
+    log = log_files.read_log(path, 'user', 'item', 'time', 'rating', per_second=1000)
     order = df.assign(code=pd.factorize(df.user)[0]).sort_values(['code', 'time'])
     assert [log.user_ids[u] for u in log.users] == order.user.tolist()
     assert [log.item_ids[i] for i in log.items] == order.item.tolist()
-    assert log.times.tolist() == order.time.tolist()
+    assert log.times.tolist() == (order.time / 1000).tolist()
+    assert log.ratings.tolist() == order.rating.tolist()
