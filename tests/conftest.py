@@ -130,6 +130,7 @@ def browser():
         b.close()
 
 
+PATIENCE = 600_000  # milliseconds that a page may take for what it must show: a busy machine is no fault
 OWN = ('file:', 'data:', 'blob:', 'http://127.0.0.1', 'ws://127.0.0.1')
 
 
@@ -141,6 +142,7 @@ def opener(browser):
     def opened(width=1200, height=1100, dark=False):
         scheme = 'dark' if dark else 'light'
         context = browser.new_context(viewport={'width': width, 'height': height}, color_scheme=scheme)
+        context.set_default_timeout(PATIENCE)
         contexts.append(context)
         p = context.new_page()
         p.outside, p.errors = [], []

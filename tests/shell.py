@@ -4,11 +4,10 @@ import contextlib
 import io
 import os
 import pty
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
+import warm
 from PIL import Image
 
 from vlm2rec_lab.cli import main
@@ -46,8 +45,8 @@ def in_a_terminal(argv, columns, where=None, **env):  # -> str, with line ends a
     main_end, end = pty.openpty()
     plain = {'TERM': 'xterm', 'NO_COLOR': '1'} if not env else {}
     asked = {k: v for k, v in os.environ.items() if k not in ('NO_COLOR', 'FORCE_COLOR')}
-    how = dict(stdout=end, stderr=end, stdin=end, cwd=where, env={**asked, 'COLUMNS': str(columns), **plain, **env})
-    process = subprocess.Popen([sys.executable, '-m', 'vlm2rec_lab', *map(str, argv)], **how)
+    how = dict(terminal=end, cwd=where, env={**asked, 'COLUMNS': str(columns), **plain, **env})
+    process = warm.Started(['-m', 'vlm2rec_lab', *argv], **how)
     os.close(end)
     parts = []
     with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux

@@ -1,12 +1,11 @@
 """Tables of every command fit 80 and 100 columns of a terminal, and colours go where a terminal has them."""
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+import warm
 from federated_worlds import dated_folder
 from shell import in_a_terminal, own_shop
 
@@ -136,9 +135,7 @@ def test_no_line_is_wider_than_the_terminal(command, columns, where):
 
 def test_a_wide_terminal_gets_tables_of_a_hundred_columns_and_a_pipe_the_same(where):
     wide = in_a_terminal(['evaluate', 'three.npz'], 300, where)
-    done = subprocess.run(
-        [sys.executable, '-m', 'vlm2rec_lab', 'evaluate', 'three.npz'], capture_output=True, text=True, cwd=where
-    )
+    done = warm.command(['evaluate', 'three.npz'], cwd=where)
     table = done.stdout.split('60 users, the next item')[0]
     assert wide.startswith(table) and wide.split() == done.stdout.split()
     assert max(map(len, table.splitlines())) <= 100 and len(table.splitlines()) == 21  # ten lines, in two parts
@@ -158,8 +155,7 @@ def run_plain(where, **env):
     import os
 
     asked = {k: v for k, v in os.environ.items() if k not in ('NO_COLOR', 'FORCE_COLOR')}
-    argv = [sys.executable, '-m', 'vlm2rec_lab', 'report', 'three.npz', '--out', 'r.md']
-    return subprocess.run(argv, capture_output=True, text=True, cwd=where, env={**asked, **env})
+    return warm.command(['report', 'three.npz', '--out', 'r.md'], cwd=where, env={**asked, **env})
 
 
 def test_colours_go_where_a_terminal_has_them(where):
@@ -181,8 +177,7 @@ def test_colours_go_where_a_terminal_has_them(where):
 def test_an_error_is_red_in_a_terminal_and_plain_in_a_pipe(where):
     said = in_a_terminal(['report', 'none.npz'], 100, where, TERM='xterm')
     assert said.startswith('\x1b[31mvlm2rec report: \x1b[0m'), said
-    argv = [sys.executable, '-m', 'vlm2rec_lab', 'report', 'none.npz']
-    done = subprocess.run(argv, capture_output=True, text=True, cwd=where)
+    done = warm.command(['report', 'none.npz'], cwd=where)
     assert done.returncode == 2 and '\x1b' not in done.stderr
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import warm
 from shell import in_a_terminal, said
 
 from vlm2rec_lab import __version__
@@ -427,9 +428,8 @@ def test_no_bars_in_pipes(tmp_path):
 
 def test_other_libraries_draw_no_bars_in_pipes(tmp_path):
     argv = ['downstream', '--data', 'studio:balanced', '--sources', 'raw', '--seeds', '0', '--epochs', '1']
-    done = subprocess.run(
-        [sys.executable, '-m', 'vlm2rec_lab', *argv, '--out', str(tmp_path)], capture_output=True, text=True
-    )
+    argv = [sys.executable, '-m', 'vlm2rec_lab', *argv, '--out', str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True)  # whether they draw is settled at their import
     assert done.returncode == 0, done.stderr
     assert '\r' not in done.stderr and 'it/s' not in done.stderr, done.stderr
 
@@ -439,7 +439,7 @@ def test_lines_are_wrapped_in_a_terminal_and_not_in_a_pipe(hostile, tmp_path):
     seen = [line for line in in_a_terminal(argv, 60).split('\r')[-1].splitlines()]
     words = [w for line in seen for w in line.split()]
     assert len(seen) > 5 and all(len(line) <= 60 or ' ' not in line.strip() for line in seen), seen
-    done = subprocess.run([sys.executable, '-m', 'vlm2rec_lab', *argv], capture_output=True, text=True)
+    done = warm.command(argv)
     assert max(map(len, done.stdout.splitlines())) > 60
     clock = re.compile(r'\d\d:\d\d')  # the minute in which a profile was made
     said = {w for w in done.stdout.split() if not clock.fullmatch(w)}

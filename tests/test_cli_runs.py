@@ -1,18 +1,16 @@
 """Runs of `vlm2rec train` that must not mix, be lost or end as if nothing had happened."""
 
 import json
-import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import warm
 from PIL import Image
 from test_cli_commands import said
 
@@ -113,14 +111,7 @@ def test_prompts_and_base_that_changed_are_not_gone_on_with(shop, tmp_path, chec
 def command(shop, out, checkpoint, *more):
     "The same as a process of its own."
     argv = ['train', '--data', shop, '--model', checkpoint, '--losses', 'sft', 'vlm2rec', '--out', out, *more]
-    return subprocess.Popen(
-        [sys.executable, '-m', 'vlm2rec_lab', *map(str, argv)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1'},
-    )
+    return warm.Started(['-m', 'vlm2rec_lab', *argv], cwd=ROOT)
 
 
 @pytest.mark.processes
@@ -158,24 +149,16 @@ def test_an_interrupt_trains_no_further_loss(shop, tmp_path, checkpoint):
     assert not (tmp_path / 'out' / 'sft').exists()
 
 
-def no_large_files(most=300_000):
-    "Larger files cannot be written: what a disk that is nearly full does to checkpoints."
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+def no_files_above(most):
+    "Limits of a process that cannot write larger files: what a disk that is nearly full does to checkpoints."
+    return [(resource.RLIMIT_FSIZE, most)]
 
 
 @pytest.mark.processes
 def test_a_full_disk_is_no_success(shop, tmp_path, checkpoint):
     argv = ['train', '--data', shop, '--model', checkpoint, '--losses', 'sft', *SIZE, '--lora', 64]
     argv += ['--out', tmp_path / 'out']
-    done = subprocess.run(
-        [sys.executable, '-m', 'vlm2rec_lab', *map(str, argv)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        preexec_fn=no_large_files,
-        env=os.environ | {'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'PYTHONDONTWRITEBYTECODE': '1'},
-    )
+    done = warm.command(argv, cwd=ROOT, limits=no_files_above(300_000))
     assert done.returncode == 2, done.stderr
     assert 'checkpoint-sft.safetensors cannot be written' in done.stderr and 'there is none before it' in done.stderr
     assert 'the checkpoint before it stays' not in done.stderr
@@ -187,14 +170,7 @@ def test_a_full_disk_is_no_success(shop, tmp_path, checkpoint):
 @pytest.mark.processes
 def test_a_disk_without_any_room_names_the_file(shop, tmp_path, checkpoint):
     argv = ['train', '--data', shop, '--model', checkpoint, '--losses', 'sft', *SIZE, '--out', tmp_path / 'out']
-    done = subprocess.run(
-        [sys.executable, '-m', 'vlm2rec_lab', *map(str, argv)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: no_large_files(6_000),
-        env=os.environ | {'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'PYTHONDONTWRITEBYTECODE': '1'},
-    )
+    done = warm.command(argv, cwd=ROOT, limits=no_files_above(6_000))
     assert done.returncode == 2 and 'File too large' in done.stderr and str(tmp_path / 'out') in done.stderr
 
 

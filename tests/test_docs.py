@@ -208,7 +208,7 @@ def test_in_a_browser(site, open_page, width, theme):
             for k in range(page.locator('.lab-figure').count()):
                 figure = page.locator('.lab-figure').nth(k)
                 figure.scroll_into_view_if_needed()
-                figure.locator('.main-svg').first.wait_for(timeout=20_000)
+                figure.locator('.main-svg').first.wait_for()
             for frame in page.locator('iframe.lab-page').all():
                 assert (
                     frame.evaluate('f => f.contentDocument.documentElement.dataset.theme') == theme
@@ -217,7 +217,7 @@ def test_in_a_browser(site, open_page, width, theme):
             if 'watch' in name:
                 assert page.locator('iframe.lab-page').count() == 2
             if 'method' in name:
-                page.locator('mjx-container svg').first.wait_for(timeout=20_000)
+                page.locator('mjx-container svg').first.wait_for()
             assert page.evaluate('document.documentElement.scrollWidth <= window.innerWidth + 1'), (
                 f'{name} with its figures is wider than the window'
             )
@@ -255,12 +255,10 @@ def readable(page):
 def test_search_finds(site, page):
     with served(site) as base:
         page.goto(f'{base}search.html?q=collapse_report')
-        page.locator('ul.search li a[href*="api/diagnosis/report.html"]').first.wait_for(
-            timeout=20_000
-        )  # the list grows
+        page.locator('ul.search li a[href*="api/diagnosis/report.html"]').first.wait_for()  # the list grows
         found = page.locator('ul.search li a').evaluate_all('links => links.map(a => a.getAttribute("href"))')
         page.goto(f'{base}search.html?q=knockout')
-        page.locator('ul.search li a').first.wait_for(timeout=20_000)
+        page.locator('ul.search li a').first.wait_for()
         words = page.locator('ul.search li').all_inner_texts()
     assert any('api/diagnosis/report.html' in f for f in found), found[:10]
     assert any('Evidence' in w for w in words), words[:10]
@@ -285,7 +283,7 @@ def test_the_page_that_answers_comes_first(site, page):
     with served(site) as base:
         for words, _, _ in ANSWERS:
             page.goto(f'{base}search.html?q={words.replace(" ", "+")}')
-            page.locator('ul.search li a').first.wait_for(timeout=20_000)
+            page.locator('ul.search li a').first.wait_for()
             page.wait_for_function(
                 'document.querySelector("#search-progress, .search-summary")?.innerText.match(/found|match/i)'
             )
@@ -309,7 +307,7 @@ def test_the_first_screen_says_what_it_is_and_what_to_do(site, open_page, width)
         assert 'collapse_report' in lines[0] and len(lines[0].strip().splitlines()) == 3
         assert [line.split()[0] for line in lines[1].strip().splitlines()] == ['make', 'vlm2rec']
         spaces = page.frame_locator('iframe.lab-page').locator('.panel')
-        spaces.nth(1).wait_for(timeout=20_000)
+        spaces.nth(1).wait_for()
         assert spaces.count() == 2 and not page.frame_locator('iframe.lab-page').locator('.bar').is_visible()
         assert all(p.bounding_box()['y'] < 900 for p in front.locator('pre').all())
         if width == 1280:
@@ -358,7 +356,7 @@ def test_a_page_that_is_not_there(site, page):
         page.get_by_role('heading', name='No such page').wait_for()
         assert page.get_by_label('Search the documentation').input_value() == 'old model'
         page.get_by_role('button', name='Search').click()
-        page.locator('ul.search li a').first.wait_for(timeout=20_000)
+        page.locator('ul.search li a').first.wait_for()
         page.goto(f'{base}docs/nowhere/at/all.html')
         page.get_by_text('To the first page').click()
         page.wait_for_url(f'{base}index.html')
@@ -641,10 +639,10 @@ def test_widgets_live_without_a_kernel(tmp_path, page):
     assert docs.sphinx(tmp_path / 'src', tmp_path / 'site', tmp_path / 'static') == 0
     with served(tmp_path / 'site') as base:
         page.goto(base)
-        page.locator('.lab-figure .main-svg').first.wait_for(timeout=20_000)
+        page.locator('.lab-figure .main-svg').first.wait_for()
         assert page.evaluate('Array.from(document.querySelector(".lab-figure").calcdata[0], p => p.y)') == [1, 3, 2]
-        page.get_by_text('drawn by itself').wait_for(timeout=20_000)
-        page.locator('.noUi-handle').wait_for(timeout=20_000)
+        page.get_by_text('drawn by itself').wait_for()
+        page.locator('.noUi-handle').wait_for()
         page.locator('.noUi-handle').focus()
         page.keyboard.press('ArrowRight')
         page.wait_for_timeout(300)
@@ -842,7 +840,7 @@ def test_linked_views_on_the_site(site, page):
         x, y = place(page, 0, 7)
         page.mouse.move(x - 40, y - 40)
         page.mouse.move(x, y)
-        page.locator('.v2w .tip.on canvas[data-ready=picture]').first.wait_for(timeout=10_000)
+        page.locator('.v2w .tip.on canvas[data-ready=picture]').first.wait_for()
         item = page.evaluate(f'{VIEW}[0].view.state.hover')
         assert marked(page, 1, item) and marked(page, 2, item)
         circle(page, 0, 7)

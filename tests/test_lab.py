@@ -36,14 +36,14 @@ def test_training_notebook(page, lab):
     nb.cells.append(nbformat.v4.new_code_cell(EARS))
     nbformat.write(nb, root / 'nbs' / '03_train.ipynb')
     page.goto(f'{url}/doc/tree/nbs/03_train.ipynb?token=t&reset')
-    page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=60_000)
-    page.locator('#jp-main-statusbar', has_text='| Idle').wait_for(timeout=60_000)
+    page.wait_for_selector('.jp-Notebook .jp-Cell')
+    page.locator('#jp-main-statusbar', has_text='| Idle').wait_for()
     if page.locator('.jp-Dialog .jp-mod-accept').count():
         page.locator('.jp-Dialog .jp-mod-accept').first.click()
     page.errors.clear()
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
-    page.locator('.t-ids').wait_for(timeout=500_000, state='attached')  # the last cell has run
+    page.locator('.t-ids').wait_for(state='attached')  # the last cell has run
     assert 'Error' not in ' '.join(
         page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]').all_text_contents()
     )
@@ -58,13 +58,13 @@ def test_training_notebook(page, lab):
     x, y = place(page, 0, 5)
     page.mouse.move(x - 50, y - 50)
     page.mouse.move(x, y)
-    page.locator('.v2w .tip.on canvas[data-ready=picture]').first.wait_for(timeout=10_000)
+    page.locator('.v2w .tip.on canvas[data-ready=picture]').first.wait_for()
     page.mouse.move(x + 12, y)
     page.mouse.down()
     for a in np.linspace(0, 2 * np.pi, 12):
         page.mouse.move(x + 12 * np.cos(a), y + 12 * np.sin(a))
     page.mouse.up()
-    page.wait_for_function("() => /^p\\d{4}/.test(document.querySelector('.t-ids').textContent)", timeout=20_000)
+    page.wait_for_function("() => /^p\\d{4}/.test(document.querySelector('.t-ids').textContent)")
     chosen = page.evaluate(f'{VIEW}[0].view.state.count')
     assert len(page.locator('.t-ids').text_content().split()) == chosen > 0
 
@@ -74,25 +74,24 @@ def test_training_notebook(page, lab):
 
     button('start').scroll_into_view_if_needed()
     button('start').click()
-    page.wait_for_function("() => /running, [1-9]/.test(document.body.textContent)", timeout=60_000)
+    page.wait_for_function("() => /running, [1-9]/.test(document.body.textContent)")
     slider = page.locator('.widget-slider .noUi-handle').first
     slider.focus()
     for _ in range(3):
         slider.press('ArrowRight')
     button('pause').click()
-    page.wait_for_function("() => /paused, \\d+ of/.test(document.body.textContent)", timeout=60_000)
+    page.wait_for_function("() => /paused, \\d+ of/.test(document.body.textContent)")
     at = page.evaluate("() => +document.body.textContent.match(/paused, (\\d+) of/)[1]")
     button('resume').click()
     page.wait_for_function(
         "(n) => { const m = document.body.textContent.match(/running, (\\d+) of/); return m && +m[1] > n }",
         arg=at + 20,
-        timeout=120_000,
     )
     button('stop').click()
-    page.wait_for_function("() => /stopped, \\d+ of/.test(document.body.textContent)", timeout=60_000)
+    page.wait_for_function("() => /stopped, \\d+ of/.test(document.body.textContent)")
     shot(charts.nth(1), 'bench')
     button('recommend').click()
-    page.locator('.v2l', has_text='would rank').wait_for(timeout=60_000)
+    page.locator('.v2l', has_text='would rank').wait_for()
     page.wait_for_timeout(500)
     shot(page.locator('.v2l', has_text='would rank'), 'recommend')
     ours = [e for e in page.errors if 'favicon' not in e and '404' not in e]

@@ -86,13 +86,13 @@ def test_bench_in_jupyterlab(lab, open_page, axe):
     url, root = lab
     page = open_page(height=1500)
     page.goto(f'{url}/doc/tree/bench.ipynb?token=t&reset')
-    page.locator('#jp-main-statusbar', has_text='| Idle').wait_for(timeout=60000)
+    page.locator('#jp-main-statusbar', has_text='| Idle').wait_for()
     menu(page, 'Run', 'Run All Cells')
-    page.locator('.v2l-start').wait_for(timeout=90000)
+    page.locator('.v2l-start').wait_for()
     status, line = page.locator('.v2l .soft[role=status]').first, page.locator('[data-line="ratio/image / text"]')
     alpha = page.locator('.v2l-alpha .noUi-handle')
     page.locator('.v2l-start').click()
-    line.wait_for(timeout=20000)
+    line.wait_for()
     first = line.get_attribute('d')
     alpha.focus()
     for _ in range(10):
@@ -101,48 +101,43 @@ def test_bench_in_jupyterlab(lab, open_page, axe):
     page.wait_for_function(
         'd => document.querySelector(\'[data-line="ratio/image / text"]\').getAttribute("d") !== d',
         arg=first,
-        timeout=20000,
     )
-    page.locator('.v2l .turn').first.wait_for(state='attached', timeout=20000)  # the change of alpha is drawn
+    page.locator('.v2l .turn').first.wait_for(state='attached')  # the change of alpha is drawn
 
     def steps():
         return int(re.search(r'(\d+) of 3000', status.text_content())[1])
 
     page.locator('.v2l-pause').click()
-    status.filter(has_text='paused').wait_for(timeout=20000)
+    status.filter(has_text='paused').wait_for()
     page.wait_for_timeout(900)
     held = steps()
     page.wait_for_timeout(1200)
     assert steps() == held, 'it goes on while it is paused'
     shot(page, 'bench_lab_paused', '.jp-OutputArea-output .widget-vbox')
     page.locator('.v2l-recommend').click()
-    page.get_by_text('Bought so far, oldest first').wait_for(timeout=30000)
+    page.get_by_text('Bought so far, oldest first').wait_for()
     assert page.get_by_text(TITLE).count() > 0, 'a title that looks like a script is not shown as text'
     page.get_by_role('button', name='next →').click()
-    page.get_by_text('(2 of 15)').wait_for(timeout=10000)
+    page.get_by_text('(2 of 15)').wait_for()
     page.locator('.v2l[role=region]').focus()
     page.keyboard.press('ArrowLeft')
-    page.get_by_text('(1 of 15)').wait_for(timeout=10000)
+    page.get_by_text('(1 of 15)').wait_for()
     page.locator('.v2l-resume').click()
     page.wait_for_function(
         'n => Number(document.querySelector(".v2l .soft[role=status]").textContent.match(/(\\d+) of 3000/)[1]) > n',
         arg=held,
-        timeout=20000,
     )
     page.get_by_text(re.compile('print\\(.bench')).first.click()  # the notebook is usable while it trains
     page.keyboard.press('Control+Enter')
-    page.locator('.jp-OutputArea-output', has_text=re.compile(r'bench running \d+ \[0.5.*1.0\] ')).wait_for(
-        timeout=20000
-    )
+    page.locator('.jp-OutputArea-output', has_text=re.compile(r'bench running \d+ \[0.5.*1.0\] ')).wait_for()
     page.locator('.v2l-stop').click()
-    status.filter(has_text='stopped').wait_for(timeout=20000)
+    status.filter(has_text='stopped').wait_for()
     assert list((root / 'kept').glob('*.safetensors')), 'no checkpoint after a stop'
     for name, width in (('Dark', 1200), ('Dark', 390), ('Light', 390), ('Light', 1200)):
         page.evaluate(f'window.jupyterapp.commands.execute("apputils:change-theme", {{theme: "JupyterLab {name}"}})')
         page.wait_for_function(
             'c => getComputedStyle(document.querySelector(".v2l")).backgroundColor === c',
             arg='rgb(18, 21, 28)' if name == 'Dark' else 'rgb(255, 255, 255)',
-            timeout=20000,
         )
         page.set_viewport_size({'width': width, 'height': 2600})
         page.wait_for_timeout(800)

@@ -50,7 +50,7 @@ def run_and_save(page, lab):
     "Run all, save, end the kernel: the notebook's path."
     url, root = lab
     run_notebook(page, lab, 'saved.ipynb', *CELLS)
-    page.locator('.jp-OutputArea-output', has_text='all done').wait_for(timeout=180_000)
+    page.locator('.jp-OutputArea-output', has_text='all done').wait_for()
     page.wait_for_timeout(1500)
     wrong = page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_text_contents()
     assert not wrong, wrong
@@ -68,7 +68,7 @@ def reopen(page, lab, name, width=1200, height=1100, dark=False):
     url, _ = lab
     page.set_viewport_size({'width': width, 'height': height})
     page.goto(f'{url}/doc/tree/{name}?token=t&reset')
-    page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=60_000)
+    page.wait_for_selector('.jp-Notebook .jp-Cell')
     name = 'JupyterLab Dark' if dark else 'JupyterLab Light'
     page.evaluate(f'window.jupyterapp.commands.execute("apputils:change-theme", {{theme: "{name}"}})')
 

@@ -298,7 +298,7 @@ view""",
         'print(len(view.selected), "selected")',
     )
     run_notebook(page, lab, 'film.ipynb', *cells)
-    page.locator('.v2w .film').wait_for(timeout=90_000)
+    page.locator('.v2w .film').wait_for()
     slide(page)
     linked(page)
     assert page.locator('.jp-Cell.jp-mod-selected .v2w, .v2w').count() == 1

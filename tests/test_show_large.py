@@ -120,7 +120,7 @@ def test_points_are_drawn_before_the_rest_of_a_page_has_arrived(page, open_page)
     try:
         tab = open_page()
         tab.goto(f'http://127.0.0.1:{server.server_port}/', wait_until='commit')
-        tab.wait_for_function('() => document.querySelector(".v2w")?.view?.panels[1].dense', timeout=30_000)
+        tab.wait_for_function('() => document.querySelector(".v2w")?.view?.panels[1].dense')
         assert tab.evaluate('document.readyState') == 'loading'
         dark = f"""() => {{
             const c = {VIEW}.panels[0].base

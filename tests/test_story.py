@@ -67,28 +67,28 @@ def told(open_lasting_page, lab):
 
 def test_buttons_answer_while_a_cell_runs(told):
     page = told
-    page.locator('.v2l-start').wait_for(timeout=180_000)
-    page.locator('.jp-OutputArea-output', has_text='now busy').wait_for(timeout=60_000)
+    page.locator('.v2l-start').wait_for()
+    page.locator('.jp-OutputArea-output', has_text='now busy').wait_for()
     page.locator('.v2l-start').click()
     said = page.locator('.v2l .pressed').filter(visible=True)
     said.filter(has_text='start: queued').wait_for(timeout=5_000)
     assert in_sight(page, '.v2l-bench .pressed')
     shot(page, 'story_queued')
-    page.wait_for_function("() => /running, [1-9]/.test(document.body.textContent)", timeout=120_000)
+    page.wait_for_function("() => /running, [1-9]/.test(document.body.textContent)")
     assert said.count() == 0
 
 
 def test_recommendations_come_into_sight(told):
     page = told
     page.locator('.v2l-stop').click()
-    page.wait_for_function("() => /stopped, \\d+ of/.test(document.body.textContent)", timeout=60_000)
+    page.wait_for_function("() => /stopped, \\d+ of/.test(document.body.textContent)")
     for name, width, height in (('phone', 390, 800), ('desk', 1280, 900)):
         page.set_viewport_size({'width': width, 'height': height})
         button = page.locator('.v2l-recommend')
         button.scroll_into_view_if_needed()
         page.wait_for_timeout(800)
         button.click()
-        page.wait_for_function("() => !document.querySelector('.v2l-bench').dataset.wants", timeout=120_000)
+        page.wait_for_function("() => !document.querySelector('.v2l-bench').dataset.wants")
         page.wait_for_timeout(1500)
         assert in_sight(page, '.v2l-bench .v2l[role=region]'), name
         for on in (False, True):
@@ -112,7 +112,7 @@ def test_a_tapped_product_comes_into_sight(told):
         assert box['y'] > 0 and box['y'] + min(box['height'], 150) <= height, (name, box)
         for on in (False, True):
             dark(page, on)
-            page.wait_for_function(DRAWN, timeout=20_000)
+            page.wait_for_function(DRAWN)
             shot(page, f'story_card_{"dark" if on else "light"}_{width}')
         dark(page, False)
         page.evaluate(f'{VIEW}[0].view.state.pin = -1')
@@ -126,7 +126,7 @@ def test_the_first_screen(told):
         page.wait_for_timeout(1000)
         for on in (False, True):
             dark(page, on)
-            page.wait_for_function(DRAWN, timeout=20_000)  # JupyterLab hides all while it changes its theme
+            page.wait_for_function(DRAWN)  # JupyterLab hides all while it changes its theme
             shot(page, f'story_top_{"dark" if on else "light"}_{width}')
         dark(page, False)
     wide = '[...document.querySelectorAll(".v2l, .v2w")].every(e => e.scrollWidth <= e.clientWidth + 1)'

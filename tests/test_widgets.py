@@ -51,8 +51,8 @@ def run_notebook(page, lab, name, *cells):
         root / name,
     )
     page.goto(f'{url}/doc/tree/{name}?token=t&reset')
-    page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=60_000)
-    page.locator('#jp-main-statusbar', has_text='| Idle').wait_for(timeout=60_000)
+    page.wait_for_selector('.jp-Notebook .jp-Cell')
+    page.locator('#jp-main-statusbar', has_text='| Idle').wait_for()
     if page.locator('.jp-Dialog .jp-mod-accept').count():
         page.locator('.jp-Dialog .jp-mod-accept').first.click()
     page.errors.clear()  # what JupyterLab said while it started
@@ -92,7 +92,7 @@ def marked(page, panel, item, view=0):
 
 def seen(page, selector):
     "The middle pixel of a picture, when it is there."
-    page.wait_for_selector(f'{selector}[data-ready=picture]', timeout=10_000)
+    page.wait_for_selector(f'{selector}[data-ready=picture]')
     return np.array(
         page.locator(selector).first.evaluate(
             "c => [...c.getContext('2d').getImageData(c.width / 2, c.height / 2, 1, 1).data].slice(0, 3)"
@@ -306,25 +306,21 @@ display(t, pair)''',
 umap = spaces_view(*reversed(shop(80)), method='umap')
 umap''',
     )
-    page.wait_for_selector('.v2w .panel.thin', timeout=120_000)
+    page.wait_for_selector('.v2w .panel.thin')
     chosen = look_and_lasso(page)
-    page.locator('.t-ids', has_text=' '.join(f'id{i}' for i in chosen)).wait_for(timeout=10_000)
+    page.locator('.t-ids', has_text=' '.join(f'id{i}' for i in chosen)).wait_for()
     page.locator('.t-choose').click()
     page.wait_for_function(f'() => {VIEW}[0].view.state.count === 2 && {VIEW}[0].view.state.mask[7]')
     keyboard(page)
-    page.locator('.t-ids', has_text='none').wait_for(timeout=10_000)
+    page.locator('.t-ids', has_text='none').wait_for()
     page.locator('.v2w').first.locator('.plot').first.focus()
     for key in ('0', '0', 'd', 'd'):
         page.keyboard.press(key)  # JupyterLab's own: restart the kernel, delete the cell
     page.wait_for_timeout(300)
     assert page.locator('.jp-Dialog').count() == 0 and page.locator('.t-ids').count() == 1
     pairs(page, 1)
-    page.wait_for_function(
-        "() => document.querySelector('.t-pair').textContent.split(' ').length === 2", timeout=10_000
-    )
-    page.wait_for_function(
-        f"() => [...{VIEW}[2].querySelectorAll('option')].some(o => o.value === 'umap')", timeout=180_000
-    )
+    page.wait_for_function("() => document.querySelector('.t-pair').textContent.split(' ').length === 2")
+    page.wait_for_function(f"() => [...{VIEW}[2].querySelectorAll('option')].some(o => o.value === 'umap')")
     page.wait_for_function(f"() => !{VIEW}[2].textContent.includes('being computed')")
     assert page.evaluate(f'{VIEW}[2].view.state.method') == 'umap'
     quiet(page)
@@ -452,13 +448,13 @@ made = Label(f'{start} {time.time()}')
 made.add_class('t-made')
 display(made, view)''',
     )
-    page.wait_for_function(f'() => {VIEW}[0]?.view?.panels[2].w', timeout=180_000, polling=20)
+    page.wait_for_function(f'() => {VIEW}[0]?.view?.panels[2].w', polling=20)
     seen_at = time.time()
     began, made = map(float, page.locator('.t-made').text_content().split())
     page.wait_for_timeout(1000)
     hover = hover_times(page, 100_000)
     start = big_lasso(page)
-    page.locator('.t-ids', has_text='ids').wait_for(timeout=30_000)
+    page.locator('.t-ids', has_text='ids').wait_for()
     took, said = time.time() - start, page.locator('.t-ids').text_content()
     if os.environ.get('SHOT'):
         page.screenshot(path=os.environ['SHOT'])

@@ -5,6 +5,7 @@ followed to their true targets: relative ones, those inside functions, and `impo
 """
 
 import ast
+import functools
 import json
 import re
 import sys
@@ -104,6 +105,7 @@ def absolute(node, room, package):
 
 HIDDEN = 'no room by its name'
 BY_NAME = 'import_module', '__import__', 'find_spec'
+LEADS = ast.ImportFrom, ast.Import, ast.Call
 
 
 def constants(tree):
@@ -112,10 +114,10 @@ def constants(tree):
     return {t.id: v.value for t, v in pairs if isinstance(t, ast.Name) and isinstance(v, ast.Constant)}
 
 
-def other_names(tree):
+def other_names(nodes):
     "{name: what it is in its own module} of functions that import by a string and have another name here."
-    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
-    return {a.asname: a.name for n in nodes for a in n.names if a.asname and a.name in BY_NAME}
+    taken = [n for n in nodes if isinstance(n, ast.ImportFrom)]
+    return {a.asname: a.name for n in taken for a in n.names if a.asname and a.name in BY_NAME}
 
 
 def by_string(node, room, package, known):
@@ -138,8 +140,9 @@ def by_string(node, room, package, known):
 
 def imports(tree, room, package, rooms):
     "Yield (room, name or None) for every import of a module, wherever it stands."
-    known = constants(tree) | other_names(tree)
-    for node in ast.walk(tree):
+    nodes = [n for n in ast.walk(tree) if isinstance(n, LEADS)]
+    known = constants(tree) | other_names(nodes)
+    for node in nodes:
         if isinstance(node, ast.ImportFrom):
             base = absolute(node, room, package)
             for a in node.names if base is not None else ():
@@ -164,20 +167,26 @@ def without_docstring(tree):
     return [inside + n.name for inside, n in public if not ast.get_docstring(n)]
 
 
+@functools.lru_cache(maxsize=2000)
+def told(text, name, package, rooms):
+    "What the text of a room says: (its purpose, [(room, name or None)] that it takes, what has no docstring)."
+    tree = ast.parse(text)
+    takes = [(to, taken) for to, taken in imports(tree, name, package, rooms) if to != name]
+    return (ast.get_docstring(tree) or '').split('\n')[0], takes, without_docstring(tree)
+
+
 def read_house(package, nbs):
     "{name: Room}, in the order of the notebooks."
     made_in = notebooks(nbs)
     files = {'.'.join(p.relative_to(package).with_suffix('').parts): p for p in package.rglob('*.py') if is_room(p)}
     order = [r for r in made_in if r in files] + sorted(set(files) - set(made_in))
-    house = {}
+    house, rooms = {}, frozenset(files)
     for name in order:
         text = files[name].read_text(encoding='utf-8')
-        tree = ast.parse(text)
-        room = Room(name, made_in.get(name, ''), (ast.get_docstring(tree) or '').split('\n')[0], text.count('\n'))
-        for to, taken in imports(tree, name, package.name, files):
-            if to != name:
-                room.takes.setdefault(to, []).append(taken)
-        room.bare = without_docstring(tree)
+        purpose, takes, bare = told(text, name, package.name, rooms)
+        room = Room(name, made_in.get(name, ''), purpose, text.count('\n'), bare=[*bare])
+        for to, taken in takes:
+            room.takes.setdefault(to, []).append(taken)
         house[name] = room
     return house
 
