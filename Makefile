@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 export PLOTLY_RENDERER ?= plotly_mimetype
 
 .DEFAULT_GOAL := help
-.PHONY: help setup real smollm2 demo demo-real test versions lab browser export readme notebooks docs docs-serve quarto study bench tiny clean
+.PHONY: help setup real smollm2 demo demo-real test coverage versions lab browser export readme notebooks docs docs-serve quarto study bench tiny clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -27,8 +27,11 @@ demo: setup ## the main job: run nbs/03_train.ipynb on the embedded studio and w
 demo-real: real ## the same story on a real shop with real encoders: make demo-real DATA=folder; writes report-real.html
 	@$(PY) tools/demo_real.py '$(DATA)' $(OPTIONS)
 
-test: setup ## all tests except those that need a GPU, which are counted as skipped; at the end, the rooms they leave out
-	@$(PY) -m pytest tests -n auto --maxprocesses 4 --dist loadscope --cov=vlm2rec_lab --cov-report=term
+test: setup ## all tests except those that need a GPU, which are counted as skipped
+	@$(PY) -m pytest tests -n auto --maxprocesses 4 --dist loadscope $(OPTIONS)
+
+coverage: setup ## the same tests, about twice as slow, and at the end the lines of each room that they leave out
+	@$(MAKE) --no-print-directory test OPTIONS='--cov=vlm2rec_lab --cov-report=term'
 
 versions: setup ## the fast tests with the lowest versions that settings.ini allows, and on Python 3.12 and 3.13 without torch
 	@for v in lowest 3.12 3.13; do $(PY) tools/versions.py $$v || exit 1; done
