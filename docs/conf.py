@@ -47,6 +47,7 @@ toc_object_entries_show_parents = 'hide'
 html_theme = 'sphinx_book_theme'
 html_title = project
 html_search_scorer = str(here / 'scorer.js')
+templates_path = ['_templates']
 html_static_path = ['_static', os.environ['LAB_STATIC']]
 html_extra_path = ['_extra']  # what a host shows for a page that is not there
 html_css_files = ['lab.css']
@@ -82,4 +83,4 @@ def setup(app):
     site_api.setup(app)
     app.connect('html-page-context', figures)
     app.connect('html-page-context', site_sidebar.share_the_tree, priority=100)  # before the theme asks for it
-    app.connect('html-page-context', site_sidebar.share_the_folds, priority=900)  # after the theme has offered its own
+    app.connect('html-page-context', site_sidebar.share_the_folds, priority=100)

@@ -535,7 +535,9 @@ def test_the_folds_beside_a_page_are_those_of_the_theme(page, level):
         ),
         config=SimpleNamespace(root_doc='index'),
     )
+    settings = dict(theme_max_navbar_depth='4', theme_collapse_navbar='False', theme_show_navbar_depth=str(level))
     asked = dict(kind='sidebar', startdepth=0, show_nav_level=level, titles_only=True)
+    asked |= dict(maxdepth=4, collapse=False, includehidden=True)
 
     def parsed(html):
         soup = bs4.BeautifulSoup(str(html), 'html.parser')
@@ -548,12 +550,11 @@ def test_the_folds_beside_a_page_are_those_of_the_theme(page, level):
     found = []
     for shared in (False, True):
         for name in ('other', page):
-            context = dict(pagename=name)
+            context = dict(pagename=name, **settings)
             site_sidebar.share_the_tree(app, name, '', context, None)
+            site_sidebar.share_the_folds(app, name, '', context, None)
             theme.add_toctree_functions(app, name, '', context, None)
-            if shared:
-                site_sidebar.share_the_folds(app, name, '', context, None)
-            made = context['generate_toctree_html'](**asked)
+            made = context['folded_tree']() if shared else context['generate_toctree_html'](**asked)
         found.append(parsed(made))
     assert found[0] == found[1]
     assert ('active' in found[1]) is (page in LEAVES[:4])

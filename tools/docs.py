@@ -156,7 +156,8 @@ def outline(src):  # folder of sources
     "A mark of what every page shows of the others and of how pages are made: where it differs, all are made again."
     h = hashlib.sha256(f'{sys.version} {sorted((d.name, d.version) for d in distributions())}'.encode())
     makers = [*sorted((ROOT / 'tools').glob('*.py')), *sorted((ROOT / 'docs').glob('[!.]*.py'))]
-    for p in (*makers, *sorted((ROOT / 'docs' / '_static').rglob('*'))):
+    parts = [p for name in ('_static', '_templates') for p in sorted((ROOT / 'docs' / name).rglob('*'))]
+    for p in (*makers, *parts):
         h.update(p.read_bytes() if p.is_file() else b'')
     for p in sorted(p for p in src.rglob('*') if p.suffix in ('.ipynb', '.md', '.rst') and not p.is_symlink()):
         cells = nbformat.read(p, 4).cells if p.suffix == '.ipynb' else [new_markdown_cell(p.read_text())]

@@ -145,6 +145,7 @@ def is_test(source):
     return False
 
 
+@cache
 def definitions(source):
     "Public names that are defined at the top of a source; a `@patch`ed method as `Class.method`."
     found = []

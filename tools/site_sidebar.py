@@ -81,17 +81,21 @@ def share_the_tree(app, pagename, templatename, context, doctree):
 
 
 def share_the_folds(app, pagename, templatename, context, doctree):
-    "Sphinx's hook `html-page-context`, after the theme's: the tree beside pages is given its folds once."
-    theirs, kept = context['generate_toctree_html'], app.__dict__.setdefault('lab_folds', {})
+    "Sphinx's hook `html-page-context`: our template of the sidebar takes the folded tree from here, `folded_tree()`."
+    kept = app.__dict__.setdefault('lab_folds', [])
 
-    def folds(kind, startdepth=1, show_nav_level=1, **how):
-        if kind != 'sidebar' or startdepth:
-            return theirs(kind=kind, startdepth=startdepth, show_nav_level=show_nav_level, **how)
-        key = (show_nav_level, *sorted(how.items()))
-        if key not in kept:
+    def folded_tree():
+        if not kept:
             here, context['toctree'] = context['toctree'], lambda **asked: _whole(app, asked)
-            kept[key] = str(theirs(kind=kind, startdepth=startdepth, show_nav_level=show_nav_level, **how))
+            kept.append(str(context['generate_toctree_html'](kind='sidebar', startdepth=0, **_wishes(context))))
             context['toctree'] = here
-        return folds_at(kept[key], app.builder.get_target_uri(pagename))
+        return folds_at(kept[0], app.builder.get_target_uri(pagename))
 
-    context['generate_toctree_html'] = folds
+    context['folded_tree'] = folded_tree
+
+
+def _wishes(context):
+    "What the settings of the theme say of the tree."
+    deep, level = int(context['theme_max_navbar_depth']), int(context['theme_show_navbar_depth'])
+    closed = str(context['theme_collapse_navbar']).lower() == 'true'
+    return dict(maxdepth=deep, collapse=closed, includehidden=True, titles_only=True, show_nav_level=level)
