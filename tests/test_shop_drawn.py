@@ -4,7 +4,9 @@ import hashlib
 
 import numpy as np
 import pytest
+from PIL import ImageChops, ImageFilter
 
+from vlm2rec_lab.shop import drawn
 from vlm2rec_lab.studio import (
     ATTRIBUTES,
     CONDITIONS,
@@ -89,3 +91,13 @@ def test_new_products_are_bought_last_or_not_at_all():
 def test_an_unknown_condition_is_answered_with_all():
     with pytest.raises(ValueError, match='There is: text-easy, .*, three$'):
         make_studio('nothing like it')
+
+
+@pytest.mark.parametrize('category', ATTRIBUTES['category'])
+def test_the_edge_of_a_shape_is_what_pillow_finds(category):
+    mask = drawn._outline(category, 224, np.array([100.0, 118.0]), 90.0)
+    wide = drawn._outline(category, 224, np.array([20.0, 210.0]), 90.0)  # runs over two borders
+    for m in (mask, wide):
+        plain = ImageChops.difference(m, m.filter(ImageFilter.MinFilter(5)))
+        assert np.array_equal(np.asarray(drawn._edge(m)), np.asarray(plain))
+        assert np.asarray(plain).any()

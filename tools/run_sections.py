@@ -7,7 +7,6 @@ With --serve, notebooks are read from standard input, a path a line. Each is run
 with the slow imports done, and a line {"ended": status, "said": the end of its standard error} closes its sections.
 """
 
-import atexit
 import gc
 import importlib
 import json
@@ -15,9 +14,11 @@ import os
 import re
 import sys
 import tempfile
-import threading
 import traceback
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from warm import leave
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = 'vlm2rec_lab'
@@ -126,15 +127,6 @@ def tell(path, out):
             print(json.dumps({'section': title, 'ok': error is None, 'error': error}), file=out, flush=True)
     sys.stdout = out
     return ok
-
-
-def leave(status):
-    "End this process as Python ends one, but do not take apart every library first, which takes seconds."
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def forked(path, said):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import warm
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from run_nbs import Runner
@@ -297,7 +298,7 @@ def run_page(nb, name):
             'LAB_ROOT': str(ROOT),
         }
         where = {'metadata': {'path': str(work)}}
-        runner = Runner(nb, timeout=900, kernel_name='python3', resources=where, extra_arguments=['--log-level=40'])
+        runner = Runner(nb, timeout=900, kernel_name=warm.kernel(), resources=where, extra_arguments=['--log-level=40'])
         try:
             runner.execute(env=env)
         except CellExecutionError as e:

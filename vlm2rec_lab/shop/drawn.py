@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from scipy.ndimage import minimum_filter
 
 from ..base.errors import no_such
 from .catalogue import Catalogue, Interactions
@@ -194,6 +195,12 @@ def _scaled_down(canvas, size, noise, rng):
     pixels = pixels + noise * rng.standard_normal(pixels.shape, dtype=np.float32)
     return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
 
+# %% ../../nbs/00_shop/11_drawn.ipynb #4d5bd1dd
+def _edge(mask):
+    "The outermost two pixels of a shape."
+    inside = Image.fromarray(minimum_filter(np.asarray(mask), 5, mode='nearest'))
+    return ImageChops.difference(mask, inside)
+
 # %% ../../nbs/00_shop/11_drawn.ipynb #53480fea
 def draw_product(
     attributes,  # {'category': 'mug', 'colour': 'red', 'pattern': 'dotted'}
@@ -215,8 +222,7 @@ def draw_product(
     canvas.paste(_cloth(attributes['pattern'], big, first, second, rng), (0, 0), mask)
     ink = tuple(int(c * 0.35) for c in first)
     _strokes(ImageDraw.Draw(canvas), attributes['category'], centre, radius, ink)
-    edge = ImageChops.difference(mask, mask.filter(ImageFilter.MinFilter(5)))
-    canvas.paste(ink, (0, 0), edge)
+    canvas.paste(ink, (0, 0), _edge(mask))
     return _scaled_down(canvas, size, noise, rng)
 
 # %% ../../nbs/00_shop/11_drawn.ipynb #14cd243b

@@ -1,7 +1,8 @@
 """Processes of Python that begin with the slow libraries imported, each a copy of one that waits.
 
-A command that a test runs for what it does is copied from there in milliseconds; `python -m vlm2rec_lab` takes seconds
-to begin. Nothing of the package is imported ahead. Tests of what a command imports start Python themselves.
+A command that a test runs for what it does, or the kernel of a page, is copied from there in milliseconds; where
+Python begins anew, it takes seconds. Nothing of the package is imported ahead. Tests of what a command imports start
+Python themselves.
 """
 
 import atexit
@@ -19,7 +20,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
@@ -31,8 +34,9 @@ AHEAD = (
     'pandas',
     'scipy.stats',
     'sklearn.metrics',
+    'ipykernel.kernelapp',
 )
-ROOM = 1 << 20  # bytes of a wish
+ROOM = 1 << 16  # bytes of a wish that are read at a time
 
 
 # ---- where they wait
@@ -45,6 +49,8 @@ def at_home(streams, wish):
     os.chdir(wish['cwd'])
     os.environ.clear()
     os.environ.update(wish['env'])
+    if 'JPY_PARENT_PID' in os.environ:  # whom a kernel must not outlive
+        os.environ['JPY_PARENT_PID'] = str(os.getppid())
     sys.path[1:1] = [p for p in os.environ.get('PYTHONPATH', '').split(os.pathsep) if p and p not in sys.path]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdin = open(0, closefd=False)
@@ -94,7 +100,7 @@ def leave(status):
 
 
 def keep(answer, streams, wish):
-    "Start what is wished for, and say its id, then how it ended."
+    "Start what is wished for, and say its id, then how it ended; it is killed where nobody waits for it any more."
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = os.fork()
     if not child:
@@ -104,61 +110,84 @@ def keep(answer, streams, wish):
     for given in streams:
         os.close(given)
     answer.sendall(f'{child}\n'.encode())
-    answer.sendall(f'{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n'.encode())
+    end = os.pidfd_open(child)
+    if end not in select.select([end, answer], [], [])[0]:
+        os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with contextlib.suppress(OSError):
+        answer.sendall(f'{status}\n'.encode())
     os._exit(0)
 
 
 def wait(door):
-    "Start whatever is wished for at a socket, until its other end closes."
+    "Start whatever is wished for at a socket of that path, until standard input closes."
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(door)
+    listener.listen(64)  # who asks early waits for the libraries
     for name in AHEAD:
         with contextlib.suppress(ImportError):  # tests run without torch, too
             importlib.import_module(name)
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # copies need not look through all that was imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's interrupt is for the tests
-    while True:
-        wish, given, _, _ = socket.recv_fds(door, ROOM, 4)
-        if not wish:
-            return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's interrupt is for who asks
+    while sys.stdin not in select.select([sys.stdin, listener], [], [])[0]:
+        answer, _ = listener.accept()
         if not os.fork():
-            door.close()
-            keep(socket.socket(fileno=given[0]), given[1:], json.loads(wish))
-        for end in given:
-            os.close(end)
+            listener.close()
+            keep(answer, *wished(answer))
+        answer.close()
 
 
-# ---- how tests ask
+def wished(answer):
+    "Three streams and a wish, from who asks."
+    size, given, _, _ = socket.recv_fds(answer, 8, 3)
+    wish = b''
+    while len(wish) < int.from_bytes(size):
+        wish += answer.recv(ROOM)
+    return given, json.loads(wish)
+
+
+# ---- how one asks
 
 
 @functools.cache
-def house():
-    "The socket of the process that waits; it ends with this one."
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, '-W', 'ignore', __file__, str(theirs.fileno())]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
-    theirs.close()
+def door():
+    "Where the process that waits is asked; it ends with this one."
+    folder = tempfile.TemporaryDirectory(prefix='warm-')
+    path = os.path.join(folder.name, 'door')
+    process = subprocess.Popen([sys.executable, '-W', 'ignore', __file__, 'wait', path], stdin=subprocess.PIPE)
+    while not os.path.exists(path):
+        time.sleep(0.01)
 
     def close():
-        ours.close()
-        process.wait()
+        process.communicate()
+        folder.cleanup()
 
     atexit.register(close)
-    return ours
+    return path
+
+
+def ask(path, argv, streams, cwd=None, env=None, limits=()):
+    "Have a process started with these streams: the socket that says its id, and then its exit status."
+    wish = dict(argv=argv, cwd=str(cwd or os.getcwd()), env=dict(env or os.environ), limits=list(limits))
+    wish = json.dumps(wish).encode()
+    answer = socket.socket(socket.AF_UNIX)
+    answer.connect(path)
+    socket.send_fds(answer, [len(wish).to_bytes(8)], streams)
+    answer.sendall(wish)
+    return answer
 
 
 class Started:
     "A process that was started: like `subprocess.Popen` with pipes of text."
 
-    def __init__(self, argv, cwd=None, env=None, terminal=None, limits=()):
+    def __init__(self, argv, terminal=None, **how):
         self.args, self.returncode = [*map(str, argv)], None
-        self._answer, theirs = socket.socketpair()
         nowhere = os.open(os.devnull, os.O_RDONLY)
         pipes = [os.pipe(), os.pipe()] if terminal is None else []
         streams = [nowhere, *(w for _, w in pipes)] if pipes else [terminal] * 3
-        wish = dict(argv=self.args, cwd=str(cwd or os.getcwd()), env=dict(env or os.environ), limits=list(limits))
-        socket.send_fds(house(), [json.dumps(wish).encode()], [theirs.fileno(), *streams])
-        theirs.close()
+        self._answer = ask(door(), self.args, streams, **how)
         for end in (nowhere, *(w for _, w in pipes)):
             os.close(end)
         self._said = self._answer.makefile()
@@ -208,5 +237,35 @@ def command(argv, **how):
     return run(['-m', 'vlm2rec_lab', *argv], **how)
 
 
+# ---- kernels
+
+
+@functools.cache
+def kernel():
+    """The name of a Jupyter kernel that begins there, for this process.
+
+    What Jupyter starts and stops is a small process that asks for it, hands signals on, and ends as it does.
+    """
+    folder = tempfile.TemporaryDirectory(prefix='warm-')
+    atexit.register(folder.cleanup)
+    argv = [sys.executable, __file__, 'ask', door(), '-m', 'ipykernel_launcher', '-f', '{connection_file}']
+    os.makedirs(os.path.join(folder.name, 'kernels', 'warm'))
+    with open(os.path.join(folder.name, 'kernels', 'warm', 'kernel.json'), 'w') as f:
+        json.dump(dict(argv=argv, display_name='Python 3', language='python'), f)
+    os.environ['JUPYTER_PATH'] = os.pathsep.join([folder.name, *filter(None, [os.environ.get('JUPYTER_PATH')])])
+    return 'warm'
+
+
+def stand_for(path, argv):
+    "Have a process started with the streams of this one, be its end for signals, and end as it does."
+    said = ask(path, argv, [0, 1, 2]).makefile()
+    pid = int(said.readline())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: os.kill(pid, received))
+    status = int(said.readline())
+    sys.exit(status if status >= 0 else 128 - status)
+
+
 if __name__ == '__main__':
-    wait(socket.socket(fileno=int(sys.argv[1])))
+    what, path, *argv = sys.argv[1:]
+    wait(path) if what == 'wait' else stand_for(path, argv)
