@@ -16,6 +16,7 @@ import numpy as np
 import pair_encoders
 import pandas as pd
 import pytest
+import warm
 
 from vlm2rec_lab.commands.train import PAIRS
 from vlm2rec_lab.model.families import FAMILIES
@@ -30,19 +31,9 @@ BENCH = ROOT / 'benchmarks'
 def run(script, *args, **env):  # -> (result, what it printed)
     "Run a script as a user does; its JSON."
     out = Path(args[-1])
-    done = subprocess.run(
-        [sys.executable, str(BENCH / script), *args[:-1], '--out', str(out)],
-        cwd=out.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={
-            **os.environ,
-            'OMP_NUM_THREADS': '1',
-            'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])),
-            **env,
-        },
-    )
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': paths, **env}
+    done = warm.run([BENCH / script, *args[:-1], '--out', out], cwd=out.parent, env=env, timeout=1000)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return json.loads(out.read_text()), done.stdout
 

@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 from graph_worlds import planted
 from ports import free_port
 
@@ -78,12 +77,11 @@ def processes(script, out):
     for rank in range(2):
         env = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2, MASTER_PORT=port, OMP_NUM_THREADS=1)
         env |= dict(MASTER_ADDR='127.0.0.1', GLOO_SOCKET_IFNAME='lo', ACCELERATE_USE_CPU='true')
-        env |= dict(PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT / "tests"}')
+        env |= dict(PYTHONPATH=os.pathsep.join(map(str, (ROOT, ROOT / 'tests', ROOT / 'tools'))))
         env = {**os.environ, **{k: str(v) for k, v in env.items()}}
-        ask = [sys.executable, '-W', 'ignore', str(script), str(out)]
-        started.append(subprocess.Popen(ask, env=env, stderr=subprocess.PIPE, text=True))
+        started.append(warm.Started([script, out], env=env))
     for p in started:
-        error = p.communicate(timeout=300)[1]
+        error = p.communicate(timeout=1000)[1]
         assert p.returncode == 0, error[-3000:]
     return [json.loads((out / f'{rank}.json').read_text()) for rank in range(2)]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -472,19 +473,29 @@ def alone(checkpoint, tmp_path_factory):
     "The script in one process."
     folder = tmp_path_factory.mktemp('alone')
     (folder / 'script.py').write_text(SCRIPT)
-    run([sys.executable, folder / 'script.py', 'launch', checkpoint, folder / 'out'])
+    here(folder / 'script.py', 'launch', checkpoint, folder / 'out')
     return json.loads((folder / 'out.0').read_text())
 
 
+LOOPBACK = {
+    'OMP_NUM_THREADS': '1',
+    'ACCELERATE_USE_CPU': 'true',
+    'PYTHONPATH': str(ROOT),
+    'GLOO_SOCKET_IFNAME': 'lo',
+}
+
+
 def run(command):
-    env = {
-        **os.environ,
-        'OMP_NUM_THREADS': '1',
-        'ACCELERATE_USE_CPU': 'true',
-        'PYTHONPATH': str(ROOT),
-        'GLOO_SOCKET_IFNAME': 'lo',
-    }
-    done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=500)
+    "What a command prints."
+    env = os.environ | LOOPBACK
+    done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=1000)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def here(*argv):
+    "What Python prints for a script or a module."
+    done = warm.run(argv, env=os.environ | LOOPBACK)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -515,7 +526,7 @@ def test_two_processes(checkpoint, alone, tmp_path, way):
             ]
         )
     else:
-        run([sys.executable, tmp_path / 'script.py', 'notebook', checkpoint, tmp_path / 'out', free_port()])
+        here(tmp_path / 'script.py', 'notebook', checkpoint, tmp_path / 'out', free_port())
     found = [json.loads((tmp_path / f'out.{rank}').read_text()) for rank in range(2)]
     for name, one in alone.items():
         (a, whole), (b, _) = (f[name].pop('held') for f in found)
@@ -550,10 +561,7 @@ def pair(rank, port, *command, **more):
     env = {
         **os.environ,
         **more,
-        'OMP_NUM_THREADS': '1',
-        'ACCELERATE_USE_CPU': 'true',
-        'PYTHONPATH': str(ROOT),
-        'GLOO_SOCKET_IFNAME': 'lo',
+        **LOOPBACK,
         'RANK': str(rank),
         'LOCAL_RANK': str(rank),
         'WORLD_SIZE': '2',
@@ -561,13 +569,7 @@ def pair(rank, port, *command, **more):
         'MASTER_ADDR': '127.0.0.1',
         'MASTER_PORT': port,
     }
-    return subprocess.Popen(
-        [sys.executable, '-W', 'ignore', *map(str, command)],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return warm.Started(command, env=env)
 
 
 def test_command_in_two_processes(checkpoint, tmp_path):
@@ -590,7 +592,7 @@ def test_command_in_two_processes(checkpoint, tmp_path):
         '--lora',
         4,
     ]
-    run([sys.executable, *ask, '--steps', 4, '--out', tmp_path / 'one'])
+    here(*ask, '--steps', 4, '--out', tmp_path / 'one')
     said = run([*launcher(), *ask, '--steps', 2, '--out', tmp_path / 'two', '--vision', tmp_path / 'pictures'])
     assert said.count('report.html') == 1 and said.count('test of studio') == 1
     said = run(
@@ -684,7 +686,7 @@ def test_one_process_in_trouble(checkpoint, tmp_path, weights):
     processes = [
         pair(rank, port, tmp_path / 'life.py', checkpoint, tmp_path / 'run.safetensors', **weights) for rank in range(2)
     ]
-    out = [p.communicate(timeout=300) for p in processes]
+    out = [p.communicate(timeout=1000) for p in processes]
     assert all(p.returncode == 0 for p in processes), out[0][1][-2000:] + out[1][1][-2000:]
     first, second = (json.loads(o[0]) for o in out)
     assert (

@@ -116,7 +116,7 @@ def found(checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp('shard') / 'out'
     port = free_port()
     both = [start(rank, port, __file__, checkpoint, out, env=FSDP) for rank in range(2)]
-    said = [p.communicate(timeout=400) for p in both]
+    said = [p.communicate(timeout=1000) for p in both]
     assert all(p.returncode == 0 for p in both), said[0][1][-3000:] + said[1][1][-3000:]
     return [json.loads(Path(f'{out}{rank}').read_text()) for rank in range(2)]
 

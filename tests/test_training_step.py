@@ -5,8 +5,6 @@ All losses, histories and prefixes, cached or not, on one process or two.
 
 import json
 import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import warm
 from ports import free_port
 
 from vlm2rec_lab.base.ragged import PAD
@@ -23,6 +22,8 @@ from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.training.losses import LOSSES, get_loss
 from vlm2rec_lab.training.step import plan_works, step_gradients
+
+ROOT = Path(__file__).resolve().parent.parent
 
 CASES = [(None, False), (3, False), (None, True), (3, True)]
 
@@ -237,9 +238,9 @@ def start(rank, port, *arguments, env=()):
         'MASTER_PORT': port,
         'ACCELERATE_USE_CPU': 'true',
         'GLOO_SOCKET_IFNAME': 'lo',
+        'PYTHONPATH': os.pathsep.join(map(str, (ROOT, ROOT / 'tools'))),
     }
-    command = [sys.executable, '-W', 'ignore', *map(str, arguments)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return warm.Started(arguments, env=env)
 
 
 @pytest.mark.processes
@@ -248,7 +249,7 @@ def test_two_processes_are_one(task, checkpoint, tmp_path):
     script.write_text(TWO)
     port = free_port()
     both = [start(rank, port, script, out, checkpoint, Path(__file__).parent) for rank in range(2)]
-    said = [p.communicate(timeout=240) for p in both]
+    said = [p.communicate(timeout=1000) for p in both]
     assert all(p.returncode == 0 for p in both), said[0][1][-3000:]
     found = [json.loads(Path(f'{out}{rank}').read_text()) for rank in range(2)]
     assert found[0] == found[1]  # to the last digit, or the processes would drift apart

@@ -51,7 +51,7 @@ def at_home(streams, wish):
     os.environ.update(wish['env'])
     if 'JPY_PARENT_PID' in os.environ:  # whom a kernel must not outlive
         os.environ['JPY_PARENT_PID'] = str(os.getppid())
-    sys.path[1:1] = [p for p in os.environ.get('PYTHONPATH', '').split(os.pathsep) if p and p not in sys.path]
+    sys.path[1:1] = [p for p in os.environ.get('PYTHONPATH', '').split(os.pathsep) if p and p not in sys.path[1:]]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdin = open(0, closefd=False)
     for end, name, wrong in ((1, 'stdout', 'strict'), (2, 'stderr', 'backslashreplace')):
@@ -156,7 +156,8 @@ def door():
     "Where the process that waits is asked; it ends with this one."
     folder = tempfile.TemporaryDirectory(prefix='warm-')
     path = os.path.join(folder.name, 'door')
-    process = subprocess.Popen([sys.executable, '-W', 'ignore', __file__, 'wait', path], stdin=subprocess.PIPE)
+    pipes = dict(stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)  # what libraries say when they are imported
+    process = subprocess.Popen([sys.executable, __file__, 'wait', path], **pipes)
     while not os.path.exists(path):
         time.sleep(0.01)
 
