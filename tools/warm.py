@@ -109,14 +109,18 @@ def keep(answer, streams, wish):
         leave(ended(wish['argv']))
     for given in streams:
         os.close(given)
-    answer.sendall(f'{child}\n'.encode())
+    say(answer, child)
     end = os.pidfd_open(child)
     if end not in select.select([end, answer], [], [])[0]:
         os.kill(child, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    with contextlib.suppress(OSError):
-        answer.sendall(f'{status}\n'.encode())
+    say(answer, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     os._exit(0)
+
+
+def say(answer, number):
+    "A number for who asked, where somebody is there."
+    with contextlib.suppress(OSError):
+        answer.sendall(f'{number}\n'.encode())
 
 
 def wait(door):
