@@ -46,7 +46,17 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 
 
-FIRST = ('docs', 'demo', 'lab', 'house', 'training', 'cli_columns', 'benchmarks')  # minutes each: nobody waits for them
+FIRST = (
+    'docs',
+    'demo',
+    'lab',
+    'widgets',
+    'saved',
+    'house',
+    'training',
+    'cli_columns',
+    'benchmarks',
+)  # minutes each: nobody waits for them
 
 
 def pytest_collection_modifyitems(items):

@@ -139,8 +139,9 @@ def test_export_is_in_step(tmp_path):
 
 
 ALONE = """
-import os, sys, traceback
+import gc, os, sys, traceback
 import numpy, pandas, torch, tqdm.auto     # what takes seconds and is not ours; each room is then imported in a fork
+gc.freeze()
 for module in sys.argv[1:]:
     if os.fork() == 0:
         try:
