@@ -110,10 +110,12 @@ def keep(answer, streams, wish):
     for given in streams:
         os.close(given)
     say(answer, child)
-    end = os.pidfd_open(child)
-    if end not in select.select([end, answer], [], [])[0]:
-        os.kill(child, signal.SIGKILL)
-    say(answer, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    pid, status = os.waitpid(child, os.WNOHANG)
+    while not pid:
+        if select.select([answer], [], [], 0.02)[0]:
+            os.kill(child, signal.SIGKILL)
+        pid, status = os.waitpid(child, os.WNOHANG)
+    say(answer, os.waitstatus_to_exitcode(status))
     os._exit(0)
 
 
