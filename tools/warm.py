@@ -34,7 +34,7 @@ AHEAD = (
     'pandas',
     'scipy.stats',
     'sklearn.metrics',
-    'ipykernel.kernelapp',
+    'ipykernel.ipkernel',  # not its kernelapp, which looks for its parent when it is imported
 )
 ROOM = 1 << 16  # bytes of a wish that are read at a time
 
