@@ -30,7 +30,7 @@ demo-real: real ## the same story on a real shop with real encoders: make demo-r
 test: setup ## all tests except those that need a GPU, which are counted as skipped
 	@$(PY) -m pytest tests -n auto --maxprocesses 4 --dist loadscope $(OPTIONS)
 
-coverage: setup ## the same tests, about twice as slow, and at the end the lines of each room that they leave out
+coverage: setup ## the same tests, more slowly, and at the end the lines of each room that they leave out
 	@$(MAKE) --no-print-directory test OPTIONS='--cov=vlm2rec_lab --cov-report=term'
 
 versions: setup ## the fast tests with the lowest versions that settings.ini allows, and on Python 3.12 and 3.13 without torch

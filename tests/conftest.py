@@ -248,7 +248,7 @@ def lab(tmp_path_factory):
         try:
             urllib.request.urlopen(f'{url}/api/status?token=t', timeout=1)
         except OSError:
-            assert server.poll() is None and time.time() - start < 90, (home / 'lab.log').read_text()
+            assert server.poll() is None and time.time() - start < 600, (home / 'lab.log').read_text()
             time.sleep(0.2)
         else:
             break

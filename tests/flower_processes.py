@@ -126,7 +126,7 @@ def healthy(address):
         return False
 
 
-def wait_for(done, group, seconds=90):
+def wait_for(done, group, seconds=600):
     "Wait until something is so, while a process lives."
     end = time.time() + seconds
     while not done():

@@ -163,7 +163,7 @@ def test_intervals_over_drawn_shops_by_hand(script):
 @pytest.mark.slow
 def test_both_benchmarks_run(tmp_path):
     def run(name, *more):
-        how = dict(cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        how = dict(cwd=tmp_path, capture_output=True, text=True, timeout=1000)
         env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
         asked = [sys.executable, str(ROOT / 'benchmarks' / name), *more, '--small', '--out', str(tmp_path / 'out')]
         done = subprocess.run(asked, env=env, **how)

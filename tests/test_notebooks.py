@@ -1,6 +1,5 @@
 """The tests that stand in the notebooks, a case per section, so that a failure names what broke."""
 
-import atexit
 import functools
 import json
 import re
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -26,26 +26,16 @@ RUNNER = str(ROOT / 'tools' / 'run_sections.py')
 
 
 @functools.cache
-def runner():
-    "A process that runs notebooks, each in a copy of itself; it ends with this one."
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    process = subprocess.Popen([sys.executable, RUNNER, '--serve'], cwd=ROOT, **pipes)
-    atexit.register(process.communicate)  # closes its input: it ends, and keeps what coverage saw
-    return process
-
-
-@functools.cache
 def outcome(name):
     "{section: None or its error} of a notebook, run once; and what the run said of itself."
-    process, found = runner(), {}
-    print(NOTEBOOKS[name], file=process.stdin, flush=True)
-    for line in process.stdout:
-        if line.startswith('{"ended"'):
-            return found, json.loads(line)['said']
-        if line.startswith('{"section"'):
-            told = json.loads(line)
-            found[told['section']] = told['error']
-    return found, f'the process that runs notebooks ended with {process.wait()}'
+    return run(NOTEBOOKS[name])[:2]
+
+
+def run(path):
+    "The sections of a notebook with their errors, what the run said of itself, and how it ended."
+    done = warm.run([RUNNER, path], cwd=ROOT)
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    return {x['section']: x['error'] for x in told}, done.stderr[-3000:], done.returncode
 
 
 @pytest.mark.parametrize('name, section', CASES, ids=[f'{name}::{title}' for name, title in CASES])
@@ -144,7 +134,7 @@ def test_a_failure_names_its_section(tmp_path):
     assert 'assert x == 1' in found['Bad']['error'] and "section 'Bad' before it failed" in found['After']['error']
 
 
-def test_notebooks_that_one_process_runs_do_not_meet(tmp_path):
+def test_notebooks_that_begin_in_one_process_do_not_meet(tmp_path):
     "One that fails, one that dies, one that reads and one that is not there: those behind them are run as if alone."
     cells = {
         'leaves': ('import builtins; builtins.left = 1; import sys; sys.modules["json.tool"] = None',),
@@ -155,14 +145,14 @@ def test_notebooks_that_one_process_runs_do_not_meet(tmp_path):
     }
     paths = [a_notebook(tmp_path / name, *text) for name, text in cells.items()]
     paths.insert(3, tmp_path / 'nowhere.ipynb')
-    asked = ''.join(f'{p}\n' for p in paths)
-    done = subprocess.run([sys.executable, RUNNER, '--serve'], input=asked, capture_output=True, text=True, cwd=ROOT)
-    found, one = [], []
-    for told in map(json.loads, done.stdout.splitlines()):
-        one.append(told)
-        if 'ended' in told:
-            found.append(one)
-            one = []
-    assert done.returncode == 0 and [f[-1]['ended'] for f in found] == [0, 1, 7, 1, 0, 0]
-    assert [[x['ok'] for x in f[:-1]] for f in found] == [[True], [False], [], [], [True], [True, True]]
-    assert 'assert 1 == 2' in found[1][0]['error'] and 'nowhere.ipynb' in found[3][-1]['said']
+    found = [run(p) for p in paths]
+    assert [status for *_, status in found] == [0, 1, 7, 1, 0, 0]
+    assert [[e is None for e in errors.values()] for errors, *_ in found] == [
+        [True],
+        [False],
+        [],
+        [],
+        [True],
+        [True, True],
+    ]
+    assert 'assert 1 == 2' in found[1][0]['Bad'] and 'nowhere.ipynb' in found[3][1]

@@ -25,7 +25,7 @@ def begin(what, folder, *rest):
 
 def told(process):
     "What a process printed, after it ended well."
-    out, errors = process.communicate(timeout=300)
+    out, errors = process.communicate(timeout=1000)
     assert process.returncode == 0, errors[-3000:]
     return json.loads(out)
 
@@ -72,7 +72,7 @@ def test_one_writes_at_a_time(tmp_path):
     index = build_index(tmp_path / 'i', *share_processes.three(0, 0))
     with sole_writer(index.folder):
         second = begin('second', index.folder)
-        out, _ = second.communicate(timeout=100)
+        out, _ = second.communicate(timeout=1000)
         assert 'is being written by another process' in out
         with pytest.raises(DataError, match='another process'):
             index.add(*share_processes.three(1, 0))
@@ -90,6 +90,6 @@ def test_writers_that_wait_all_get_their_turn(tmp_path):
     argv = [sys.executable, '-c', code, str(tmp_path / 'i')]
     where = Path(share_processes.__file__).parent
     both = [subprocess.Popen([*argv, str(n)], cwd=where) for n in (1, 2)]
-    assert [p.wait(timeout=200) for p in both] == [0, 0]
+    assert [p.wait(timeout=1000) for p in both] == [0, 0]
     index = whole(tmp_path / 'i')
     assert (len(index), index.version) == (9, 22)

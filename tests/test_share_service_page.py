@@ -43,7 +43,7 @@ def begin(page, address):
 
 def until(page, expression):
     "Wait until it is true; the policy of the page forbids Playwright's own way."
-    end = time.monotonic() + 10
+    end = time.monotonic() + 300
     while not page.evaluate(expression):
         assert time.monotonic() < end, expression
         page.wait_for_timeout(30)

@@ -38,7 +38,7 @@ def ask(address, path, body=None, method=None, **headers):
     kind = {'Content-Type': 'application/json'} if body is not None else {}
     request = urllib.request.Request(address + path, data, kind | headers, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as e:
         return e.code, json.load(e)
@@ -69,7 +69,7 @@ def test_a_body_without_an_end_is_cut_off(folder):
     "Chunks come without an end; the answer is there, and the connection is closed, long before."
     with bounded(folder, 'seconds=5, body=100_000') as running:
         where, sent = urlsplit(running.address), 0
-        with socket.create_connection((where.hostname, where.port), timeout=20) as s:
+        with socket.create_connection((where.hostname, where.port), timeout=300) as s:
             s.sendall(HEAD + b'Transfer-Encoding: chunked\r\n\r\n')
             chunk = b'4000\r\n' + b'x' * 0x4000 + b'\r\n'
             with pytest.raises(OSError):
@@ -83,7 +83,7 @@ def test_a_body_without_an_end_is_cut_off(folder):
 
 def text_of(address, path):
     "The text of an answer."
-    with urllib.request.urlopen(address + path, timeout=20) as answer:
+    with urllib.request.urlopen(address + path, timeout=300) as answer:
         return answer.read().decode()
 
 
@@ -229,9 +229,9 @@ def test_what_is_under_way_is_answered_before_the_end(folder, sign):
         thread.start()
         time.sleep(0.7)
         running.send_signal(sign)
-        thread.join(20)
+        thread.join(300)
         assert found[0][0] == 200 and found[0][1]['by'] == 'encoder'
-        assert running.wait(20) == 0
+        assert running.wait(300) == 0
         with pytest.raises(OSError):
             ask(running.address, '/health')
         assert running.stderr.read() == ''
@@ -240,7 +240,7 @@ def test_what_is_under_way_is_answered_before_the_end(folder, sign):
 def test_the_command_ends_gently(folder):
     with server(folder, '--port', 0) as running:
         running.send_signal(signal.SIGTERM)
-        out, err = running.communicate(timeout=20)
+        out, err = running.communicate(timeout=300)
         assert (running.returncode, out, err) == (0, 'stopped\n', '')
 
 
@@ -264,7 +264,7 @@ def test_the_token_is_nowhere_to_be_seen(folder, tmp_path):
         assert ask(address, '/items', Authorization=f'Bearer {TOKEN[:-1]}x')[0] == 401
         assert TOKEN not in Path(f'/proc/{running.pid}/cmdline').read_text()
         running.send_signal(signal.SIGTERM)
-        out, err = running.communicate(timeout=20)
+        out, err = running.communicate(timeout=300)
         assert TOKEN not in ''.join(running.lines) + out + err
 
 
@@ -286,7 +286,7 @@ def test_a_port_that_is_taken(folder):
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = taken.getsockname()[1]
         argv = [sys.executable, '-m', 'vlm2rec_lab', 'serve', str(folder), '--port', str(port)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'choose another --port' in done.stderr
 
 
@@ -312,7 +312,7 @@ def test_mistakes_are_told_before_anything_heavy_is_imported(folder, argv, said)
         'heavy = [m for m in ("torch", "transformers", "pandas", "fastapi", "uvicorn") if m in sys.modules]\n'
         'print(status, heavy)'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=600)
     assert done.stdout == '2 []\n' and said in done.stderr and done.stderr.count('\n') == 1, done
 
 
@@ -334,7 +334,7 @@ def test_who_reads_no_answer_is_not_kept(folder, tmp_path):
             c.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             c.connect((host, int(port)))
             c.sendall(f'GET /pictures/i9 HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n'.encode())
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while len(os.listdir(f'/proc/{s.pid}/fd')) > there + 1 and time.monotonic() < end:
             time.sleep(0.1)
         assert time.monotonic() < end

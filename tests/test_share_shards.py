@@ -368,7 +368,7 @@ def client(tmp_path_factory):
     about = dict(n_workers=2, threads_per_worker=1, dashboard_address=None, host='127.0.0.1')
     where = str(tmp_path_factory.mktemp('dask'))
     with distributed.LocalCluster(**about, local_directory=where) as cluster, distributed.Client(cluster) as client:
-        client.wait_for_workers(2, timeout=120)
+        client.wait_for_workers(2, timeout=600)
         yield client
 
 
@@ -408,7 +408,7 @@ class TestDask:
             tmp_path / 's', EIGHT, partial(once_deadly, mark=tmp_path / 'mark', log=log), run=dask_map(client)
         )
         assert (tmp_path / 'mark').exists() and len(made) == 320
-        client.wait_for_workers(2, timeout=120)
+        client.wait_for_workers(2, timeout=600)
         users, targets, seen = asked()
         one = encode_shards(tmp_path / 'one', EIGHT, vectors)
         found = rank_shards(made, users, targets, seen, 'concat', dask_map(client))

@@ -161,11 +161,11 @@ def test_stopped_and_resumed(tmp_path):
         time.sleep(0.1)
     time.sleep(0.3)  # the worker is at the next cell
     os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to all processes of the group
-    _, told = first.communicate(timeout=120)
+    _, told = first.communicate(timeout=1000)
     assert 'KeyboardInterrupt' in told and 'the worker died' not in told, told[-2000:]
     kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob('*.json')}
     assert 2 <= len(kept) < len(cells), 'it was to be stopped half way, and the cell in the making kept'
-    out, err = start(tmp_path, cells).communicate(timeout=300)
+    out, err = start(tmp_path, cells).communicate(timeout=1000)
     assert out.strip() == str(len(cells)), err[-2000:]
     assert all(p.stat().st_mtime_ns == t for p, t in kept.items()), 'a cell that was there was made again'
     plain = on_one_thread(cells[3])

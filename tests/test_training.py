@@ -74,7 +74,7 @@ def test_killed_ten_times(checkpoint, tmp_path):
                 kills += 1
                 break
             time.sleep(0.001)
-        process.join(120)
+        process.join(600)
     assert kills == 10 and json.loads(said.read_text()) == want
 
 
@@ -131,7 +131,7 @@ def test_death_at_every_step_of_a_checkpoint(checkpoint, tmp_path, monkeypatch, 
 
         process = fork.Process(target=life)
         process.start()
-        process.join(60)
+        process.join(600)
         if process.exitcode == 0:
             break
         assert process.exitcode == 137
@@ -174,7 +174,7 @@ def test_disk_full(checkpoint, tmp_path):
 
     process = fork.Process(target=life)
     process.start()
-    process.join(120)
+    process.join(600)
     steps, said = json.loads((tmp_path / 'said.json').read_text())
     assert steps == STEPS and len(said) == 5 and all('stays; the run goes on' in s for s in said)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith('.run.safetensors-')], 'a draft was left behind'
@@ -232,7 +232,7 @@ def test_disk_full_in_a_store(tmp_path):
     for limit in (1930, 2410):  # values do not fit, or only their records do not
         process = fork.Process(target=life, args=(limit,))
         process.start()
-        process.join(60)
+        process.join(600)
         shutil.rmtree(folder)
         (first, kept, second, kept2), keys, values, rows = json.loads(said.read_text())
         assert all(

@@ -120,7 +120,7 @@ def hold(folder, ready, end):
 
     def wait(records):
         ready.set()
-        end.wait(60)
+        end.wait(600)
 
     train(embedder, split, checkpoint=folder / 'run.safetensors', callback=wait, **QUICK)
 
@@ -134,7 +134,7 @@ def test_two_trainings_of_one_checkpoint(toy, fresh, checkpoint, tmp_path):
     first = spawn.Process(target=hold, args=(tmp_path, ready, end))
     first.start()
     try:
-        assert ready.wait(120)
+        assert ready.wait(600)
         embedder = fresh()
         with pytest.raises(DataError, match='is being written by another process'):
             train(embedder, toy, checkpoint=tmp_path / 'run.safetensors', **QUICK)
@@ -142,7 +142,7 @@ def test_two_trainings_of_one_checkpoint(toy, fresh, checkpoint, tmp_path):
         assert train(embedder, toy, checkpoint=tmp_path / 'other.safetensors', **QUICK).finished
     finally:
         end.set()
-        first.join(60)
+        first.join(600)
     assert first.exitcode == 0
     with warnings.catch_warnings():
         warnings.simplefilter('error')

@@ -99,15 +99,20 @@ def test_a_kernel_begins_there_and_can_be_interrupted(tmp_path):
     manager, client = start_new_kernel(kernel_name=warm.kernel(), cwd=str(tmp_path))
     try:
         said = []
+        asked = (
+            'import os, sys',
+            'from ipykernel.kernelapp import IPKernelApp as App',
+            'print(App.instance().parent_handle == os.getppid(), "torch" in sys.modules, os.getcwd())',
+        )
         client.execute_interactive(
-            'import os, sys; print("torch" in sys.modules, os.getcwd())',
+            '; '.join(asked),
             output_hook=lambda m: said.append(m['content'].get('text', '')),
         )
-        assert ''.join(said) == f'True {tmp_path}\n'
+        assert ''.join(said) == f'True True {tmp_path}\n'
         asked = client.execute('import time; time.sleep(100)')
         time.sleep(1)
         manager.interrupt_kernel()
-        while (reply := client.get_shell_msg(timeout=60))['parent_header']['msg_id'] != asked:
+        while (reply := client.get_shell_msg(timeout=600))['parent_header']['msg_id'] != asked:
             pass
         assert reply['content']['ename'] == 'KeyboardInterrupt'
     finally:

@@ -2,28 +2,18 @@
 
 Prints a line of JSON per section: {"section": ..., "ok": ..., "error": ...}. Sections are those of headings. After a
 failure the rest is not run, and says so. Exported cells are run from the module, so that coverage sees what is tested.
-
-With --serve, notebooks are read from standard input, a path a line. Each is run in a process of its own that begins
-with the slow imports done, and a line {"ended": status, "said": the end of its standard error} closes its sections.
 """
 
-import gc
-import importlib
 import json
 import os
 import re
 import sys
-import tempfile
 import traceback
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-from warm import leave
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = 'vlm2rec_lab'
 LEFT_OUT = ('notest', 'slow', 'gpu')
-AHEAD = ('torch', 'transformers', 'peft', 'pandas', 'scipy.stats', 'sklearn.metrics', 'IPython.core.interactiveshell')
 EXPORTED = re.compile(r'^# %% \S+ #(\S+)$', re.M)
 
 
@@ -129,33 +119,5 @@ def tell(path, out):
     return ok
 
 
-def forked(path, said):
-    "Run a notebook in a copy of this process, what it complains of going to the file `said`; the exit status."
-    child = os.fork()
-    if not child:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdin = open(0, closefd=False)  # the old one holds names of notebooks that wait
-        os.dup2(said.fileno(), 2)
-        leave(not tell(path, sys.stdout))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def serve():
-    "Run the notebooks that standard input names, until it ends."
-    for name in AHEAD:  # nothing of the package: each notebook imports it anew, so that coverage sees it
-        importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # copies need not look through all that was imported
-    for line in sys.stdin:
-        with tempfile.TemporaryFile() as said:
-            status = forked(Path(line.strip()).resolve(), said)
-            said.seek(0)
-            told = said.read()[-3000:].decode(errors='replace')
-        print(json.dumps({'ended': status, 'said': told}), flush=True)
-
-
 if __name__ == '__main__':
-    if sys.argv[1:] == ['--serve']:
-        serve()
-    else:
-        sys.exit(not tell(Path(sys.argv[1]).resolve(), sys.stdout))
+    sys.exit(not tell(Path(sys.argv[1]).resolve(), sys.stdout))
