@@ -512,6 +512,15 @@ def test_what_all_pages_show_marks_a_build(tmp_path):
     assert first not in others
 
 
+@pytest.mark.parametrize('maker', ['tools/x.py', 'docs/conf.py', 'docs/_static/x.css', 'docs/_templates/x.html'])
+def test_what_makes_pages_marks_a_build(maker, tmp_path, monkeypatch):
+    monkeypatch.setattr(docs, 'ROOT', tmp_path)
+    (tmp_path / 'src').mkdir()
+    before = docs.outline(tmp_path / 'src')
+    put(tmp_path, {maker: 'made so'})
+    assert docs.outline(tmp_path / 'src') != before
+
+
 LEAVES = ('a', 'd', 'e', 'f', 'no page of it')
 
 

@@ -11,12 +11,13 @@ import pytest
 import warm
 
 SCRIPT = """
-import os, sys
+import os, sys, time
+print('HF_HUB_OFFLINE' in os.environ)
 print(sys.argv[1:], os.getcwd(), os.environ.get('WISH'), __name__, sys.stdin.read(), os.isatty(1))
 print('aside', file=sys.stderr)
 import atexit, threading
 atexit.register(print, 'at the end')
-other = threading.Thread(target=lambda: print('a thread'))
+other = threading.Thread(target=lambda: time.sleep(0.3) or print('a thread'))
 other.start()
 what = sys.argv[1]
 if what == 'number':
@@ -41,7 +42,8 @@ def script(tmp_path):
 
 @pytest.mark.parametrize('what', ['well', 'number', 'words', 'error', 'killed'])
 def test_a_copy_does_what_python_does(what, script, tmp_path):
-    how = dict(cwd=tmp_path, env={**os.environ, 'WISH': 'a wish'})
+    env = {k: v for k, v in os.environ.items() if k != 'HF_HUB_OFFLINE'}
+    how = dict(cwd=tmp_path, env={**env, 'WISH': 'a wish'})
     ours = warm.run([script, what, 'é'], **how)
     pipes = dict(capture_output=True, text=True, stdin=subprocess.DEVNULL)
     theirs = subprocess.run([sys.executable, str(script), what, 'é'], **pipes, **how)
