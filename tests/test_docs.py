@@ -517,7 +517,8 @@ def test_what_makes_pages_marks_a_build(maker, tmp_path, monkeypatch):
     monkeypatch.setattr(docs, 'ROOT', tmp_path)
     (tmp_path / 'src').mkdir()
     before = docs.outline(tmp_path / 'src')
-    put(tmp_path, {maker: 'made so'})
+    (tmp_path / maker).parent.mkdir(parents=True)
+    (tmp_path / maker).write_text('made so')
     assert docs.outline(tmp_path / 'src') != before
 
 
