@@ -22,10 +22,15 @@ def step(results):  # -> (figure in words, met)
 def pairs(results):
     "Pairs a second of all speed-ups against none, and what is learned with them."
     rows = get(results, 'train', 'rates', WORLD, 'rows')
-    a, c = (get(rows, name, 'pairs_per_second') for name in ('(a) plain', '(c) all'))
+    lean = get(results, 'train', 'quality', 'chosen', 'c', 'prompts') == 'lean'
+    all_of_them = '(c) all, lean prompts' if lean else '(c) all'
+    a, c = (get(rows, name, 'pairs_per_second') for name in ('(a) plain', all_of_them))
     if not a or not c:
         return None
-    said, s = f'{c / a:.1f} times', get(results, 'train', 'quality', 'summary')
+    said, s = (
+        f'{c / a:.1f} times' + (', with lean prompts' if lean else ''),
+        get(results, 'train', 'quality', 'summary'),
+    )
     if not s:
         return f'{said}; test NDCG@10 {MISSING}', False if c / a < 8 else None
     test, seeds = s['test_mean_and_deviation'], s.get('seeds') or len(results['train']['quality']['runs']) // 2

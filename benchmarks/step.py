@@ -7,15 +7,23 @@ The step is that of `benchmarks/train.py` with all speed-ups: batch, forward, lo
 for each call of a large frozen matrix W in the forward pass, `x @ W.T` and `g @ W` on tensors of the same shapes, and
 nothing else: no adapters, no attention, no norms, no loss. Step and floor run in turn on every batch of an epoch, on
 one thread; the ratio is that of the sums of CPU seconds, with the range of single batches.
+
+A second table takes single layers of several widths, there and back: an adapter as autograd walks it back, and the
+lab's own way, apart and merged with the layer. A third takes the step in two ways that a graphics card may like: the
+decoder's layers compiled by torch, and the passes under autocast to bfloat16.
 """
 
 import argparse
+import shutil
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from common import in_range, interleave, machine, quantiles, quiet, ratio_of_sums, table, write
 from train import ALL, fresh, gradients, shop
 
+from vlm2rec_lab.model.family import language_model
+from vlm2rec_lab.model.lean import _Adapted, _is_merged
 from vlm2rec_lab.train import batch_rows, make_batch, training_rows
 
 
@@ -34,9 +42,62 @@ def large_products(model):  # -> (list that fills with (rows, outputs, inputs), 
     return called, hooks
 
 
-def run(split, rows, rounds=None, seed=0):  # -> dict
-    "Step and floor in turn over the batches of an epoch."
+WIDTHS = ((96, 96), (96, 256), (256, 96), (576, 576), (1024, 1024), (2048, 2048))  # inputs, outputs
+TOKENS, RANK = (32, 512, 2048), 8
+
+
+def written(x, w, a, b, scale):
+    "A layer and its adapter in three calls; autograd finds the way back."
+    return F.linear(x, w).addmm_(F.linear(x, a), b.t(), alpha=scale)
+
+
+def layers(widths=WIDTHS, tokens=TOKENS, rounds=5, work=2e9, seed=0):  # -> list of dict
+    "One layer there and back, by autograd and by the lab: ratios of the sums over all rounds, taken in turn."
+    g, out = torch.Generator().manual_seed(seed), []
+    for inputs, outputs in widths:
+        for n in tokens:
+            x, w, a, b, back = (
+                torch.randn(s, generator=g)
+                for s in ((n, inputs), (outputs, inputs), (RANK, inputs), (outputs, RANK), (n, outputs))
+            )
+            leaves = [t.requires_grad_() for t in (x, a, b)]
+            ways = dict(
+                autograd=lambda w=w: written(x, w, a, b, 2.0),
+                apart=lambda w=w: _Adapted.apply(x, w, None, a, b, 2.0, False),
+                merged=lambda w=w: _Adapted.apply(x, w, None, a, b, 2.0, True),
+            )
+            times = max(1, min(200, int(work / (6 * n * inputs * outputs))))
+
+            def repeat(_, way, times=times, leaves=leaves, back=back):
+                for _ in range(times):
+                    torch.autograd.grad(way(), leaves, back)
+
+            spent = interleave({k: lambda r, way=way: repeat(r, way) for k, way in ways.items()}, rounds)
+            cpu = {k: np.array(v)[:, 1] for k, v in spent.items()}
+            out.append(
+                dict(
+                    inputs=inputs,
+                    outputs=outputs,
+                    tokens=n,
+                    chosen='merged' if _is_merged(x, w) else 'apart',
+                    autograd_over_apart=ratio_of_sums(cpu['autograd'], cpu['apart']),
+                    apart_over_merged=ratio_of_sums(cpu['apart'], cpu['merged']),
+                )
+            )
+    return out
+
+
+def compiled(embedder):  # -> the same, changed in place
+    "Have torch compile each layer of the decoder, for prompts of any length."
+    for layer in language_model(embedder.core).layers:
+        layer.compile(dynamic=True)
+    return embedder
+
+
+def run(split, rows, rounds=None, seed=0, ready=lambda embedder: embedder, autocast=None):  # -> dict
+    "Step and floor in turn over the batches of an epoch, of an embedder that something was done to."
     embedder, bank = fresh(seed, split, ALL)
+    ready(embedder)
     drawn, parameters = training_rows(split, 'all'), [p for _, p in embedder.adapter_parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
     batches = min(rounds or len(drawn), len(drawn) // rows)
@@ -44,7 +105,7 @@ def run(split, rows, rounds=None, seed=0):  # -> dict
 
     def step(k):
         this = make_batch(split, drawn[batch_rows(k, len(drawn), rows, seed)], 'all')
-        _, parts = gradients(embedder, bank, this, ALL)
+        _, parts = gradients(embedder, bank, this, ALL, autocast)
         for p, *g in zip(parameters, *parts.values()):
             p.grad = sum(g)
         optimiser.step()
@@ -99,17 +160,47 @@ def shown(r):  # -> list of dict
     ]
 
 
+def layers_shown(rows):  # -> list of dict
+    "Rows of the table of single layers."
+    return [
+        {
+            'layer': f'{r["inputs"]:,} to {r["outputs"]:,}',
+            'tokens': f'{r["tokens"]:,}',
+            'autograd takes, of the own way apart': in_range(r['autograd_over_apart']),
+            'apart takes, of merged': in_range(r['apart_over_merged']),
+            'chosen': r['chosen'],
+        }
+        for r in rows
+    ]
+
+
+def others_shown(found):  # -> list of dict
+    "Rows of the table of other ways."
+    return [
+        {'step': name, 'batches': r['batches'], 'times the floor in float32': in_range(r['ratio'])}
+        for name, r in found.items()
+    ]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         '--small', action='store_true', help='a toy setting that runs in seconds; its figures mean nothing'
     )
     parser.add_argument('--rounds', type=int, help='at most so many batches of the epoch; all of them, if not said')
+    parser.add_argument('--others', type=int, default=12, help='batches of the step compiled, and under autocast')
     parser.add_argument('--out', help='JSON file to write')
     o = parser.parse_args()
     quiet()
     start, split = machine(), shop(0, 10, 11, o.small)
-    found = run(split, 8 if o.small else 32, o.rounds)
+    rows = 8 if o.small else 32
+    found = run(split, rows, o.rounds)
+    found['layers'] = layers(*([((6, 5),), (3,), 1, 1] if o.small else []))
+    found['others'] = {
+        'under autocast to bfloat16': run(split, rows, 1 if o.small else o.others, autocast=torch.bfloat16)
+    }
+    if shutil.which('c++') and not o.small:
+        found['others']['layers compiled'] = run(split, rows, o.others, ready=compiled)
     result = dict(
         benchmark='step',
         small=o.small,
@@ -122,6 +213,10 @@ def main():
     write(o.out, result)
     print(f'\nA training step with every position as a pair, over {found["batches"]} batches of an epoch\n')
     print(table(shown(found)))
+    print('\nOne layer with an adapter, there and back: CPU seconds as ratios of sums, with the range of rounds\n')
+    print(table(layers_shown(found['layers'])))
+    print('\nThe same step in other ways\n')
+    print(table(others_shown(found['others'])))
     print('\nmachine:', result['machine'])
 
 

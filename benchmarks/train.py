@@ -13,6 +13,7 @@ import argparse
 import functools
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,12 +35,14 @@ from common import (
 from vlm2rec_lab.embed import Prompts, VLMEmbedder
 from vlm2rec_lab.losses import get_loss
 from vlm2rec_lab.metrics import evaluate
-from vlm2rec_lab.model.tiny import tiny_vlm
+from vlm2rec_lab.model.tiny import ITEM, LEAN_ITEM, make_tiny_vlm, tiny_vlm
 from vlm2rec_lab.studio import make_studio
 from vlm2rec_lab.train import batch_rows, encode_split, entire, make_batch, train, training_rows
 from vlm2rec_lab.training.step import Work, plan_works, step_gradients
 
 TAU, RANK, CONDITION = 0.07, 4, 'text-easy'
+CHECKPOINT = 'two-prompts'  # taught with the usual prompt and the lean one, so that neither is strange to it
+FOLDER = Path('runs/benchmarks') / CHECKPOINT
 SEEDS = (101, 102, 103, 104, 105)  # shops that are reported; nothing is chosen on them
 STEPS_A, EVERY_A, GRID_A = (
     160,
@@ -66,7 +69,7 @@ class Recipe:
     lean: bool = False
 
 
-LEAN = Prompts(item='<|im_start|>{};', sequence='<|im_start|>The customer bought:{};')
+LEAN = Prompts(item=LEAN_ITEM, sequence='<|im_start|>The customer bought:{};')
 PLAIN, ALL = Recipe(), Recipe(True, True, True, True)
 RECIPES = {
     '(a) plain': PLAIN,
@@ -106,7 +109,7 @@ def works(embedder, bank, batch, recipe):  # -> {view: list of Work}
     return {view: [w if w.side == 'sequences' else once(w) for w in ws] for view, ws in cut(batch.targets).items()}
 
 
-def gradients(embedder, bank, batch, recipe):  # -> loss, {view: list of gradients}
+def gradients(embedder, bank, batch, recipe, autocast=None):  # -> loss, {view: list of gradients}
     "One step's loss and gradients."
     return step_gradients(
         get_loss('sft', tau=TAU),
@@ -116,6 +119,7 @@ def gradients(embedder, bank, batch, recipe):  # -> loss, {view: list of gradien
         batch.exclude,
         [p for _, p in embedder.adapter_parameters()],
         cached=recipe.chunk is not None,
+        autocast=autocast,
     )
 
 
@@ -126,11 +130,18 @@ def shop(seed, history, purchases, small, **sizes):
     return studio.split(**users, history=history)
 
 
-def fresh(seed, split, recipe):  # -> (VLMEmbedder, Bank)
-    "The shipped checkpoint with new adapters, and the catalogue's bank."
-    embedder = VLMEmbedder.from_pretrained(
-        tiny_vlm(), lora=RANK, seed=seed, device='cpu', prompts=LEAN if recipe.lean else Prompts()
-    )
+def for_both():  # -> Path
+    "The checkpoint that was taught with both prompts, made where it is not there yet."
+    if not (FOLDER / 'model.safetensors').exists():
+        say(f'pre-training {FOLDER}: some ten minutes, once')
+        make_tiny_vlm(FOLDER, reader='text-first', prompts=(ITEM, LEAN_ITEM))
+    return FOLDER
+
+
+def fresh(seed, split, recipe, weights=None):  # -> (VLMEmbedder, Bank)
+    "A checkpoint, the shipped one unless told, with new adapters, and the catalogue's bank."
+    prompts = LEAN if recipe.lean else Prompts()
+    embedder = VLMEmbedder.from_pretrained(weights or tiny_vlm(), lora=RANK, seed=seed, device='cpu', prompts=prompts)
     return embedder, embedder.bank(split.catalogue, False, None if recipe.cached else 'live')
 
 
@@ -194,7 +205,10 @@ def rates(split, recipes, batch, rounds, seed=0):  # {name: (Recipe, rows per st
 def encoding(split, seed=0):  # -> dict
     """Rates of what is done once per catalogue: pictures through image processing and vision tower, items through the
     language model."""
-    embedder, n = VLMEmbedder.from_pretrained(tiny_vlm(), lora=RANK, seed=seed, device='cpu'), len(split.catalogue)
+    embedder, n = (
+        VLMEmbedder.from_pretrained(tiny_vlm(), lora=RANK, seed=seed, device='cpu'),
+        len(split.catalogue),
+    )
     with Clock() as pictures:
         embedder.bank(split.catalogue, False)
     with Clock() as items:
@@ -213,10 +227,12 @@ def scores(embedder, split, part):  # -> {view: NDCG@10}
     return {v: round(float(found[v]['NDCG@10']), 5) for v in found}
 
 
-def course(split, recipe, seed, rows, lr, steps, every, test=True):  # -> dict
+def course(split, recipe, seed, rows, lr, steps, every, test=True, weights=None):  # -> dict
     "Train with the lab's own loop; validate every so many steps with the clock stopped; test at the end."
     with Clock() as start:
-        embedder, bank = fresh(seed, split, recipe)  # storing the features of the vision tower belongs to the cost
+        embedder, bank = fresh(
+            seed, split, recipe, weights
+        )  # storing the features of the vision tower belongs to the cost
     spent, valid, mark = (
         [start.cpu if recipe.cached else 0.0, start.wall if recipe.cached else 0.0],
         [],
@@ -249,10 +265,9 @@ def course(split, recipe, seed, rows, lr, steps, every, test=True):  # -> dict
             **how,
         )
     )
-    say(
-        f'seed {seed}, {"plain" if recipe == PLAIN else "all"}, {rows} rows, lr {lr:g}: validation {valid[-1][3]:.4f} '
-        f'after {valid[-1][1]:.1f} s'
-    )
+    name = 'plain' if recipe == PLAIN else 'all, lean prompts' if recipe.lean else 'all'
+    last = f'validation {valid[-1][3]:.4f} after {valid[-1][1]:.1f} s'
+    say(f'seed {seed}, {name}, {rows} rows, lr {lr:g}: {last}')
     return dict(
         seed=seed,
         rows=rows,
@@ -269,25 +284,31 @@ def reached(run, goal):  # -> (CPU seconds, wall seconds, steps), or None
     return next(((cpu, wall, step) for step, cpu, wall, score in run['valid'] if score >= goal), None)
 
 
-def develop(cells, small, seed, rates_a, rates_c, plan, quick):  # -> (goal, recipe a, recipe c, list of runs)
-    """Fix the goal and the learning rates on a development shop: that of (a) by its last validation, that of (c) by
-    the seconds to the goal among those that end no lower."""
+def develop(
+    cells, small, seed, rates_a, rates_c, plan, quick, weights=None
+):  # -> (goal, recipe a, recipe c, list of runs)
+    """Fix the goal and the recipes on a development shop: the learning rate of (a) by its last validation; learning
+    rate, rows per step and prompts of (c) by the seconds to the goal among those that end no lower."""
     split = shop(seed, 10, 11, small)
 
     def one(name, recipe, rows, lr, steps, every):
-        return dict(
-            recipe=name,
-            **cell(
-                cells,
-                dict(cell=f'dev-{name}', small=small, seed=seed, rows=rows, lr=lr, steps=steps, every=every),
-                lambda: course(split, recipe, seed, rows, lr, steps, every, test=False),
-            ),
+        prompts = 'lean' if recipe.lean else 'usual'
+        asked = dict(small=small, seed=seed, rows=rows, lr=lr, steps=steps, every=every, prompts=prompts)
+        run = cell(
+            cells,
+            dict(cell=f'dev-{name}', **asked, checkpoint='shipped' if weights is None else CHECKPOINT),
+            lambda: course(split, recipe, seed, rows, lr, steps, every, False, weights),
         )
+        return dict(recipe=name, prompts=prompts, **run)
 
     a = [one('plain', PLAIN, plan['rows'], lr, plan['steps'], plan['every']) for lr in rates_a]
     best = max(a, key=lambda run: run['valid'][-1][3])
     goal = round(plan['share'] * best['valid'][-1][3], 5)
-    c = [one('all', ALL, rows, lr, quick['steps'] * 32 // rows, quick['every'] * 32 // rows) for rows, lr in rates_c]
+    c = [
+        one('all', replace(ALL, lean=lean), rows, lr, quick['steps'] * 32 // rows, quick['every'] * 32 // rows)
+        for lean in (False, True)
+        for rows, lr in rates_c
+    ]
     fit = (
         [run for run in c if reached(run, goal) and run['valid'][-1][3] >= best['valid'][-1][3]]
         or [run for run in c if reached(run, goal)]
@@ -320,7 +341,7 @@ def main():
         benchmark='train',
         machine=start,
         small=o.small,
-        model='tiny VLM text-first, float32, LoRA rank 4',
+        model=f'tiny VLM text-first, float32, LoRA rank {RANK}',
         data=f'studio {CONDITION}',
         loss=f'sft, tau {TAU}',
         rows_per_step=rows,
@@ -351,61 +372,47 @@ def main():
                 )
 
             result['rates'].append(
-                cell(cells, dict(cell='rates', world=world, small=o.small, rounds=rounds, rows=rows), work)
+                cell(
+                    cells,
+                    dict(cell='rates', world=world, small=o.small, rounds=rounds, rows=rows),
+                    work,
+                )
             )
             write(o.out, result)
         result['encoding'] = cell(
-            cells, dict(cell='encoding', small=o.small), lambda: encoding(shop(0, 10, 11, o.small))
+            cells,
+            dict(cell="encoding", small=o.small),
+            lambda: encoding(shop(0, 10, 11, o.small)),
         )
     if o.only != 'rates':
         grid_a, grid_c = ((1e-3,), ((4, 1e-3), (8, 1e-3))) if o.small else (GRID_A, GRID_C)
-        goal, a, c, tried = develop(cells, o.small, 100, grid_a, grid_c, plan, quick)
+        weights = None if o.small else for_both()
+        goal, a, c, tried = develop(cells, o.small, 100, grid_a, grid_c, plan, quick, weights)
         quality = result['quality'] = dict(
+            model='tiny VLM text-first' + ('' if o.small else ', taught with both prompts'),
             goal=goal,
             goal_is=f'{plan["share"]:.0%} of the last validation NDCG@10 of (a) on the development shop',
             development_seed=100,
             tried=tried,
-            chosen=dict(a=dict(rows=a['rows'], lr=a['lr']), c=dict(rows=c['rows'], lr=c['lr'])),
+            chosen=dict(a=dict(rows=a['rows'], lr=a['lr']), c=dict(rows=c['rows'], lr=c['lr'], prompts=c['prompts'])),
             runs=[],
-        )
-        lean = replace(ALL, lean=True)  # the same on the development shop with prompts that cost less: what they lose
-        run = cell(
-            cells,
-            dict(
-                cell='dev-lean',
-                small=o.small,
-                seed=100,
-                rows=c['rows'],
-                lr=c['lr'],
-                steps=c['steps'],
-                every=quick['every'] * 32 // c['rows'],
-            ),
-            lambda: course(
-                shop(100, 10, 11, o.small),
-                lean,
-                100,
-                c['rows'],
-                c['lr'],
-                c['steps'],
-                quick['every'] * 32 // c['rows'],
-                test=False,
-            ),
-        )
-        quality['lean'] = dict(
-            **run,
-            to_goal=(reached(run, goal) or [None])[0],
-            to_goal_default=(reached(c, goal) or [None])[0],
-            last_default=c['valid'][-1][3],
         )
         for seed in (101,) if o.small else SEEDS:
             for name, recipe, pick, every in (
                 ('(a) plain', PLAIN, a, plan['every']),
-                ('(c) all', ALL, c, quick['every'] * 32 // c['rows']),
+                ('(c) all', replace(ALL, lean=c['prompts'] == 'lean'), c, quick['every'] * 32 // c['rows']),
             ):
 
                 def work(recipe=recipe, pick=pick, every=every):
                     return course(
-                        shop(seed, 10, 11, o.small), recipe, seed, pick['rows'], pick['lr'], pick['steps'], every
+                        shop(seed, 10, 11, o.small),
+                        recipe,
+                        seed,
+                        pick['rows'],
+                        pick['lr'],
+                        pick['steps'],
+                        every,
+                        weights=weights,
                     )
 
                 run = cell(
@@ -418,6 +425,8 @@ def main():
                         lr=pick['lr'],
                         steps=pick['steps'],
                         every=every,
+                        prompts=pick['prompts'],
+                        checkpoint='shipped' if weights is None else CHECKPOINT,
                     ),
                     work,
                 )

@@ -79,7 +79,8 @@ def test_train(tmp_path):
     rows = {r['recipe']: r for r in found['rates'][0]['rows']}
     assert (
         len(rows) == 10
-        and 'lean' in found['quality']
+        and {x['prompts'] for x in found['quality']['tried']} == {'usual', 'lean'}
+        and found['quality']['chosen']['c']['prompts'] in ('usual', 'lean')
         and rows['(a) plain']['ratio'] == [1, 1, 1]
         and rows['(c) all']['pairs_per_step'] > 5 * rows['(a) plain']['pairs_per_step']
     )
@@ -200,6 +201,8 @@ def test_step_and_its_floor(tmp_path, scripts):
     assert found['batches'] == 2 and 'times the floor' in printed and found['pairs_per_step'] > found['rows_per_step']
     cpu = found['cpu_seconds']
     assert found['ratio'][0] == pytest.approx(cpu['step'] / cpu['floor'], rel=0.05) and found['ratio'][0] > 1
+    assert found['layers'][0]['chosen'] == 'apart' and 'apart takes, of merged' in printed
+    assert found['others']['under autocast to bfloat16']['ratio'][0] > 1
     t = scripts['train']
     embedder, _ = t.fresh(0, t.shop(1, 5, 6, True), t.ALL)
     called, hooks = scripts['step'].large_products(embedder.model)
@@ -211,6 +214,17 @@ def test_step_and_its_floor(tmp_path, scripts):
     assert called == [(15, out, into)], 'a matrix with its adapter counts once'
     for h in hooks:
         h.remove()
+
+
+@pytest.mark.slow
+def test_item_bank(tmp_path, scripts):
+    "Every way ran on the same seeds; a bank that is never stale and its candidates alone give the loss of item passes."
+    found, printed = run('item_bank.py', '--small', '--cells', '', tmp_path / 'item_bank.json')
+    assert list(found['runs']) == [r['way'] for r in found['summary']] and 'less the first row' in printed
+    assert all([r['seed'] for r in rs] == [101, 102] for rs in found['runs'].values())
+    assert found['development_seed'] not in (101, 102), 'nothing is chosen on the shops that are reported'
+    first, fresh = (found['runs'][w][0]['losses'][0] for w in ('item passes, as (c)', 'bank, refreshed every step'))
+    assert fresh == pytest.approx(first, abs=1e-3)
 
 
 def test_goals(scripts, tmp_path):
@@ -257,6 +271,11 @@ def test_goals(scripts, tmp_path):
         serve=dict(ms=dict(all=dict(p99=51.0)), rate=200.0, items=20_000),
     )
     assert [r[''] for r in g.goals(bad)] == ['not reached'] * 6
+    lean = trained(70.0, 0.2, 5)
+    lean['quality']['chosen'] = dict(c=dict(prompts='lean'))
+    lean['rates'][0]['rows'].append(recipe('(c) all, lean prompts', 95.0))
+    found = g.goals(good | dict(train=lean))[1]
+    assert found['now'].startswith('9.5 times, with lean prompts') and found[''] == 'reached'
     few = good | dict(
         train=trained(85.0, 0.3, 3), report=dict(command=dict(users=200, items=2000, cpu=0.1)), serve=None
     )

@@ -274,7 +274,9 @@ def read(self: Family, core, features, ids, position, feature, mask=None):  # ->
         more = self.deeper(seen.to(device), found[:, e.shape[-1] :], e.shape[-1])
     reads = self.masks(language_model(core).config, mask, position, seen)
     where = self.positions(position, mask).to(device)
-    how = dict(position_ids=where, attention_mask=on(reads, device), use_cache=False, **more)
+    single = device.type == 'cpu' and e.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
+    reads = on(reads, device, single)  # where attention would make numbers of it in every layer
+    how = dict(position_ids=where, attention_mask=reads, use_cache=False, **more)
     return language_model(core)(inputs_embeds=e, **how).last_hidden_state
 
 # %% ../../nbs/02_model/01a_family.ipynb #3d225b47
@@ -289,11 +291,14 @@ def place_id(
 def on(
     masks,  # of `reading_mask`
     device,  # torch device
+    numbers=False,  # 0 and -inf in float32 in place of bool
 ):  # -> the same on the device
     "A mask, or masks for each kind of layer, where the model lies."
     if isinstance(masks, dict):
-        return {k: m.to(device) for k, m in masks.items()}
-    return None if masks is None else masks.to(device)
+        return {k: on(m, device, numbers) for k, m in masks.items()}
+    if masks is None or not numbers:
+        return masks if masks is None else masks.to(device)
+    return torch.zeros(masks.shape, device=device).masked_fill_(~masks.to(device), float('-inf'))
 
 # %% ../../nbs/02_model/01a_family.ipynb #9bb99dcb
 def own_forward(

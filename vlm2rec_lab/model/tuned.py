@@ -12,6 +12,7 @@ from functools import partial
 import torch
 
 from ..base.errors import warn
+from .lean import lean_adapters
 from .objects import SAMPLES
 
 # %% ../../nbs/02_model/10b_tuned.ipynb #d2200012
@@ -73,7 +74,7 @@ def tuned_copy(
         twin.module.base_model_prefix = ''  # peft, by way of transformers, asks every module for it
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, twin.module)
+        lean_adapters(inject_adapter_in_model(config, twin.module))
     for name, p in twin.module.named_parameters():
         p.requires_grad_('lora_' in name)
     twin.module.eval()

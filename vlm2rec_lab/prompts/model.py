@@ -15,6 +15,7 @@ from torch import nn
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from ..base.errors import DataError, known
+from ..model.lean import lean_adapters
 from .adapters import SUBLAYERS, ItemWords, add_adapters
 
 # %% ../../nbs/08_prompts/01_model.ipynb #94a094fc
@@ -53,7 +54,7 @@ def _add_lora(t5, rank):
         raise DataError(f'rank={rank}: low-rank matrices need a rank of 1 or more')
     targets = r'.*\.(SelfAttention|EncDecAttention)\.(q|v)'
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, lora_dropout=0.0, bias='none')
-    inject_adapter_in_model(config, t5)
+    lean_adapters(inject_adapter_in_model(config, t5))
 
 # %% ../../nbs/08_prompts/01_model.ipynb #282060e8
 def _check_bare(t5):

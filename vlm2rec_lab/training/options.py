@@ -156,7 +156,7 @@ class Speed:
     chunk: int = option(None, 'prompts at a time, by gradient caching: bounds the memory of a step', kind=int)
     waste: float = option(0.1, 'share of padding in a pass; 1 for one pass per side', flag=False)
     vision: str = option(None, 'folder that keeps picture features between runs; otherwise in memory', kind=str)
-    autocast: str = option(None, 'type of the passes', choices=AUTOCASTS, kind=str)
+    autocast: str = option(None, 'type of the passes, for a graphics card', choices=AUTOCASTS, kind=str)
     plain: bool = option(False, 'the plain path, without all that makes it fast: for comparison', flag=False)
 
     def __post_init__(self):

@@ -123,7 +123,7 @@ def _with_adapters(model, rank, dtype, autocast):
     for name, p in model.named_parameters():
         if 'lora_' in name:
             p.data = p.data.to(kind)
-    return lean(model)
+    return lean(model, back=autocast is None)
 
 # %% ../../nbs/02_training/07a_sizes.ipynb #e57c0017
 def token_bytes(

@@ -1,0 +1,171 @@
+"Lean layers give the figures of peft and of transformers, there and back, whatever the shapes."
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+from vlm2rec_lab.model import lean as room
+from vlm2rec_lab.model.lean import fused_norms, lean_adapters
+
+
+def layers(inputs=6, outputs=5, rank=2, bias=True, seed=0, kind=torch.float32):
+    "The same linear layer with an adapter, by peft and lean."
+    torch.manual_seed(seed)
+    config = LoraConfig(r=rank, lora_alpha=3 * rank, target_modules=['0'])
+    plain = get_peft_model(nn.Sequential(nn.Linear(inputs, outputs, bias=bias)), config)
+    for p in plain.parameters():
+        nn.init.normal_(p)
+    plain.to(kind)
+    return plain, lean_adapters(copy.deepcopy(plain))
+
+
+def adapters(model):
+    return [p for n, p in model.named_parameters() if 'lora_' in n]
+
+
+def close(a, b, tolerance=1e-5):
+    "Equal to so many parts of the largest number."
+    return all(
+        float((x - y).detach().abs().max()) <= tolerance * (1 + float(x.detach().abs().max())) for x, y in zip(a, b)
+    )
+
+
+def outcome(model, x, g):
+    "Output of a model, and the gradients of its adapters and of its input."
+    z = x.clone().requires_grad_()
+    y = model(z)
+    return y, *torch.autograd.grad(y, [z, *adapters(model)], g)
+
+
+sizes = st.integers(1, 9)
+
+
+@given(st.lists(sizes, min_size=1, max_size=3), sizes, sizes, sizes, st.booleans(), st.sampled_from((0, 1e9)))
+@settings(max_examples=60, deadline=None)
+def test_layers_of_any_shape_are_those_of_peft(shape, inputs, outputs, rank, bias, merged_from):
+    plain, quick = layers(inputs, outputs, rank, bias)
+    x, g = torch.randn(*shape, inputs), torch.randn(*shape, outputs)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(room, 'MERGED_FROM', merged_from)
+        assert close(outcome(plain, x, g), outcome(quick, x, g))
+
+
+@pytest.mark.parametrize('rows, merged', [(1, False), (13, False), (14, True), (500, True)])
+def test_a_layer_is_merged_where_tokens_are_many(rows, merged):
+    "Five times 6 * 5 / 11 is 13.6 tokens."
+    assert room._is_merged(torch.zeros(rows, 6), torch.zeros(5, 6)) == merged
+    assert not room._is_merged(torch.zeros(rows, 6, dtype=torch.bfloat16), torch.zeros(5, 6))
+
+
+def ways(monkeypatch):
+    "A list that fills with whether the way back of the lab was taken."
+    taken, real = [], room._Adapted.apply
+    monkeypatch.setattr(room._Adapted, 'apply', lambda *a: taken.append(a[-1]) or real(*a))
+    return taken
+
+
+def test_the_way_back_is_ours_in_training_alone(monkeypatch):
+    plain, quick = layers()
+    x, taken = torch.randn(3, 6), ways(monkeypatch)
+    with torch.no_grad():
+        assert torch.equal(plain(x), quick(x)) and not taken
+    quick(x)
+    assert taken == [False]
+    for p in adapters(quick):
+        p.requires_grad_(False)
+    quick(x)
+    assert taken == [False]
+
+
+def test_a_base_that_is_trained_gets_its_gradient(monkeypatch):
+    plain, quick = layers()
+    x, taken = torch.randn(3, 6), ways(monkeypatch)
+    for m in (plain, quick):
+        m.requires_grad_(True)
+        m(x).square().sum().backward()
+    assert not taken and close([p.grad for p in plain.parameters()], [p.grad for p in quick.parameters()])
+
+
+def test_weights_that_are_moved_in_when_asked_for_are_asked_for(monkeypatch):
+    "A hook on the layer below runs, as it does for peft."
+    _, quick = layers()
+    base, seen, taken = quick.base_model.model[0].base_layer, [], ways(monkeypatch)
+    base.register_forward_pre_hook(lambda m, x: seen.append(1))
+    quick(torch.randn(3, 6))
+    assert seen == [1] and not taken
+    _, quick = layers()
+    base = quick.base_model.model[0].base_layer
+    base.forward = lambda x, old=base.forward: seen.append(2) or old(x)
+    quick(torch.randn(3, 6))
+    assert seen == [1, 2] and not taken
+
+
+def test_autocast_computes_in_its_own_type(monkeypatch):
+    plain, quick = layers()
+    x, taken = torch.randn(3, 6), ways(monkeypatch)
+    with torch.autocast('cpu', torch.bfloat16):
+        a, b = plain(x), quick(x)
+    assert b.dtype == torch.bfloat16 and not taken and torch.allclose(a.float(), b.float(), rtol=0.02, atol=0.1)
+
+
+def test_sixteen_bits_come_near_to_peft(monkeypatch):
+    plain, quick = layers(8, 8, kind=torch.bfloat16)
+    x, g, taken = torch.randn(40, 8).bfloat16(), torch.randn(40, 8).bfloat16(), ways(monkeypatch)
+    assert close(outcome(plain, x, g), outcome(quick, x, g), 0.03) and taken == [False]
+
+
+def test_the_gradient_can_be_taken_again():
+    "A gradient of a gradient, as penalties on gradients want it."
+    plain, quick = layers()
+    x, found = torch.randn(4, 6, requires_grad=True), []
+    for m in (plain, quick):
+        into = torch.autograd.grad(m(x).square().sum(), x, create_graph=True)[0]
+        found.append(torch.autograd.grad(into.square().sum(), [x, *adapters(m)]))
+    assert close(*found, 1e-4)
+
+
+def test_activations_that_are_computed_again_give_the_same():
+    from torch.utils.checkpoint import checkpoint
+
+    _, quick = layers()
+    x, g, found = torch.randn(4, 6), torch.randn(4, 5), []
+    for run in (quick, lambda z: checkpoint(quick, z, use_reentrant=False)):
+        z = x.clone().requires_grad_()
+        found.append(torch.autograd.grad(run(z), [z, *adapters(quick)], g))
+    assert close(*found, 1e-7)
+
+
+def norms(width=6, eps=1e-6):
+    "The same norm as it is written and lean, with weights of its own."
+    written = Qwen2RMSNorm(width, eps).requires_grad_(False)
+    nn.init.normal_(written.weight)
+    return written, fused_norms(nn.Sequential(copy.deepcopy(written)))[0]
+
+
+@given(st.lists(sizes, min_size=1, max_size=3), sizes, st.sampled_from((1e-6, 1e-2)), st.sampled_from((0, 1e-4, 1, 30)))
+@settings(max_examples=60, deadline=None)
+def test_norms_of_any_shape_are_as_they_are_written(shape, width, eps, scale):
+    written, quick = norms(width, eps)
+    x, g, found = torch.randn(*shape, width) * scale, torch.randn(*shape, width), []
+    for m in (written, quick):
+        z = x.clone().requires_grad_()
+        y = m(z)
+        found.append((y, *torch.autograd.grad(y, z, g)))
+    assert torch.equal(found[0][0], found[1][0]) and close(*found)
+
+
+def test_norms_that_are_trained_or_in_other_types_stay_as_they_are_written():
+    for change in (lambda m: m.requires_grad_(True), lambda m: m.bfloat16()):
+        _, quick = norms()
+        x = torch.randn(3, 6, dtype=change(quick).weight.dtype, requires_grad=True)
+        y = quick(x)
+        assert '_Norm' not in type(y.grad_fn).__name__
+        y.sum().backward()
+        assert x.grad is not None and (quick.weight.grad is not None) == quick.weight.requires_grad
+    assert norms()[1](torch.randn(3, 6)).grad_fn is None
