@@ -178,47 +178,91 @@ def _close(seen, where, rows, notes):
     _blank_rows(where, seen.blank, rows[-1], notes)
 
 # %% ../../nbs/00_shop/08c_log_files.ipynb #f2e103b5
-def _side_by_side(work, columns):
-    "A function of some columns, each in a thread of its own: Arrow lets others work while it does."
-    with ThreadPoolExecutor(max(1, len(columns))) as pool:
-        return list(pool.map(work, columns))
+def _is_text(kind):
+    "Is a type of Arrow one of text?"
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _one_dictionary(column):
-    "A column in one piece where its texts stand once each; any other as it is."
-    return column.unify_dictionaries().combine_chunks() if pa.types.is_dictionary(column.type) else column
+class _Texts:
+    """A column of texts that comes in pieces: each text once, and a number per row. Encoding has a thread of its own.
+    Arrow lets others work while it encodes."""
+
+    def __init__(self, kind, most):
+        self.known, self.numbers = pa.array([], kind), []  # the texts so far, and numbers of those per piece
+        self.most, self.waiting, self.bytes = most, [], 0
+        self.pool, self.work = ThreadPoolExecutor(1), None
+
+    def add(self, column):
+        "Take another piece; every now and then those that are there are encoded."
+        self.waiting += column.chunks
+        self.bytes += column.nbytes
+        if self.bytes > self.most:
+            self.encode()
+
+    def encode(self):
+        "Begin to encode the pieces that wait, after those before them."
+        self.settle()
+        pieces, self.waiting, self.bytes = self.waiting, [], 0
+        self.work = self.pool.submit(self._encode, pieces)
+
+    def settle(self):
+        "Wait for what is being encoded; an error in it is raised here."
+        if self.work is not None:
+            self.work.result()
+        self.work = None
+
+    def _encode(self, pieces):
+        "Numbers for some pieces. The texts so far come first, so that they keep their numbers."
+        pieces = [piece for piece in pieces if len(piece)]
+        if not pieces:
+            return
+        before = [self.known] if len(self.known) else []
+        found = pa.chunked_array(before + pieces).dictionary_encode().chunks
+        self.known = found[-1].dictionary
+        self.numbers += [piece.indices for piece in found[len(before) :]]
+        self.most = max(self.most, 2 * self.known.nbytes)  # looking those up again is to cost little
+
+    def column(self):
+        "All of it, with one dictionary."
+        self.encode()
+        self.settle()
+        numbers, self.numbers = pa.chunked_array(self.numbers, pa.int32()), []
+        return pa.chunked_array([pa.DictionaryArray.from_arrays(numbers.combine_chunks(), self.known)])
 
 
 class _Gathered:
     "Tables of a file, one after the other, whose texts stand once each, with a number per row."
 
-    def __init__(self, names, loose=1 << 23):
-        self.names, self.most, self.tables = set(names), loose, []
-        self.rows = self.loose = self.whole = 0  # rows, texts in dictionaries of single tables, texts in that of all
+    def __init__(self, names, most=1 << 26):
+        self.names, self.most = set(names), most  # columns to encode, and how many bytes of each wait for it at first
+        self.texts, self.tables, self.order, self.rows = {}, [], None, 0
 
     def add(self, table):
-        "Take another table; every now and then those that are there get one dictionary for all."
-        short = [f.name for f in table.schema if f.name in self.names and f.type in (pa.string(), pa.large_string())]
-        for name, column in zip(short, _side_by_side(lambda name: table[name].dictionary_encode(), short)):
-            table = table.set_column(table.column_names.index(name), name, column)
-        self.tables.append(table)
+        "Take another table."
+        if self.order is None:
+            self.order = table.column_names
+            kinds = {f.name: f.type for f in table.schema if f.name in self.names and _is_text(f.type)}
+            self.texts = {name: _Texts(kind, self.most) for name, kind in kinds.items()}
+        for name, texts in self.texts.items():
+            texts.add(table[name])
+        self.tables.append(table.drop_columns(list(self.texts)))
         self.rows += table.num_rows
-        self.loose += self._texts(table)
-        if self.loose > max(self.most, self.whole):
-            self.tables = [self.table()]
-            self.loose, self.whole = 0, self._texts(self.tables[0])
-
-    def _texts(self, table):
-        "How many texts a table's dictionaries hold."
-        kept = [c for c in table.columns if pa.types.is_dictionary(c.type)]
-        return sum(len(chunk.dictionary) for c in kept for chunk in c.chunks)
 
     def table(self, empty=None):
         "All of it as one table; `empty` where nothing was added."
-        if not self.tables:
+        if self.order is None:
             return empty
-        whole = pa.concat_tables(self.tables, promote_options='permissive')
-        return pa.table(_side_by_side(_one_dictionary, whole.columns), whole.column_names)
+        rest = pa.concat_tables(self.tables, promote_options='permissive')
+        for texts in self.texts.values():
+            texts.encode()
+        columns = {name: _one_dictionary(column) for name, column in zip(rest.column_names, rest.columns)}
+        columns |= {name: texts.column() for name, texts in self.texts.items()}
+        return pa.table([columns[name] for name in self.order], self.order)
+
+
+def _one_dictionary(column):
+    "A column that came with numbers and texts has one dictionary; any other is as it was."
+    return column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column
 
 # %% ../../nbs/00_shop/08c_log_files.ipynb #96de152e
 def json_log(
