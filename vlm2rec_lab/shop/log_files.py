@@ -183,6 +183,14 @@ def _is_text(kind):
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
+_ONCE = {'texts': 'once'}  # what the schema says of a column whose dictionary holds each text once
+
+
+def _field(name, kind, once):
+    "A column in a schema."
+    return pa.field(name, kind, metadata=_ONCE if once else None)
+
+
 class _Texts:
     """A column of texts that comes in pieces: each text once, and a number per row. Encoding has a thread of its own.
     Arrow lets others work while it encodes."""
@@ -257,7 +265,8 @@ class _Gathered:
             texts.encode()
         columns = {name: _one_dictionary(column) for name, column in zip(rest.column_names, rest.columns)}
         columns |= {name: texts.column() for name, texts in self.texts.items()}
-        return pa.table([columns[name] for name in self.order], self.order)
+        fields = [_field(name, columns[name].type, name in self.texts) for name in self.order]
+        return pa.table([columns[name] for name in self.order], pa.schema(fields))
 
 
 def _one_dictionary(column):
@@ -546,8 +555,9 @@ def read_log(
     table, rows = _table(path, columns, malformed, notes, progress, time_format, **bounds)
     read = None if _form(path) == 'jsonl' else time_format  # JSON is read line by line, its dates too
     given = {role: table[role] for role in table.column_names}
+    once = [f.name for f in table.schema if f.metadata == {k.encode(): v.encode() for k, v in _ONCE.items()}]
     del table  # so that each column goes as soon as it is numbers
-    return as_log(given, path.name, rows, notes, repeats, per_second, read)
+    return as_log(given, path.name, rows, notes, repeats, per_second, read, once)
 
 # %% ../../nbs/00_shop/08c_log_files.ipynb #e1b15060
 def _words(path, max_bytes=None):

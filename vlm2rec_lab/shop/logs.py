@@ -6,6 +6,7 @@
 __all__ = ['coded', 'Log', 'time_order', 'as_log', 'k_core', 'filtered']
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #7be5b293
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +32,30 @@ def _encoded(column):
     "A column with each value once and a number per row. Encoding makes one dictionary for all chunks by itself."
     return column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
 
+# %% ../../nbs/00_shop/08a_logs.ipynb #5e8f17e3
+def _codes(found):
+    "int32 [n] numbers of an encoded column, -1 where there is nothing."
+    parts = [c.indices.fill_null(-1).to_numpy().astype(np.int32, copy=False) for c in found.chunks]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+# %% ../../nbs/00_shop/08a_logs.ipynb #c04d964e
+def _by_appearance(codes, dictionary):
+    "Do all numbers of a dictionary occur, and each for the first time after all lower ones?"
+    top = np.maximum.accumulate(codes)
+    return codes.min() == 0 and top[0] == 0 and top[-1] == len(dictionary) - 1 and bool((np.diff(top) <= 1).all())
+
+# %% ../../nbs/00_shop/08a_logs.ipynb #a231c9c3
+def _clean(dictionary):
+    "Are all values texts of visible ASCII characters alone, none of them empty? Such ids stay as they are."
+    if not pa.types.is_string(dictionary.type) or dictionary.null_count or not len(dictionary):
+        return False
+    first, last = dictionary.offset, dictionary.offset + len(dictionary)
+    ends = np.frombuffer(dictionary.buffers()[1], np.int32)[first : last + 1]
+    if not (np.diff(ends) > 0).all():
+        return False
+    characters = np.frombuffer(dictionary.buffers()[2], np.uint8)[ends[0] : ends[-1]]
+    return bool(characters.min() > ord(' ') and characters.max() <= ord('~'))
+
 # %% ../../nbs/00_shop/08a_logs.ipynb #a2722bdf
 def _every_id(column, rows):
     "The ids of a column, row by row, under their row numbers."
@@ -54,6 +79,7 @@ def coded(
     what='item id',  # what to call them in an error
     where='',  # the file
     rows=None,  # int [n] row numbers for errors; None for 0, 1, 2
+    once=False,  # whether the dictionary of a column is known to hold each value once
 ):  # -> (int32 [n] numbers by first appearance, [ids] object array of str)
     "Ids as numbers. Raises `DataError` naming the rows where one is empty or broken."
     column = pa.chunked_array([column]) if isinstance(column, pa.Array) else column
@@ -67,8 +93,10 @@ def coded(
         raise DataError(f'{place}: {what}s cannot be read: {e}') from None
     if not len(found):
         return np.zeros(0, np.int32), np.zeros(0, object)
-    codes = np.concatenate([c.indices.fill_null(-1).to_numpy().astype(np.int32, copy=False) for c in found.chunks])
-    order, dictionary = pd.unique(codes), found.chunk(0).dictionary
+    codes, dictionary = _codes(found), found.chunk(0).dictionary
+    if (once or not pa.types.is_dictionary(column.type)) and _clean(dictionary) and _by_appearance(codes, dictionary):
+        return codes, dictionary.to_numpy(zero_copy_only=False)
+    order = pd.unique(codes)
     ids = _distinct_ids(column, dictionary, order, what, where, rows)
     number, names = pd.factorize(ids.to_numpy(object))
     renumbered = np.zeros(len(dictionary), np.int32)
@@ -148,32 +176,67 @@ def take(
     return replace(log, users=users, items=items, user_ids=self.user_ids[who], item_ids=self.item_ids[what])
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #4b56257b
+def _bits(least, most):
+    "How many bits hold the distance of two whole numbers."
+    return int(most - least).bit_length()
+
+
 def _one_key(users, times):
-    "int64 [n] that rise with user and time; None where they do not fit into one whole number."
-    low, high = times.min(initial=np.inf), times.max(initial=-np.inf)
-    if max(abs(low), abs(high)) >= 2**53 or (users.max(initial=0) + 1.0) * (high - low + 1) >= 2**62:
+    "(int64 [n] that rise with user, time and row; bits of the row), or None where they do not fit into one number."
+    if not len(users):
         return None
-    if not (times == np.floor(times)).all():
+    low, high, first = times.min(), times.max(), users.min()
+    if not max(abs(low), abs(high)) < 2**53 or not (times == np.floor(times)).all():
         return None
-    return users * np.int64(high - low + 1) + (times - low).astype(np.int64)
+    of_time, of_row = _bits(low, high), _bits(0, len(users))
+    if _bits(first, users.max()) + of_time + of_row > 62:
+        return None
+    key = (users - first).astype(np.int64) << of_time
+    key += (times - low).astype(np.int64)
+    return (key << of_row) + np.arange(len(users)), of_row
+
+# %% ../../nbs/00_shop/08a_logs.ipynb #f4af9819
+def _plain_order(users, times):
+    "The stable order of few rows by user and time."
+    found = _one_key(users, times)
+    if found is None:
+        return np.lexsort((times, users))
+    key, bits = found
+    key.sort()
+    return key & ((1 << bits) - 1)
+
+# %% ../../nbs/00_shop/08a_logs.ipynb #0d799510
+def _user_parts(users, size):
+    "Rows of the first users, rows of the next and so on, about `size` rows each: list of rising int64 [...]."
+    counts = np.bincount(users)
+    many = min(-(-len(users) // size), 2**16)
+    ends = np.cumsum(counts)
+    part = ((ends - counts) // -(-len(users) // many)).astype(np.uint16)  # of each user, by the rows before
+    of_row = part[users]
+    rows = np.argsort(of_row, kind='stable')  # NumPy counts numbers of 16 bits, which is fast
+    return np.split(rows, np.cumsum(np.bincount(of_row, minlength=many))[:-1])
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #3b1a1e30
 def time_order(
     users,  # int [n]
     times,  # float64 [n], or None to keep each user's rows as they stand
+    size=1 << 18,  # rows of a part
 ):  # -> int64 [n]
     "The stable order by user and time."
     if times is None:
         return np.argsort(users, kind='stable')
-    key = _one_key(users, times)
-    return np.lexsort((times, users)) if key is None else np.argsort(key, kind='stable')
+    if len(users) <= size:
+        return _plain_order(users, times)
+    with ThreadPoolExecutor(pa.cpu_count()) as pool:
+        parts = pool.map(lambda rows: rows[_plain_order(users[rows], times[rows])], _user_parts(users, size))
+        return np.concatenate(list(parts))
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #777c0f3f
-def _sorted_log(columns, where, rows, per_second, time_format=None):
+def _sorted_log(columns, where, rows, per_second, time_format=None, once=()):
     """(Log of some columns, order of its rows, numbers that order the times exactly, sorted).
     Each column is taken out of `columns` as it is read, so that a long one does not stay in memory twice."""
-    users, user_ids = coded(columns.pop('user'), 'user id', where, rows)
-    items, item_ids = coded(columns.pop('item'), 'item id', where, rows)
+    users, user_ids = coded(columns.pop('user'), 'user id', where, rows, 'user' in once)
+    items, item_ids = coded(columns.pop('item'), 'item id', where, rows, 'item' in once)
     times, ranks = _times(columns.pop('time'), where, rows, time_format) if 'time' in columns else (None, None)
     ratings = _ratings(columns.pop('rating'), where, rows) if 'rating' in columns else None
     order, same = time_order(users, ranks), times is ranks
@@ -192,11 +255,12 @@ def as_log(
     repeats=False,  # True keeps rows that repeat an earlier one
     per_second=1,  # units of the times in a second; 1000 for milliseconds
     time_format=None,  # of dates, such as '%d.%m.%Y'; None reads numbers and dates such as 2024-05-31
+    once=(),  # roles whose dictionary is known to hold each value once
 ):  # -> Log
     "A table of interactions, sorted. Raises `DataError` naming the rows of empty ids and bad times; counts repeats."
     columns = table if isinstance(table, dict) else {name: table[name] for name in table.column_names}
     single = 'time' in columns and columns['time'].type == pa.float32()
-    log, order, ranks = _sorted_log(columns, where, rows, per_second, time_format)
+    log, order, ranks = _sorted_log(columns, where, rows, per_second, time_format, once)
     if log.times is None:
         return log
     warn_of_ties(log.users, log.times, ranks, single, where, notes)
