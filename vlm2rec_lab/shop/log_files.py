@@ -182,21 +182,75 @@ def _is_text(kind):
     "Is a type of Arrow one of text?"
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
-
-_ONCE = {'texts': 'once'}  # what the schema says of a column whose dictionary holds each text once
+# %% ../../nbs/00_shop/08c_log_files.ipynb #0cfaf5c7
+_ONCE = {b'texts': b'once'}  # what the schema says of a column whose dictionary holds each text once
 
 
 def _field(name, kind, once):
     "A column in a schema."
     return pa.field(name, kind, metadata=_ONCE if once else None)
 
+# %% ../../nbs/00_shop/08c_log_files.ipynb #5f2e2684
+def _letters(texts):
+    "(int [n + 1] where each text of an Arrow array begins, and the end; uint8 [...] the bytes of all of them)."
+    wide = np.int64 if pa.types.is_large_string(texts.type) else np.int32
+    places, data = texts.buffers()[1:]
+    places = np.frombuffer(places, wide)[texts.offset : texts.offset + len(texts) + 1]
+    return places - places[0], np.frombuffer(data or b'', np.uint8)[places[0] : places[-1]]
 
+# %% ../../nbs/00_shop/08c_log_files.ipynb #523946e7
+def _table_of(places, letters):
+    "uint8 [n, width] the bytes of texts that are all as long as the first; None where they are not, or empty."
+    sizes = np.diff(places)
+    return letters.reshape(len(sizes), -1) if sizes[0] and (sizes == sizes[0]).all() else None
+
+# %% ../../nbs/00_shop/08c_log_files.ipynb #55795fd5
+def _shelves(places, letters):
+    "uint8 [n] which of 256 dictionaries each text is in, told by its last 4 bytes. See `_letters`."
+    sizes, table = np.diff(places), _table_of(places, letters)
+    out = np.zeros(len(sizes), np.uint8)
+    for k, factor in ((1, 1), (2, 7), (3, 61), (4, 151)):
+        if table is not None and table.shape[1] >= k:
+            out += table[:, -k] * np.uint8(factor)
+        elif table is None and len(letters):
+            byte = letters[np.maximum(places[1:] - k, 0)]
+            out += np.where(sizes >= k, byte, np.uint8(0)) * np.uint8(factor)
+    return out
+
+# %% ../../nbs/00_shop/08c_log_files.ipynb #6c6256ee
+def _reordered(texts, rows, table):
+    "The texts of an Arrow array in another order. Those of one length, without gaps, move as rows of bytes."
+    if table is None or texts.null_count:
+        return texts.take(pa.array(rows))
+    wide = np.int64 if pa.types.is_large_string(texts.type) else np.int32
+    places = np.arange(len(rows) + 1, dtype=wide) * wide(table.shape[1])
+    parts = [None, pa.py_buffer(places), pa.py_buffer(np.take(table, rows, axis=0))]
+    return pa.Array.from_buffers(texts.type, len(rows), parts)
+
+# %% ../../nbs/00_shop/08c_log_files.ipynb #b138ca95
+class _Shelf:
+    "Some of the texts of a column, each once, with the numbers that they have among all texts."
+
+    def __init__(self, kind):
+        self.known, self.numbers = pa.array([], kind), np.zeros(0, np.int32)
+
+    def look_up(self, texts):
+        "(int [n] places of some texts on this shelf, -1 for none; which rows are the first with a new text)."
+        before = [self.known] if len(self.known) else []
+        found = pa.chunked_array([*before, texts]).dictionary_encode().chunk(len(before))
+        places, had = found.indices.fill_null(-1).to_numpy(), len(self.known)
+        self.known = found.dictionary
+        most = np.maximum.accumulate(np.append(had - 1, places))  # new texts are numbered as they come
+        return places, np.flatnonzero(np.diff(most))
+
+# %% ../../nbs/00_shop/08c_log_files.ipynb #2254b61d
 class _Texts:
     """A column of texts that comes in pieces: each text once, and a number per row. Encoding has a thread of its own.
-    Arrow lets others work while it encodes."""
+    Arrow and NumPy let others work meanwhile."""
 
-    def __init__(self, kind, most):
-        self.known, self.numbers = pa.array([], kind), []  # the texts so far, and numbers of those per piece
+    def __init__(self, kind, most, few=1 << 18):
+        self.kind, self.few, self.shelves = kind, few, []  # so few rows, all there are, need no more than one shelf
+        self.known, self.numbers = 0, []  # how many texts so far, and numbers of those, piece by piece
         self.most, self.waiting, self.bytes = most, [], 0
         self.pool, self.work = ThreadPoolExecutor(1), None
 
@@ -210,8 +264,9 @@ class _Texts:
     def encode(self):
         "Begin to encode the pieces that wait, after those before them."
         self.settle()
-        pieces, self.waiting, self.bytes = self.waiting, [], 0
-        self.work = self.pool.submit(self._encode, pieces)
+        texts, self.waiting, self.bytes = pa.chunked_array(self.waiting, self.kind), [], 0
+        if len(texts):
+            self.work = self.pool.submit(self._encode, texts)
 
     def settle(self):
         "Wait for what is being encoded; an error in it is raised here."
@@ -219,25 +274,59 @@ class _Texts:
             self.work.result()
         self.work = None
 
-    def _encode(self, pieces):
-        "Numbers for some pieces. The texts so far come first, so that they keep their numbers."
-        pieces = [piece for piece in pieces if len(piece)]
-        if not pieces:
-            return
-        before = [self.known] if len(self.known) else []
-        found = pa.chunked_array(before + pieces).dictionary_encode().chunks
-        self.known = found[-1].dictionary
-        self.numbers += [piece.indices for piece in found[len(before) :]]
-        self.most = max(self.most, 2 * self.known.nbytes)  # looking those up again is to cost little
+    def _encode(self, texts):
+        "Numbers for some texts, by first appearance."
+        texts = texts.combine_chunks()
+        if not self.shelves:
+            self.shelves = [_Shelf(self.kind) for _ in range(256 if len(texts) > self.few else 1)]
+        rows, whole = self._by_shelf(texts)
+        starts = np.cumsum([0, *map(len, rows)])
+        used = [k for k, r in enumerate(rows) if len(r)]
+        found = {k: self.shelves[k].look_up(whole.slice(starts[k], len(rows[k]))) for k in used}
+        self._number({k: rows[k][new] for k, (_, new) in found.items()})
+        numbers = np.empty(len(whole), np.int32)
+        for k, (places, _) in found.items():
+            numbers[rows[k]] = np.append(self.shelves[k].numbers, np.int32(-1))[places]
+        self.numbers.append(numbers)
+        self.most = max(self.most, 2 * sum(s.known.nbytes for s in self.shelves))  # those are looked up again
+
+    def _by_shelf(self, texts):
+        "Rows of each shelf, rising, and the texts of one shelf after the other."
+        if len(self.shelves) == 1:
+            return [np.arange(len(texts))], texts
+        places, letters = _letters(texts)
+        shelf = _shelves(places, letters)
+        order = np.argsort(shelf, kind='stable')
+        rows = np.split(order, np.cumsum(np.bincount(shelf, minlength=len(self.shelves)))[:-1])
+        return rows, _reordered(texts, order, _table_of(places, letters))
+
+    def _number(self, first):
+        "Give new texts their numbers: {shelf: rows that are the first with one}."
+        rows = np.concatenate(list(first.values()))
+        numbers = np.empty(len(rows), np.int32)
+        numbers[np.argsort(rows)] = np.arange(self.known, self.known + len(rows))
+        self.known += len(rows)
+        for (k, own), more in zip(first.items(), np.split(numbers, np.cumsum([len(r) for r in first.values()])[:-1])):
+            self.shelves[k].numbers = np.append(self.shelves[k].numbers, more)
 
     def column(self):
         "All of it, with one dictionary."
         self.encode()
         self.settle()
-        numbers, self.numbers = pa.chunked_array(self.numbers, pa.int32()), []
-        return pa.chunked_array([pa.DictionaryArray.from_arrays(numbers.combine_chunks(), self.known)])
+        numbers, self.numbers = np.concatenate([np.zeros(0, np.int32), *self.numbers]), []
+        none = numbers < 0
+        texts = pa.concat_arrays([pa.array([], self.kind), *(s.known for s in self.shelves)])
+        order = np.empty(len(texts), np.int64)
+        order[np.concatenate([np.zeros(0, np.int32), *(s.numbers for s in self.shelves)])] = np.arange(len(texts))
+        numbers = pa.array(numbers, mask=none if none.any() else None)
+        return pa.chunked_array([pa.DictionaryArray.from_arrays(numbers, texts.take(pa.array(order)))])
 
+# %% ../../nbs/00_shop/08c_log_files.ipynb #06976a15
+def _one_dictionary(column):
+    "A column that came with numbers and texts has one dictionary; any other is as it was."
+    return column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column
 
+# %% ../../nbs/00_shop/08c_log_files.ipynb #7d47d67b
 class _Gathered:
     "Tables of a file, one after the other, whose texts stand once each, with a number per row."
 
@@ -260,18 +349,13 @@ class _Gathered:
         "All of it as one table; `empty` where nothing was added."
         if self.order is None:
             return empty
-        rest = pa.concat_tables(self.tables, promote_options='permissive')
         for texts in self.texts.values():
             texts.encode()
+        rest = pa.concat_tables(self.tables, promote_options='permissive')
         columns = {name: _one_dictionary(column) for name, column in zip(rest.column_names, rest.columns)}
         columns |= {name: texts.column() for name, texts in self.texts.items()}
         fields = [_field(name, columns[name].type, name in self.texts) for name in self.order]
         return pa.table([columns[name] for name in self.order], pa.schema(fields))
-
-
-def _one_dictionary(column):
-    "A column that came with numbers and texts has one dictionary; any other is as it was."
-    return column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column
 
 # %% ../../nbs/00_shop/08c_log_files.ipynb #96de152e
 def json_log(
@@ -555,7 +639,7 @@ def read_log(
     table, rows = _table(path, columns, malformed, notes, progress, time_format, **bounds)
     read = None if _form(path) == 'jsonl' else time_format  # JSON is read line by line, its dates too
     given = {role: table[role] for role in table.column_names}
-    once = [f.name for f in table.schema if f.metadata == {k.encode(): v.encode() for k, v in _ONCE.items()}]
+    once = [f.name for f in table.schema if f.metadata == _ONCE]
     del table  # so that each column goes as soon as it is numbers
     return as_log(given, path.name, rows, notes, repeats, per_second, read, once)
 

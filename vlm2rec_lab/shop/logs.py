@@ -176,45 +176,37 @@ def take(
     return replace(log, users=users, items=items, user_ids=self.user_ids[who], item_ids=self.item_ids[what])
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #4b56257b
-def _bits(least, most):
-    "How many bits hold the distance of two whole numbers."
-    return int(most - least).bit_length()
-
-
 def _one_key(users, times):
-    "(int64 [n] that rise with user, time and row; bits of the row), or None where they do not fit into one number."
-    if not len(users):
+    "int64 [n] that rise with user and time; None where they do not fit into one whole number."
+    low, high = times.min(initial=np.inf), times.max(initial=-np.inf)
+    if max(abs(low), abs(high)) >= 2**53 or (users.max(initial=0) + 1.0) * (high - low + 1) >= 2**62:
         return None
-    low, high, first = times.min(), times.max(), users.min()
-    if not max(abs(low), abs(high)) < 2**53 or not (times == np.floor(times)).all():
+    if not (times == np.floor(times)).all():
         return None
-    of_time, of_row = _bits(low, high), _bits(0, len(users))
-    if _bits(first, users.max()) + of_time + of_row > 62:
-        return None
-    key = (users - first).astype(np.int64) << of_time
-    key += (times - low).astype(np.int64)
-    return (key << of_row) + np.arange(len(users)), of_row
+    key = users * np.int64(high - low + 1)
+    key += times.astype(np.int64)
+    key -= np.int64(low)
+    return key
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #f4af9819
-def _plain_order(users, times):
-    "The stable order of few rows by user and time."
-    found = _one_key(users, times)
-    if found is None:
-        return np.lexsort((times, users))
-    key, bits = found
-    key.sort()
-    return key & ((1 << bits) - 1)
+def _key_order(key):
+    "The stable order of int64 [n]."
+    bits, low = len(key).bit_length(), key.min(initial=0)
+    if int(key.max(initial=0) - low).bit_length() + bits > 63:
+        return np.argsort(key, kind='stable')
+    with_row = ((key - low) << bits) + np.arange(len(key))
+    with_row.sort()
+    return with_row & ((1 << bits) - 1)
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #0d799510
 def _user_parts(users, size):
-    "Rows of the first users, rows of the next and so on, about `size` rows each: list of rising int64 [...]."
+    "Rows of the first users, then of the next and so on, about `size` rows a time: (int64 [n], views of its parts)."
     counts = np.bincount(users)
-    many = min(-(-len(users) // size), 2**16)
-    ends = np.cumsum(counts)
-    part = ((ends - counts) // -(-len(users) // many)).astype(np.uint16)  # of each user, by the rows before
-    of_row = part[users]
-    rows = np.argsort(of_row, kind='stable')  # NumPy counts numbers of 16 bits, which is fast
-    return np.split(rows, np.cumsum(np.bincount(of_row, minlength=many))[:-1])
+    many = min(-(-len(users) // size), 256)
+    before = np.cumsum(counts) - counts
+    part = (before // -(-len(users) // many)).astype(np.uint8)[users]
+    rows = np.argsort(part, kind='stable')  # NumPy counts numbers of 8 bits, which is fast
+    return rows, np.split(rows, np.cumsum(np.bincount(part, minlength=many))[:-1])
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #3b1a1e30
 def time_order(
@@ -225,11 +217,19 @@ def time_order(
     "The stable order by user and time."
     if times is None:
         return np.argsort(users, kind='stable')
+    key = _one_key(users, times)
+    if key is None:
+        return np.lexsort((times, users))
     if len(users) <= size:
-        return _plain_order(users, times)
+        return _key_order(key)
+    order, parts = _user_parts(users, size)
+
+    def sort(rows):
+        rows[:] = rows[_key_order(np.take(key, rows))]
+
     with ThreadPoolExecutor(pa.cpu_count()) as pool:
-        parts = pool.map(lambda rows: rows[_plain_order(users[rows], times[rows])], _user_parts(users, size))
-        return np.concatenate(list(parts))
+        list(pool.map(sort, parts))
+    return order
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #777c0f3f
 def _sorted_log(columns, where, rows, per_second, time_format=None, once=()):
@@ -240,10 +240,11 @@ def _sorted_log(columns, where, rows, per_second, time_format=None, once=()):
     times, ranks = _times(columns.pop('time'), where, rows, time_format) if 'time' in columns else (None, None)
     ratings = _ratings(columns.pop('rating'), where, rows) if 'rating' in columns else None
     order, same = time_order(users, ranks), times is ranks
-    times = None if times is None else times[order]
+    users = np.repeat(np.arange(len(user_ids), dtype=np.int32), np.bincount(users, minlength=len(user_ids)))
+    items, times = np.take(items, order), None if times is None else np.take(times, order)
     ranks = times if same else ranks[order]
     times = times if times is None or per_second == 1 else times / per_second
-    log = Log(users[order], items[order], times, ratings, user_ids, item_ids, where)
+    log = Log(users, items, times, ratings, user_ids, item_ids, where)
     return replace(log, ratings=None if ratings is None else ratings[order]), order, ranks
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #72b4bee2
@@ -275,11 +276,13 @@ def as_log(
     return _rows(log, ~again)
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #43d19368
-def _frequent(users, items, k_users, k_items):
-    "bool [n] which interactions are of a user and of an item that have enough of them."
-    if not len(users):
-        return np.ones(0, bool)
-    return (np.bincount(users) >= k_users)[users] & (np.bincount(items) >= k_items)[items]
+def _frequent(users, items, of_user, of_item, block=1 << 20):
+    "bool [n] which interactions are of a user and of an item that are marked: bool [users], bool [items]."
+    out = np.empty(len(users), bool)
+    for a in range(0, len(users), block):
+        some = slice(a, a + block)
+        np.logical_and(np.take(of_user, users[some]), np.take(of_item, items[some]), out=out[some])
+    return out
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #425a787d
 def k_core(
@@ -293,10 +296,16 @@ def k_core(
         if isinstance(k, bool) or int(k) != k or k < 1:
             raise DataError(f'k={k}: the fewest interactions is a whole number from 1')
     u, i = np.asarray(users), np.asarray(items)
-    keep, at, rounds = np.zeros(len(u), bool), np.arange(len(u)), 0
-    while not (enough := _frequent(u, i, k_users, k_items)).all():
-        u, i, at, rounds = u[enough], i[enough], at[enough], rounds + 1
-    keep[at] = True
+    keep, rounds = np.ones(len(u), bool), 0
+    if not len(u):
+        return keep, rounds
+    of_user, of_item = np.bincount(u), np.bincount(i)
+    while not (enough := _frequent(u, i, of_user >= k_users, of_item >= k_items)).all():
+        gone = ~enough
+        of_user -= np.bincount(u[gone], minlength=len(of_user))
+        of_item -= np.bincount(i[gone], minlength=len(of_item))
+        keep[keep] = enough
+        u, i, rounds = u[enough], i[enough], rounds + 1
     return keep, rounds
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #21fa0181

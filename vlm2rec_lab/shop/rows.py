@@ -219,14 +219,16 @@ def _spans(values, start, length):
 # %% ../../nbs/00_shop/02_rows.ipynb #7ab2460c
 def _distinct(offsets, items, without=None):
     "Each list sorted, every item once, less one item per list: (offsets, items)."
-    row, width = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)), items.max(initial=0) + 1
+    row, bits = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)), int(items.max(initial=0)).bit_length()
+    key = row << bits
+    key |= items
     if without is not None:
-        keep = items != without[row]
-        row, items = row[keep], items[keep]
-    key = np.sort(row * width + items)
+        key = key[items != np.take(without, row)]
+    key.sort()
     key = key[np.diff(key, prepend=-1) > 0]
-    lengths = np.bincount(key // width, minlength=len(offsets) - 1)
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), key % width
+    lengths = np.bincount(key >> bits, minlength=len(offsets) - 1)
+    key &= (1 << bits) - 1
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), key
 
 # %% ../../nbs/00_shop/02_rows.ipynb #7aa48ada
 def _even_blocks(lengths, size=8 * BLOCK):
