@@ -176,16 +176,21 @@ def take(
     return replace(log, users=users, items=items, user_ids=self.user_ids[who], item_ids=self.item_ids[what])
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #4b56257b
+def _slices(n, size=1 << 17):
+    "Slices of `n` rows, so few at a time that they stay in the processor's cache."
+    return [slice(a, a + size) for a in range(0, n, size)]
+
+
 def _one_key(users, times):
     "int64 [n] that rise with user and time; None where they do not fit into one whole number."
     low, high = times.min(initial=np.inf), times.max(initial=-np.inf)
     if max(abs(low), abs(high)) >= 2**53 or (users.max(initial=0) + 1.0) * (high - low + 1) >= 2**62:
         return None
-    if not (times == np.floor(times)).all():
-        return None
-    key = users * np.int64(high - low + 1)
-    key += times.astype(np.int64)
-    key -= np.int64(low)
+    key = np.empty(len(users), np.int64)
+    for s in _slices(len(users)):
+        if not (times[s] == np.floor(times[s])).all():
+            return None
+        key[s] = users[s] * np.int64(high - low + 1) + (times[s] - low).astype(np.int64)
     return key
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #f4af9819
@@ -204,7 +209,7 @@ def _user_parts(users, size):
     counts = np.bincount(users)
     many = min(-(-len(users) // size), 256)
     before = np.cumsum(counts) - counts
-    part = (before // -(-len(users) // many)).astype(np.uint8)[users]
+    part = np.take((before // -(-len(users) // many)).astype(np.uint8), users)
     rows = np.argsort(part, kind='stable')  # NumPy counts numbers of 8 bits, which is fast
     return rows, np.split(rows, np.cumsum(np.bincount(part, minlength=many))[:-1])
 
@@ -212,7 +217,7 @@ def _user_parts(users, size):
 def time_order(
     users,  # int [n]
     times,  # float64 [n], or None to keep each user's rows as they stand
-    size=1 << 18,  # rows of a part
+    size=1 << 16,  # rows of a part
 ):  # -> int64 [n]
     "The stable order by user and time."
     if times is None:
@@ -225,7 +230,7 @@ def time_order(
     order, parts = _user_parts(users, size)
 
     def sort(rows):
-        rows[:] = rows[_key_order(np.take(key, rows))]
+        rows[:] = np.take(rows, _key_order(np.take(key, rows)))
 
     with ThreadPoolExecutor(pa.cpu_count()) as pool:
         list(pool.map(sort, parts))
@@ -276,12 +281,21 @@ def as_log(
     return _rows(log, ~again)
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #43d19368
-def _frequent(users, items, of_user, of_item, block=1 << 20):
+def _counts(numbers):
+    "int64 [largest + 1] how often each number occurs. Rising ones are counted by where they change."
+    if len(numbers) and (numbers[1:] >= numbers[:-1]).all():
+        last = np.append(np.flatnonzero(numbers[1:] != numbers[:-1]), len(numbers) - 1)
+        out = np.zeros(numbers[-1] + 1, np.int64)
+        out[numbers[last]] = np.diff(last, prepend=-1)
+        return out
+    return np.bincount(numbers)
+
+# %% ../../nbs/00_shop/08a_logs.ipynb #5eca10bd
+def _frequent(users, items, of_user, of_item):
     "bool [n] which interactions are of a user and of an item that are marked: bool [users], bool [items]."
     out = np.empty(len(users), bool)
-    for a in range(0, len(users), block):
-        some = slice(a, a + block)
-        np.logical_and(np.take(of_user, users[some]), np.take(of_item, items[some]), out=out[some])
+    for s in _slices(len(users)):
+        np.logical_and(np.take(of_user, users[s]), np.take(of_item, items[s]), out=out[s])
     return out
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #425a787d
@@ -299,7 +313,7 @@ def k_core(
     keep, rounds = np.ones(len(u), bool), 0
     if not len(u):
         return keep, rounds
-    of_user, of_item = np.bincount(u), np.bincount(i)
+    of_user, of_item = _counts(u), _counts(i)
     while not (enough := _frequent(u, i, of_user >= k_users, of_item >= k_items)).all():
         gone = ~enough
         of_user -= np.bincount(u[gone], minlength=len(of_user))

@@ -220,19 +220,21 @@ def _spans(values, start, length):
 def _distinct(offsets, items, without=None):
     "Each list sorted, every item once, less one item per list: (offsets, items)."
     row, bits = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)), int(items.max(initial=0)).bit_length()
-    key = row << bits
-    key |= items
+    kind = np.uint32 if len(offsets).bit_length() + bits <= 32 else np.int64
+    key = (row.astype(kind) << kind(bits)) | items.astype(kind)
     if without is not None:
         key = key[items != np.take(without, row)]
     key.sort()
-    key = key[np.diff(key, prepend=-1) > 0]
-    lengths = np.bincount(key >> bits, minlength=len(offsets) - 1)
-    key &= (1 << bits) - 1
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), key
+    first = np.ones(len(key), bool)
+    np.not_equal(key[1:], key[:-1], out=first[1:])
+    key = key[first]
+    lengths = np.bincount(key >> kind(bits), minlength=len(offsets) - 1)
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), (key & kind((1 << bits) - 1)).astype(np.int64)
 
 # %% ../../nbs/00_shop/02_rows.ipynb #7aa48ada
-def _even_blocks(lengths, size=8 * BLOCK):
-    "Slices of lists that hold about `size` items together; a longer list stands alone."
+def _even_blocks(lengths, size=1 << 15):
+    """Slices of lists that hold about `size` items together; a longer list stands alone. So few items stay in the
+    processor's cache."""
     ends = np.cumsum(lengths, dtype=np.int64)
     cuts = np.searchsorted(ends, np.arange(size, ends[-1] if len(ends) else 0, size), 'right')
     cuts = np.unique([0, *cuts, len(lengths)])
