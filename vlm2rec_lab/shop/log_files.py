@@ -310,9 +310,10 @@ class _Texts:
             self.shelves[k].numbers = np.append(self.shelves[k].numbers, more)
 
     def column(self):
-        "All of it, with one dictionary."
+        "All of it, with one dictionary. Nothing can be added after that."
         self.encode()
         self.settle()
+        self.pool.shutdown()
         numbers, self.numbers = np.concatenate([np.zeros(0, np.int32), *self.numbers]), []
         none = numbers < 0
         texts = pa.concat_arrays([pa.array([], self.kind), *(s.known for s in self.shelves)])

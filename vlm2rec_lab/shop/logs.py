@@ -196,8 +196,10 @@ def _one_key(users, times):
 # %% ../../nbs/00_shop/08a_logs.ipynb #f4af9819
 def _key_order(key):
     "The stable order of int64 [n]."
-    bits, low = len(key).bit_length(), key.min(initial=0)
-    if int(key.max(initial=0) - low).bit_length() + bits > 63:
+    if not len(key):
+        return np.zeros(0, np.int64)
+    bits, low = len(key).bit_length(), key.min()
+    if int(key.max() - low).bit_length() + bits > 63:
         return np.argsort(key, kind='stable')
     with_row = ((key - low) << bits) + np.arange(len(key))
     with_row.sort()
@@ -209,9 +211,9 @@ def _user_parts(users, size):
     counts = np.bincount(users)
     many = min(-(-len(users) // size), 256)
     before = np.cumsum(counts) - counts
-    part = np.take((before // -(-len(users) // many)).astype(np.uint8), users)
-    rows = np.argsort(part, kind='stable')  # NumPy counts numbers of 8 bits, which is fast
-    return rows, np.split(rows, np.cumsum(np.bincount(part, minlength=many))[:-1])
+    part = (before // -(-len(users) // many)).astype(np.uint8)  # of each user
+    rows = np.argsort(np.take(part, users), kind='stable')  # NumPy counts numbers of 8 bits, which is fast
+    return rows, np.split(rows, before[np.flatnonzero(np.diff(part)) + 1])
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #3b1a1e30
 def time_order(
