@@ -157,11 +157,32 @@ def _rows(log, keep):
     parts = {name: getattr(log, name) for name in ('users', 'items', 'times', 'ratings')}
     return replace(log, **{name: None if x is None else x[keep] for name, x in parts.items()})
 
+# %% ../../nbs/00_shop/08a_logs.ipynb #60585e9d
+def _slices(n, size=1 << 17):
+    "Slices of `n` rows, so few at a time that they stay in the processor's cache."
+    return [slice(a, a + size) for a in range(0, n, size)]
+
+# %% ../../nbs/00_shop/08a_logs.ipynb #5d17d40c
+def _counts(numbers):
+    "int64 [largest + 1] how often each number occurs. Rising ones are counted by where they change."
+    if len(numbers) and (numbers[1:] >= numbers[:-1]).all():
+        last = np.append(np.flatnonzero(numbers[1:] != numbers[:-1]), len(numbers) - 1)
+        out = np.zeros(numbers[-1] + 1, np.int64)
+        out[numbers[last]] = np.diff(last, prepend=-1)
+        return out
+    size = int(numbers.max(initial=-1)) + 1
+    return sum((np.bincount(numbers[s], minlength=size) for s in _slices(len(numbers), 1 << 24)), np.zeros(size, int))
+
 # %% ../../nbs/00_shop/08a_logs.ipynb #c218075d
 def _renumbered(codes, n):
-    "Numbers without gaps for those of 0 to n that occur, and bool [n] which do."
-    used = np.bincount(codes, minlength=n) > 0
-    return (np.cumsum(used, dtype=np.int32) - 1)[codes], used
+    "int32 numbers without gaps for those of 0 to n that occur, and bool [n] which do."
+    used, out = np.zeros(n, bool), np.empty(len(codes), np.int32)
+    for s in _slices(len(codes)):
+        used[codes[s]] = True
+    number = np.cumsum(used, dtype=np.int32) - 1
+    for s in _slices(len(codes)):
+        out[s] = np.take(number, codes[s])
+    return out, used
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #5eb578d6
 @patch
@@ -176,11 +197,6 @@ def take(
     return replace(log, users=users, items=items, user_ids=self.user_ids[who], item_ids=self.item_ids[what])
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #4b56257b
-def _slices(n, size=1 << 17):
-    "Slices of `n` rows, so few at a time that they stay in the processor's cache."
-    return [slice(a, a + size) for a in range(0, n, size)]
-
-
 def _one_key(users, times):
     "int64 [n] that rise with user and time; None where they do not fit into one whole number."
     low, high = times.min(initial=np.inf), times.max(initial=-np.inf)
@@ -208,7 +224,7 @@ def _key_order(key):
 # %% ../../nbs/00_shop/08a_logs.ipynb #0d799510
 def _user_parts(users, size):
     "Rows of the first users, then of the next and so on, about `size` rows a time: (int64 [n], views of its parts)."
-    counts = np.bincount(users)
+    counts = _counts(users)
     many = min(-(-len(users) // size), 256)
     before = np.cumsum(counts) - counts
     part = (before // -(-len(users) // many)).astype(np.uint8)  # of each user
@@ -238,6 +254,12 @@ def time_order(
         list(pool.map(sort, parts))
     return order
 
+# %% ../../nbs/00_shop/08a_logs.ipynb #64ae6002
+def _taken(columns, order):
+    "Some columns in an order, each in a thread of its own; None stays None."
+    with ThreadPoolExecutor(min(len(columns), pa.cpu_count())) as pool:
+        return list(pool.map(lambda x: None if x is None else np.take(x, order), columns))
+
 # %% ../../nbs/00_shop/08a_logs.ipynb #777c0f3f
 def _sorted_log(columns, where, rows, per_second, time_format=None, once=()):
     """(Log of some columns, order of its rows, numbers that order the times exactly, sorted).
@@ -247,8 +269,8 @@ def _sorted_log(columns, where, rows, per_second, time_format=None, once=()):
     times, ranks = _times(columns.pop('time'), where, rows, time_format) if 'time' in columns else (None, None)
     ratings = _ratings(columns.pop('rating'), where, rows) if 'rating' in columns else None
     order, same = time_order(users, ranks), times is ranks
-    users = np.repeat(np.arange(len(user_ids), dtype=np.int32), np.bincount(users, minlength=len(user_ids)))
-    items, times = np.take(items, order), None if times is None else np.take(times, order)
+    users = np.repeat(np.arange(len(user_ids), dtype=np.int32), _counts(users))
+    items, times = _taken((items, times), order)
     ranks = times if same else ranks[order]
     times = times if times is None or per_second == 1 else times / per_second
     log = Log(users, items, times, ratings, user_ids, item_ids, where)
@@ -282,23 +304,14 @@ def as_log(
     warn(notes, f'{where}: {said}: row {which}; the first of each is kept, the repeats are removed')
     return _rows(log, ~again)
 
-# %% ../../nbs/00_shop/08a_logs.ipynb #43d19368
-def _counts(numbers):
-    "int64 [largest + 1] how often each number occurs. Rising ones are counted by where they change."
-    if len(numbers) and (numbers[1:] >= numbers[:-1]).all():
-        last = np.append(np.flatnonzero(numbers[1:] != numbers[:-1]), len(numbers) - 1)
-        out = np.zeros(numbers[-1] + 1, np.int64)
-        out[numbers[last]] = np.diff(last, prepend=-1)
-        return out
-    return np.bincount(numbers)
-
 # %% ../../nbs/00_shop/08a_logs.ipynb #5eca10bd
-def _frequent(users, items, of_user, of_item):
-    "bool [n] which interactions are of a user and of an item that are marked: bool [users], bool [items]."
-    out = np.empty(len(users), bool)
+def _rare(users, items, keep, of_user, of_item):
+    "Rows in `keep`, bool [n], of a user or an item that is marked: bool [users], bool [items]."
+    found = [np.zeros(0, np.int64)]
     for s in _slices(len(users)):
-        np.logical_and(np.take(of_user, users[s]), np.take(of_item, items[s]), out=out[s])
-    return out
+        marked = (np.take(of_user, users[s]) | np.take(of_item, items[s])) & keep[s]
+        found.append(np.flatnonzero(marked) + s.start)
+    return np.concatenate(found)
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #425a787d
 def k_core(
@@ -316,12 +329,11 @@ def k_core(
     if not len(u):
         return keep, rounds
     of_user, of_item = _counts(u), _counts(i)
-    while not (enough := _frequent(u, i, of_user >= k_users, of_item >= k_items)).all():
-        gone = ~enough
-        of_user -= np.bincount(u[gone], minlength=len(of_user))
-        of_item -= np.bincount(i[gone], minlength=len(of_item))
-        keep[keep] = enough
-        u, i, rounds = u[enough], i[enough], rounds + 1
+    while len(rows := _rare(u, i, keep, of_user < k_users, of_item < k_items)):
+        keep[rows] = False
+        np.subtract.at(of_user, u[rows], 1)
+        np.subtract.at(of_item, i[rows], 1)
+        rounds += 1
     return keep, rounds
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #21fa0181
