@@ -288,7 +288,8 @@ class _Texts:
         for k, (places, _) in found.items():
             numbers[rows[k]] = np.append(self.shelves[k].numbers, np.int32(-1))[places]
         self.numbers.append(numbers)
-        self.most = max(self.most, 2 * sum(s.known.nbytes for s in self.shelves))  # those are looked up again
+        known = sum(s.known.nbytes for s in self.shelves)  # those are looked up again, so that more have to wait for it
+        self.most = max(self.most, min(2 * known, 1 << 30))
 
     def _by_shelf(self, texts):
         "Rows of each shelf, rising, and the texts of one shelf after the other."
@@ -306,7 +307,8 @@ class _Texts:
         numbers = np.empty(len(rows), np.int32)
         numbers[np.argsort(rows)] = np.arange(self.known, self.known + len(rows))
         self.known += len(rows)
-        for (k, own), more in zip(first.items(), np.split(numbers, np.cumsum([len(r) for r in first.values()])[:-1])):
+        ends = np.cumsum([len(r) for r in first.values()])
+        for k, more in zip(first, np.split(numbers, ends[:-1])):
             self.shelves[k].numbers = np.append(self.shelves[k].numbers, more)
 
     def column(self):
@@ -454,7 +456,7 @@ def _csv_by_arrow(path, kinds, sep, names, skip, quote, max_rows=None, max_bytes
 # %% ../../nbs/00_shop/08c_log_files.ipynb #7a70c007
 def _rounded(column):
     "Did reading a column as floating point round whole numbers?"
-    return pa.types.is_float64(column.type) and bool((np.abs(column.to_numpy()) >= 2**53).any())
+    return pa.types.is_float64(column.type) and any((np.abs(c.to_numpy()) >= 2**53).any() for c in column.chunks)
 
 # %% ../../nbs/00_shop/08c_log_files.ipynb #c1218ada
 def _fast_csv(path, columns, sep, names, quote, **bounds):

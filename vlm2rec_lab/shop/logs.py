@@ -108,7 +108,7 @@ def _times(column, where, rows, time_format=None):
     "(times, numbers in their exact order) of an Arrow column; `DataError` naming the rows without a time."
     if time_format is None and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         out = np.asarray(column.to_numpy(), np.float64)
-        if np.isfinite(out).all() and np.abs(out).max(initial=0) < 2**53:
+        if -(2**53) < out.min(initial=0) and out.max(initial=0) < 2**53:  # what is no number is in neither
             return out, out
     if pa.types.is_nested(column.type):
         raise DataError(f'{where}: the column of times holds {column.type}')

@@ -233,8 +233,7 @@ def _distinct(offsets, items, without=None):
 
 # %% ../../nbs/00_shop/02_rows.ipynb #7aa48ada
 def _even_blocks(lengths, size=1 << 15):
-    """Slices of lists that hold about `size` items together; a longer list stands alone. So few items stay in the
-    processor's cache."""
+    "Slices of lists that hold about `size` items together; a longer list stands alone."
     ends = np.cumsum(lengths, dtype=np.int64)
     cuts = np.searchsorted(ends, np.arange(size, ends[-1] if len(ends) else 0, size), 'right')
     cuts = np.unique([0, *cuts, len(lengths)])
