@@ -111,3 +111,101 @@ def test_a_log_is_the_same_however_often_its_ids_are_joined(tmp_path, monkeypatc
     assert [log.item_ids[i] for i in log.items] == order.item.tolist()
     assert log.times.tolist() == (order.time / 1000).tolist()
     assert log.ratings.tolist() == order.rating.tolist()
+
+
+IDS = st.lists(
+    st.none() | st.text('ab \n\xe9', max_size=3) | st.from_regex(r'B00[0-9]{4}', fullmatch=True) | st.text(max_size=12),
+    max_size=60,
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(IDS, st.sampled_from([pa.string(), pa.large_string()]), st.sampled_from([0, 30, 10**6]), st.integers(1, 20))
+def test_texts_in_pieces_are_numbered_as_arrow_numbers_them(ids, kind, most, step):
+    from vlm2rec_lab.shop.log_files import _Texts
+
+    column = pa.array(ids, kind)
+    for few_rows in (0, 10**6):  # in 256 dictionaries, and in one
+        texts = _Texts(kind, most, few_rows)
+        for start in range(0, len(ids), step):
+            texts.add(pa.chunked_array([column.slice(start, step)]))
+        found = texts.column().chunk(0)
+        found.validate(full=True)
+        assert found.equals(column.dictionary_encode())
+
+
+@given(st.lists(st.text('0123456789', min_size=4, max_size=4), min_size=1, max_size=80))
+def test_texts_of_one_length_move_as_rows_of_bytes(ids):
+    from vlm2rec_lab.shop import log_files as room
+
+    texts = pa.array(['gone', *ids]).slice(1)
+    table = room._table_of(*room._letters(texts))
+    order = np.random.default_rng(0).permutation(len(ids))
+    assert room._reordered(texts, order, table).equals(room._reordered(texts, order, None))
+    shelves = room._shelves(*room._letters(texts))
+    longer = pa.array([*ids, 'longer'])  # of two lengths
+    assert shelves.tolist() == room._shelves(*room._letters(longer))[:-1].tolist()
+
+
+PLAIN = st.text('aB7-~', min_size=1, max_size=4)
+ODD = st.text('aB \t\xa0\xe9\x7f', max_size=3)
+
+
+@given(st.lists(PLAIN, min_size=1, max_size=30) | st.lists(PLAIN | ODD, min_size=1, max_size=30))
+def test_ids_known_to_be_clean_are_those_of_a_close_look(ids):
+    column = pa.array(ids)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('vlm2rec_lab.shop.logs._clean', lambda dictionary: False)
+        try:
+            slow = numbers(column)
+        except DataError as e:
+            slow = str(e)
+    try:
+        fast = numbers(column)
+    except DataError as e:
+        fast = str(e)
+    assert fast == slow
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=20))
+def test_numbers_in_the_order_of_their_ids_are_told_from_others(codes):
+    from vlm2rec_lab.shop.logs import _by_appearance
+
+    codes = np.int32(codes)
+    whole = list(dict.fromkeys(codes.tolist())) == list(range(5))
+    assert _by_appearance(codes, range(5)) == whole
+
+
+def test_a_dictionary_that_names_an_id_twice_still_gives_one_number():
+    twice = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.int32()), pa.array(['x', 'x', 'y']))
+    assert numbers(twice) == ([0, 0, 1], ['x', 'y'])
+
+
+TIMES = st.integers(-9, 9) | st.integers(-(2**60), 2**60) | st.floats(-1e300, 1e300)
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), TIMES), max_size=60), st.booleans(), st.integers(1, 70))
+def test_rows_sorted_in_parts_are_those_of_a_plain_sort(rows, whole, size):
+    from vlm2rec_lab.shop.logs import time_order
+
+    users = np.array([u for u, _ in rows], np.int32)
+    times = np.array([t for _, t in rows], float)
+    times = np.floor(times) if whole else times
+    assert time_order(users, times, size).tolist() == np.lexsort((times, users)).tolist()
+
+
+@given(st.lists(st.integers(0, 2**62), max_size=40))
+def test_keys_with_and_without_room_for_the_row(keys):
+    from vlm2rec_lab.shop.logs import _key_order
+
+    keys = np.array(keys, np.int64)
+    for some in (keys, keys % 7, keys % 7 + 2**61):
+        assert _key_order(some).tolist() == np.argsort(some, kind='stable').tolist()
+
+
+@given(st.lists(st.integers(0, 9), max_size=40))
+def test_rising_numbers_are_counted_as_any_others(found):
+    from vlm2rec_lab.shop.logs import _counts
+
+    for some in (np.int32(found), np.sort(np.int32(found))):
+        assert _counts(some).tolist() == np.bincount(some).tolist()

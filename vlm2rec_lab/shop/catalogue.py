@@ -518,15 +518,15 @@ def repeated_rows(
     times,  # float64 [n] rising within a user
 ):  # -> bool [n]
     "Which sorted rows repeat an earlier one with the same user, item and time."
-    out, tie = np.zeros(len(items), bool), (users[1:] == users[:-1]) & (times[1:] == times[:-1])
-    if not tie.any():
+    out, tied = np.zeros(len(items), bool), np.zeros(len(items), bool)
+    tied[1:] = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
+    if not tied.any():
         return out
-    shared = np.zeros(len(items), bool)
-    shared[1:] |= tie
-    shared[:-1] |= tie
-    at, key = np.flatnonzero(shared), np.zeros(len(items), np.int64)
-    np.cumsum(~tie, out=key[1:])  # one number for all rows of a user at a time
-    key = key[at] * (items.max() + 1) + items[at]
+    shared = tied.copy()
+    shared[:-1] |= tied[1:]
+    at = np.flatnonzero(shared)
+    key = np.cumsum(~tied[at])  # one number for all rows of a user at a time
+    key = key * (items.max() + np.int64(1)) + items[at]
     out[at[pd.Series(key).duplicated().to_numpy()]] = True
     return out
 

@@ -178,47 +178,187 @@ def _close(seen, where, rows, notes):
     _blank_rows(where, seen.blank, rows[-1], notes)
 
 # %% ../../nbs/00_shop/08c_log_files.ipynb #f2e103b5
-def _side_by_side(work, columns):
-    "A function of some columns, each in a thread of its own: Arrow lets others work while it does."
-    with ThreadPoolExecutor(max(1, len(columns))) as pool:
-        return list(pool.map(work, columns))
+def _is_text(kind):
+    "Is a type of Arrow one of text?"
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+# %% ../../nbs/00_shop/08c_log_files.ipynb #0cfaf5c7
+_ONCE = {b'texts': b'once'}  # what the schema says of a column whose dictionary holds each text once
 
 
+def _field(name, kind, once):
+    "A column in a schema."
+    return pa.field(name, kind, metadata=_ONCE if once else None)
+
+# %% ../../nbs/00_shop/08c_log_files.ipynb #5f2e2684
+def _letters(texts):
+    "(int [n + 1] where each text of an Arrow array begins, and the end; uint8 [...] the bytes of all of them)."
+    wide = np.int64 if pa.types.is_large_string(texts.type) else np.int32
+    places, data = texts.buffers()[1:]
+    places = np.frombuffer(places, wide)[texts.offset : texts.offset + len(texts) + 1]
+    return places - places[0], np.frombuffer(data or b'', np.uint8)[places[0] : places[-1]]
+
+# %% ../../nbs/00_shop/08c_log_files.ipynb #523946e7
+def _table_of(places, letters):
+    "uint8 [n, width] the bytes of texts that are all as long as the first; None where they are not, or empty."
+    sizes = np.diff(places)
+    return letters.reshape(len(sizes), -1) if sizes[0] and (sizes == sizes[0]).all() else None
+
+# %% ../../nbs/00_shop/08c_log_files.ipynb #55795fd5
+def _shelves(places, letters):
+    "uint8 [n] which of 256 dictionaries each text is in, told by its last 4 bytes. See `_letters`."
+    sizes, table = np.diff(places), _table_of(places, letters)
+    out = np.zeros(len(sizes), np.uint8)
+    for k, factor in ((1, 1), (2, 7), (3, 61), (4, 151)):
+        if table is not None and table.shape[1] >= k:
+            out += table[:, -k] * np.uint8(factor)
+        elif table is None and len(letters):
+            byte = letters[np.maximum(places[1:] - k, 0)]
+            out += np.where(sizes >= k, byte, np.uint8(0)) * np.uint8(factor)
+    return out
+
+# %% ../../nbs/00_shop/08c_log_files.ipynb #6c6256ee
+def _reordered(texts, rows, table):
+    "The texts of an Arrow array in another order. Those of one length, without gaps, move as rows of bytes."
+    if table is None or texts.null_count:
+        return texts.take(pa.array(rows))
+    wide = np.int64 if pa.types.is_large_string(texts.type) else np.int32
+    places = np.arange(len(rows) + 1, dtype=wide) * wide(table.shape[1])
+    parts = [None, pa.py_buffer(places), pa.py_buffer(np.take(table, rows, axis=0))]
+    return pa.Array.from_buffers(texts.type, len(rows), parts)
+
+# %% ../../nbs/00_shop/08c_log_files.ipynb #b138ca95
+class _Shelf:
+    "Some of the texts of a column, each once, with the numbers that they have among all texts."
+
+    def __init__(self, kind):
+        self.known, self.numbers = pa.array([], kind), np.zeros(0, np.int32)
+
+    def look_up(self, texts):
+        "(int [n] places of some texts on this shelf, -1 for none; which rows are the first with a new text)."
+        before = [self.known] if len(self.known) else []
+        found = pa.chunked_array([*before, texts]).dictionary_encode().chunk(len(before))
+        places, had = found.indices.fill_null(-1).to_numpy(), len(self.known)
+        self.known = found.dictionary
+        most = np.maximum.accumulate(np.append(had - 1, places))  # new texts are numbered as they come
+        return places, np.flatnonzero(np.diff(most))
+
+# %% ../../nbs/00_shop/08c_log_files.ipynb #2254b61d
+class _Texts:
+    """A column of texts that comes in pieces: each text once, and a number per row. Encoding has a thread of its own.
+    Arrow and NumPy let others work meanwhile."""
+
+    def __init__(self, kind, most, few=1 << 18):
+        self.kind, self.few, self.shelves = kind, few, []  # so few rows, all there are, need no more than one shelf
+        self.known, self.numbers = 0, []  # how many texts so far, and numbers of those, piece by piece
+        self.most, self.waiting, self.bytes = most, [], 0
+        self.pool, self.work = ThreadPoolExecutor(1), None
+
+    def add(self, column):
+        "Take another piece; every now and then those that are there are encoded."
+        self.waiting += column.chunks
+        self.bytes += column.nbytes
+        if self.bytes > self.most:
+            self.encode()
+
+    def encode(self):
+        "Begin to encode the pieces that wait, after those before them."
+        self.settle()
+        texts, self.waiting, self.bytes = pa.chunked_array(self.waiting, self.kind), [], 0
+        if len(texts):
+            self.work = self.pool.submit(self._encode, texts)
+
+    def settle(self):
+        "Wait for what is being encoded; an error in it is raised here."
+        if self.work is not None:
+            self.work.result()
+        self.work = None
+
+    def _encode(self, texts):
+        "Numbers for some texts, by first appearance."
+        texts = texts.combine_chunks()
+        if not self.shelves:
+            self.shelves = [_Shelf(self.kind) for _ in range(256 if len(texts) > self.few else 1)]
+        rows, whole = self._by_shelf(texts)
+        starts = np.cumsum([0, *map(len, rows)])
+        used = [k for k, r in enumerate(rows) if len(r)]
+        found = {k: self.shelves[k].look_up(whole.slice(starts[k], len(rows[k]))) for k in used}
+        self._number({k: rows[k][new] for k, (_, new) in found.items()})
+        numbers = np.empty(len(whole), np.int32)
+        for k, (places, _) in found.items():
+            numbers[rows[k]] = np.append(self.shelves[k].numbers, np.int32(-1))[places]
+        self.numbers.append(numbers)
+        known = sum(s.known.nbytes for s in self.shelves)  # those are looked up again, so that more have to wait for it
+        self.most = max(self.most, min(2 * known, 1 << 30))
+
+    def _by_shelf(self, texts):
+        "Rows of each shelf, rising, and the texts of one shelf after the other."
+        if len(self.shelves) == 1:
+            return [np.arange(len(texts))], texts
+        places, letters = _letters(texts)
+        shelf = _shelves(places, letters)
+        order = np.argsort(shelf, kind='stable')
+        rows = np.split(order, np.cumsum(np.bincount(shelf, minlength=len(self.shelves)))[:-1])
+        return rows, _reordered(texts, order, _table_of(places, letters))
+
+    def _number(self, first):
+        "Give new texts their numbers: {shelf: rows that are the first with one}."
+        rows = np.concatenate(list(first.values()))
+        numbers = np.empty(len(rows), np.int32)
+        numbers[np.argsort(rows)] = np.arange(self.known, self.known + len(rows))
+        self.known += len(rows)
+        ends = np.cumsum([len(r) for r in first.values()])
+        for k, more in zip(first, np.split(numbers, ends[:-1])):
+            self.shelves[k].numbers = np.append(self.shelves[k].numbers, more)
+
+    def column(self):
+        "All of it, with one dictionary. Nothing can be added after that."
+        self.encode()
+        self.settle()
+        self.pool.shutdown()
+        numbers, self.numbers = np.concatenate([np.zeros(0, np.int32), *self.numbers]), []
+        none = numbers < 0
+        texts = pa.concat_arrays([pa.array([], self.kind), *(s.known for s in self.shelves)])
+        order = np.empty(len(texts), np.int64)
+        order[np.concatenate([np.zeros(0, np.int32), *(s.numbers for s in self.shelves)])] = np.arange(len(texts))
+        numbers = pa.array(numbers, mask=none if none.any() else None)
+        return pa.chunked_array([pa.DictionaryArray.from_arrays(numbers, texts.take(pa.array(order)))])
+
+# %% ../../nbs/00_shop/08c_log_files.ipynb #06976a15
 def _one_dictionary(column):
-    "A column in one piece where its texts stand once each; any other as it is."
-    return column.unify_dictionaries().combine_chunks() if pa.types.is_dictionary(column.type) else column
+    "A column that came with numbers and texts has one dictionary; any other is as it was."
+    return column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column
 
-
+# %% ../../nbs/00_shop/08c_log_files.ipynb #7d47d67b
 class _Gathered:
     "Tables of a file, one after the other, whose texts stand once each, with a number per row."
 
-    def __init__(self, names, loose=1 << 23):
-        self.names, self.most, self.tables = set(names), loose, []
-        self.rows = self.loose = self.whole = 0  # rows, texts in dictionaries of single tables, texts in that of all
+    def __init__(self, names, most=1 << 26):
+        self.names, self.most = set(names), most  # columns to encode, and how many bytes of each wait for it at first
+        self.texts, self.tables, self.order, self.rows = {}, [], None, 0
 
     def add(self, table):
-        "Take another table; every now and then those that are there get one dictionary for all."
-        short = [f.name for f in table.schema if f.name in self.names and f.type in (pa.string(), pa.large_string())]
-        for name, column in zip(short, _side_by_side(lambda name: table[name].dictionary_encode(), short)):
-            table = table.set_column(table.column_names.index(name), name, column)
-        self.tables.append(table)
+        "Take another table."
+        if self.order is None:
+            self.order = table.column_names
+            kinds = {f.name: f.type for f in table.schema if f.name in self.names and _is_text(f.type)}
+            self.texts = {name: _Texts(kind, self.most) for name, kind in kinds.items()}
+        for name, texts in self.texts.items():
+            texts.add(table[name])
+        self.tables.append(table.drop_columns(list(self.texts)))
         self.rows += table.num_rows
-        self.loose += self._texts(table)
-        if self.loose > max(self.most, self.whole):
-            self.tables = [self.table()]
-            self.loose, self.whole = 0, self._texts(self.tables[0])
-
-    def _texts(self, table):
-        "How many texts a table's dictionaries hold."
-        kept = [c for c in table.columns if pa.types.is_dictionary(c.type)]
-        return sum(len(chunk.dictionary) for c in kept for chunk in c.chunks)
 
     def table(self, empty=None):
         "All of it as one table; `empty` where nothing was added."
-        if not self.tables:
+        if self.order is None:
             return empty
-        whole = pa.concat_tables(self.tables, promote_options='permissive')
-        return pa.table(_side_by_side(_one_dictionary, whole.columns), whole.column_names)
+        for texts in self.texts.values():
+            texts.encode()
+        rest = pa.concat_tables(self.tables, promote_options='permissive')
+        columns = {name: _one_dictionary(column) for name, column in zip(rest.column_names, rest.columns)}
+        columns |= {name: texts.column() for name, texts in self.texts.items()}
+        fields = [_field(name, columns[name].type, name in self.texts) for name in self.order]
+        return pa.table([columns[name] for name in self.order], pa.schema(fields))
 
 # %% ../../nbs/00_shop/08c_log_files.ipynb #96de152e
 def json_log(
@@ -316,7 +456,7 @@ def _csv_by_arrow(path, kinds, sep, names, skip, quote, max_rows=None, max_bytes
 # %% ../../nbs/00_shop/08c_log_files.ipynb #7a70c007
 def _rounded(column):
     "Did reading a column as floating point round whole numbers?"
-    return pa.types.is_float64(column.type) and bool((np.abs(column.to_numpy()) >= 2**53).any())
+    return pa.types.is_float64(column.type) and any((np.abs(c.to_numpy()) >= 2**53).any() for c in column.chunks)
 
 # %% ../../nbs/00_shop/08c_log_files.ipynb #c1218ada
 def _fast_csv(path, columns, sep, names, quote, **bounds):
@@ -502,8 +642,10 @@ def read_log(
     table, rows = _table(path, columns, malformed, notes, progress, time_format, **bounds)
     read = None if _form(path) == 'jsonl' else time_format  # JSON is read line by line, its dates too
     given = {role: table[role] for role in table.column_names}
+    once = [f.name for f in table.schema if f.metadata == _ONCE]
     del table  # so that each column goes as soon as it is numbers
-    return as_log(given, path.name, rows, notes, repeats, per_second, read)
+    pa.default_memory_pool().release_unused()  # Arrow would keep what the blocks of the file took
+    return as_log(given, path.name, rows, notes, repeats, per_second, read, once)
 
 # %% ../../nbs/00_shop/08c_log_files.ipynb #e1b15060
 def _words(path, max_bytes=None):

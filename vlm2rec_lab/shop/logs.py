@@ -6,6 +6,7 @@
 __all__ = ['coded', 'Log', 'time_order', 'as_log', 'k_core', 'filtered']
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #7be5b293
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +32,30 @@ def _encoded(column):
     "A column with each value once and a number per row. Encoding makes one dictionary for all chunks by itself."
     return column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
 
+# %% ../../nbs/00_shop/08a_logs.ipynb #5e8f17e3
+def _codes(found):
+    "int32 [n] numbers of an encoded column, -1 where there is nothing."
+    parts = [c.indices.fill_null(-1).to_numpy().astype(np.int32, copy=False) for c in found.chunks]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+# %% ../../nbs/00_shop/08a_logs.ipynb #c04d964e
+def _by_appearance(codes, dictionary):
+    "Do all numbers of a dictionary occur, and each for the first time after all lower ones?"
+    top = np.maximum.accumulate(codes)
+    return codes.min() == 0 and top[0] == 0 and top[-1] == len(dictionary) - 1 and bool((np.diff(top) <= 1).all())
+
+# %% ../../nbs/00_shop/08a_logs.ipynb #a231c9c3
+def _clean(dictionary):
+    "Are all values texts of visible ASCII characters alone, none of them empty? Such ids stay as they are."
+    if not pa.types.is_string(dictionary.type) or dictionary.null_count or not len(dictionary):
+        return False
+    first, last = dictionary.offset, dictionary.offset + len(dictionary)
+    ends = np.frombuffer(dictionary.buffers()[1], np.int32)[first : last + 1]
+    if not (np.diff(ends) > 0).all():
+        return False
+    characters = np.frombuffer(dictionary.buffers()[2], np.uint8)[ends[0] : ends[-1]]
+    return bool(characters.min() > ord(' ') and characters.max() <= ord('~'))
+
 # %% ../../nbs/00_shop/08a_logs.ipynb #a2722bdf
 def _every_id(column, rows):
     "The ids of a column, row by row, under their row numbers."
@@ -54,6 +79,7 @@ def coded(
     what='item id',  # what to call them in an error
     where='',  # the file
     rows=None,  # int [n] row numbers for errors; None for 0, 1, 2
+    once=False,  # whether the dictionary of a column is known to hold each value once
 ):  # -> (int32 [n] numbers by first appearance, [ids] object array of str)
     "Ids as numbers. Raises `DataError` naming the rows where one is empty or broken."
     column = pa.chunked_array([column]) if isinstance(column, pa.Array) else column
@@ -67,8 +93,10 @@ def coded(
         raise DataError(f'{place}: {what}s cannot be read: {e}') from None
     if not len(found):
         return np.zeros(0, np.int32), np.zeros(0, object)
-    codes = np.concatenate([c.indices.fill_null(-1).to_numpy().astype(np.int32, copy=False) for c in found.chunks])
-    order, dictionary = pd.unique(codes), found.chunk(0).dictionary
+    codes, dictionary = _codes(found), found.chunk(0).dictionary
+    if (once or not pa.types.is_dictionary(column.type)) and _clean(dictionary) and _by_appearance(codes, dictionary):
+        return codes, dictionary.to_numpy(zero_copy_only=False)
+    order = pd.unique(codes)
     ids = _distinct_ids(column, dictionary, order, what, where, rows)
     number, names = pd.factorize(ids.to_numpy(object))
     renumbered = np.zeros(len(dictionary), np.int32)
@@ -80,7 +108,7 @@ def _times(column, where, rows, time_format=None):
     "(times, numbers in their exact order) of an Arrow column; `DataError` naming the rows without a time."
     if time_format is None and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         out = np.asarray(column.to_numpy(), np.float64)
-        if np.isfinite(out).all() and np.abs(out).max(initial=0) < 2**53:
+        if -(2**53) < out.min(initial=0) and out.max(initial=0) < 2**53:  # what is no number is in neither
             return out, out
     if pa.types.is_nested(column.type):
         raise DataError(f'{where}: the column of times holds {column.type}')
@@ -129,11 +157,32 @@ def _rows(log, keep):
     parts = {name: getattr(log, name) for name in ('users', 'items', 'times', 'ratings')}
     return replace(log, **{name: None if x is None else x[keep] for name, x in parts.items()})
 
+# %% ../../nbs/00_shop/08a_logs.ipynb #60585e9d
+def _slices(n, size=1 << 17):
+    "Slices of `n` rows, so few at a time that they stay in the processor's cache."
+    return [slice(a, a + size) for a in range(0, n, size)]
+
+# %% ../../nbs/00_shop/08a_logs.ipynb #5d17d40c
+def _counts(numbers):
+    "int64 [largest + 1] how often each number occurs. Rising ones are counted by where they change."
+    if len(numbers) and (numbers[1:] >= numbers[:-1]).all():
+        last = np.append(np.flatnonzero(numbers[1:] != numbers[:-1]), len(numbers) - 1)
+        out = np.zeros(numbers[-1] + 1, np.int64)
+        out[numbers[last]] = np.diff(last, prepend=-1)
+        return out
+    size = int(numbers.max(initial=-1)) + 1
+    return sum((np.bincount(numbers[s], minlength=size) for s in _slices(len(numbers), 1 << 24)), np.zeros(size, int))
+
 # %% ../../nbs/00_shop/08a_logs.ipynb #c218075d
 def _renumbered(codes, n):
-    "Numbers without gaps for those of 0 to n that occur, and bool [n] which do."
-    used = np.bincount(codes, minlength=n) > 0
-    return (np.cumsum(used, dtype=np.int32) - 1)[codes], used
+    "int32 numbers without gaps for those of 0 to n that occur, and bool [n] which do."
+    used, out = np.zeros(n, bool), np.empty(len(codes), np.int32)
+    for s in _slices(len(codes)):
+        used[codes[s]] = True
+    number = np.cumsum(used, dtype=np.int32) - 1
+    for s in _slices(len(codes)):
+        out[s] = np.take(number, codes[s])
+    return out, used
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #5eb578d6
 @patch
@@ -153,34 +202,78 @@ def _one_key(users, times):
     low, high = times.min(initial=np.inf), times.max(initial=-np.inf)
     if max(abs(low), abs(high)) >= 2**53 or (users.max(initial=0) + 1.0) * (high - low + 1) >= 2**62:
         return None
-    if not (times == np.floor(times)).all():
-        return None
-    return users * np.int64(high - low + 1) + (times - low).astype(np.int64)
+    key = np.empty(len(users), np.int64)
+    for s in _slices(len(users)):
+        if not (times[s] == np.floor(times[s])).all():
+            return None
+        key[s] = users[s] * np.int64(high - low + 1) + (times[s] - low).astype(np.int64)
+    return key
+
+# %% ../../nbs/00_shop/08a_logs.ipynb #f4af9819
+def _key_order(key):
+    "The stable order of int64 [n]."
+    if not len(key):
+        return np.zeros(0, np.int64)
+    bits, low = len(key).bit_length(), key.min()
+    if int(key.max() - low).bit_length() + bits > 63:
+        return np.argsort(key, kind='stable')
+    with_row = ((key - low) << bits) + np.arange(len(key))
+    with_row.sort()
+    return with_row & ((1 << bits) - 1)
+
+# %% ../../nbs/00_shop/08a_logs.ipynb #0d799510
+def _user_parts(users, size):
+    "Rows of the first users, then of the next and so on, about `size` rows a time: (int64 [n], views of its parts)."
+    counts = _counts(users)
+    many = min(-(-len(users) // size), 256)
+    before = np.cumsum(counts) - counts
+    part = (before // -(-len(users) // many)).astype(np.uint8)  # of each user
+    rows = np.argsort(np.take(part, users), kind='stable')  # NumPy counts numbers of 8 bits, which is fast
+    return rows, np.split(rows, before[np.flatnonzero(np.diff(part)) + 1])
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #3b1a1e30
 def time_order(
     users,  # int [n]
     times,  # float64 [n], or None to keep each user's rows as they stand
+    size=1 << 16,  # rows of a part
 ):  # -> int64 [n]
     "The stable order by user and time."
     if times is None:
         return np.argsort(users, kind='stable')
     key = _one_key(users, times)
-    return np.lexsort((times, users)) if key is None else np.argsort(key, kind='stable')
+    if key is None:
+        return np.lexsort((times, users))
+    if len(users) <= size:
+        return _key_order(key)
+    order, parts = _user_parts(users, size)
+
+    def sort(rows):
+        rows[:] = np.take(rows, _key_order(np.take(key, rows)))
+
+    with ThreadPoolExecutor(pa.cpu_count()) as pool:
+        list(pool.map(sort, parts))
+    return order
+
+# %% ../../nbs/00_shop/08a_logs.ipynb #64ae6002
+def _taken(columns, order):
+    "Some columns in an order, each in a thread of its own; None stays None."
+    with ThreadPoolExecutor(min(len(columns), pa.cpu_count())) as pool:
+        return list(pool.map(lambda x: None if x is None else np.take(x, order), columns))
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #777c0f3f
-def _sorted_log(columns, where, rows, per_second, time_format=None):
+def _sorted_log(columns, where, rows, per_second, time_format=None, once=()):
     """(Log of some columns, order of its rows, numbers that order the times exactly, sorted).
     Each column is taken out of `columns` as it is read, so that a long one does not stay in memory twice."""
-    users, user_ids = coded(columns.pop('user'), 'user id', where, rows)
-    items, item_ids = coded(columns.pop('item'), 'item id', where, rows)
+    users, user_ids = coded(columns.pop('user'), 'user id', where, rows, 'user' in once)
+    items, item_ids = coded(columns.pop('item'), 'item id', where, rows, 'item' in once)
     times, ranks = _times(columns.pop('time'), where, rows, time_format) if 'time' in columns else (None, None)
     ratings = _ratings(columns.pop('rating'), where, rows) if 'rating' in columns else None
     order, same = time_order(users, ranks), times is ranks
-    times = None if times is None else times[order]
+    users = np.repeat(np.arange(len(user_ids), dtype=np.int32), _counts(users))
+    items, times = _taken((items, times), order)
     ranks = times if same else ranks[order]
     times = times if times is None or per_second == 1 else times / per_second
-    log = Log(users[order], items[order], times, ratings, user_ids, item_ids, where)
+    log = Log(users, items, times, ratings, user_ids, item_ids, where)
     return replace(log, ratings=None if ratings is None else ratings[order]), order, ranks
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #72b4bee2
@@ -192,11 +285,12 @@ def as_log(
     repeats=False,  # True keeps rows that repeat an earlier one
     per_second=1,  # units of the times in a second; 1000 for milliseconds
     time_format=None,  # of dates, such as '%d.%m.%Y'; None reads numbers and dates such as 2024-05-31
+    once=(),  # roles whose dictionary is known to hold each value once
 ):  # -> Log
     "A table of interactions, sorted. Raises `DataError` naming the rows of empty ids and bad times; counts repeats."
     columns = table if isinstance(table, dict) else {name: table[name] for name in table.column_names}
     single = 'time' in columns and columns['time'].type == pa.float32()
-    log, order, ranks = _sorted_log(columns, where, rows, per_second, time_format)
+    log, order, ranks = _sorted_log(columns, where, rows, per_second, time_format, once)
     if log.times is None:
         return log
     warn_of_ties(log.users, log.times, ranks, single, where, notes)
@@ -210,12 +304,14 @@ def as_log(
     warn(notes, f'{where}: {said}: row {which}; the first of each is kept, the repeats are removed')
     return _rows(log, ~again)
 
-# %% ../../nbs/00_shop/08a_logs.ipynb #43d19368
-def _frequent(users, items, k_users, k_items):
-    "bool [n] which interactions are of a user and of an item that have enough of them."
-    if not len(users):
-        return np.ones(0, bool)
-    return (np.bincount(users) >= k_users)[users] & (np.bincount(items) >= k_items)[items]
+# %% ../../nbs/00_shop/08a_logs.ipynb #5eca10bd
+def _rare(users, items, keep, of_user, of_item):
+    "Rows in `keep`, bool [n], of a user or an item that is marked: bool [users], bool [items]."
+    found = [np.zeros(0, np.int64)]
+    for s in _slices(len(users)):
+        marked = (np.take(of_user, users[s]) | np.take(of_item, items[s])) & keep[s]
+        found.append(np.flatnonzero(marked) + s.start)
+    return np.concatenate(found)
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #425a787d
 def k_core(
@@ -229,10 +325,15 @@ def k_core(
         if isinstance(k, bool) or int(k) != k or k < 1:
             raise DataError(f'k={k}: the fewest interactions is a whole number from 1')
     u, i = np.asarray(users), np.asarray(items)
-    keep, at, rounds = np.zeros(len(u), bool), np.arange(len(u)), 0
-    while not (enough := _frequent(u, i, k_users, k_items)).all():
-        u, i, at, rounds = u[enough], i[enough], at[enough], rounds + 1
-    keep[at] = True
+    keep, rounds = np.ones(len(u), bool), 0
+    if not len(u):
+        return keep, rounds
+    of_user, of_item = _counts(u), _counts(i)
+    while len(rows := _rare(u, i, keep, of_user < k_users, of_item < k_items)):
+        keep[rows] = False
+        np.subtract.at(of_user, u[rows], 1)
+        np.subtract.at(of_item, i[rows], 1)
+        rounds += 1
     return keep, rounds
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #21fa0181

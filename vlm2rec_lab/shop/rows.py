@@ -219,17 +219,20 @@ def _spans(values, start, length):
 # %% ../../nbs/00_shop/02_rows.ipynb #7ab2460c
 def _distinct(offsets, items, without=None):
     "Each list sorted, every item once, less one item per list: (offsets, items)."
-    row, width = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)), items.max(initial=0) + 1
+    row, bits = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)), int(items.max(initial=0)).bit_length()
+    kind = np.uint32 if len(offsets).bit_length() + bits <= 32 else np.int64
+    key = (row.astype(kind) << kind(bits)) | items.astype(kind)
     if without is not None:
-        keep = items != without[row]
-        row, items = row[keep], items[keep]
-    key = np.sort(row * width + items)
-    key = key[np.diff(key, prepend=-1) > 0]
-    lengths = np.bincount(key // width, minlength=len(offsets) - 1)
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), key % width
+        key = key[items != np.take(without, row)]
+    key.sort()
+    first = np.ones(len(key), bool)
+    np.not_equal(key[1:], key[:-1], out=first[1:])
+    key = key[first]
+    lengths = np.bincount(key >> kind(bits), minlength=len(offsets) - 1)
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), (key & kind((1 << bits) - 1)).astype(np.int64)
 
 # %% ../../nbs/00_shop/02_rows.ipynb #7aa48ada
-def _even_blocks(lengths, size=8 * BLOCK):
+def _even_blocks(lengths, size=1 << 15):
     "Slices of lists that hold about `size` items together; a longer list stands alone."
     ends = np.cumsum(lengths, dtype=np.int64)
     cuts = np.searchsorted(ends, np.arange(size, ends[-1] if len(ends) else 0, size), 'right')
