@@ -11,6 +11,7 @@ from torch import nn
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from vlm2rec_lab.model import lean as room
+from vlm2rec_lab.model.family import on
 from vlm2rec_lab.model.lean import fused_norms, lean_adapters
 
 
@@ -169,3 +170,15 @@ def test_norms_that_are_trained_or_in_other_types_stay_as_they_are_written():
         y.sum().backward()
         assert x.grad is not None and (quick.weight.grad is not None) == quick.weight.requires_grad
     assert norms()[1](torch.randn(3, 6)).grad_fn is None
+
+
+def test_a_mask_as_numbers_is_the_mask():
+    "Attention gives the same bits with it; masks by kind of layer stay apart; none stays none."
+    torch.manual_seed(0)
+    mask = (torch.rand(3, 1, 7, 7) < 0.5).tril() | torch.eye(7, dtype=torch.bool)
+    q, k, v = torch.randn(3, 3, 2, 7, 4).unbind()
+    numbers = on(dict(a=mask), torch.device('cpu'), True)['a']
+    assert numbers.dtype == torch.float32 and torch.equal(numbers == 0, mask)
+    a, b = (torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=m) for m in (mask, numbers))
+    assert torch.equal(a, b)
+    assert on(mask, torch.device('cpu')).dtype == torch.bool and on(None, torch.device('cpu'), True) is None
