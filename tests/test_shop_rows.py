@@ -67,6 +67,7 @@ def test_what_was_had_is_the_same_in_blocks_of_any_size(sequences, size):
         assert [k for b in blocks for k in range(len(at))[b]] == at.tolist()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(room, '_even_blocks', lambda lengths: blocks)
+            patch.setattr(room, '_MANY', 2)  # in threads
             found = room._had(inter.items, start, at - start, without)
         assert [x.tolist() for x in found] == [x.tolist() for x in whole]
 

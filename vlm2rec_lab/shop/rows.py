@@ -10,6 +10,7 @@ __all__ = ['BLOCK', 'PARTS', 'FEW_ROWS', 'FORMAT', 'WITH_SETS', 'HEADER', 'Windo
 # %% ../../nbs/00_shop/02_rows.ipynb #862fea49
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
@@ -239,13 +240,27 @@ def _even_blocks(lengths, size=1 << 15):
     cuts = np.unique([0, *cuts, len(lengths)])
     return [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:])]
 
+# %% ../../nbs/00_shop/02_rows.ipynb #7480b618
+_MANY = 16  # from so many blocks on threads are worth starting
 
+
+def _each(work, blocks):
+    "A function of every block, in order; of many blocks in threads, as NumPy lets others work while it sorts."
+    if len(blocks) < _MANY:
+        return [work(b) for b in blocks]
+    import pyarrow as pa
+
+    with ThreadPoolExecutor(pa.cpu_count()) as pool:
+        return list(pool.map(work, blocks))
+
+# %% ../../nbs/00_shop/02_rows.ipynb #318f3ba3
 def _had(values, start, length, without=None):
     "What `_distinct` gives for the spans `values[start:start + length]`, a block of them at a time."
-    parts = [
-        _distinct(*_spans(values, start[s], length[s]), None if without is None else without[s])
-        for s in _even_blocks(length)
-    ]
+
+    def distinct(s):
+        return _distinct(*_spans(values, start[s], length[s]), None if without is None else without[s])
+
+    parts = _each(distinct, _even_blocks(length))
     sizes = [np.diff(offsets) for offsets, _ in parts]
     offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *sizes]))])
     return offsets, np.concatenate([np.zeros(0, np.int64), *(items for _, items in parts)])
