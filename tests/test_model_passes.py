@@ -97,3 +97,19 @@ def test_a_history_of_nothing_has_no_prefix(embedder, studio):
     nothing = np.full((2, 3), PAD)
     found = prefix_vectors(embedder, embedder.bank(studio.catalogue), nothing)
     assert [z.shape[0] for z in found.values()] == [0, 0]
+
+
+@pytest.mark.parametrize('how', ['bfloat16 weights', 'autocast'])
+def test_a_tree_in_sixteen_bits_comes_near_to_that_in_thirty_two(embedder, checkpoint, studio, history, how):
+    "A mask as numbers is for float32 alone."
+    weights = torch.bfloat16 if how == 'bfloat16 weights' else torch.float32
+    other = VLMEmbedder.from_pretrained(checkpoint, lora=4, device='cpu', dtype=weights)
+    for (_, p), (_, q) in zip(other.adapter_parameters(), embedder.adapter_parameters(), strict=True):
+        p.data.copy_(q.data)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=how == 'autocast'):
+        near = prefix_vectors(other, other.bank(studio.catalogue, progress=False), history)
+    with torch.no_grad():
+        exact = prefix_vectors(embedder, embedder.bank(studio.catalogue, progress=False), history)
+    for view, z in exact.items():
+        told = z.norm(dim=1) > 0
+        assert (torch.cosine_similarity(z, near[view].float())[told] > 0.98).all()
