@@ -23,7 +23,7 @@ from common import in_range, interleave, machine, quantiles, quiet, ratio_of_sum
 from train import ALL, fresh, gradients, shop
 
 from vlm2rec_lab.model.family import language_model
-from vlm2rec_lab.model.lean import _Adapted, _is_merged
+from vlm2rec_lab.model.lean import _Adapted
 from vlm2rec_lab.train import batch_rows, make_batch, training_rows
 
 
@@ -51,6 +51,32 @@ def written(x, w, a, b, scale):
     return F.linear(x, w).addmm_(F.linear(x, a), b.t(), alpha=scale)
 
 
+class Merged(torch.autograd.Function):
+    "A layer that is merged with its adapter, there and back."
+
+    @staticmethod
+    def forward(ctx, x, w, a, b, scale):
+        ctx.save_for_backward(x, w, a, b)
+        ctx.scale = scale
+        return F.linear(x, torch.addmm(w, b, a, alpha=scale))
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w, a, b = ctx.saved_tensors
+        back = (b.t() @ g.t()) * ctx.scale
+        return g @ torch.addmm(w, b, a, alpha=ctx.scale), None, back @ x, ((a @ x.t()) @ g).t() * ctx.scale, None
+
+
+def error(way, leaves, back):  # -> float
+    "The largest error of a gradient in parts of its largest number, against float64."
+    true = [t.detach().double().requires_grad_() for t in leaves]
+    exact = torch.autograd.grad(way(*true), true, back.double())
+    return max(
+        float((f - e).abs().max() / e.abs().max())
+        for f, e in zip(torch.autograd.grad(way(*leaves), leaves, back), exact)
+    )
+
+
 def layers(widths=WIDTHS, tokens=TOKENS, rounds=5, work=2e9, seed=0):  # -> list of dict
     "One layer there and back, by autograd and by the lab: ratios of the sums over all rounds, taken in turn."
     g, out = torch.Generator().manual_seed(seed), []
@@ -62,15 +88,15 @@ def layers(widths=WIDTHS, tokens=TOKENS, rounds=5, work=2e9, seed=0):  # -> list
             )
             leaves = [t.requires_grad_() for t in (x, a, b)]
             ways = dict(
-                autograd=lambda w=w: written(x, w, a, b, 2.0),
-                apart=lambda w=w: _Adapted.apply(x, w, None, a, b, 2.0, False),
-                merged=lambda w=w: _Adapted.apply(x, w, None, a, b, 2.0, True),
+                autograd=lambda x, a, b, w=w: written(x, w.to(x.dtype), a, b, 2.0),
+                apart=lambda x, a, b, w=w: _Adapted.apply(x, w.to(x.dtype), None, a, b, 2.0),
+                merged=lambda x, a, b, w=w: Merged.apply(x, w.to(x.dtype), a, b, 2.0),
             )
             times = max(1, min(200, int(work / (6 * n * inputs * outputs))))
 
             def repeat(_, way, times=times, leaves=leaves, back=back):
                 for _ in range(times):
-                    torch.autograd.grad(way(), leaves, back)
+                    torch.autograd.grad(way(*leaves), leaves, back)
 
             spent = interleave({k: lambda r, way=way: repeat(r, way) for k, way in ways.items()}, rounds)
             cpu = {k: np.array(v)[:, 1] for k, v in spent.items()}
@@ -79,7 +105,7 @@ def layers(widths=WIDTHS, tokens=TOKENS, rounds=5, work=2e9, seed=0):  # -> list
                     inputs=inputs,
                     outputs=outputs,
                     tokens=n,
-                    chosen='merged' if _is_merged(x, w) else 'apart',
+                    errors={k: error(way, leaves, back) for k, way in ways.items()},
                     autograd_over_apart=ratio_of_sums(cpu['autograd'], cpu['apart']),
                     apart_over_merged=ratio_of_sums(cpu['apart'], cpu['merged']),
                 )
@@ -168,7 +194,8 @@ def layers_shown(rows):  # -> list of dict
             'tokens': f'{r["tokens"]:,}',
             'autograd takes, of the own way apart': in_range(r['autograd_over_apart']),
             'apart takes, of merged': in_range(r['apart_over_merged']),
-            'chosen': r['chosen'],
+            'error of a gradient, apart': f'{r["errors"]["apart"]:.1e}',
+            'merged': f'{r["errors"]["merged"]:.1e}',
         }
         for r in rows
     ]

@@ -201,7 +201,7 @@ def test_step_and_its_floor(tmp_path, scripts):
     assert found['batches'] == 2 and 'times the floor' in printed and found['pairs_per_step'] > found['rows_per_step']
     cpu = found['cpu_seconds']
     assert found['ratio'][0] == pytest.approx(cpu['step'] / cpu['floor'], rel=0.05) and found['ratio'][0] > 1
-    assert found['layers'][0]['chosen'] == 'apart' and 'apart takes, of merged' in printed
+    assert max(found['layers'][0]['errors'].values()) < 1e-5 and 'apart takes, of merged' in printed
     assert found['others']['under autocast to bfloat16']['ratio'][0] > 1
     t = scripts['train']
     embedder, _ = t.fresh(0, t.shop(1, 5, 6, True), t.ALL)

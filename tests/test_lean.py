@@ -2,7 +2,6 @@
 
 import copy
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,27 +46,18 @@ def outcome(model, x, g):
 sizes = st.integers(1, 9)
 
 
-@given(st.lists(sizes, min_size=1, max_size=3), sizes, sizes, sizes, st.booleans(), st.sampled_from((0, 1e9)))
+@given(st.lists(sizes, min_size=1, max_size=3), sizes, sizes, sizes, st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_layers_of_any_shape_are_those_of_peft(shape, inputs, outputs, rank, bias, merged_from):
+def test_layers_of_any_shape_are_those_of_peft(shape, inputs, outputs, rank, bias):
     plain, quick = layers(inputs, outputs, rank, bias)
     x, g = torch.randn(*shape, inputs), torch.randn(*shape, outputs)
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(room, 'MERGED_FROM', merged_from)
-        assert close(outcome(plain, x, g), outcome(quick, x, g))
-
-
-@pytest.mark.parametrize('rows, merged', [(1, False), (13, False), (14, True), (500, True)])
-def test_a_layer_is_merged_where_tokens_are_many(rows, merged):
-    "Five times 6 * 5 / 11 is 13.6 tokens."
-    assert room._is_merged(torch.zeros(rows, 6), torch.zeros(5, 6)) == merged
-    assert not room._is_merged(torch.zeros(rows, 6, dtype=torch.bfloat16), torch.zeros(5, 6))
+    assert close(outcome(plain, x, g), outcome(quick, x, g))
 
 
 def ways(monkeypatch):
     "A list that fills with whether the way back of the lab was taken."
     taken, real = [], room._Adapted.apply
-    monkeypatch.setattr(room._Adapted, 'apply', lambda *a: taken.append(a[-1]) or real(*a))
+    monkeypatch.setattr(room._Adapted, 'apply', lambda *a: taken.append(1) or real(*a))
     return taken
 
 
@@ -77,11 +67,11 @@ def test_the_way_back_is_ours_in_training_alone(monkeypatch):
     with torch.no_grad():
         assert torch.equal(plain(x), quick(x)) and not taken
     quick(x)
-    assert taken == [False]
+    assert taken == [1]
     for p in adapters(quick):
         p.requires_grad_(False)
     quick(x)
-    assert taken == [False]
+    assert taken == [1]
 
 
 def test_a_base_that_is_trained_gets_its_gradient(monkeypatch):
@@ -118,7 +108,7 @@ def test_autocast_computes_in_its_own_type(monkeypatch):
 def test_sixteen_bits_come_near_to_peft(monkeypatch):
     plain, quick = layers(8, 8, kind=torch.bfloat16)
     x, g, taken = torch.randn(40, 8).bfloat16(), torch.randn(40, 8).bfloat16(), ways(monkeypatch)
-    assert close(outcome(plain, x, g), outcome(quick, x, g), 0.03) and taken == [False]
+    assert close(outcome(plain, x, g), outcome(quick, x, g), 0.03) and taken == [1]
 
 
 def test_the_gradient_can_be_taken_again():
