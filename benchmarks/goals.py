@@ -27,10 +27,8 @@ def pairs(results):
     a, c = (get(rows, name, 'pairs_per_second') for name in ('(a) plain', all_of_them))
     if not a or not c:
         return None
-    said, s = (
-        f'{c / a:.1f} times' + (', with lean prompts' if lean else ''),
-        get(results, 'train', 'quality', 'summary'),
-    )
+    said = f'{c / a:.1f} times' + (', with lean prompts' if lean else '')
+    s = get(results, 'train', 'quality', 'summary')
     if not s:
         return f'{said}; test NDCG@10 {MISSING}', False if c / a < 8 else None
     test, seeds = s['test_mean_and_deviation'], s.get('seeds') or len(results['train']['quality']['runs']) // 2

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from common import cell, interval_of_mean, interval_of_sums, machine, quiet, say, table, write
+from common import cell, in_range, interval_of_mean, interval_of_sums, machine, quiet, say, table, write
 from train import ALL, CHECKPOINT, CONDITION, RANK, TAU, for_both, fresh, reached, scores, shop
 
 from vlm2rec_lab.losses import get_loss
@@ -118,21 +118,15 @@ def summary(runs, goal):  # {way: list of runs, a seed each} -> list of dict
 
 def shown(result):  # -> list of dict
     "Rows of the table."
-
-    def span(values, digits):
-        low, high = values[1:]
-        tail = '' if low is None else f' [{low:.{digits}f}, {high:.{digits}f}]'
-        return f'{values[0]:.{digits}f}{tail}'
-
     return [
         {
             'items come from': r['way'],
             'learning rate': f'{r["lr"]:g}',
             'CPU seconds a step': f'{r["seconds_a_step"]:.3f}',
             'goal reached': f'{r["reached"]} of {r["seeds"]}',
-            'seconds of the first row over these': span(r['first_over_this'], 1) if r['first_over_this'] else '',
+            'seconds of the first row over these': in_range(r['first_over_this'], 1) if r['first_over_this'] else '',
             'test NDCG@10': f'{r["test"][0]:.4f}' + (f' ± {r["test"][1]:.4f}' if r['test'][1] is not None else ''),
-            'less the first row': span(r['difference'], 4),
+            'less the first row': in_range(r['difference'], 4),
         }
         for r in result['summary']
     ]

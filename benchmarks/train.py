@@ -205,10 +205,7 @@ def rates(split, recipes, batch, rounds, seed=0):  # {name: (Recipe, rows per st
 def encoding(split, seed=0):  # -> dict
     """Rates of what is done once per catalogue: pictures through image processing and vision tower, items through the
     language model."""
-    embedder, n = (
-        VLMEmbedder.from_pretrained(tiny_vlm(), lora=RANK, seed=seed, device='cpu'),
-        len(split.catalogue),
-    )
+    embedder, n = VLMEmbedder.from_pretrained(tiny_vlm(), lora=RANK, seed=seed, device='cpu'), len(split.catalogue)
     with Clock() as pictures:
         embedder.bank(split.catalogue, False)
     with Clock() as items:
@@ -230,9 +227,8 @@ def scores(embedder, split, part):  # -> {view: NDCG@10}
 def course(split, recipe, seed, rows, lr, steps, every, test=True, weights=None):  # -> dict
     "Train with the lab's own loop; validate every so many steps with the clock stopped; test at the end."
     with Clock() as start:
-        embedder, bank = fresh(
-            seed, split, recipe, weights
-        )  # storing the features of the vision tower belongs to the cost
+        # storing the features of the vision tower belongs to the cost
+        embedder, bank = fresh(seed, split, recipe, weights)
     spent, valid, mark = (
         [start.cpu if recipe.cached else 0.0, start.wall if recipe.cached else 0.0],
         [],
@@ -284,9 +280,8 @@ def reached(run, goal):  # -> (CPU seconds, wall seconds, steps), or None
     return next(((cpu, wall, step) for step, cpu, wall, score in run['valid'] if score >= goal), None)
 
 
-def develop(
-    cells, small, seed, rates_a, rates_c, plan, quick, weights=None
-):  # -> (goal, recipe a, recipe c, list of runs)
+# -> (goal, recipe a, recipe c, list of runs)
+def develop(cells, small, seed, rates_a, rates_c, plan, quick, weights=None):
     """Fix the goal and the recipes on a development shop: the learning rate of (a) by its last validation; learning
     rate, rows per step and prompts of (c) by the seconds to the goal among those that end no lower."""
     split = shop(seed, 10, 11, small)
@@ -372,17 +367,11 @@ def main():
                 )
 
             result['rates'].append(
-                cell(
-                    cells,
-                    dict(cell='rates', world=world, small=o.small, rounds=rounds, rows=rows),
-                    work,
-                )
+                cell(cells, dict(cell='rates', world=world, small=o.small, rounds=rounds, rows=rows), work)
             )
             write(o.out, result)
         result['encoding'] = cell(
-            cells,
-            dict(cell="encoding", small=o.small),
-            lambda: encoding(shop(0, 10, 11, o.small)),
+            cells, dict(cell='encoding', small=o.small), lambda: encoding(shop(0, 10, 11, o.small))
         )
     if o.only != 'rates':
         grid_a, grid_c = ((1e-3,), ((4, 1e-3), (8, 1e-3))) if o.small else (GRID_A, GRID_C)
@@ -404,16 +393,9 @@ def main():
             ):
 
                 def work(recipe=recipe, pick=pick, every=every):
-                    return course(
-                        shop(seed, 10, 11, o.small),
-                        recipe,
-                        seed,
-                        pick['rows'],
-                        pick['lr'],
-                        pick['steps'],
-                        every,
-                        weights=weights,
-                    )
+                    split = shop(seed, 10, 11, o.small)
+                    how = dict(rows=pick['rows'], lr=pick['lr'], steps=pick['steps'], every=every)
+                    return course(split, recipe, seed, **how, weights=weights)
 
                 run = cell(
                     cells,

@@ -31,9 +31,8 @@ def adapters(model):
 
 def close(a, b, tolerance=1e-5):
     "Equal to so many parts of the largest number."
-    return all(
-        float((x - y).detach().abs().max()) <= tolerance * (1 + float(x.detach().abs().max())) for x, y in zip(a, b)
-    )
+    pairs = [(x.detach(), y.detach()) for x, y in zip(a, b, strict=True)]
+    return all(float((x - y).abs().max()) <= tolerance * (1 + float(x.abs().max())) for x, y in pairs)
 
 
 def outcome(model, x, g):

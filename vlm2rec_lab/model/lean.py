@@ -28,15 +28,10 @@ def _common_type(x, *weights):
     return x.dtype if all(w.dtype == x.dtype for w in weights) else None
 
 # %% ../../nbs/02_model/02a_lean.ipynb #9722a12d
-def _frozen(layer, x, *weights):
-    "Whether a layer's own weights are as they lie, fixed and of the type of the input: no hooks, no autocast."
-    kind, base = x.device.type, layer.base_layer
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return False
-    if base._forward_pre_hooks or base._forward_hooks or 'forward' in vars(base):
-        return False  # as Accelerate moves weights in when they are asked for
+def _lies_still(base):
+    "Whether a linear layer's weights are fixed and read where they lie: no hooks, as Accelerate has to move them in."
     fixed = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
-    return fixed and all(w.dtype == x.dtype for w in weights)
+    return fixed and not (base._forward_pre_hooks or base._forward_hooks or 'forward' in vars(base))
 
 # %% ../../nbs/02_model/02a_lean.ipynb #86dbc909
 class _Adapted(torch.autograd.Function):
@@ -71,7 +66,8 @@ def _forward(
         return type(layer).__mro__[1].forward(layer, x, *args, **kwargs)
     flat, scale = x.reshape(-1, x.shape[-1]), layer.scaling[name]
     learns = torch.is_grad_enabled() and a.requires_grad and b.requires_grad
-    if layer.own_way_back and learns and _frozen(layer, flat, base.weight, a, b):
+    one_type = all(w.dtype == dtype for w in (flat, base.weight, a, b))
+    if layer.own_way_back and learns and one_type and _lies_still(base):
         y = _Adapted.apply(flat, base.weight, base.bias, a, b, scale)
     else:
         flat = flat.to(dtype)
