@@ -9,8 +9,9 @@ nothing else: no adapters, no attention, no norms, no loss. Step and floor run i
 one thread; the ratio is that of the sums of CPU seconds, with the range of single batches.
 
 A second table takes single layers of several widths, there and back: an adapter as autograd walks it back, and the
-lab's own way, apart and merged with the layer. A third takes the step in two ways that a graphics card may like: the
-decoder's layers compiled by torch, and the passes under autocast to bfloat16.
+lab's own way, apart and merged with the layer. A third takes gated layers as they are written and in blocks of tokens.
+A fourth takes the step in two ways that a graphics card may like: the decoder's layers compiled by torch, and the
+passes under autocast to bfloat16.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from common import in_range, interleave, machine, quantiles, quiet, ratio_of_sums, table, write
 from train import ALL, fresh, gradients, shop
 
+from vlm2rec_lab.model.blocks import BLOCK, FROM, WIDEST, _Gated
 from vlm2rec_lab.model.family import language_model
 from vlm2rec_lab.model.lean import _Adapted
 from vlm2rec_lab.train import batch_rows, make_batch, training_rows
@@ -108,6 +110,53 @@ def layers(widths=WIDTHS, tokens=TOKENS, rounds=5, work=2e9, seed=0):  # -> list
                     errors={k: error(way, leaves, back) for k, way in ways.items()},
                     autograd_over_apart=ratio_of_sums(cpu['autograd'], cpu['apart']),
                     apart_over_merged=ratio_of_sums(cpu['apart'], cpu['merged']),
+                )
+            )
+    return out
+
+
+GATES = ((96, 256), (384, 1024), (576, 1536), (960, 2560))  # width of a gated layer, and inside it
+MANY = (512, 2048, 4096)  # tokens
+
+
+def gates(widths=GATES, tokens=MANY, rounds=5, work=1e10, seed=0):  # -> list of dict
+    "A gated layer with three adapters, as it is written with lean ones and in blocks: ratios of sums, taken in turn."
+    g, out = torch.Generator().manual_seed(seed), []
+    for width, inside in widths:
+        shapes = ((inside, width), (inside, width), (width, inside))
+        frozen = [torch.randn(s, generator=g) / s[1] ** 0.5 for s in shapes]
+        adapters = [[torch.randn(s, generator=g) / 10 for s in ((RANK, w.shape[1]), (len(w), RANK))] for w in frozen]
+        for n in tokens:
+            x, back = (torch.randn(n, width, generator=g) for _ in range(2))
+            leaves = [t.requires_grad_() for t in (x, *(a for pair in adapters for a in pair))]
+
+            def parts(given, frozen=frozen):
+                return [(w.to(given[0].dtype), None, *given[k : k + 2], 2.0) for w, k in zip(frozen, (1, 3, 5))]
+
+            def written(*given, parts=parts):
+                gate, up, down = parts(given)
+                return _Adapted.apply(F.silu(_Adapted.apply(given[0], *gate)) * _Adapted.apply(given[0], *up), *down)
+
+            def blocks(*given, parts=parts):
+                return _Gated.apply(given[0], *(value for part in parts(given) for value in part))
+
+            ways = dict(written=written, blocks=blocks)
+            times = max(1, min(20, int(work / (18 * n * width * inside))))
+
+            def repeat(way, times=times, leaves=leaves, back=back):
+                for _ in range(times):
+                    torch.autograd.grad(way(*leaves), leaves, back)
+
+            spent = interleave({k: lambda r, way=way: repeat(way) for k, way in ways.items()}, rounds)
+            cpu = {k: np.array(v)[:, 1] for k, v in spent.items()}
+            out.append(
+                dict(
+                    width=width,
+                    inside=inside,
+                    tokens=n,
+                    taken=n >= FROM and width * inside <= WIDEST,
+                    errors={k: error(way, leaves, back) for k, way in ways.items()},
+                    written_over_blocks=ratio_of_sums(cpu['written'], cpu['blocks']),
                 )
             )
     return out
@@ -201,6 +250,21 @@ def layers_shown(rows):  # -> list of dict
     ]
 
 
+def gates_shown(rows):  # -> list of dict
+    "Rows of the table of gated layers."
+    return [
+        {
+            'gated layer': f'{r["width"]:,} to {r["inside"]:,}',
+            'tokens': f'{r["tokens"]:,}',
+            'as it is written takes, of blocks': in_range(r['written_over_blocks']),
+            'taken in blocks': 'yes' if r['taken'] else 'no',
+            'error of a gradient, as written': f'{r["errors"]["written"]:.1e}',
+            'in blocks': f'{r["errors"]["blocks"]:.1e}',
+        }
+        for r in rows
+    ]
+
+
 def others_shown(found):  # -> list of dict
     "Rows of the table of other ways."
     return [
@@ -223,6 +287,8 @@ def main():
     rows = 8 if o.small else 32
     found = run(split, rows, o.rounds)
     found['layers'] = layers(*([((6, 5),), (3,), 1, 1] if o.small else []))
+    found['gates'] = gates(*([((6, 8),), (300,), 1, 1] if o.small else []))
+    found['tokens_in_a_block'] = BLOCK
     found['others'] = {
         'under autocast to bfloat16': run(split, rows, 1 if o.small else o.others, autocast=torch.bfloat16)
     }
@@ -242,6 +308,8 @@ def main():
     print(table(shown(found)))
     print('\nOne layer with an adapter, there and back: CPU seconds as ratios of sums, with the range of rounds\n')
     print(table(layers_shown(found['layers'])))
+    print(f'\nA gated layer, there and back, as it is written and in blocks of {BLOCK} tokens\n')
+    print(table(gates_shown(found['gates'])))
     print('\nThe same step in other ways\n')
     print(table(others_shown(found['others'])))
     print('\nmachine:', result['machine'])

@@ -202,6 +202,7 @@ def test_step_and_its_floor(tmp_path, scripts):
     cpu = found['cpu_seconds']
     assert found['ratio'][0] == pytest.approx(cpu['step'] / cpu['floor'], rel=0.05) and found['ratio'][0] > 1
     assert max(found['layers'][0]['errors'].values()) < 1e-5 and 'apart takes, of merged' in printed
+    assert max(found['gates'][0]['errors'].values()) < 1e-5 and 'as it is written takes, of blocks' in printed
     assert found['others']['under autocast to bfloat16']['ratio'][0] > 1
     t = scripts['train']
     embedder, _ = t.fresh(0, t.shop(1, 5, 6, True), t.ALL)
@@ -212,6 +213,11 @@ def test_step_and_its_floor(tmp_path, scripts):
 
     layer(torch.zeros(3, 5, into))
     assert called == [(15, out, into)], 'a matrix with its adapter counts once'
+    gate = next(m for m in embedder.model.modules() if hasattr(m, 'gate_proj') and hasattr(m.gate_proj, 'base_layer'))
+    inside, width = gate.gate_proj.base_layer.weight.shape
+    called.clear()
+    gate(torch.zeros(2, 4096, width))
+    assert called == 2 * [(8192, inside, width)] + [(8192, width, inside)], 'also of layers that go through in blocks'
     for h in hooks:
         h.remove()
 

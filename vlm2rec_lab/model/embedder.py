@@ -21,6 +21,7 @@ from ..base.errors import known
 from ..base.ragged import PAD
 from ..base.store import Store, content_key, weights_key
 from .bank import make_bank, vision_key
+from .blocks import in_blocks
 from .check import choose_family
 from .encode import POOLS, encode_plan, forward, vector_size
 from vlm2rec_lab.model.families import (
@@ -90,7 +91,7 @@ class VLMEmbedder:
         pool='last',  # of POOLS: which hidden state of a prompt is its vector
         dims=None,  # how many numbers of it, the first ones; None: all
     ):
-        self.model, self.tokenizer, self.image_processor = lean(model), tokenizer, image_processor
+        self.model, self.tokenizer, self.image_processor = in_blocks(lean(model)), tokenizer, image_processor
         self.fusion, self.pool = known(fusion, READINGS, 'fusion'), known(pool, POOLS, 'pooling')
         self.family, self.dims = family or _listed(self.core), _checked_dims(self.core, dims)
         self.usual = default_prompts(self.family, tokenizer, base)

@@ -28,10 +28,16 @@ def _common_type(x, *weights):
     return x.dtype if all(w.dtype == x.dtype for w in weights) else None
 
 # %% ../../nbs/02_model/02a_lean.ipynb #9722a12d
+def _unwatched(layer):
+    "Whether a layer is only what it computes: no hooks, as Accelerate has to move weights in, and no other forward."
+    hooks = layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks
+    return not (any(hooks) or 'forward' in vars(layer))
+
+# %% ../../nbs/02_model/02a_lean.ipynb #c57725f1
 def _lies_still(base):
-    "Whether a linear layer's weights are fixed and read where they lie: no hooks, as Accelerate has to move them in."
+    "Whether a linear layer's weights are fixed and read where they lie."
     fixed = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
-    return fixed and not (base._forward_pre_hooks or base._forward_hooks or 'forward' in vars(base))
+    return fixed and _unwatched(base)
 
 # %% ../../nbs/02_model/02a_lean.ipynb #86dbc909
 class _Adapted(torch.autograd.Function):
@@ -51,6 +57,20 @@ class _Adapted(torch.autograd.Function):
         into_b = ((a @ x.t()) @ g).t() * ctx.scale
         return into_x, None, None, back @ x, into_b, None
 
+# %% ../../nbs/02_model/02a_lean.ipynb #23cc5d65
+def _own(
+    layer,  # LoRA layer of peft, made lean
+    x,  # its input
+):  # -> (weight, bias, A, B, scale) where the way back is ours, else None
+    "What a layer multiplies with, where it learns in one floating type and nothing but its adapter does."
+    name, base = _only_adapter(layer), layer.base_layer
+    if name is None or not layer.own_way_back or not torch.is_grad_enabled():
+        return None
+    weights = base.weight, layer.lora_A[name].weight, layer.lora_B[name].weight
+    one_type = _common_type(x, *weights) == x.dtype and all(w.dtype == x.dtype for w in weights)
+    learns = weights[1].requires_grad and weights[2].requires_grad and _lies_still(base)
+    return (base.weight, base.bias, *weights[1:], layer.scaling[name]) if one_type and learns else None
+
 # %% ../../nbs/02_model/02a_lean.ipynb #1ea00008
 def _forward(
     layer,  # peft.tuners.lora.Linear
@@ -64,15 +84,14 @@ def _forward(
     dtype = None if name is None else _common_type(x, base.weight, a, b)
     if dtype is None:
         return type(layer).__mro__[1].forward(layer, x, *args, **kwargs)
-    flat, scale = x.reshape(-1, x.shape[-1]), layer.scaling[name]
-    learns = torch.is_grad_enabled() and a.requires_grad and b.requires_grad
-    one_type = all(w.dtype == dtype for w in (flat, base.weight, a, b))
-    if layer.own_way_back and learns and one_type and _lies_still(base):
-        y = _Adapted.apply(flat, base.weight, base.bias, a, b, scale)
+    flat = x.reshape(-1, x.shape[-1])
+    if own := _own(layer, x):
+        y = _Adapted.apply(flat, *own)
     else:
         flat = flat.to(dtype)
         y = base(flat)
-        y.addmm_(F.linear(flat, a), b.to(dtype).t(), alpha=scale)
+        add = y.addmm_ if _unwatched(base) else y.addmm  # who watches it has its result
+        y = add(F.linear(flat, a), b.to(dtype).t(), alpha=layer.scaling[name])
     return y.view(*x.shape[:-1], y.shape[-1])
 
 # %% ../../nbs/02_model/02a_lean.ipynb #1ea00009
