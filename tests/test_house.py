@@ -140,7 +140,8 @@ def test_export_is_in_step(tmp_path):
 
 ALONE = """
 import gc, os, sys, traceback
-import numpy, pandas, torch, tqdm.auto     # what takes seconds and is not ours; each room is then imported in a fork
+# What takes seconds and is not ours; each room is then imported in a fork.
+import numpy, pandas, scipy.ndimage, sklearn.cluster, torch, tqdm.auto, transformers.models.t5.modeling_t5
 gc.freeze()
 for module in sys.argv[1:]:
     if os.fork() == 0:
