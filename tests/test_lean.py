@@ -150,6 +150,14 @@ def test_norms_of_any_shape_are_as_they_are_written(shape, width, eps, scale):
     assert torch.equal(found[0][0], found[1][0]) and close(*found)
 
 
+def test_the_gradient_of_a_norm_can_be_taken_again():
+    x, found = torch.randn(3, 4, 6, requires_grad=True), []
+    for m in norms():
+        (into,) = torch.autograd.grad(m(x).pow(3).sum(), x, create_graph=True)
+        found.append([into, *torch.autograd.grad(into.square().sum(), x)])
+    assert close(*found, 1e-4)
+
+
 def test_norms_that_are_trained_or_in_other_types_stay_as_they_are_written():
     for change in (lambda m: m.requires_grad_(True), lambda m: m.bfloat16()):
         _, quick = norms()

@@ -110,22 +110,24 @@ def lean_adapters(
 
 # %% ../../nbs/02_model/02a_lean.ipynb #e9dc929c
 class _Norm(torch.autograd.Function):
-    "A root-mean-square norm as its layer computes it, and the gradient of the input."
+    "A root-mean-square norm, to the last bit as it is written out, and the gradient of the input."
 
     @staticmethod
-    def forward(ctx, x, layer):
-        ctx.save_for_backward(x, layer.weight)
-        ctx.eps = layer.variance_epsilon
-        return type(layer).__mro__[1].forward(layer, x)
+    def forward(ctx, x, weight, eps):
+        r = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        ctx.eps = eps
+        return (x * r).mul_(weight)
 
     @staticmethod
     def backward(ctx, g):
-        x, weight = ctx.saved_tensors
-        size = x.shape[-1]
-        r = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / size + ctx.eps).rsqrt()
-        h = g * weight
-        along = (h * x).sum(-1, keepdim=True) * r.pow(3) / size
-        return torch.addcmul(h * r, along, x, value=-1), None
+        x, weight, r = ctx.saved_tensors
+        h, size = g * weight, x.shape[-1]
+        if torch.is_grad_enabled():  # the gradient is to have a gradient
+            r = (x.square().mean(-1, keepdim=True) + ctx.eps).rsqrt()
+            return r * h - r.pow(3) * (h * x).mean(-1, keepdim=True) * x, None, None
+        along = torch.linalg.vecdot(h, x).unsqueeze(-1).mul_(r.pow(3)).div_(size)
+        return h.mul_(r).addcmul_(along, x, value=-1), None, None
 
 # %% ../../nbs/02_model/02a_lean.ipynb #1ea00015
 def _norm(layer, x):
@@ -134,7 +136,7 @@ def _norm(layer, x):
         return F.rms_norm(x, (x.shape[-1],), layer.weight, layer.variance_epsilon)
     single = x.dtype == layer.weight.dtype == torch.float32 and not layer.weight.requires_grad
     if single and x.requires_grad and torch.is_grad_enabled():
-        return _Norm.apply(x, layer)
+        return _Norm.apply(x, layer.weight, layer.variance_epsilon)
     return type(layer).__mro__[1].forward(layer, x)
 
 # %% ../../nbs/02_model/02a_lean.ipynb #1ea00016
