@@ -9,9 +9,8 @@ nothing else: no adapters, no attention, no norms, no loss. Step and floor run i
 one thread; the ratio is that of the sums of CPU seconds, with the range of single batches.
 
 A second table takes single layers of several widths, there and back: an adapter as autograd walks it back, and the
-lab's own way, apart and merged with the layer. A third takes gated layers as they are written and in blocks of tokens.
-A fourth takes the step in two ways that a graphics card may like: the decoder's layers compiled by torch, and the
-passes under autocast to bfloat16.
+lab's own way, apart and merged with the layer. A third takes the step in two ways that a graphics card may like: the
+decoder's layers compiled by torch, and the passes under autocast to bfloat16.
 """
 
 import argparse
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from common import in_range, interleave, machine, quantiles, quiet, ratio_of_sums, table, write
 from train import ALL, fresh, gradients, shop
 
-from vlm2rec_lab.model.blocks import BLOCK, FROM, WIDEST, _Gated
+from vlm2rec_lab.model.blocks import BLOCK, _gated
 from vlm2rec_lab.model.family import language_model
 from vlm2rec_lab.model.lean import _Adapted
 from vlm2rec_lab.train import batch_rows, make_batch, training_rows
@@ -115,51 +114,12 @@ def layers(widths=WIDTHS, tokens=TOKENS, rounds=5, work=2e9, seed=0):  # -> list
     return out
 
 
-GATES = ((96, 256), (384, 1024), (576, 1536), (960, 2560))  # width of a gated layer, and inside it
-MANY = (512, 2048, 4096)  # tokens
-
-
-def gates(widths=GATES, tokens=MANY, rounds=5, work=1e10, seed=0):  # -> list of dict
-    "A gated layer with three adapters, as it is written with lean ones and in blocks: ratios of sums, taken in turn."
-    g, out = torch.Generator().manual_seed(seed), []
-    for width, inside in widths:
-        shapes = ((inside, width), (inside, width), (width, inside))
-        frozen = [torch.randn(s, generator=g) / s[1] ** 0.5 for s in shapes]
-        adapters = [[torch.randn(s, generator=g) / 10 for s in ((RANK, w.shape[1]), (len(w), RANK))] for w in frozen]
-        for n in tokens:
-            x, back = (torch.randn(n, width, generator=g) for _ in range(2))
-            leaves = [t.requires_grad_() for t in (x, *(a for pair in adapters for a in pair))]
-
-            def parts(given, frozen=frozen):
-                return [(w.to(given[0].dtype), None, *given[k : k + 2], 2.0) for w, k in zip(frozen, (1, 3, 5))]
-
-            def written(*given, parts=parts):
-                gate, up, down = parts(given)
-                return _Adapted.apply(F.silu(_Adapted.apply(given[0], *gate)) * _Adapted.apply(given[0], *up), *down)
-
-            def blocks(*given, parts=parts):
-                return _Gated.apply(given[0], *(value for part in parts(given) for value in part))
-
-            ways = dict(written=written, blocks=blocks)
-            times = max(1, min(20, int(work / (18 * n * width * inside))))
-
-            def repeat(way, times=times, leaves=leaves, back=back):
-                for _ in range(times):
-                    torch.autograd.grad(way(*leaves), leaves, back)
-
-            spent = interleave({k: lambda r, way=way: repeat(way) for k, way in ways.items()}, rounds)
-            cpu = {k: np.array(v)[:, 1] for k, v in spent.items()}
-            out.append(
-                dict(
-                    width=width,
-                    inside=inside,
-                    tokens=n,
-                    taken=n >= FROM and width * inside <= WIDEST,
-                    errors={k: error(way, leaves, back) for k, way in ways.items()},
-                    written_over_blocks=ratio_of_sums(cpu['written'], cpu['blocks']),
-                )
-            )
-    return out
+def unblocked(embedder):  # -> the same, changed in place
+    "Have gated layers go through as they are written."
+    for module in embedder.model.modules():
+        if type(module).forward is _gated:
+            module.__class__ = type(module).__mro__[1]
+    return embedder
 
 
 def compiled(embedder):  # -> the same, changed in place
@@ -169,14 +129,11 @@ def compiled(embedder):  # -> the same, changed in place
     return embedder
 
 
-def run(split, rows, rounds=None, seed=0, ready=lambda embedder: embedder, autocast=None):  # -> dict
-    "Step and floor in turn over the batches of an epoch, of an embedder that something was done to."
+def stepper(split, rows, seed=0, autocast=None):  # -> VLMEmbedder, function of a number -> pairs
+    "A fresh embedder, and a training step of it."
     embedder, bank = fresh(seed, split, ALL)
-    ready(embedder)
     drawn, parameters = training_rows(split, 'all'), [p for _, p in embedder.adapter_parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
-    batches = min(rounds or len(drawn), len(drawn) // rows)
-    pairs = []
 
     def step(k):
         this = make_batch(split, drawn[batch_rows(k, len(drawn), rows, seed)], 'all')
@@ -185,16 +142,37 @@ def run(split, rows, rounds=None, seed=0, ready=lambda embedder: embedder, autoc
             p.grad = sum(g)
         optimiser.step()
         optimiser.zero_grad()
-        pairs.append(len(this.targets))
+        return len(this.targets)
 
+    return embedder, step
+
+
+def run(
+    split,
+    rows,
+    rounds=None,
+    seed=0,
+    ready=lambda embedder: embedder,  # what is done to the embedder
+    autocast=None,
+    beside=None,  # {name: what is done to another embedder, whose steps are taken in turn as well}
+):  # -> dict
+    "Step and floor in turn over the batches of an epoch."
+    (embedder, step), taken = stepper(split, rows, seed, autocast), []
+    batches = len(training_rows(split, 'all'))
+    batches = min(rounds or batches, batches // rows)
     called, hooks = large_products(embedder.model)
     shapes = []
     for k in range(batches + 1):  # one batch more, for the round of warm-up
         called.clear()
-        step(k)
+        taken.append(step(k))
         shapes.append(list(called))
     for h in hooks:
         h.remove()
+    ready(embedder)  # only now: what is compiled with hooks in it is compiled anew whenever they note something
+    ways = dict(step=step)
+    for name, change in (beside or {}).items():
+        other, ways[name] = stepper(split, rows, seed, autocast)
+        change(other)
     g = torch.Generator().manual_seed(seed)
     made = {
         (n, out, into): [torch.randn(s, generator=g) for s in ((n, into), (n, out), (out, into))]
@@ -207,29 +185,30 @@ def run(split, rows, rounds=None, seed=0, ready=lambda embedder: embedder, autoc
             torch.mm(x, w.t())
             torch.mm(back, w)
 
-    del pairs[:]
-    spent = {name: np.array(v)[:, 1] for name, v in interleave(dict(step=step, floor=floor), batches).items()}
+    spent = {name: np.array(v)[:, 1] for name, v in interleave(ways | dict(floor=floor), batches).items()}
     return dict(
         rows_per_step=rows,
         batches=batches,
-        pairs_per_step=round(float(np.mean(pairs[1:])), 1),
+        pairs_per_step=round(float(np.mean(taken[1:])), 1),
         products_per_step=round(2 * float(np.mean([len(s) for s in shapes[1:]])), 1),
         cpu_seconds={name: round(float(v.sum()), 3) for name, v in spent.items()},
         cpu_of_a_step={name: quantiles(v) for name, v in spent.items()},
         ratio=ratio_of_sums(spent['step'], spent['floor']),
+        ratios={name: ratio_of_sums(v, spent['floor']) for name, v in spent.items() if name != 'floor'},
     )
 
 
 def shown(r):  # -> list of dict
     "Rows of the table."
-    names = dict(step='training step', floor='its large matrix products alone')
+    names = {name: name for name in r['cpu_seconds']}
+    names |= dict(step='training step', floor='its large matrix products alone')
     return [
         {
             'what': names[name],
             'batches': r['batches'],
             'CPU seconds in all': f'{r["cpu_seconds"][name]:.2f}',
             'CPU seconds a step': in_range(r['cpu_of_a_step'][name], 3),
-            'times the floor': in_range(r['ratio']) if name == 'step' else '1',
+            'times the floor': '1' if name == 'floor' else in_range(r.get('ratios', {}).get(name, r['ratio'])),
         }
         for name in names
     ]
@@ -245,21 +224,6 @@ def layers_shown(rows):  # -> list of dict
             'apart takes, of merged': in_range(r['apart_over_merged']),
             'error of a gradient, apart': f'{r["errors"]["apart"]:.1e}',
             'merged': f'{r["errors"]["merged"]:.1e}',
-        }
-        for r in rows
-    ]
-
-
-def gates_shown(rows):  # -> list of dict
-    "Rows of the table of gated layers."
-    return [
-        {
-            'gated layer': f'{r["width"]:,} to {r["inside"]:,}',
-            'tokens': f'{r["tokens"]:,}',
-            'as it is written takes, of blocks': in_range(r['written_over_blocks']),
-            'taken in blocks': 'yes' if r['taken'] else 'no',
-            'error of a gradient, as written': f'{r["errors"]["written"]:.1e}',
-            'in blocks': f'{r["errors"]["blocks"]:.1e}',
         }
         for r in rows
     ]
@@ -285,12 +249,11 @@ def main():
     quiet()
     start, split = machine(), shop(0, 10, 11, o.small)
     rows = 8 if o.small else 32
-    found = run(split, rows, o.rounds)
+    found = run(split, rows, o.rounds, beside={'the same, gated layers as they are written': unblocked})
     found['layers'] = layers(*([((6, 5),), (3,), 1, 1] if o.small else []))
-    found['gates'] = gates(*([((6, 8),), (300,), 1, 1] if o.small else []))
     found['tokens_in_a_block'] = BLOCK
     found['others'] = {
-        'under autocast to bfloat16': run(split, rows, 1 if o.small else o.others, autocast=torch.bfloat16)
+        'under autocast to bfloat16': run(split, rows, 1 if o.small else o.others, autocast=torch.bfloat16),
     }
     if shutil.which('c++') and not o.small:
         found['others']['layers compiled'] = run(split, rows, o.others, ready=compiled)
@@ -308,8 +271,6 @@ def main():
     print(table(shown(found)))
     print('\nOne layer with an adapter, there and back: CPU seconds as ratios of sums, with the range of rounds\n')
     print(table(layers_shown(found['layers'])))
-    print(f'\nA gated layer, there and back, as it is written and in blocks of {BLOCK} tokens\n')
-    print(table(gates_shown(found['gates'])))
     print('\nThe same step in other ways\n')
     print(table(others_shown(found['others'])))
     print('\nmachine:', result['machine'])

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from .lean import _forward, _own, _unwatched
 
 # %% ../../nbs/02_model/02d_blocks.ipynb #0ff69294
-BLOCK = 256  # tokens that go through a gated layer at a time
+BLOCK = 512  # tokens that go through a gated layer at a time
 FROM = 4 * BLOCK  # tokens; fewer stay in the cache as they are
 WIDEST = 1 << 20  # numbers of a matrix that is still read once for each block at no loss
 
