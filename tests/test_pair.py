@@ -20,7 +20,7 @@ from vlm2rec_lab.base.ragged import PAD
 from vlm2rec_lab.commands import train as commands_train
 from vlm2rec_lab.diagnosis.memory import exchanged
 from vlm2rec_lab.diagnosis.report import collapse_report
-from vlm2rec_lab.model import loading, pair_bank, pair_saved
+from vlm2rec_lab.model import loading, packaged, pair_bank, pair_saved
 from vlm2rec_lab.model import pair as pair_room
 from vlm2rec_lab.model.heads import principal_axes
 from vlm2rec_lab.model.pair import PairEmbedder
@@ -828,7 +828,7 @@ def test_data_of_ones_own_are_read_by_real_encoders_where_there_are_some(folder,
 
 
 def test_without_them_the_tiny_model_says_what_it_knows(folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(loading, 'has_real', lambda: False)
+    monkeypatch.setattr(packaged, 'find_packaged', lambda kind: None)
     status, text, err = said('train', '--data', folder, *TRAIN, '--out', tmp_path / 'run')
     assert status == 0, err
     assert text.startswith('note: the shipped tiny model knows the products of the studio only')
