@@ -124,7 +124,9 @@ def shown(result):  # -> list of dict
             'learning rate': f'{r["lr"]:g}',
             'CPU seconds a step': f'{r["seconds_a_step"]:.3f}',
             'goal reached': f'{r["reached"]} of {r["seeds"]}',
-            'seconds of the first row over these': in_range(r['first_over_this'], 1) if r['first_over_this'] else '',
+            'seconds of the first row over these': in_range(r['first_over_this'], 1)
+            if r['first_over_this'] and r['reached'] > 2
+            else 'too few',
             'test NDCG@10': f'{r["test"][0]:.4f}' + (f' ± {r["test"][1]:.4f}' if r['test'][1] is not None else ''),
             'less the first row': in_range(r['difference'], 4),
         }

@@ -208,7 +208,7 @@ def shown(r):  # -> list of dict
             'batches': r['batches'],
             'CPU seconds in all': f'{r["cpu_seconds"][name]:.2f}',
             'CPU seconds a step': in_range(r['cpu_of_a_step'][name], 3),
-            'times the floor': '1' if name == 'floor' else in_range(r.get('ratios', {}).get(name, r['ratio'])),
+            'times the floor': '1' if name == 'floor' else in_range(r['ratios'][name]),
         }
         for name in names
     ]
