@@ -202,11 +202,12 @@ def test_step_and_its_floor(tmp_path, scripts):
     cpu = found['cpu_seconds']
     assert found['ratio'][0] == pytest.approx(cpu['step'] / cpu['floor'], rel=0.05) and found['ratio'][0] > 1
     assert max(found['layers'][0]['errors'].values()) < 1e-5 and 'apart takes, of merged' in printed
-    assert len(found['ratios']) == 2 and 'the same, gated layers as they are written' in printed
+    assert len(found['beside']) == 1 and 'the same, gated layers as they are written' in printed
     assert found['others']['under autocast to bfloat16']['ratio'][0] > 1
     t = scripts['train']
     embedder, _ = t.fresh(0, t.shop(1, 5, 6, True), t.ALL)
-    called, hooks = scripts['step'].large_products(embedder.model)
+    s = scripts['step']
+    called, hooks = s.large_products(embedder.model)
     layer = next(m for m in embedder.model.modules() if hasattr(m, 'base_layer'))
     out, into = layer.base_layer.weight.shape
     import torch
@@ -220,6 +221,11 @@ def test_step_and_its_floor(tmp_path, scripts):
     assert called == 2 * [(8192, inside, width)] + [(8192, width, inside)], 'also of layers that go through in blocks'
     for h in hooks:
         h.remove()
+    assert any('Blocks' in type(m).__name__ for m in embedder.model.modules())
+    assert not any('Blocks' in type(m).__name__ for m in s.unblocked(embedder).model.modules())
+    seen = []
+    s.run(t.shop(1, 5, 6, True), 4, 1, ready=lambda e: seen.append(any(m._forward_hooks for m in e.model.modules())))
+    assert seen == [False], 'what is compiled must not hold the hooks that note shapes'
 
 
 @pytest.mark.slow
@@ -227,6 +233,7 @@ def test_item_bank(tmp_path, scripts):
     "Every way ran on the same seeds; a bank that is never stale and its candidates alone give the loss of item passes."
     found, printed = run('item_bank.py', '--small', '--cells', '', tmp_path / 'item_bank.json')
     assert list(found['runs']) == [r['way'] for r in found['summary']] and 'less the first row' in printed
+    assert printed.count('too few') == len(found['runs']), 'two seeds make no interval'
     assert all([r['seed'] for r in rs] == [101, 102] for rs in found['runs'].values())
     assert found['development_seed'] not in (101, 102), 'nothing is chosen on the shops that are reported'
     first, fresh = (found['runs'][w][0]['losses'][0] for w in ('item passes, as (c)', 'bank, refreshed every step'))
