@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,9 +33,10 @@ from vlm2rec_lab.share.segments import unit_rows
 from vlm2rec_lab.share.shards import (
     MANIFEST,
     Shards,
-    block_product,
     dask_map,
     encode_shards,
+    exact_parts,
+    exact_product,
     rank_shards,
     search_shards,
 )
@@ -161,14 +163,66 @@ def test_a_pair_scores_the_same_in_every_cut(tmp_path, d):
     assert all(same_ranks(f, found[0]) for f in found[1:])
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 128), st.integers(1, 1024), st.integers(0, 10**6))
-def test_a_product_is_the_same_wherever_it_stands(n, m, seed):
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 128), st.integers(1, 1024), st.sampled_from(('float32', 'float64')), st.integers(0, 10**6))
+def test_a_product_is_the_same_wherever_it_stands(n, m, dtype, seed):
     rng = np.random.default_rng(seed)
-    d = int(rng.integers(1, 400))
-    users, items = rng.normal(size=(128, d)).astype(np.float32), rng.normal(size=(1024, d)).astype(np.float32)
-    rows, columns = rng.permutation(128)[:n], rng.permutation(1024)[:m]
-    assert (block_product(users[rows], items[columns]) == block_product(users, items)[rows][:, columns]).all()
+    d, parts = int(rng.integers(1, 400)), 1 + (dtype == 'float64')
+    users, items = ((rng.normal(size=(k, d)) * 10.0 ** rng.integers(-9, 9, (k, 1))).astype(dtype) for k in (128, 1024))
+    users[rng.integers(0, 128, 5)] = items[rng.integers(0, 1024, 5)] = 0
+    rows, columns, kept = rng.permutation(128)[:n], rng.permutation(1024)[:m], rng.permutation(d)
+    whole = exact_product(exact_parts(users, parts), exact_parts(items, parts))
+    with threadpool_limits(1 + seed % 2, 'blas'):
+        some = exact_product(
+            exact_parts(users[rows][:, kept], parts), exact_parts(np.asfortranarray(items[columns][:, kept]), parts)
+        )
+    assert (some == whole[rows][:, columns]).all()
+    longest = np.linalg.norm(users.astype(float), axis=1)[:, None] * np.linalg.norm(items.astype(float), axis=1)
+    error = np.abs(whole - users.astype(float) @ items.astype(float).T)
+    assert (error <= longest * (8 * d**0.5 * 2.0**-27 if parts == 1 else d * 2.0**-50)).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.sampled_from((1, 2)), st.integers(0, 10**6))
+def test_parts_multiply_without_rounding(d, parts, seed):
+    "By fractions of whole numbers, which know no rounding."
+    rng = np.random.default_rng(seed)
+    u, i = (rng.normal(size=(1, d)) * 10.0 ** rng.integers(-9, 9, (1, d)) for _ in range(2))
+    for x in exact_parts(u, parts):
+        for y in exact_parts(i, parts):
+            true = sum(Fraction(a) * Fraction(b) for a, b in zip(x[0].tolist(), y[0].tolist()))
+            assert Fraction(float((x @ y.T)[0, 0])) == true
+    assert parts == 1 or np.allclose(sum(exact_parts(u, parts)), u, rtol=0, atol=2.0**-50 * np.linalg.norm(u))
+
+
+KERNELS = """
+import sys
+import numpy as np
+from vlm2rec_lab.share.shards import encode_shards, rank_shards
+rng = np.random.default_rng(0)
+kinds = rng.normal(size=(40, 200))
+items = (kinds[rng.integers(0, 40, 3000)] + rng.normal(size=(3000, 200)) * 7e-6).astype('float32')
+made = encode_shards(sys.argv[1], {'a': (0, 7), 'b': (7, 3000)}, lambda rows: dict(text=items[slice(*rows)]))
+found = rank_shards(made, dict(text=kinds[rng.integers(0, 40, 300)]), rng.integers(0, 3000, 300))
+print(found.ties.sum(), found.greater.tolist(), found.ties.tolist())
+"""
+
+
+def test_processors_of_other_kinds_count_alike(tmp_path):
+    "The matrix library takes its ways through a product by the processor; those of others can be asked for."
+    env = dict(os.environ, PYTHONPATH=str(Path(room.__file__).parents[2]))
+    kinds = (None, 'Haswell', 'Sandybridge', 'Prescott')
+    told = [
+        subprocess.run(
+            [sys.executable, '-c', KERNELS, tmp_path / str(k)],
+            env=dict(env, **({'OPENBLAS_CORETYPE': k} if k else {})),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for k in kinds
+    ]
+    assert int(told[0].split()[0]) > 1000 and len(set(told)) == 1
 
 
 def test_a_target_that_was_seen_stays_a_candidate(tmp_path):
