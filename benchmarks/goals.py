@@ -78,6 +78,40 @@ def service(results):
     return said, ms <= 50 if found['rate'] >= 200 and found['items'] >= 20_000 else None
 
 
+def on_card(g):
+    "Which card, and which code."
+    return f'{g["machine"]["gpu"]}, commit {g.get("commit", "unknown")}'
+
+
+def busy(results):
+    "The largest share of a card's arithmetic that a step of the 3B shape used."
+    g = get(results, 'gpu') or {}
+    rows = [r for part in ('rates', 'layers', 'utilisation') for r in g.get(part, []) if 'utilisation' in r]
+    if not rows:
+        return None
+    best = max(rows, key=lambda r: r['utilisation'])
+    said = f'{best["utilisation"]:.1%} ({best["recipe"]}, {best["rows_per_step"]} rows; {on_card(g)})'
+    return said, best['utilisation'] >= 0.45
+
+
+def caching(results):
+    "A batch that no card holds by gradient caching, beside one that fits."
+    plain, cached = (get(results, 'gpu', 'caching', way) for way in ('without caching', 'caching'))
+    if not plain or not cached or 'sequences_per_second' not in plain:
+        return None
+    times = plain['sequences_per_second'] / cached['sequences_per_second']
+    most = get(results, 'gpu', 'largest_with', 'largest') or 0
+    said = f'{times:.2f} times a sequence, {plain["rows_per_step"]} rows; {most} rows fit with it'
+    return f'{said} ({on_card(results["gpu"])})', times <= 2 and most >= 192
+
+
+def together(results):
+    "Pairs a second of all speed-ups on a card against the plain recipe."
+    ratio = get(results, 'gpu', 'rates', '(c) all, recomputing', 'ratio')
+    return ratio and (f'{in_range(ratio)} times ({on_card(results["gpu"])})', ratio[0] >= 5)
+
+
+CARD = 'on a card, at the shape of Qwen2.5-VL-3B in bfloat16'
 GOALS = (
     ('training step of the tiny VLM, every position, against its large matrix products', 'at most 2.5 times', step),
     ('pairs a second of (c) against (a)', f'8 times, at equal or better test NDCG over {SEEDS} seeds', pairs),
@@ -89,6 +123,9 @@ GOALS = (
         catalogue,
     ),
     ('service: 200 requests a second at 20,000 items, p99', 'at most 50 ms', service),
+    (f'arithmetic of the language model {CARD}', 'at least 45 % of what a matrix product reaches', busy),
+    (f'gradient caching {CARD}', 'at most 2.0 times a batch that fits, 192 rows of three views on 80 GB', caching),
+    (f'pairs a second of (c) against (a) {CARD}', '5 times', together),
 )
 
 

@@ -244,11 +244,11 @@ def test_goals(scripts, tmp_path):
     "What is missing is not measured; a figure that meets its goal says so; ratios are those of sums, not medians."
     g = scripts['goals']
     empty = g.goals({})
-    assert [r['now'] for r in empty] == [r[''] for r in empty] == ['not measured'] * 6
+    assert [r['now'] for r in empty] == [r[''] for r in empty] == ['not measured'] * 9
     (tmp_path / 'step.json').write_text(json.dumps(dict(small=True, ratio=[2, 1, 3], batches=1)))
     done = [sys.executable, str(BENCH / 'goals.py'), '--results', str(tmp_path)]
     printed = subprocess.run(done, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
-    assert printed.returncode == 0 and printed.stdout.count('not measured | not measured') == 6, printed.stderr[-2000:]
+    assert printed.returncode == 0 and printed.stdout.count('not measured | not measured') == 9, printed.stderr[-2000:]
 
     def recipe(name, rate):
         return dict(recipe=name, pairs_per_second=rate, ratio=[99.0, 98.0, 100.0])
@@ -258,6 +258,17 @@ def test_goals(scripts, tmp_path):
         rows = [recipe('(a) plain', 10.0), recipe('(c) all', rate)]
         summary = dict(seeds=seeds, test_mean_and_deviation=mean)
         return dict(rates=[dict(world=g.WORLD, rows=rows)], quality=dict(summary=summary))
+
+    def on_card(busy, cached, ratio, most):
+        rates = dict(recipe='(c) all, recomputing', utilisation=busy, rows_per_step=16, ratio=[ratio, 1.0, 9.0])
+        ways = (('without caching', 20.0), ('caching', cached))
+        return dict(
+            machine=dict(gpu='a card'),
+            commit='123abc',
+            rates=[dict(recipe='(a) plain, recomputing', utilisation=0.1, rows_per_step=16), rates],
+            caching=[dict(recipe=way, sequences_per_second=rate, rows_per_step=4) for way, rate in ways],
+            largest_with=dict(largest=most),
+        )
 
     log = [
         dict(generated=n, way='fast', file='log.csv', seconds=dict(total=s), peak_gb=6.0)
@@ -272,8 +283,9 @@ def test_goals(scripts, tmp_path):
         interactions=dict(runs=log),
         catalogue=large | dict(parts=dict(report=dict(rows=rows))),
         serve=dict(ms=dict(all=dict(p99=49.0)), rate=200.0, items=20_000),
+        gpu=on_card(0.46, 10.0, 5.5, 192),
     )
-    assert [r[''] for r in g.goals(good)] == ['reached'] * 6 and '8.5 times' in g.goals(good)[1]['now']
+    assert [r[''] for r in g.goals(good)] == ['reached'] * 9 and '8.5 times' in g.goals(good)[1]['now']
     assert '±0.0100' in g.goals(good)[4]['now']
     bad = good | dict(
         step=dict(ratio=[2.6, 2.0, 3.0], batches=62),
@@ -282,8 +294,13 @@ def test_goals(scripts, tmp_path):
         interactions=dict(runs=[log[1] | dict(peak_gb=9.0)]),
         catalogue=good['catalogue'] | dict(own_gb=17.0),
         serve=dict(ms=dict(all=dict(p99=51.0)), rate=200.0, items=20_000),
+        gpu=on_card(0.44, 9.0, 4.9, 192),
     )
-    assert [r[''] for r in g.goals(bad)] == ['not reached'] * 6
+    assert [r[''] for r in g.goals(bad)] == ['not reached'] * 9
+    card = [r['now'] for r in g.goals(bad)][6:]
+    assert card[0].startswith('44.0% ((c) all, recomputing, 16 rows; a card, commit 123abc)')
+    assert card[1].startswith('2.22 times a sequence, 4 rows; 192 rows fit') and card[2].startswith('4.90 (')
+    assert g.goals(good | dict(gpu=on_card(0.46, 10.0, 5.5, 128)))[7][''] == 'not reached'
     lean = trained(70.0, 0.2, 5)
     lean['quality']['chosen'] = dict(c=dict(prompts='lean'))
     lean['rates'][0]['rows'].append(recipe('(c) all, lean prompts', 95.0))
