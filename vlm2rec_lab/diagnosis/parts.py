@@ -12,8 +12,9 @@ import pandas as pd
 from ..base.errors import DataError
 from ..base.ragged import Ragged, gather
 from .report import collapse_report
-from ..ranking.candidates import seen_items
+from ..ranking.candidates import is_ragged, seen_items
 from ..ranking.ranks import Ranks, metric_at_k
+from ..ranking.task import item_rows
 
 # %% ../../nbs/04_diagnosis/08c_parts.ipynb #4c9eea03
 def _drawn_rows(targets, n_items, candidates, users, seed):
@@ -45,8 +46,6 @@ def _checked_sizes(items, sequences, targets, candidates, users):
     for name, x, rows, what in sides:
         if len(x) != rows:
             raise DataError(f'{name} has {len(x):,} rows, and there are {rows:,} {what}: give one for each')
-    if len(targets) and not 0 <= targets.min() <= targets.max() < n_items:
-        raise DataError(f'targets lie in {targets.min()}..{targets.max()}, and there are {n_items:,} items')
     return n_items
 
 # %% ../../nbs/04_diagnosis/08c_parts.ipynb #3ef9f7ec
@@ -60,21 +59,28 @@ def sub_shop(
     seed=0,  # of the draw
 ):  # -> dict of items, sequences, targets and seen, as `collapse_report` takes them
     """A smaller shop: drawn items, and customers whose next item is among them. Only their rows are read.
-    Raises DataError where too few customers are left, and for targets and numbers that cannot be."""
-    targets = np.asarray(targets, np.int64)
+    Raises DataError where too few customers are left, and for numbers that cannot be; for targets and what was seen
+    what `collapse_report` raises."""
     n_items = _checked_sizes(items, sequences, targets, candidates, users)
+    targets = item_rows(targets, len(targets), n_items)
     kept, who = _drawn_rows(targets, n_items, int(candidates), users, seed)
     place = np.full(n_items, -1, np.int64)
     place[kept] = np.arange(len(kept))
     part = dict(items={m: np.asarray(x[kept]) for m, x in items.items()}, targets=place[targets[who]])
     part['sequences'] = {m: np.asarray(x[who]) for m, x in sequences.items()}
-    return part | dict(seen=None if seen is None else _seen_among(_seen_of(seen, who), targets[who], place))
+    return part | dict(
+        seen=None if seen is None else _seen_among(_seen_of(seen, who, len(targets)), targets[who], place)
+    )
 
 # %% ../../nbs/04_diagnosis/08c_parts.ipynb #11a2c98b
-def _seen_of(seen, who):
-    "What some users have seen, in a form that `seen_items` reads."
+def _seen_of(seen, who, n):
+    "What some of `n` users have seen, as `seen_items` reads it. Raises ValueError for another number of users."
     seen = (seen.offsets, seen.items) if isinstance(seen, Ragged) else seen
-    if isinstance(seen, tuple):
+    ragged = is_ragged(seen, n)
+    found = len(seen[0]) - 1 if ragged else len(seen)
+    if found != n:
+        raise ValueError(f'seen is of {found:,} users, and there are {n:,} targets: give a list for each')
+    if ragged:
         return gather(*seen, who)
     return seen[who] if hasattr(seen, 'shape') else [seen[u] for u in who]
 
@@ -102,12 +108,16 @@ def expected_among(
 
     if not 1 <= candidates <= ranks.candidates.min(initial=candidates):
         raise ValueError(f'candidates={candidates}: give 1 to {ranks.candidates.min():,}, the number ranked')
-    share = np.linspace(0, 1, int(min(TIES, ranks.ties.max(initial=0) + 1)))
-    above = ranks.greater[:, None] + np.round(share * ranks.ties[:, None]).astype(np.int64)
+    ties = ranks.ties[:, None]
+    places = np.minimum(ties + 1, TIES)  # of each user, whatever the others have
+    k_th = np.arange(places.max(initial=1))
+    above = ranks.greater[:, None] + np.round(k_th * ties / np.maximum(places - 1, 1)).astype(np.int64)
+    weight = (k_th < places) / places
     first = np.arange(min(int(k), candidates))
     gain = metric_at_k(_places(first, candidates), k, metric)
     others = np.maximum(ranks.candidates[:, None, None] - 1, 1)
-    return (hypergeom.pmf(first, others, above[..., None], candidates - 1) @ gain).mean(1)
+    above = np.minimum(above, others[..., 0])  # places beyond a user's own weigh nothing
+    return ((hypergeom.pmf(first, others, above[..., None], candidates - 1) @ gain) * weight).sum(1)
 
 # %% ../../nbs/04_diagnosis/08c_parts.ipynb #939db0fa
 def _places(first, candidates):

@@ -74,6 +74,12 @@ def _own_fusion(fuse, side, name):
     rows = len(next(iter(side.values())))
     if len(x) != rows:
         raise ValueError(f'fuse(...) made {len(x):,} rows of {rows:,} {name}: it must give one vector for each')
+    largest, most = float(np.abs(x).max(initial=0)), float(np.finfo(x.dtype).max) ** 0.5
+    if largest * x.shape[1] ** 0.5 >= most:
+        raise ValueError(
+            f'fuse(...) of the {name} gave numbers up to {largest:.0e}, whose products do not fit into {x.dtype}: '
+            'divide all vectors by one number'
+        )
     return x
 
 # %% ../../nbs/01_ranking/04_fusions.ipynb #4cf9189e

@@ -124,7 +124,7 @@ def _own_scores(
     targets,  # [n]
     block=64,  # users of a product
 ):  # -> [n, 1]
-    "The score of each user's target, to the digit what a product of many users with many items gives."
+    "The score of each user's target, as near as can be to what a product of many users with many items gives."
     out = np.empty(len(users), np.result_type(items, users))
     for a in range(0, len(users), block):
         a = min(a, max(0, len(users) - block))
@@ -178,6 +178,10 @@ class Mix:
             return s
         times = self.times[items]
         return np.maximum(*(np.multiply(s, t, out=np.empty(s.shape, kind)) for t in (times.min(), times.max())))
+
+    def turns(self, items):
+        "Whether a score may change its sign, and so minus infinity, which is left out, become infinite."
+        return min(self.weights) < 0 or (self.times is not None and self.times[items].min() < 0)
 
     def of(self, rows):
         "The same for some of the users, a slice."
@@ -243,6 +247,8 @@ def _open_counts(m, found, tops, limits, users, columns, mixed, mask):
     out, rows = np.zeros((2, len(users)), np.int64), _reaching(m.most(tops, users, columns, mixed.dtype), *limits)
     at, tol = (x[rows] for x in limits)
     s = m([x[rows] if w else x for x, w in zip(found, m.weights)], users[rows], columns, mixed[: len(at)])
+    if m.turns(columns):
+        np.copyto(s, -np.inf, where=s == np.inf)
     again = slice(None) if m.bare else _reaching(s.max(1, keepdims=True), at, tol)
     some = _tally_block(s[again], at[again], tol[again], mask[: len(at[again])])
     out[:, np.arange(len(users))[rows][again]] = some

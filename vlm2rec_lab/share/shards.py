@@ -21,7 +21,7 @@ from safetensors.numpy import save
 from ..base.errors import DataError, counted, differing
 from ..base.files import sole_writer, write_bytes
 from ..ranking.candidates import seen_items
-from ..ranking.fusions import fuse_vectors
+from ..ranking.fusions import FUSIONS, fuse_vectors
 from ..ranking.ranks import Ranks, tally
 from .index import check_count
 from .query import Best, check_queries, check_weights, search, seen_pairs, summed
@@ -219,7 +219,7 @@ DIGITS = 26  # binary digits of a part of a row
 
 def exact_parts(
     x,  # float [n, D]
-    parts=1,  # 1 is enough for float32, 2 for float64
+    parts=1,  # 1 is enough for rows of length 1 in float32
 ):  # -> list of float64 [n, D], that add up to x but for what is below the last digit
     "Rows in parts of so few digits that no product of two such parts is rounded, in whatever order it is added up."
     rest, out = np.ascontiguousarray(x, np.float64), []
@@ -237,15 +237,13 @@ def exact_product(
     multiply=lambda u, i: u @ i.T,
 ):  # -> float64 [u, n]
     "Inner products, to the digit the same for a pair wherever it stands."
-    total = multiply(users[0], items[0])
-    for k in range(1, len(users)):
-        total = total + (multiply(users[0], items[k]) + multiply(users[k], items[0]))
-    return total
+    return sum(multiply(u, i) for u in users for i in items)
 
 # %% ../../nbs/10_share/07_shards.ipynb #5c053aa0
-def _digits(*sides):
-    "How many parts hold the digits of vectors."
-    return 2 if np.result_type(*sides) == np.float64 else 1
+def _parts_of(fuse, *sides):
+    "How many parts hold what counts of vectors: beside rows of other lengths than 1 a short one may count."
+    lengths_of_1 = isinstance(fuse, str) and fuse in FUSIONS
+    return 3 if np.result_type(*sides) == np.float64 else 1 if lengths_of_1 else 2
 
 
 def own_scores(
@@ -256,7 +254,7 @@ def own_scores(
     "The scores of the targets that a shard has."
     theirs = {m: x[part.items] for m, x in part.vectors().items()}
     sides = fuse_vectors(theirs, {m: x[part.users] for m, x in users.items()}, fuse)
-    items, asked = (exact_parts(x, _digits(*sides)) for x in sides)
+    items, asked = (exact_parts(x, _parts_of(fuse, *sides)) for x in sides)
     return part.users, exact_product(asked, items, lambda u, i: np.einsum('pd,pd->p', u, i))
 
 # %% ../../nbs/10_share/07_shards.ipynb #066aecd1
@@ -271,7 +269,7 @@ def counts(
 ):  # -> int64 [2, U] of `tally`: items of the shard above the target, and those that reach it
     "How many items of a shard stand before each user's target."
     items, users = fuse_vectors(part.vectors(), users, fuse)
-    parts, tol, (step, wide) = _digits(items, users), 8 * np.finfo(items.dtype).eps, BLOCK
+    parts, tol, (step, wide) = _parts_of(fuse, items, users), 8 * np.finfo(items.dtype).eps, BLOCK
     order, users = np.argsort(part.users, kind='stable'), exact_parts(users, parts)
     at, rows = part.users[order], part.items[order]
     found = np.zeros((2, len(users[0])), np.int64)
