@@ -22,7 +22,7 @@ def step(results):  # -> (figure in words, met)
 def pairs(results):
     "Pairs a second of all speed-ups against none, and what is learned with them."
     rows = get(results, 'train', 'rates', WORLD, 'rows')
-    lean = get(results, 'train', 'quality', 'chosen', 'c', 'prompts') == 'lean'
+    lean = get(results, 'train', 'quality', 'chosen', '(c) all', 'prompts') == 'lean'
     all_of_them = '(c) all, lean prompts' if lean else '(c) all'
     a, c = (get(rows, name, 'pairs_per_second') for name in ('(a) plain', all_of_them))
     if not a or not c:
@@ -31,9 +31,13 @@ def pairs(results):
     s = get(results, 'train', 'quality', 'summary')
     if not s:
         return f'{said}; test NDCG@10 {MISSING}', False if c / a < 8 else None
-    test, seeds = s['test_mean_and_deviation'], s.get('seeds') or len(results['train']['quality']['runs']) // 2
+    test, seeds = s['test_mean_and_deviation'], s['seeds']
     plain, every = (test[name]['fused'][0] for name in ('(a) plain', '(c) all'))
     said += f'; test NDCG@10 {every:.4f} against {plain:.4f} over {seeds} seeds'
+    other = get(rows, '(a) plain, lean prompts', 'pairs_per_second')
+    if lean and other:
+        ndcg = test['(a) plain, lean prompts']['fused'][0]
+        said += f'; against (a) with lean prompts {c / other:.1f} times, test NDCG@10 of that {ndcg:.4f}'
     return said, c / a >= 8 and every >= plain if seeds >= SEEDS else False if c / a < 8 else None
 
 

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from common import in_range, interleave, machine, quantiles, quiet, ratio_of_sums, table, write
 from train import ALL, fresh, gradients, shop
 
-from vlm2rec_lab.model.blocks import _gated
 from vlm2rec_lab.model.family import language_model
 from vlm2rec_lab.model.lean import _Adapted
 from vlm2rec_lab.train import batch_rows, make_batch, training_rows
@@ -114,14 +113,6 @@ def layers(widths=WIDTHS, tokens=TOKENS, rounds=5, work=2e9, seed=0):  # -> list
     return out
 
 
-def unblocked(embedder):  # -> the same, changed in place
-    "Have gated layers go through as they are written."
-    for module in embedder.model.modules():
-        if type(module).forward is _gated:
-            module.__class__ = type(module).__mro__[1]
-    return embedder
-
-
 def compiled(embedder):  # -> the same, changed in place
     "Have torch compile each layer of the decoder, for prompts of any length."
     for layer in language_model(embedder.core).layers:
@@ -154,7 +145,6 @@ def run(
     seed=0,
     ready=lambda embedder: embedder,  # what is done to the embedder
     autocast=None,
-    beside=None,  # {name: what is done to another embedder, whose steps are taken in turn as well}
 ):  # -> dict
     "Step and floor in turn over the batches of an epoch."
     (embedder, step), taken = stepper(split, rows, seed, autocast), []
@@ -169,10 +159,6 @@ def run(
     for h in hooks:
         h.remove()
     ready(embedder)  # only now: what is compiled with hooks in it is compiled anew whenever they note something
-    ways = dict(step=step)
-    for name, change in (beside or {}).items():
-        other, ways[name] = stepper(split, rows, seed, autocast)
-        change(other)
     g = torch.Generator().manual_seed(seed)
     made = {
         (n, out, into): [torch.randn(s, generator=g) for s in ((n, into), (n, out), (out, into))]
@@ -185,8 +171,7 @@ def run(
             torch.mm(x, w.t())
             torch.mm(back, w)
 
-    spent = {name: np.array(v)[:, 1] for name, v in interleave(ways | dict(floor=floor), batches).items()}
-    ratios = {name: ratio_of_sums(v, spent['floor']) for name, v in spent.items() if name != 'floor'}
+    spent = {name: np.array(v)[:, 1] for name, v in interleave(dict(step=step, floor=floor), batches).items()}
     return dict(
         rows_per_step=rows,
         batches=batches,
@@ -194,24 +179,20 @@ def run(
         products_per_step=round(2 * float(np.mean([len(s) for s in shapes[1:]])), 1),
         cpu_seconds={name: round(float(v.sum()), 3) for name, v in spent.items()},
         cpu_of_a_step={name: quantiles(v) for name, v in spent.items()},
-        ratio=ratios.pop('step'),
-        beside=ratios,
+        ratio=ratio_of_sums(spent['step'], spent['floor']),
     )
 
 
 def shown(r):  # -> list of dict
     "Rows of the table."
-    names = {name: name for name in r['cpu_seconds']}
-    names |= dict(step='training step', floor='its large matrix products alone')
+    names = dict(step='training step', floor='its large matrix products alone')
     return [
         {
             'what': names[name],
             'batches': r['batches'],
             'CPU seconds in all': f'{r["cpu_seconds"][name]:.2f}',
             'CPU seconds a step': in_range(r['cpu_of_a_step'][name], 3),
-            'times the floor': '1'
-            if name == 'floor'
-            else in_range(r['ratio'] if name == 'step' else r['beside'][name]),
+            'times the floor': '1' if name == 'floor' else in_range(r['ratio']),
         }
         for name in names
     ]
@@ -252,7 +233,7 @@ def main():
     quiet()
     start, split = machine(), shop(0, 10, 11, o.small)
     rows = 8 if o.small else 32
-    found = run(split, rows, o.rounds, beside={'the same, gated layers as they are written': unblocked})
+    found = run(split, rows, o.rounds)
     found['layers'] = layers(*([((6, 5),), (3,), 1, 1] if o.small else []))
     found['others'] = {
         'under autocast to bfloat16': run(split, rows, 1 if o.small else o.others, autocast=torch.bfloat16),

@@ -244,7 +244,8 @@ def course(split, recipe, seed, rows, lr, steps, every, test=True, weights=None)
             )
         mark[:] = time.process_time(), time.perf_counter()
 
-    how = dict(plain=True) if recipe == PLAIN else dict(positions='all')
+    plain = replace(recipe, lean=False) == PLAIN
+    how = dict(plain=True) if plain else dict(positions='all')
     entire(
         train(
             embedder,
@@ -261,7 +262,7 @@ def course(split, recipe, seed, rows, lr, steps, every, test=True, weights=None)
             **how,
         )
     )
-    name = 'plain' if recipe == PLAIN else 'all, lean prompts' if recipe.lean else 'all'
+    name = ('plain' if plain else 'all') + (', lean prompts' if recipe.lean else '')
     last = f'validation {valid[-1][3]:.4f} after {valid[-1][1]:.1f} s'
     say(f'seed {seed}, {name}, {rows} rows, lr {lr:g}: {last}')
     return dict(
@@ -275,15 +276,19 @@ def course(split, recipe, seed, rows, lr, steps, every, test=True, weights=None)
     )
 
 
+SIDES = '(a) plain', '(a) plain, lean prompts', '(c) all'  # what is trained to the goal
+
+
 def reached(run, goal):  # -> (CPU seconds, wall seconds, steps), or None
     "When a run's validation first stood at the goal."
     return next(((cpu, wall, step) for step, cpu, wall, score in run['valid'] if score >= goal), None)
 
 
-# -> (goal, recipe a, recipe c, list of runs)
+# -> (goal, {recipe of SIDES: run}, list of runs)
 def develop(cells, small, seed, rates_a, rates_c, plan, quick, weights=None):
-    """Fix the goal and the recipes on a development shop: the learning rate of (a) by its last validation; learning
-    rate, rows per step and prompts of (c) by the seconds to the goal among those that end no lower."""
+    """Fix the goal and the recipes on a development shop: the learning rate of (a), with either prompts, by its last
+    validation; learning rate, rows per step and prompts of (c) by the seconds to the goal among those that end no
+    lower than (a) with the usual ones."""
     split = shop(seed, 10, 11, small)
 
     def one(name, recipe, rows, lr, steps, every):
@@ -296,8 +301,11 @@ def develop(cells, small, seed, rates_a, rates_c, plan, quick, weights=None):
         )
         return dict(recipe=name, prompts=prompts, **run)
 
-    a = [one('plain', PLAIN, plan['rows'], lr, plan['steps'], plan['every']) for lr in rates_a]
-    best = max(a, key=lambda run: run['valid'][-1][3])
+    a = [
+        [one('plain', replace(PLAIN, lean=lean), plan['rows'], lr, plan['steps'], plan['every']) for lr in rates_a]
+        for lean in (False, True)
+    ]
+    best, lean_best = (max(runs, key=lambda run: run['valid'][-1][3]) for runs in a)
     goal = round(plan['share'] * best['valid'][-1][3], 5)
     c = [
         one('all', replace(ALL, lean=lean), rows, lr, quick['steps'] * 32 // rows, quick['every'] * 32 // rows)
@@ -309,7 +317,8 @@ def develop(cells, small, seed, rates_a, rates_c, plan, quick, weights=None):
         or [run for run in c if reached(run, goal)]
         or c
     )
-    return goal, best, min(fit, key=lambda run: (reached(run, goal) or [np.inf])[0]), a + c
+    quickest = min(fit, key=lambda run: (reached(run, goal) or [np.inf])[0])
+    return goal, dict(zip(SIDES, (best, lean_best, quickest))), sum(a, []) + c
 
 
 def main():
@@ -376,21 +385,21 @@ def main():
     if o.only != 'rates':
         grid_a, grid_c = ((1e-3,), ((4, 1e-3), (8, 1e-3))) if o.small else (GRID_A, GRID_C)
         weights = None if o.small else for_both()
-        goal, a, c, tried = develop(cells, o.small, 100, grid_a, grid_c, plan, quick, weights)
+        goal, chosen, tried = develop(cells, o.small, 100, grid_a, grid_c, plan, quick, weights)
         quality = result['quality'] = dict(
             model='tiny VLM text-first' + ('' if o.small else ', taught with both prompts'),
             goal=goal,
             goal_is=f'{plan["share"]:.0%} of the last validation NDCG@10 of (a) on the development shop',
             development_seed=100,
             tried=tried,
-            chosen=dict(a=dict(rows=a['rows'], lr=a['lr']), c=dict(rows=c['rows'], lr=c['lr'], prompts=c['prompts'])),
+            chosen={side: {k: run[k] for k in ('rows', 'lr', 'prompts')} for side, run in chosen.items()},
             runs=[],
         )
         for seed in (101,) if o.small else SEEDS:
-            for name, recipe, pick, every in (
-                ('(a) plain', PLAIN, a, plan['every']),
-                ('(c) all', replace(ALL, lean=c['prompts'] == 'lean'), c, quick['every'] * 32 // c['rows']),
-            ):
+            for name, pick in chosen.items():
+                plain = name != '(c) all'
+                recipe = replace(PLAIN if plain else ALL, lean=pick['prompts'] == 'lean')
+                every = plan['every'] if plain else quick['every'] * 32 // pick['rows']
 
                 def work(recipe=recipe, pick=pick, every=every):
                     split = shop(seed, 10, 11, o.small)
@@ -423,15 +432,20 @@ def main():
     show(result)
 
 
+def beside(a, c):  # runs of the same seeds -> dict
+    """Seconds of (a) over those of (c), a ratio of sums over the seeds where both reached the goal, and by how much the
+    test NDCG@10 of (c) is above; intervals over seeds."""
+    both = [(x['to_goal']['seconds'], y['to_goal']['seconds']) for x, y in zip(a, c) if x['to_goal'] and y['to_goal']]
+    return dict(
+        seconds_ratio=[round(x / y, 2) for x, y in both],
+        seconds_ratio_of_sums=interval_of_sums(*zip(*both)) if both else None,
+        test_difference=interval_of_mean([y['test']['fused'] - x['test']['fused'] for x, y in zip(a, c)]),
+    )
+
+
 def summary(runs):  # -> dict
-    """Seconds of (a) over those of (c), a ratio of sums over the seeds where both reached the goal; test NDCG@10 with
-    its spread, and by how much (c) is above (a); intervals over seeds."""
-    by = {name: [r for r in runs if r['recipe'] == name] for name in ('(a) plain', '(c) all')}
-    both = [
-        (a['to_goal']['seconds'], c['to_goal']['seconds'])
-        for a, c in zip(*by.values())
-        if a['to_goal'] and c['to_goal']
-    ]
+    "Test NDCG@10 of every recipe with its spread, how often the goal was not reached, and (c) beside each (a)."
+    by = {name: [r for r in runs if r['recipe'] == name] for name in SIDES}
     test = {name: {v: [r['test'][v] for r in rs] for v in rs[0]['test']} for name, rs in by.items()}
     mean = {
         name: {
@@ -441,12 +455,10 @@ def summary(runs):  # -> dict
         for name, t in test.items()
     }
     return dict(
-        seeds=len(by['(a) plain']),
-        seconds_ratio=[round(a / c, 2) for a, c in both],
+        seeds=len(by['(c) all']),
         not_reached={name: sum(r['to_goal'] is None for r in rs) for name, rs in by.items()},
-        seconds_ratio_of_sums=interval_of_sums(*zip(*both)) if both else None,
-        test_difference=interval_of_mean(np.subtract(test['(c) all']['fused'], test['(a) plain']['fused'])),
         test_mean_and_deviation=mean,
+        c_beside={name: beside(by[name], by['(c) all']) for name in SIDES[:-1]},
     )
 
 

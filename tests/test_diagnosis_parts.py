@@ -150,3 +150,29 @@ def test_the_interval_is_that_of_student_over_draws():
 def test_one_draw_has_no_error():
     with pytest.raises(ValueError, match='two or more'):
         over_draws([])
+
+
+def test_the_figure_of_a_user_is_her_own():
+    "Whatever ties others have; where the smaller shop is the whole one it is the metric itself."
+    ties, n = np.array([0, 1, 2, 3, 5, 12, 63, 80]), len([0, 1, 2, 3, 5, 12, 63, 80])
+    all_of_them = Ranks(np.arange(n), ties, np.full(n, 200))
+    for candidates in (20, 200):
+        alone = [
+            expected_among(Ranks(*(np.array([x[k]]) for x in (np.arange(n), ties, np.full(n, 200)))), candidates)[0]
+            for k in range(n)
+        ]
+        assert expected_among(all_of_them, candidates) == pytest.approx(alone, abs=1e-12)
+    assert alone[:7] == pytest.approx(metric_at_k(all_of_them, 10)[:7], abs=1e-12)
+
+
+def test_what_does_not_fit_is_refused():
+    x, seen = np.eye(6), [[1], [2], [3], [4], [5], [0]]
+    plain = sub_shop({'m': x}, {'m': x}, np.arange(6), seen, 6)['seen']
+    for form in (tuple(seen), tuple(map(np.array, seen))):
+        found = sub_shop({'m': x}, {'m': x}, np.arange(6), form, 6)['seen']
+        assert all((a == b).all() for a, b in zip(found, plain))
+    for wrong in (seen[:3], [*seen, [1]], (np.array([0, 1]), np.array([1]))):
+        with pytest.raises((ValueError, TypeError), match='seen'):
+            sub_shop({'m': x}, {'m': x}, np.arange(6), wrong, 6)
+    with pytest.raises(ValueError, match='targets: row 0 is 0.5, not a whole number'):
+        sub_shop({'m': x}, {'m': x}, np.arange(6) + 0.5, None, 6)

@@ -1,12 +1,15 @@
 "Lean layers give the figures of peft and of transformers, there and back, whatever the shapes."
 
 import copy
+import pickle
 
 import torch
+from accelerate import cpu_offload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.nn.utils import parametrize, prune
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from vlm2rec_lab.model import lean as room
@@ -94,6 +97,77 @@ def test_weights_that_are_moved_in_when_asked_for_are_asked_for(monkeypatch):
     base.forward = lambda x, old=base.forward: seen.append(2) or old(x)
     quick(torch.randn(3, 6))
     assert seen == [1, 2] and not taken
+
+
+def test_whoever_watches_an_adapter_is_called():
+    "Hooks on its two products and its dropout, those of all modules, a product that was exchanged, pruned weights."
+    x, counts = torch.randn(3, 6), []
+    for part in ('lora_A', 'lora_B', 'lora_dropout'):
+        for kind in ('register_forward_hook', 'register_forward_pre_hook', 'register_full_backward_hook'):
+            for m in layers():
+                seen = []
+                inner = getattr(m.base_model.model[0], part)['default']
+                getattr(inner, kind)(lambda *a, seen=seen: seen.append(1))
+                m(x.clone().requires_grad_()).sum().backward()
+                counts.append(len(seen))
+    assert counts == [1] * 18
+    plain, quick = layers()
+    for m in (plain, quick):
+        m.base_model.model[0].lora_A['default'].register_forward_hook(lambda m, given, out: out + 1)
+    assert torch.equal(plain(x), quick(x))
+    plain, quick = layers()
+    for m in (plain, quick):
+        prune.l1_unstructured(m.base_model.model[0].lora_A['default'], 'weight', 0.5)
+        for _ in range(2):
+            m(x).sum().backward()
+    assert close([p.grad for p in adapters(plain)], [p.grad for p in adapters(quick)])
+
+
+def test_who_watches_all_modules_has_their_results():
+    _, quick = layers()
+    x, kept = torch.randn(3, 6), []
+    with torch.no_grad():
+        handle = nn.modules.module.register_module_forward_hook(lambda m, given, out: kept.append(out))
+        quick(x)
+        handle.remove()
+        assert any(torch.equal(k, quick.base_model.model[0].base_layer(x)) for k in kept)
+
+
+def test_weights_that_lie_elsewhere_are_moved_in():
+    "As Accelerate moves them: all weights are on `meta` between the calls."
+    plain, quick = layers()
+    x = torch.randn(3, 6)
+    true = plain(x).detach()
+    with torch.no_grad():
+        assert torch.equal(cpu_offload(quick, torch.device('cpu'))(x), true)
+
+
+def test_lean_layers_are_pickled_and_made_into_other_classes():
+    "By pickle, with another way back than before, and with a parametrized weight."
+    _, quick = layers()
+    x = torch.randn(3, 6)
+    again = pickle.loads(pickle.dumps(quick))
+    assert type(again.base_model.model[0]) is type(quick.base_model.model[0]) and torch.equal(again(x), quick(x))
+    assert lean_adapters(again, back=False).base_model.model[0].own_way_back is False
+    norm = fused_norms(nn.Sequential(Qwen2RMSNorm(6)))
+    copied = pickle.loads(pickle.dumps(norm))
+    assert torch.equal(copied(x), norm(x)) and type(copied[0]) is type(norm[0])
+    parametrize.register_parametrization(norm[0], 'weight', nn.Identity())
+    assert torch.equal(norm(x), copied(x))
+
+
+def test_autocast_on_the_way_back_alone():
+    norm, found = fused_norms(nn.Sequential(Qwen2RMSNorm(40)).requires_grad_(False)), []
+    for inside in (False, True):
+        x = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        y = norm(x)
+        with torch.autocast('cpu', torch.bfloat16, enabled=inside):
+            found.append(torch.autograd.grad(y.square().sum(), x))
+    assert close(*found, 1e-6)
+    plain, quick = layers(kind=torch.float64)
+    with torch.autocast('cpu', torch.bfloat16):
+        x = torch.randn(3, 6, dtype=torch.float64)
+        assert quick(x).dtype == torch.float64 and close([plain(x)], [quick(x)])
 
 
 def test_autocast_computes_in_its_own_type(monkeypatch):

@@ -94,6 +94,9 @@ def test_other_weights_or_another_prompt_find_nothing_in_a_store(checkpoint, cat
     adapted = load(checkpoint, lora=4)
     keys, others, more = (set(item_keys(e, e.bank(cat), cat, 'text')) for e in (plain, other, adapted))
     assert not keys & others and not keys & more
+    marks = '<|im_start|>{}<|im_end|>', '<|im_start|><|im_end|>{}'
+    a, b = (load(checkpoint, prompts=Prompts(item=item)) for item in marks)
+    assert not set(item_keys(a, a.bank(cat), cat, 'text')) & set(item_keys(b, b.bank(cat), cat, 'text'))
 
 
 def test_adapters_of_each_modality_are_saved_and_loaded(checkpoint, cat, tmp_path):
@@ -102,6 +105,22 @@ def test_adapters_of_each_modality_are_saved_and_loaded(checkpoint, cat, tmp_pat
     assert again.adapters == ('text', 'image')
     for m, z in again.encode_items(cat).items():
         assert torch.equal(z, apart.encode_items(cat)[m]), m
+
+
+def test_recomputing_has_the_adapters_of_each_view(checkpoint, cat):
+    "A way back through vectors of one view, after another view was encoded."
+    found = []
+    for recompute in (False, True):
+        embedder = load(checkpoint, lora=2, adapters=cat.modalities, seed=0, recompute=recompute)
+        for n, p in embedder.model.named_parameters():
+            if 'lora_B' in n:
+                torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(1))
+        vectors = embedder.item_vectors(embedder.bank(cat, False), np.arange(len(cat)))
+        vectors[cat.modalities[0]][:, :3].sum().backward()
+        found.append({n: p.grad for n, p in embedder.adapter_parameters() if p.grad is not None})
+    plain, again = found
+    assert plain and plain.keys() == again.keys() and all(torch.equal(plain[n], again[n]) for n in plain)
+    assert any(g.abs().max() > 0 for g in plain.values())
 
 
 def test_a_modality_without_adapters_is_named(checkpoint, cat):

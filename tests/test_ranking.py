@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm2rec_lab.metrics import evaluate, metric_at_k, ranks, sample_negatives, scores, seen_items, tally
+from vlm2rec_lab.ranking.fusions import fuse_vectors
 from vlm2rec_lab.ranking.ranks import Mix, mixed_ranks
 from vlm2rec_lab.ranking.task import _row_keys
 
@@ -191,3 +192,21 @@ def test_rows_have_equal_keys_only_where_they_are_equal(dtype):
     assert (keys == _row_keys(y, {'a': x, 'b': np.ascontiguousarray(-x[:, ::-1])}, most=100)).all()
     same, by_key = np.unique(rows, axis=0, return_inverse=True)[1].ravel(), np.unique(keys, return_inverse=True)[1]
     assert same.max() == by_key.max() and len(set(zip(same, by_key))) == same.max() + 1
+
+
+def test_what_was_seen_stays_out_under_weights_and_factors_below_zero():
+    items, users, seen = np.array([[1.0], [2.0], [3.0]]), np.array([[1.0]]), (np.array([0, 1]), np.array([2]))
+    for mix, target in ((Mix((-1,)), 0), (Mix(times=np.array([1.0, 1.0, -1.0])), 1)):
+        assert mixed_ranks([(items, users)], [mix], np.array([target]), seen, progress=False)[0].greater == [0]
+    two = [(items, users), (items, 2 * users)]
+    assert mixed_ranks(two, [Mix((1, -1))], np.array([0]), seen, progress=False)[0].greater == [0]
+
+
+def test_vectors_whose_products_would_overflow_are_refused():
+    x = {'a': np.eye(4, dtype=np.float32), 'b': np.eye(4, dtype=np.float32)}
+
+    def long(sides):
+        return np.concatenate(list(sides.values()), 1) * np.float32(1e30)
+
+    with pytest.raises(ValueError, match='up to 1e.30, whose products do not fit into float32'):
+        fuse_vectors(x, x, long)

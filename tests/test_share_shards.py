@@ -225,6 +225,23 @@ def test_processors_of_other_kinds_count_alike(tmp_path):
     assert int(told[0].split()[0]) > 1000 and len(set(told)) == 1
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+@pytest.mark.parametrize('size', [1e3, 1e5, 1e8, 1e12])
+def test_a_long_part_of_a_vector_hides_no_short_one(tmp_path, dtype, size):
+    "Parts that add nothing to any score, on both sides, and weights of modalities that items lack."
+    users, targets, seen = asked()
+    items, users = WHOLE | dict(mark=np.eye(2)[[0] * 320]), users | dict(mark=np.eye(2)[[1] * len(targets)])
+    items, users = ({m: x.astype(np.float32) for m, x in side.items()} for side in (items, users))
+    made = in_shards(tmp_path / dtype, items, [100, 101, 300])
+
+    def long(sides):
+        return np.concatenate([x * (size if m == 'mark' else 1) for m, x in sides.items()], 1).astype(dtype)
+
+    for fuse in (long, dict(text=1, image=1 / size, sound=1, mark=0)):
+        true = evaluate(items, users, targets, seen, fuse=fuse).ranks['fused']
+        assert (rank_shards(made, users, targets, seen, fuse).expected != true.expected).mean() < 0.02
+
+
 def test_a_target_that_was_seen_stays_a_candidate(tmp_path):
     made = in_shards(tmp_path, WHOLE, [100])
     users, targets, seen = asked()

@@ -1,5 +1,6 @@
 """Logs: ids of every kind and shape, and the largest core."""
 
+import json
 import warnings
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm2rec_lab.base.errors import DataError, DataWarning, counted, few, warn
+from vlm2rec_lab.shop.log_files import json_log, read_log
 from vlm2rec_lab.shop.logs import coded, k_core
 
 
@@ -209,3 +211,96 @@ def test_rising_numbers_are_counted_as_any_others(found):
 
     for some in (np.int32(found), np.sort(np.int32(found))):
         assert _counts(some).tolist() == np.bincount(some).tolist()
+
+
+OPEN = 'user_id,item_id,timestamp,text\nu,a,1,ok\nu,b,2,"never closed\n'
+
+
+@pytest.mark.parametrize('rows', [1, 3, 20_000])
+@pytest.mark.parametrize('end', ['', '\n'])
+def test_an_open_quotation_mark_swallows_nothing(tmp_path, rows, end):
+    "Rows behind it would be words of a column that nobody asked for; a mark that is closed may hold line breaks."
+    file, more = tmp_path / 'log.csv', '\n'.join(f'u{k},i{k},{k},x' for k in range(rows))
+    file.write_text(OPEN + more + end)
+    with pytest.raises(DataError, match='row 3 opens a quotation mark that is never closed'):
+        read_log(file, progress=False)
+    file.write_text(OPEN.replace('never closed', 'closed\n\n"') + more + end)
+    assert len(read_log(file, progress=False)) == rows + 2
+    file.write_text('user_id,item_id\nu,a\nu,"b\nu,c' + end)
+    with pytest.raises(DataError, match='never closed'):
+        read_log(file, time=None, progress=False)
+
+
+@pytest.mark.parametrize('end', ['', '\n', '\r\n', '\r'])
+@pytest.mark.parametrize('columns', ['user_id,item_id,timestamp', 'timestamp,text,item_id,user_id'])
+def test_the_last_row_is_read_however_it_ends(tmp_path, end, columns):
+    break_ = end or '\n'
+    cells = dict(user_id='u', item_id='i', timestamp='5', text='')
+    row = ','.join(cells[c] for c in columns.split(','))
+    (tmp_path / 'log.csv').write_bytes(break_.join([columns, row]).encode() + end.encode())
+    log = read_log(tmp_path / 'log.csv', progress=False, max_rows=1)
+    assert (list(log.user_ids), list(log.item_ids), log.times.tolist()) == (['u'], ['i'], [5.0])
+
+
+def in_form(folder, form, times):
+    "A user with an item at each time, in a CSV file or in lines of JSON."
+    if form == 'csv':
+        text = 'user_id,item_id,timestamp\n' + ''.join(f'u,i{k},{t}\n' for k, t in enumerate(times))
+    else:
+        text = ''.join(json.dumps(dict(user_id='u', item_id=f'i{k}', timestamp=t)) + '\n' for k, t in enumerate(times))
+    file = folder / f'log.{form}'
+    file.write_text(text)
+    return read_log(file, progress=False)
+
+
+LATE = 1_700_000_000_000_000_000
+FINE = [
+    [LATE + 3, LATE + 2, LATE + 1],
+    [str(LATE + 3), str(LATE + 2), str(LATE + 1)],
+    [f'2024-01-01T10:00:00.00000000{k}' for k in (3, 2, 1)],
+    [f'2024-01-01 10:00:00.{k}' for k in ('0000021', '000002', '00000199')],
+    ['1600-01-01', '1500-01-01T00:00:01', '1500-01-01'],
+    [2**53 + 3, 2**53 + 1, 5],
+]
+
+
+@pytest.mark.parametrize('times', FINE, ids=str)
+@pytest.mark.parametrize('form', ['csv', 'jsonl'])
+@pytest.mark.filterwarnings('ignore::vlm2rec_lab.base.errors.DataWarning')
+def test_times_keep_their_order_to_the_nanosecond(tmp_path, form, times):
+    log = in_form(tmp_path, form, times)
+    assert log.item_ids[log.items].tolist() == ['i2', 'i1', 'i0'] and (np.diff(log.times) >= 0).all()
+
+
+@pytest.mark.parametrize('times', [[2**53 + 3, 5, 2.5], [5.0, 2.5, 2**53 + 1], ['2300-01-01', '2024-01-01']], ids=str)
+def test_blocks_of_several_kinds_of_times_are_one_column(tmp_path, times):
+    "The last line, without a line feed, is a block of its own."
+    text = '\n'.join(json.dumps(dict(user_id='u', item_id=f'i{k}', timestamp=t)) for k, t in enumerate(times))
+    (tmp_path / 'log.jsonl').write_text(text)
+    log = read_log(tmp_path / 'log.jsonl', progress=False)
+    assert len(log) == len(times) and (np.diff(log.times) > 0).all()
+
+
+def test_a_block_ends_without_a_blank_line(tmp_path):
+    fields, notes = dict(user='u', item='i', time='t'), []
+    lines = [json.dumps(dict(u=str(k % 7), i=str(k), t=f'2024-01-{1 + k % 28:02}')) for k in range(300)]
+    (tmp_path / 'log.jsonl').write_text('\n'.join(lines) + '\n')
+    json_log(tmp_path / 'log.jsonl', fields, 0, notes, False, size=500)
+    assert not notes
+    (tmp_path / 'log.jsonl').write_text('\n'.join([*lines[:9], '', *lines[9:]]) + '\n')
+    with pytest.warns(DataWarning, match='1 row without anything skipped: row 10$'):
+        json_log(tmp_path / 'log.jsonl', fields, 0, notes, False, size=500)
+
+
+def test_headers_and_ratings_read_alike_on_both_ways(tmp_path):
+    "A header of two lines; one column in two roles; `nan`, which is no rating, wherever the odd row stands."
+    file = tmp_path / 'log.csv'
+    file.write_text('"x\ny",user_id,item_id\n1,u,a\n2,u,b\n')
+    assert len(read_log(file, time=None, progress=False)) == 2
+    file.write_text('user_id,item_id,timestamp\nu,a,1\nu,b,2\n')
+    log = read_log(file, rating='timestamp', progress=False)
+    assert log.ratings.tolist() == log.times.tolist() == [1, 2]
+    for odd in ('', 'v,c,3 ,4\n'):
+        file.write_text('user_id,item_id,timestamp,rating\nu,a,1,nan\nu,b,2,3\n' + odd)
+        with pytest.raises(DataError, match="row 2 .'nan'"):
+            read_log(file, rating='rating', progress=False)

@@ -9,6 +9,7 @@ __all__ = ['VLMEmbedder', 'item_keys', 'checked_history', 'fuse_sum']
 import warnings
 import weakref
 from collections.abc import Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from ..base.errors import known
 from ..base.ragged import PAD
 from ..base.store import Store, content_key, weights_key
 from .bank import make_bank, vision_key
-from .blocks import in_blocks
 from .check import choose_family
 from .encode import POOLS, encode_plan, forward, vector_size
 from vlm2rec_lab.model.families import (
@@ -91,7 +91,7 @@ class VLMEmbedder:
         pool='last',  # of POOLS: which hidden state of a prompt is its vector
         dims=None,  # how many numbers of it, the first ones; None: all
     ):
-        self.model, self.tokenizer, self.image_processor = in_blocks(lean(model)), tokenizer, image_processor
+        self.model, self.tokenizer, self.image_processor = lean(model), tokenizer, image_processor
         self.fusion, self.pool = known(fusion, READINGS, 'fusion'), known(pool, POOLS, 'pooling')
         self.family, self.dims = family or _listed(self.core), _checked_dims(self.core, dims)
         self.usual = default_prompts(self.family, tokenizer, base)
@@ -220,7 +220,8 @@ def item_keys(
     "What each item's vector in a view depends on: all weights, its prompt's tokens, its pictures."
     pieces, weights = bank.views[view], embedder.model.state_dict()
     pictures = [m for m in catalogue.modalities if catalogue.kinds[m] == 'image' and view in (m, 'joint')]
-    templates = pieces.ids[pieces.offsets[len(catalogue)] :].numpy().tobytes()
+    first = pieces.offsets[len(catalogue) :].numpy()  # where the pieces of the prompts begin
+    templates = pieces.ids[first[0] :].numpy().tobytes() + np.diff(first).tobytes()
     how = (embedder.pool, embedder.dims) if (embedder.pool, embedder.dims) != ('last', None) else ()
     words = view, embedder.fusion, embedder.core.dtype, vision_key(embedder), *how
     model = weights_key(weights, *words).encode() + templates
@@ -392,10 +393,28 @@ def _with_saved_adapters(model, folder, own, trainable):
     return model
 
 # %% ../../nbs/02_model/05_embedder.ipynb #9030141c
-def _recompute(model):
-    "Have activations computed again on the way back, which `transformers` does in training mode; dropout stays off."
-    model.gradient_checkpointing_enable({'use_reentrant': False})
-    for module in model.modules():
+@contextmanager
+def _switched(embedder, view):
+    "The adapters of a view, for a while."
+    now = embedder.model.active_adapter
+    if now == view:
+        yield
+        return
+    embedder.switch(view)
+    try:
+        yield
+    finally:
+        embedder.switch(now)
+
+# %% ../../nbs/02_model/05_embedder.ipynb #75809a4a
+def _recompute(embedder):
+    """Have activations computed again on the way back, which `transformers` does in training mode; dropout stays off.
+    They are computed again with the adapters of their own view, whichever were switched on last."""
+    how = dict(use_reentrant=False)
+    if embedder.adapters:
+        how['context_fn'] = lambda: (nullcontext(), _switched(embedder, embedder.model.active_adapter))
+    embedder.model.gradient_checkpointing_enable(how)
+    for module in embedder.model.modules():
         module.training = hasattr(module, 'gradient_checkpointing')
 
 # %% ../../nbs/02_model/05_embedder.ipynb #6d3cc9d3
@@ -459,10 +478,10 @@ def from_pretrained(
         own = tuple(adapters or ())
         model = add_lora(model, lora, lora_alpha, seed, own)
     model.eval()
-    if recompute:
-        _recompute(model)
     how = dict(base=source, adapters=own, trainable=trainable, family=family)
     embedder = cls(model, tokenizer, image_processor, **reading, **how)
+    if recompute:
+        _recompute(embedder)
     embedder.view = note.get('view')
     for config in getattr(model, 'peft_config', {}).values():
         config.base_model_name_or_path = str(source)  # where it lies now, wherever this program works

@@ -6,8 +6,19 @@
 __all__ = ['lean_adapters', 'fused_norms', 'lean']
 
 # %% ../../nbs/02_model/02a_lean.ipynb #1ea00003
+from functools import cache
+
 import torch
 import torch.nn.functional as F
+from torch.nn.modules.module import _has_any_global_hook
+
+# %% ../../nbs/02_model/02a_lean.ipynb #9722a12d
+def _unwatched(layer):
+    "Whether a layer is only what it computes: no hooks, as Accelerate has to move weights in, and no other forward."
+    if _has_any_global_hook():
+        return False
+    hooks = layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks
+    return not (any(hooks) or 'forward' in vars(layer))
 
 # %% ../../nbs/02_model/02a_lean.ipynb #1ea00006
 def _only_adapter(layer):
@@ -16,22 +27,19 @@ def _only_adapter(layer):
     busy = layer.disable_adapters or layer.merged or len(names) != 1 or names[0] in layer.lora_variant
     if busy or names[0] not in layer.lora_A or type(layer.base_layer) is not torch.nn.Linear:
         return None
-    plain = isinstance(layer.lora_dropout[names[0]], torch.nn.Identity) and layer.lora_B[names[0]].bias is None
-    return names[0] if plain else None
+    a, b, dropout = (part[names[0]] for part in (layer.lora_A, layer.lora_B, layer.lora_dropout))
+    plain = type(dropout) is torch.nn.Identity and type(a) is type(b) is torch.nn.Linear and b.bias is None
+    return names[0] if plain and all(map(_unwatched, (a, b, dropout))) else None
 
 # %% ../../nbs/02_model/02a_lean.ipynb #1ea00007
 def _common_type(x, *weights):
     "The torch dtype in which a layer computes; None where input and weights differ and no autocast says which."
-    kind = x.device.type
+    kind, types = x.device.type, {w.dtype for w in (x, *weights)}
+    if torch.float64 in types:  # autocast leaves it as it is
+        return x.dtype if len(types) == 1 else None
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
-    return x.dtype if all(w.dtype == x.dtype for w in weights) else None
-
-# %% ../../nbs/02_model/02a_lean.ipynb #9722a12d
-def _unwatched(layer):
-    "Whether a layer is only what it computes: no hooks, as Accelerate has to move weights in, and no other forward."
-    hooks = layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks
-    return not (any(hooks) or 'forward' in vars(layer))
+    return x.dtype if len(types) == 1 else None
 
 # %% ../../nbs/02_model/02a_lean.ipynb #c57725f1
 def _lies_still(base):
@@ -83,7 +91,7 @@ def _forward(
     a, b = (None, None) if name is None else (layer.lora_A[name].weight, layer.lora_B[name].weight)
     dtype = None if name is None else _common_type(x, base.weight, a, b)
     if dtype is None:
-        return type(layer).__mro__[1].forward(layer, x, *args, **kwargs)
+        return layer.as_written(x, *args, **kwargs)
     flat = x.reshape(-1, x.shape[-1])
     if own := _own(layer, x):
         y = _Adapted.apply(flat, *own)
@@ -95,6 +103,27 @@ def _forward(
     return y.view(*x.shape[:-1], y.shape[-1])
 
 # %% ../../nbs/02_model/02a_lean.ipynb #1ea00009
+@cache
+def _lean_kind(
+    kind,  # class of a layer
+    forward,  # its lean forward pass
+    **more,  # attributes of the class
+):  # -> class
+    "The class of a lean layer. Such layers are copied and pickled as what they were made of, and made lean again."
+
+    def reduced(layer, protocol):
+        return _empty, (kind, forward, more), layer.__dict__.copy()
+
+    about = dict(forward=forward, as_written=kind.forward, lean_of=kind, __reduce_ex__=reduced)
+    return type(f'Lean{kind.__name__}', (kind,), about | more)
+
+# %% ../../nbs/02_model/02a_lean.ipynb #afd50e23
+def _empty(kind, forward, more):
+    "A lean layer before it gets what it holds."
+    lean_kind = _lean_kind(kind, forward, **more)
+    return lean_kind.__new__(lean_kind)
+
+# %% ../../nbs/02_model/02a_lean.ipynb #585017f7
 def lean_adapters(
     model,  # torch module, with peft's LoRA layers or without
     back=True,  # by `_Adapted` where that can be; False: autograd finds the way back, as it does under autocast
@@ -102,10 +131,9 @@ def lean_adapters(
     "Have all LoRA layers of a model computed lean. Saving, switching and merging stay peft's."
     from peft.tuners.lora import Linear
 
-    kind = type('LeanLinear', (Linear,), dict(forward=_forward, own_way_back=back))
     for module in model.modules():
-        if type(module) is Linear:
-            module.__class__ = kind
+        if type(module) is Linear or getattr(type(module), 'lean_of', None) is Linear:
+            module.__class__ = _lean_kind(Linear, _forward, own_way_back=back)
     return model
 
 # %% ../../nbs/02_model/02a_lean.ipynb #e9dc929c
@@ -121,13 +149,17 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        x, weight, r = ctx.saved_tensors
+        with torch.autocast(g.device.type, enabled=False):  # as the forward pass, wherever the way back is taken
+            return _Norm.gradient(*ctx.saved_tensors, g, ctx.eps), None, None
+
+    @staticmethod
+    def gradient(x, weight, r, g, eps):
         h, size = g * weight, x.shape[-1]
         if torch.is_grad_enabled():  # the gradient is to have a gradient
-            r = (x.square().mean(-1, keepdim=True) + ctx.eps).rsqrt()
-            return r * h - r.pow(3) * (h * x).mean(-1, keepdim=True) * x, None, None
+            r = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+            return r * h - r.pow(3) * (h * x).mean(-1, keepdim=True) * x
         along = torch.linalg.vecdot(h, x).unsqueeze(-1).mul_(r.pow(3)).div_(size)
-        return h.mul_(r).addcmul_(along, x, value=-1), None, None
+        return h.mul_(r).addcmul_(along, x, value=-1)
 
 # %% ../../nbs/02_model/02a_lean.ipynb #1ea00015
 def _norm(layer, x):
@@ -137,18 +169,17 @@ def _norm(layer, x):
     single = x.dtype == layer.weight.dtype == torch.float32 and not layer.weight.requires_grad
     if single and x.requires_grad and torch.is_grad_enabled():
         return _Norm.apply(x, layer.weight, layer.variance_epsilon)
-    return type(layer).__mro__[1].forward(layer, x)
+    return layer.as_written(x)
 
 # %% ../../nbs/02_model/02a_lean.ipynb #1ea00016
 def fused_norms(
     model,  # torch module
 ):  # -> the same model
     "Have the root-mean-square norms of a model computed lean."
-    kinds = {}
     for module in model.modules():
         kind = type(module)
-        if kind.__name__.endswith('RMSNorm') and kind.forward is not _norm and hasattr(module, 'variance_epsilon'):
-            module.__class__ = kinds.setdefault(kind, type(f'Fused{kind.__name__}', (kind,), dict(forward=_norm)))
+        if kind.__name__.endswith('RMSNorm') and not hasattr(kind, 'lean_of') and hasattr(module, 'variance_epsilon'):
+            module.__class__ = _lean_kind(kind, _norm)
     return model
 
 # %% ../../nbs/02_model/02a_lean.ipynb #1ea00018

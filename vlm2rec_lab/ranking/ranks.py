@@ -246,7 +246,8 @@ def _open_counts(m, found, tops, limits, users, columns, mixed, mask):
     "What `tally` gives for a mix in one block, where only rows that may reach the target are looked at."
     out, rows = np.zeros((2, len(users)), np.int64), _reaching(m.most(tops, users, columns, mixed.dtype), *limits)
     at, tol = (x[rows] for x in limits)
-    s = m([x[rows] if w else x for x, w in zip(found, m.weights)], users[rows], columns, mixed[: len(at)])
+    with np.errstate(invalid='ignore'):  # of left-out items under weights of both signs, which reach nothing
+        s = m([x[rows] if w else x for x, w in zip(found, m.weights)], users[rows], columns, mixed[: len(at)])
     if m.turns(columns):
         np.copyto(s, -np.inf, where=s == np.inf)
     again = slice(None) if m.bare else _reaching(s.max(1, keepdims=True), at, tol)

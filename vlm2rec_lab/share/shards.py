@@ -245,7 +245,7 @@ def _parts_of(fuse, *sides):
     lengths_of_1 = isinstance(fuse, str) and fuse in FUSIONS
     return 3 if np.result_type(*sides) == np.float64 else 1 if lengths_of_1 else 2
 
-
+# %% ../../nbs/10_share/07_shards.ipynb #b90508a4
 def own_scores(
     part,  # Part of users and their targets
     users,  # {modality: float32 [U, D]} unit rows
@@ -260,7 +260,7 @@ def own_scores(
 # %% ../../nbs/10_share/07_shards.ipynb #066aecd1
 BLOCK = 128, 1024  # users and items scored at once
 
-
+# %% ../../nbs/10_share/07_shards.ipynb #72ecc8be
 def counts(
     part,  # Part of users and what is left out for them
     users,  # {modality: float32 [U, D]} unit rows

@@ -50,7 +50,7 @@ def _nanoseconds(date, text):
     whole = (since.days * 86_400 + since.seconds) * 10**6 + since.microseconds
     return whole * 1000 + int(more[1].ljust(3, '0') if more else 0)
 
-
+# %% ../../nbs/00_shop/08c_log_files.ipynb #cadc7df1
 def _moment(cell, time_format=None):
     "(a number, or nanoseconds of a date; whether it is a date) of a time in JSON. ValueError where it is neither."
     if time_format is None:
@@ -437,7 +437,7 @@ def _first_rows(path, sep, encoding='utf-8-sig'):
         raise DataError(f'{where} is empty: it needs a header and rows')
     return (first, second), lines
 
-
+# %% ../../nbs/00_shop/08c_log_files.ipynb #ec5d2a99
 def csv_header(
     path,  # CSV file, packed or not
     sep=',',  # between cells
@@ -488,7 +488,7 @@ class _WithEnd:
     def close(self):
         self.closed = True  # whoever opened the file closes it
 
-
+# %% ../../nbs/00_shop/08c_log_files.ipynb #423645e9
 def _up_to(end, column, batches):
     "Batches without the last row, which is to be `end` in a column. Raises ArrowInvalid where it is not."
     last = None
@@ -503,7 +503,7 @@ def _up_to(end, column, batches):
 # %% ../../nbs/00_shop/08c_log_files.ipynb #4d8f5cec
 END = '\x1fthe end\x1f'  # what stands in the row behind the last
 
-
+# %% ../../nbs/00_shop/08c_log_files.ipynb #5751cde7
 def _csv_by_arrow(path, kinds, sep, names, skip, quote, max_rows=None, max_bytes=None):
     "The columns of `kinds` {name: type} of a CSV file; None where Arrow cannot read it."
     from pyarrow import csv as pc

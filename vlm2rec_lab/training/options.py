@@ -164,7 +164,11 @@ class Speed:
             check_word('autocast', self.autocast, AUTOCASTS)
         if self.chunk is not None:
             check_number('chunk', self.chunk, zero=False)
+            if self.chunk != int(self.chunk):
+                raise DataError(f'chunk={self.chunk}: give a whole number of prompts')
         check_number('waste', self.waste)
+        if self.waste > 1:
+            raise DataError(f'waste={self.waste}: give a share of padding, at most 1')
 
 # %% ../../nbs/02_training/00_options.ipynb #d0c535c3
 @dataclass(frozen=True)
