@@ -1,5 +1,6 @@
 """The embedder: what it encodes, keeps, saves and refuses."""
 
+import copy
 from importlib.util import find_spec
 
 import numpy as np
@@ -108,19 +109,28 @@ def test_adapters_of_each_modality_are_saved_and_loaded(checkpoint, cat, tmp_pat
 
 
 def test_recomputing_has_the_adapters_of_each_view(checkpoint, cat):
-    "A way back through vectors of one view, after another view was encoded."
+    "A way back through vectors of one view, after another view was encoded; also of a copy."
+
+    def gradients(embedder):
+        for _, p in embedder.adapter_parameters():
+            p.grad = None
+        vectors = embedder.item_vectors(embedder.bank(cat, False), np.arange(len(cat)))
+        vectors[cat.modalities[0]][:, :3].sum().backward()
+        return {n: p.grad for n, p in embedder.adapter_parameters() if p.grad is not None}
+
     found = []
     for recompute in (False, True):
         embedder = load(checkpoint, lora=2, adapters=cat.modalities, seed=0, recompute=recompute)
         for n, p in embedder.model.named_parameters():
             if 'lora_B' in n:
                 torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(1))
-        vectors = embedder.item_vectors(embedder.bank(cat, False), np.arange(len(cat)))
-        vectors[cat.modalities[0]][:, :3].sum().backward()
-        found.append({n: p.grad for n, p in embedder.adapter_parameters() if p.grad is not None})
-    plain, again = found
-    assert plain and plain.keys() == again.keys() and all(torch.equal(plain[n], again[n]) for n in plain)
-    assert any(g.abs().max() > 0 for g in plain.values())
+        found.append(gradients(embedder))
+    copied = copy.deepcopy(embedder)
+    embedder.switch(cat.modalities[1])
+    found.append(gradients(copied))
+    for other in found[1:]:
+        assert found[0].keys() == other.keys() and all(torch.equal(found[0][n], other[n]) for n in other)
+    assert any(g.abs().max() > 0 for g in found[0].values())
 
 
 def test_a_modality_without_adapters_is_named(checkpoint, cat):

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -406,13 +407,18 @@ def _switched(embedder, view):
     finally:
         embedder.switch(now)
 
+# %% ../../nbs/02_model/05_embedder.ipynb #3ee00e7d
+def _contexts(embedder):
+    "What a layer computes in, and what it computes again in: with the adapters that are switched on now."
+    return nullcontext(), _switched(embedder, embedder.model.active_adapter)
+
 # %% ../../nbs/02_model/05_embedder.ipynb #75809a4a
 def _recompute(embedder):
     """Have activations computed again on the way back, which `transformers` does in training mode; dropout stays off.
     They are computed again with the adapters of their own view, whichever were switched on last."""
     how = dict(use_reentrant=False)
     if embedder.adapters:
-        how['context_fn'] = lambda: (nullcontext(), _switched(embedder, embedder.model.active_adapter))
+        how['context_fn'] = partial(_contexts, embedder)  # and no closure, so that a copy switches its own
     embedder.model.gradient_checkpointing_enable(how)
     for module in embedder.model.modules():
         module.training = hasattr(module, 'gradient_checkpointing')
