@@ -75,7 +75,7 @@ def test_rows_that_do_not_fit_together_are_named(side, rows):
 
 
 @pytest.mark.parametrize('name', ['candidates', 'users'])
-@pytest.mark.parametrize('value', [0, -1, 2.5, True])
+@pytest.mark.parametrize('value', [0, -1, 2.5, True, np.inf, 'a'])
 def test_a_number_that_cannot_be_is_named(name, value):
     with pytest.raises(DataError, match=f'{name}={value}'):
         sub_shop({'m': np.eye(4)}, {'m': np.eye(4)}, [0, 1, 2, 3], **{name: value})
@@ -165,13 +165,20 @@ def test_the_figure_of_a_user_is_her_own():
     assert alone[:7] == pytest.approx(metric_at_k(all_of_them, 10)[:7], abs=1e-12)
 
 
+def test_sizes_may_be_written_as_floats():
+    found = sub_shop({'m': np.eye(6)}, {'m': np.eye(6)}, np.arange(6), None, 6.0, 2.0)
+    assert len(found['targets']) == 2
+
+
 def test_what_does_not_fit_is_refused():
     x, seen = np.eye(6), [[1], [2], [3], [4], [5], [0]]
     plain = sub_shop({'m': x}, {'m': x}, np.arange(6), seen, 6)['seen']
     for form in (tuple(seen), tuple(map(np.array, seen))):
         found = sub_shop({'m': x}, {'m': x}, np.arange(6), form, 6)['seen']
         assert all((a == b).all() for a, b in zip(found, plain))
-    for wrong in (seen[:3], [*seen, [1]], (np.array([0, 1]), np.array([1]))):
+    flat = np.arange(7), np.array([1, 2, 3, 4, 5, 0])
+    broken = (flat[0] + 1, flat[1]), (flat[0], flat[1][:-2]), (flat[0], np.append(flat[1], 1))
+    for wrong in (seen[:3], [*seen, [1]], (np.array([0, 1]), np.array([1])), *broken):
         with pytest.raises((ValueError, TypeError), match='seen'):
             sub_shop({'m': x}, {'m': x}, np.arange(6), wrong, 6)
     with pytest.raises(ValueError, match='targets: row 0 is 0.5, not a whole number'):

@@ -1,6 +1,8 @@
 """The embedder: what it encodes, keeps, saves and refuses."""
 
 import copy
+import gc
+import weakref
 from importlib.util import find_spec
 
 import numpy as np
@@ -131,6 +133,11 @@ def test_recomputing_has_the_adapters_of_each_view(checkpoint, cat):
     for other in found[1:]:
         assert found[0].keys() == other.keys() and all(torch.equal(found[0][n], other[n]) for n in other)
     assert any(g.abs().max() > 0 for g in found[0].values())
+    alive = weakref.ref(embedder.model)
+    gc.disable()
+    del embedder
+    gc.enable()
+    assert alive() is None, 'a model that holds itself keeps its memory'
 
 
 def test_a_modality_without_adapters_is_named(checkpoint, cat):

@@ -202,6 +202,27 @@ def test_what_was_seen_stays_out_under_weights_and_factors_below_zero():
     assert mixed_ranks(two, [Mix((1, -1))], np.array([0]), seen, progress=False)[0].greater == [0]
 
 
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([(1,), (-1,), (1, -2), (-1, -0.5), (0, 1)]), st.booleans())
+def test_mixes_of_any_sign_are_those_of_a_plain_sum(seed, weights, left_out):
+    rng = np.random.default_rng(seed)
+    n, users = int(rng.integers(1, 30)), int(rng.integers(1, 9))
+    products = [(rng.normal(size=(n, 3)), rng.normal(size=(users, 3))) for _ in weights]
+    times = rng.choice([-2.0, -1.0, 0.0, 0.5, 3.0], n)
+    targets = rng.integers(0, n, users)
+    seen = [np.setdiff1d(rng.choice(n, n // 2, replace=False), t) if left_out else np.zeros(0, int) for t in targets]
+    flat = np.cumsum([0, *map(len, seen)]), np.concatenate(seen)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        found = mixed_ranks(products, [Mix(weights, times=times)], targets, flat, progress=False, block=(4, 5))[0]
+    s = sum(w * (u @ i.T) for w, (i, u) in zip(weights, products)) * times
+    own = s[np.arange(users), targets][:, None]
+    for u, left in enumerate(seen):
+        s[u, left] = -np.inf
+    assert (found.greater == (s > own + 1e-12).sum(1)).all()
+    assert (found.ties == (abs(s - own) < 1e-12).sum(1) - 1).all()
+
+
 def test_vectors_whose_products_would_overflow_are_refused():
     x = {'a': np.eye(4, dtype=np.float32), 'b': np.eye(4, dtype=np.float32)}
 

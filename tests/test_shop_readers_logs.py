@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm2rec_lab.base.errors import DataError, DataWarning, counted, few, warn
-from vlm2rec_lab.shop.log_files import json_log, read_log
+from vlm2rec_lab.shop.log_files import csv_log, json_log, read_log
 from vlm2rec_lab.shop.logs import coded, k_core
 
 
@@ -279,6 +279,34 @@ def test_blocks_of_several_kinds_of_times_are_one_column(tmp_path, times):
     (tmp_path / 'log.jsonl').write_text(text)
     log = read_log(tmp_path / 'log.jsonl', progress=False)
     assert len(log) == len(times) and (np.diff(log.times) > 0).all()
+
+
+def test_a_block_without_a_row_changes_no_time(tmp_path):
+    "Blanks behind the last line feed, and a last line that is malformed and left out."
+    line = '{"user_id": "u", "item_id": "%s", "timestamp": "2024-05-31T10:00:00.12345600%d"}\n'
+    for tail, share in (('', 0), ('  ', 0), ('{bad}', 0.5)):
+        (tmp_path / 'log.jsonl').write_text(line % ('b', 2) + line % ('a', 1) + line % ('a', 2) + tail)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            log = read_log(tmp_path / 'log.jsonl', malformed=share, progress=False)
+        assert log.item_ids[log.items].tolist() == ['a', 'b', 'a']
+
+
+def test_one_field_of_json_has_two_roles(tmp_path):
+    (tmp_path / 'log.jsonl').write_text('{"user_id": "u", "n": 1, "timestamp": 5}\n')
+    log = read_log(tmp_path / 'log.jsonl', item='n', rating='n', progress=False)
+    assert (list(log.item_ids), log.ratings.tolist()) == (['1'], [1.0])
+
+
+def test_dates_are_no_ratings_and_marks_mean_nothing_where_told(tmp_path):
+    file = tmp_path / 'log.csv'
+    file.write_text('user_id,item_id,r\nu,a,2024-03-12\n')
+    with pytest.raises(DataError, match='1 row with a rating that is no number'):
+        read_log(file, time=None, rating='r', progress=False)
+    file.write_text('"timestamp",user_id,item_id\n5,u,a\n')
+    for slow in (False, True):
+        with pytest.raises(DataError, match="'timestamp'"):
+            csv_log(file, dict(user='user_id', item='item_id', time='timestamp'), quote=False, slow=slow)
 
 
 def test_a_block_ends_without_a_blank_line(tmp_path):

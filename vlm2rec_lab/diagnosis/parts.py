@@ -12,7 +12,7 @@ import pandas as pd
 from ..base.errors import DataError
 from ..base.ragged import Ragged, gather
 from .report import collapse_report
-from ..ranking.candidates import is_ragged, seen_items
+from ..ranking.candidates import is_ragged, offset_counts, seen_items
 from ..ranking.ranks import Ranks, metric_at_k
 from ..ranking.task import item_rows
 
@@ -38,7 +38,8 @@ def _drawn_rows(targets, n_items, candidates, users, seed):
 def _checked_sizes(items, sequences, targets, candidates, users):
     "The number of items. Raises DataError for numbers that cannot be, and for sides whose rows do not fit together."
     for name, value in dict(candidates=candidates, users=1 if users is None else users).items():
-        if isinstance(value, bool) or int(value) != value or value < 1:
+        whole = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+        if not whole or value % 1 or value < 1:
             raise DataError(f'{name}={value}: give a whole number from 1')
     n_items = len(next(iter(items.values())))
     sides = [(f"items['{m}']", x, n_items, 'items') for m, x in items.items()]
@@ -63,7 +64,7 @@ def sub_shop(
     what `collapse_report` raises."""
     n_items = _checked_sizes(items, sequences, targets, candidates, users)
     targets = item_rows(targets, len(targets), n_items)
-    kept, who = _drawn_rows(targets, n_items, int(candidates), users, seed)
+    kept, who = _drawn_rows(targets, n_items, int(candidates), users if users is None else int(users), seed)
     place = np.full(n_items, -1, np.int64)
     place[kept] = np.arange(len(kept))
     part = dict(items={m: np.asarray(x[kept]) for m, x in items.items()}, targets=place[targets[who]])
@@ -76,12 +77,11 @@ def sub_shop(
 def _seen_of(seen, who, n):
     "What some of `n` users have seen, as `seen_items` reads it. Raises ValueError for another number of users."
     seen = (seen.offsets, seen.items) if isinstance(seen, Ragged) else seen
-    ragged = is_ragged(seen, n)
-    found = len(seen[0]) - 1 if ragged else len(seen)
-    if found != n:
-        raise ValueError(f'seen is of {found:,} users, and there are {n:,} targets: give a list for each')
-    if ragged:
+    if is_ragged(seen, n):
+        offset_counts(np.asarray(seen[0]), len(seen[1]), n)
         return gather(*seen, who)
+    if len(seen) != n:
+        raise ValueError(f'seen is of {len(seen):,} users, and there are {n:,} targets: give a list for each')
     return seen[who] if hasattr(seen, 'shape') else [seen[u] for u in who]
 
 

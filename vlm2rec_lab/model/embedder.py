@@ -393,24 +393,33 @@ def _with_saved_adapters(model, folder, own, trainable):
         _check_fit(model, name, folder / name if own else folder)
     return model
 
+# %% ../../nbs/02_model/05_embedder.ipynb #c11ccdd5
+def _switch_layers(layers, names, trained):
+    "Switch to adapters, and have the same parameters trained as before."
+    for layer in layers:
+        layer.set_adapter(names)
+    for p, flag in trained:
+        p.requires_grad_(flag)
+
 # %% ../../nbs/02_model/05_embedder.ipynb #9030141c
 @contextmanager
-def _switched(embedder, view):
-    "The adapters of a view, for a while."
-    now = embedder.model.active_adapter
-    if now == view:
+def _switched(layers, names):
+    "Adapters of some layers, for a while; what is trained stays as it is."
+    now = list(layers[0].active_adapters)
+    if now == names:
         yield
         return
-    embedder.switch(view)
+    trained = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
     try:
+        _switch_layers(layers, names, trained)
         yield
     finally:
-        embedder.switch(now)
+        _switch_layers(layers, now, trained)
 
 # %% ../../nbs/02_model/05_embedder.ipynb #3ee00e7d
-def _contexts(embedder):
+def _contexts(layers):
     "What a layer computes in, and what it computes again in: with the adapters that are switched on now."
-    return nullcontext(), _switched(embedder, embedder.model.active_adapter)
+    return nullcontext(), _switched(layers, list(layers[0].active_adapters))
 
 # %% ../../nbs/02_model/05_embedder.ipynb #75809a4a
 def _recompute(embedder):
@@ -418,7 +427,10 @@ def _recompute(embedder):
     They are computed again with the adapters of their own view, whichever were switched on last."""
     how = dict(use_reentrant=False)
     if embedder.adapters:
-        how['context_fn'] = partial(_contexts, embedder)  # and no closure, so that a copy switches its own
+        from peft.tuners.lora import LoraLayer
+
+        layers = [m for m in embedder.model.modules() if isinstance(m, LoraLayer)]
+        how['context_fn'] = partial(_contexts, layers)  # a copy has its own, and the model does not hold itself
     embedder.model.gradient_checkpointing_enable(how)
     for module in embedder.model.modules():
         module.training = hasattr(module, 'gradient_checkpointing')

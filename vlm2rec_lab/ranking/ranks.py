@@ -170,7 +170,7 @@ class Mix:
 
     def most(self, tops, users, items, kind):
         "[rows, 1] what no mixed score of these items exceeds, from each row's best by every product; `kind` of number."
-        if min(self.weights) < 0:
+        if self.turns(items):
             return np.full(tops[0].shape, np.inf)
         best = None if self.item is None else self.item[items].max(keepdims=True)
         s = replace(self, item=best, times=None)(tops, users, [0], np.empty(tops[0].shape, kind))
@@ -244,9 +244,9 @@ def _reaching(s, at, tol):
 # %% ../../nbs/01_ranking/03_ranks.ipynb #ed23b860
 def _open_counts(m, found, tops, limits, users, columns, mixed, mask):
     "What `tally` gives for a mix in one block, where only rows that may reach the target are looked at."
-    out, rows = np.zeros((2, len(users)), np.int64), _reaching(m.most(tops, users, columns, mixed.dtype), *limits)
-    at, tol = (x[rows] for x in limits)
-    with np.errstate(invalid='ignore'):  # of left-out items under weights of both signs, which reach nothing
+    with np.errstate(invalid='ignore'):  # of left-out items, under weights of both signs or times 0
+        out, rows = np.zeros((2, len(users)), np.int64), _reaching(m.most(tops, users, columns, mixed.dtype), *limits)
+        at, tol = (x[rows] for x in limits)
         s = m([x[rows] if w else x for x, w in zip(found, m.weights)], users[rows], columns, mixed[: len(at)])
     if m.turns(columns):
         np.copyto(s, -np.inf, where=s == np.inf)

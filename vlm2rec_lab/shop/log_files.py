@@ -171,6 +171,8 @@ def _fast_block(first, block, fields):
     n = block.count(b'\n') + (not block.endswith(b'\n'))
     if not block.startswith(b'{') or block.count(b'\n{') != n - 1:
         return None  # a line `null` takes Arrow's parser, and Python with it, down
+    if len(set(fields.values())) < len(fields):
+        return None
     table = _by_arrow(block, fields)
     if table is None or table.num_rows != n or _odd_ids(table):
         return None
@@ -376,6 +378,7 @@ class _Gathered:
 # %% ../../nbs/00_shop/08c_log_files.ipynb #34e8252e
 def _in_one_kind(pieces):
     "Times of the blocks of a file as one column: all dates, all whole, or all rounded where they are of several kinds."
+    pieces = [p for p in pieces if len(p)] or pieces[:1]  # a block without a row has no kind
     kinds = {p.type for p in pieces}
     if len(kinds) == 1:
         return pa.chunked_array(pieces)
@@ -420,14 +423,15 @@ def json_log(
     return (table.append_column('time', _in_one_kind(times)) if times else table), rows
 
 # %% ../../nbs/00_shop/08c_log_files.ipynb #1e38e80f
-def _first_rows(path, sep, encoding='utf-8-sig'):
+def _first_rows(path, sep, encoding='utf-8-sig', quote='"'):
     "(the first two rows of a CSV file, lines of the first). Raises `DataError` for none."
     where = Path(path).name
     start = next((block for _, block in blocks(path, 1 << 16)), b'')
     if start.startswith((b'\xff\xfe', b'\xfe\xff')):
         raise unreadable(where, None, start)
     head = start.decode(encoding, 'replace')[: 1 << 16]
-    rows = csv.reader(io.StringIO(head, newline=None), delimiter=sep)
+    quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
+    rows = csv.reader(io.StringIO(head, newline=None), delimiter=sep, quoting=quoting)
     try:
         first = next(rows, None)
         lines, second = rows.line_num, next(rows, [])
@@ -442,9 +446,10 @@ def csv_header(
     path,  # CSV file, packed or not
     sep=',',  # between cells
     encoding='utf-8-sig',  # of the file
+    quote='"',  # False where quotation marks mean nothing
 ):  # -> (list of str, list of str)
     "The cells of the first line, without blanks at their ends, and those of the second. Raises `DataError` for none."
-    (first, second), _ = _first_rows(path, sep, encoding)
+    (first, second), _ = _first_rows(path, sep, encoding, quote)
     return [c.strip() for c in first], second
 
 # %% ../../nbs/00_shop/08c_log_files.ipynb #635f4937
@@ -452,6 +457,8 @@ def _csv_type(role, cell):
     "The Arrow type of a column, told by its role and a first cell: ids are text, times are dates or numbers."
     if role in ('user', 'item'):
         return pa.string()
+    if role == 'rating':
+        return pa.float64()
     if re.match(r'\d{4}-\d', cell):
         return pa.timestamp('s')
     return pa.int64() if re.fullmatch(r'-?\d{16,18}', cell.strip()) else pa.float64()
@@ -532,7 +539,7 @@ def _rounded(column):
 # %% ../../nbs/00_shop/08c_log_files.ipynb #c1218ada
 def _fast_csv(path, columns, sep, names, quote, **bounds):
     "A table of text and numbers by Arrow, a column per role; None where the file needs a closer look."
-    (head, second), lines = _first_rows(path, sep)
+    (head, second), lines = _first_rows(path, sep, quote=quote)
     head = [c.strip() for c in head]
     if names:
         skip, second = 0, head
@@ -593,7 +600,7 @@ def csv_log(
     "Interactions as CSV. Raises `DataError` naming the row that cannot be read."
     where, first = Path(path).name, 1 if names else 2
     bounds = bounds_of(max_rows, max_bytes)
-    _check_columns(where, names or csv_header(path, sep)[0], columns, sep)
+    _check_columns(where, names or csv_header(path, sep, quote=quote)[0], columns, sep)
     table = None if slow else _fast_csv(path, columns, sep, names, quote, **bounds)
     if table is not None and table.num_rows:
         return table, _row_numbers(first, table.num_rows)
