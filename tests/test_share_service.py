@@ -224,13 +224,16 @@ def test_questions_while_items_come_and_go(own):
 
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(ask) for _ in range(2)]
-        for k in range(12):
-            item = new_item(id=f'n{k}', columns=dict(title=f'new n{k}'))
-            assert own.post('/items', json=dict(items=[item]), headers=BEARER).status_code == 200
-            if k % 3 == 2:
-                Index(folder).remove([f'n{k - 1}'])
-                own.shop.refresh()
-        done.set()
+        try:
+            for k in range(12):
+                item = new_item(id=f'n{k}', columns=dict(title=f'new n{k}'))
+                added = own.post('/items', json=dict(items=[item]), headers=BEARER)
+                assert added.status_code == 200, added.text
+                if k % 3 == 2:
+                    Index(folder).remove([f'n{k - 1}'])
+                    own.shop.refresh()
+        finally:  # where something fails here, nobody goes on asking
+            done.set()
         [j.result() for j in jobs]
     assert not wrong, wrong[:2]
     assert len(own.shop.shelf.index) == 40 + 12 - 4
