@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vlm2rec_lab.base.checkpoint import save_checkpoint
+from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.train import History, Interrupted, NotKept, previous, read_checkpoint, train
@@ -58,6 +59,13 @@ def test_losses_that_draw_remember_or_learn_are_resumed(toy, fresh, tmp_path, lo
 def test_a_learned_fusion_moves_and_sums_to_one(toy, fresh):
     history = train(fresh(), toy, 'sft', fuse='learned', steps=4, **QUICK)
     assert abs(sum(history.fuse.values()) - 1) < 1e-6 and history.fuse['text'] != 0.5
+
+
+@pytest.mark.parametrize('how', [dict(chunk=2.5), dict(chunk=0), dict(waste=2), dict(waste=-0.1)], ids=str)
+def test_a_speed_that_cannot_be_is_refused_before_the_first_step(toy, fresh, how):
+    (name, value), *_ = how.items()
+    with pytest.raises(DataError, match=f'{name}={value}'):
+        train(fresh(), toy, steps=1, **QUICK, **how)
 
 
 @pytest.mark.parametrize(
