@@ -591,13 +591,15 @@ def test_threads_share_a_reader_that_takes_new_versions(tmp_path):
     for t in threads:
         t.start()
     writer = Index(tmp_path / 'i')
-    for _ in range(15):
-        writer.remove(['i0'])
-        writer.add(*part(vectors, table, slice(1)))
-        index.refresh()
-    done.set()
-    for t in threads:
-        t.join()
+    try:
+        for _ in range(15):
+            writer.remove(['i0'])
+            writer.add(*part(vectors, table, slice(1)))
+            index.refresh()
+    finally:  # where something fails here, nobody goes on asking
+        done.set()
+        for t in threads:
+            t.join()
     assert not wrong and index.version == 31
 
 
