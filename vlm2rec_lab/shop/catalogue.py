@@ -414,7 +414,9 @@ def _check_times_read(times, column, where, time_format):
 def _ranks(moments, times):
     "float64 [n] to order by: the times, or ranks where they are coarser than the column."
     if pd.api.types.is_datetime64_any_dtype(moments):
-        coarse, exact = (times % 1 != 0).any(), moments.astype('int64')
+        exact = moments.astype('int64')
+        second = pd.Timedelta(1, 's') // pd.Timedelta(1, moments.dt.unit)
+        coarse = (exact % second != 0).any()  # as numbers some may be whole that are not
     else:
         coarse, exact = np.abs(times).max(initial=0) >= 2**53 and moments.dtype.kind in 'iu', moments
     if not coarse:
