@@ -129,8 +129,8 @@ def test_adapters_have_the_gradient_of_the_whole_model(home, name):
     found = torch.autograd.grad((z * weight).sum(), list(mine.values()))
     wanted = torch.autograd.grad((torch.stack(alone) * weight).sum(), [theirs[n] for n in mine])
     for n, a, b in zip(mine, found, wanted):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3, msg=n)
-        assert b.abs().max() > 0, n
+        size = b.abs().max()  # how far sums of other orders are apart goes by the largest, and by the processor
+        assert size > 0 and (a - b).abs().max() <= 1e-4 * size, n
 
 
 def test_what_counts_as_a_decoder(home):
