@@ -66,7 +66,7 @@ from vlm2rec_lab.training.options import (
     sort_options,
     unusual,
 )
-from .training.shard import shard
+from .training.shard import fsdp_plugin, shard
 from .training.step import encode_batch, modality_gradients, norm
 from .training.trackers import check_trackers, logbook
 from .training.works import works_of
@@ -389,11 +389,34 @@ def _kept_words(file, lost):
 def _check_speed(speed, positions, candidates, accelerator):
     "Raises ValueError where the plain path is asked for together with something that it does not have."
     several = getattr(accelerator, 'num_processes', 1) > 1
-    if speed.plain and (speed.chunk or speed.vision or positions != 'last' or candidates != 'batch' or several):
+    faster = speed.chunk or speed.vision or speed.compile
+    if speed.plain and (faster or positions != 'last' or candidates != 'batch' or several):
         raise ValueError(
-            "plain=True is the path without chunk=, vision=, positions='all', candidates= and several processes: leave "
-            'them out'
+            "plain=True is the path without chunk=, vision=, compile=, positions='all', candidates= and several "
+            'processes: leave them out'
         )
+
+# %% ../nbs/03_train.ipynb #c0de0101
+def _compiled(embedder, speed, accelerator):
+    "Within it the layers are compiled, where that is asked for. Raises ValueError where they cannot be."
+    if not speed.compile:
+        return nullcontext()
+    if not hasattr(embedder, 'core'):
+        raise ValueError(
+            "compile=True: the decoder's layers of a VLMEmbedder are compiled, and a "
+            f'{type(embedder).__name__} has none: leave compile= out'
+        )
+    if embedder.sharded or fsdp_plugin(accelerator):
+        raise ValueError('compile=True: layers whose weights are in parts (FSDP) are not compiled: leave compile= out')
+    if embedder.adapters and embedder.core.is_gradient_checkpointing:
+        raise ValueError(
+            'compile=True: torch cannot compile layers that are computed again with adapters of each modality: load '
+            'the embedder without recompute=True, or leave compile= out'
+        )
+    from vlm2rec_lab.model.compiled import compiled_layers
+    from vlm2rec_lab.model.family import language_model
+
+    return compiled_layers(language_model(embedder.core))
 
 # %% ../nbs/03_train.ipynb #a7c10031
 def _check_candidates(candidates, embedder, split):
@@ -468,7 +491,7 @@ def train(
     file = saving.checkpoint if first else None
     rows, warm = training_rows(split, positions), warm_items(split)
     _check_embedder(embedder)
-    with _alone(file):
+    with _compiled(embedder, speed, accelerator), _alone(file):
         groups = None if same_content is None else content_groups(split.catalogue, same_content)
         shard(embedder, accelerator)  # only where Accelerate is configured for FSDP
         run = start_run(embedder, split, fuse, schedule.lr, speed, progress and first, accelerator)
@@ -480,6 +503,8 @@ def train(
 
         heard = logbook(log_with if first else None, log_dir, said, run.records)
         with heed_interrupt() as interrupted, tqdm(**shown, mininterval=1) as bar, heard:
+            if speed.compile:
+                bar.set_postfix_str('compiling')
             for step in range(len(run.records), steps):
                 among = drawn_items(warm, candidates, seed, step)
                 this = make_batch(split, rows[batch_rows(step, len(rows), batch, seed)], positions, groups, among)

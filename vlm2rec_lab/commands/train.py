@@ -144,13 +144,13 @@ class Plan:
         positions = {k: getattr(self, k) for k, v in usual.items() if getattr(self, k) != v}
         positions |= {'eval_every': self.eval_every} if self.keep == 'best' else {}
         positions |= {'same_content': self.same_content} if self.same_content else {}
-        passes = unusual(self.speed, 'chunk', 'vision', 'autocast')
+        passes = unusual(self.speed, 'chunk', 'vision', 'autocast', 'compile')
         return positions | passes | unusual(self.schedule, 'schedule', 'warmup')
 
 # %% ../../nbs/11a_commands/04_train.ipynb #f6b392bf
 SPEED = dict(positions='last', candidates='batch', keep='last', eval_every=None) | {  # those options with what is usual
     name: f.default
-    for names, value in ((('chunk', 'vision', 'autocast'), Speed), (('schedule', 'warmup'), Schedule))
+    for names, value in ((('chunk', 'vision', 'autocast', 'compile'), Speed), (('schedule', 'warmup'), Schedule))
     for name, f in ((n, keywords(value)[n]) for n in names)
 }
 
@@ -718,7 +718,7 @@ def _note(o, plan):
     note |= {k: getattr(plan, k) for k in ('sequence', 'together') if getattr(plan, k)}
     rare = {k: getattr(o, k) for k in ('split', 'core', 'images', 'negatives', 'prompts', 'quantise')}
     note |= {k: v for k, v in rare.items() if v is not None} | columns_of(o)
-    return note | {k: v for k, v in plan.unusual.items() if k not in ('chunk', 'vision')}
+    return note | {k: v for k, v in plan.unusual.items() if k not in ('chunk', 'vision', 'compile')}
 
 # %% ../../nbs/11a_commands/04_train.ipynb #b310b323
 def plan_of(

@@ -47,6 +47,11 @@ def _lies_still(base):
     fixed = not base.weight.requires_grad and (base.bias is None or not base.bias.requires_grad)
     return fixed and _unwatched(base)
 
+# %% ../../nbs/02_model/02a_lean.ipynb #5add0001
+def _fusable_sum(y, z):
+    "y + z for torch's compiler to join with what follows; of two matrices it would make one sum, in a copy."
+    return (y[None] + z[None])[0]
+
 # %% ../../nbs/02_model/02a_lean.ipynb #86dbc909
 class _Adapted(torch.autograd.Function):
     "A frozen linear layer with an adapter, and the gradients of the adapter and of the input."
@@ -55,13 +60,19 @@ class _Adapted(torch.autograd.Function):
     def forward(ctx, x, weight, bias, a, b, scale):
         ctx.save_for_backward(x, weight, a, b)
         ctx.scale = scale
-        return F.linear(x, weight, bias).addmm_((a @ x.t()).t(), b.t(), alpha=scale)
+        y, h = F.linear(x, weight, bias), (a @ x.t()).t()
+        if torch.compiler.is_compiling():
+            return _fusable_sum(y, (h * scale) @ b.t())
+        return y.addmm_(h, b.t(), alpha=scale)
 
     @staticmethod
     def backward(ctx, g):
         x, weight, a, b = ctx.saved_tensors
         back = (b.t() @ g.t()) * ctx.scale
-        into_x = torch.addmm(g @ weight, back.t(), a) if ctx.needs_input_grad[0] else None
+        into_x = g @ weight if ctx.needs_input_grad[0] else None
+        if into_x is not None:
+            compiling = torch.compiler.is_compiling()
+            into_x = _fusable_sum(into_x, back.t() @ a) if compiling else into_x.addmm_(back.t(), a)
         into_b = ((a @ x.t()) @ g).t() * ctx.scale
         return into_x, None, None, back @ x, into_b, None
 
@@ -98,8 +109,12 @@ def _forward(
     else:
         flat = flat.to(dtype)
         y = base(flat)
-        add = y.addmm_ if _unwatched(base) else y.addmm  # who watches it has its result
-        y = add(F.linear(flat, a), b.to(dtype).t(), alpha=layer.scaling[name])
+        h, b, scale = F.linear(flat, a), b.to(dtype).t(), layer.scaling[name]
+        if torch.compiler.is_compiling():
+            y = _fusable_sum(y, (h * scale) @ b)
+        else:
+            add = y.addmm_ if _unwatched(base) else y.addmm  # who watches it has its result
+            y = add(h, b, alpha=scale)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 # %% ../../nbs/02_model/02a_lean.ipynb #1ea00009

@@ -7,12 +7,15 @@ __all__ = ['step_tokens', 'token_cost', 'Estimate', 'estimate']
 
 # %% ../../nbs/02_training/07_estimate.ipynb #20ad876f
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from fastcore.basics import patch
 
+from ..model.compiled import compiled_layers
+from ..model.family import language_model
 from .batches import batch_rows, make_batch, training_rows
 from .kept import Kept
 from .losses import sft
@@ -75,7 +78,7 @@ def token_cost(
     speed=Speed(),  # as in `train`
     **options,  # of `speed`, by keyword
 ):  # -> dict(seconds, bytes) per token of a step, and pass_bytes of each pass whose graph is kept
-    "Time and kept memory of a trial step. Runs it once to warm up and twice to measure."
+    "Time and kept memory of a trial step. Runs it once to warm up, once to compile if asked, and twice to measure."
     (speed,), _ = sort_options(options, speed)
     drawn = training_rows(split, positions)
     rows = drawn[batch_rows(0, len(drawn), min(batch, len(drawn)), seed)]
@@ -84,10 +87,13 @@ def token_cost(
     kept = Kept(_there_anyway(embedder, task[1]))
     with kept.watch():
         tokens = _trial(*task, positions, speed, autocast)
-    start = time.perf_counter()
-    for _ in range(2):
-        _trial(*task, positions, speed, autocast)
-    seconds = (time.perf_counter() - start) / 2 / sum(tokens)
+    with compiled_layers(language_model(embedder.core)) if speed.compile else nullcontext():
+        if speed.compile:
+            _trial(*task, positions, speed, autocast)
+        start = time.perf_counter()
+        for _ in range(2):
+            _trial(*task, positions, speed, autocast)
+        seconds = (time.perf_counter() - start) / 2 / sum(tokens)
     whole = speed.chunk is None  # or one pass at a time
     held, passes = (sum(tokens), len(tokens)) if whole else (max(tokens), 1)
     return dict(seconds=seconds, bytes=kept.tokens.most / held, pass_bytes=kept.copies.most / passes)
