@@ -14,6 +14,7 @@ from vlm2rec_lab.base.ragged import PAD
 from vlm2rec_lab.diagnose import collapse_report
 from vlm2rec_lab.model.bank import make_bank, vision_key
 from vlm2rec_lab.model.check import _tried
+from vlm2rec_lab.model.compiled import compiled_layers
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.model.encode import forward
 from vlm2rec_lab.model.families import FAMILIES, empty_model, load_model, lora_targets
@@ -413,3 +414,15 @@ def test_the_key_of_pictures_is_of_all_that_sees(name, folders):
     with torch.no_grad():
         next(language_model(e.core).parameters()).add_(0.1)
     assert len(keys) == 3 == len(set(keys)) and vision_key(e) == keys[-1]
+
+
+@pytest.mark.parametrize('name', ['qwen2_5_vl', 'gemma3', 'llava'])
+def test_compiled_layers_are_those_of_the_family(name, embedders, studio, history):
+    "Each is captured whole; what is made of it is tested in `test_compiled`."
+    e = embedders(name)
+    bank = e.bank(studio.catalogue, progress=False)
+    want = prefix_vectors(e, bank, history)['joint']
+    with compiled_layers(language_model(e.core), 'eager'):
+        got = prefix_vectors(e, bank, history)['joint']
+        value, gradient = gaps(e, want, got)
+    assert value < 1e-5 and gradient < 1e-4, (value, gradient)

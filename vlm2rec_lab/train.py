@@ -408,7 +408,7 @@ def _compiled(embedder, speed, accelerator):
         )
     if embedder.sharded or fsdp_plugin(accelerator):
         raise ValueError('compile=True: layers whose weights are in parts (FSDP) are not compiled: leave compile= out')
-    if embedder.adapters and embedder.core.is_gradient_checkpointing:
+    if embedder.adapters and any(getattr(m, 'gradient_checkpointing', False) for m in embedder.core.modules()):
         raise ValueError(
             'compile=True: torch cannot compile layers that are computed again with adapters of each modality: load '
             'the embedder without recompute=True, or leave compile= out'

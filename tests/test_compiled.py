@@ -1,0 +1,173 @@
+"""Layers compiled by torch: the same steps, as they were afterwards, and what cannot be compiled."""
+
+import shutil
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_training_step import by_works, load, make_task, relative, summed
+
+from vlm2rec_lab.model.compiled import check_compiler, compiled_layers, repeated_layers
+from vlm2rec_lab.model.embedder import VLMEmbedder
+from vlm2rec_lab.model.family import language_model
+from vlm2rec_lab.shop.drawn import make_studio
+from vlm2rec_lab.train import train
+from vlm2rec_lab.training.estimate import estimate
+from vlm2rec_lab.training.losses import get_loss
+from vlm2rec_lab.training.options import Speed
+
+needs_compiler = pytest.mark.skipif(not shutil.which('c++'), reason='no C++ compiler here')
+
+
+@pytest.fixture(scope='module')
+def task(checkpoint):
+    return make_task(checkpoint)
+
+
+@pytest.fixture(scope='module')
+def toy():
+    return make_studio('balanced', seed=0, items=40, users=60, length=6).split(train=30, valid=15, test=15, history=4)
+
+
+def kinds():
+    "How many kinds of calls torch has compiled."
+    return torch._dynamo.utils.counters['stats']['unique_graphs']
+
+
+@pytest.mark.parametrize('how', [dict(recompute=True), dict(adapters=('text', 'image'))], ids=['recomputed', 'apart'])
+@pytest.mark.filterwarnings('ignore::FutureWarning')
+def test_steps_are_those_of_plain_layers(task, checkpoint, how):
+    "Without gradients and with them, with a mask and without; what is made of the calls is tested below."
+    e = load(checkpoint, **how)
+
+    def step():
+        return by_works(task, get_loss('vlm2rec'), True, 8, e, cached=True)
+
+    loss, parts = step()
+    with compiled_layers(language_model(e.core), 'eager'):
+        other, found = step()
+        before = kinds()
+        step()
+        assert kinds() == before > 0
+    assert abs(loss - other) < 1e-5 and relative(summed(found), summed(parts)) < 5e-5
+
+
+def trained(checkpoint, toy, **how):
+    "Losses and adapters after a training."
+    e = VLMEmbedder.from_pretrained(checkpoint, lora=4, device='cpu', seed=0)
+    run = train(e, toy, 'vlm2rec', steps=5, batch=8, progress=False, positions='all', **how)
+    return run.frame, torch.cat([p.detach().flatten() for _, p in e.adapter_parameters()]), e
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize('how', [{}, dict(chunk=6)], ids=['', 'chunks'])
+def test_a_training_is_that_of_plain_layers(checkpoint, toy, how):
+    frame, weights, _ = trained(checkpoint, toy, **how)
+    quick, found, e = trained(checkpoint, toy, compile=True, **how)
+    assert kinds() > 0
+    for name in frame:
+        assert np.allclose(frame[name].astype(float), quick[name].astype(float), atol=1e-4, equal_nan=True), name
+    assert (frame.loss - quick.loss).abs().max() < 1e-5
+    assert (weights - found).abs().max() < 1e-4
+    assert all(layer._compiled_call_impl is None for layer in language_model(e.core).layers)
+    cost = estimate(e, toy, batch=8, positions='all', compile=True, **how)
+    assert 0 < cost.seconds < 10  # what was waited for is not in it
+
+
+def test_another_size_of_batch_is_no_other_kind(task, checkpoint):
+    e = load(checkpoint)
+    bank, items = e.bank(task.cat, False), np.arange(30)
+    with compiled_layers(language_model(e.core), 'eager'):
+        e.item_vectors(bank, items[:7])
+        before = kinds()
+        for n in (5, 11, 30):
+            e.item_vectors(bank, items[-n:])
+        assert kinds() == before
+
+
+def test_layers_are_as_they_were(task):
+    "After an error, too; and what somebody had compiled before stays so."
+    lm = language_model(task.embedder.core)
+    with pytest.raises(ZeroDivisionError), compiled_layers(lm, 'eager'):
+        assert all(layer._compiled_call_impl is not None for layer in lm.layers)
+        raise ZeroDivisionError
+    assert all(layer._compiled_call_impl is None for layer in lm.layers)
+    lm.layers[0].compile(backend='eager')
+    mine = lm.layers[0]._compiled_call_impl
+    with compiled_layers(lm, 'eager'):
+        assert lm.layers[0]._compiled_call_impl is not mine
+    assert lm.layers[0]._compiled_call_impl is mine
+    lm.layers[0]._compiled_call_impl = None
+
+
+class Layer(torch.nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        return y if float(y.sum()) > 0 else -y  # a number that only running tells
+
+
+def deck(n=2):
+    "A decoder whose layers hang on their figures."
+    lm = torch.nn.Module()
+    lm.blocks = torch.nn.ModuleList(Layer(3, 3) for _ in range(n))
+    return lm
+
+
+def test_what_cannot_be_compiled_whole_is_an_error():
+    "torch would run it as it is written, without a word."
+    lm = deck()
+    with pytest.raises(ValueError, match='compile=True: torch cannot compile this here .*leave compile= out'):
+        with compiled_layers(lm, 'eager'):
+            lm.blocks[0](torch.ones(1, 3))
+    assert lm.blocks[0](torch.ones(1, 3)).shape == (1, 3)
+
+
+def test_a_machine_without_a_compiler_says_so_at_once():
+    torch._dynamo.reset()  # the line may have been compiled before
+    with torch._inductor.config.patch({'cpp.cxx': ('no-such-compiler',), 'force_disable_caches': True}):
+        with pytest.raises(ValueError, match=r'needs a C\+\+ compiler such as g\+\+'):
+            check_compiler(torch.device('cpu'))
+
+
+def test_layers_are_found():
+    lm = deck(3)
+    assert repeated_layers(lm) == list(lm.blocks)
+    lm.layers = torch.nn.ModuleList([torch.nn.Linear(1, 1)])
+    assert repeated_layers(lm) == list(lm.layers)
+    for empty in (torch.nn.Linear(1, 1), torch.nn.ModuleList()):
+        with pytest.raises(ValueError, match='no list of layers'):
+            repeated_layers(empty)
+
+
+def test_what_a_training_refuses(checkpoint, toy):
+    from vlm2rec_lab.model.loading import load_embedder
+
+    def refused(embedder, match, **how):
+        with pytest.raises(ValueError, match=match):
+            train(embedder, toy, steps=1, batch=4, progress=False, compile=True, **how)
+
+    refused(VLMEmbedder.from_pretrained(checkpoint, lora=4), 'plain=True is the path without .*compile=', plain=True)
+    apart = dict(lora=4, recompute=True, adapters=('text', 'image'))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)
+        both = VLMEmbedder.from_pretrained(checkpoint, **apart)
+    refused(both, 'computed again with adapters of each modality')
+    split = VLMEmbedder.from_pretrained(checkpoint, lora=4)
+    split.sharded = True
+    refused(split, r'in parts \(FSDP\)')
+    refused(load_embedder('real', kinds=toy.catalogue.kinds), 'a PairEmbedder has none')
+
+
+def test_it_is_no_part_of_what_a_run_is_known_by():
+    from vlm2rec_lab.train import _settings
+
+    def said(**how):
+        ask = SimpleNamespace(name='toy', fingerprint='0' * 64), 'sft', 5, 8, 0.07, 'sum', 0, 'last'
+        from vlm2rec_lab.training.options import Schedule
+
+        return _settings(*ask, Schedule(), Speed(**how), None, {})
+
+    assert said(compile=True) == said() != said(autocast='bfloat16')
