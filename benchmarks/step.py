@@ -5,16 +5,22 @@ python benchmarks/step.py [--small] [--out benchmarks/results/step.json]
 
 The step is that of `benchmarks/train.py` with all speed-ups: batch, forward, loss, backward, AdamW. The floor takes,
 for each call of a large frozen matrix W in the forward pass, `x @ W.T` and `g @ W` on tensors of the same shapes, and
-nothing else: no adapters, no attention, no norms, no loss. Step and floor run in turn on every batch of an epoch, on
-one thread; the ratio is that of the sums of CPU seconds, with the range of single batches.
+nothing else: no adapters, no attention, no norms, no loss. The step, the step with the decoder's layers compiled by
+torch, and the floor run in turn on every batch of an epoch, on one thread; ratios are those of the sums of CPU seconds,
+with the range of single batches. What is compiled is made anew, in a folder of its own; the wait for it is a figure
+beside, in seconds that pass, since the C++ compiler is another program.
 
 A second table takes single layers of several widths, there and back: an adapter as autograd walks it back, and the
-lab's own way, apart and merged with the layer. A third takes the step in two ways that a graphics card may like: the
-decoder's layers compiled by torch, and the passes under autocast to bfloat16.
+lab's own way, apart and merged with the layer. A third takes the passes under autocast to bfloat16, which is for a
+graphics card.
 """
 
 import argparse
+import os
 import shutil
+import tempfile
+import time
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -22,6 +28,7 @@ import torch.nn.functional as F
 from common import in_range, interleave, machine, quantiles, quiet, ratio_of_sums, table, write
 from train import ALL, fresh, gradients, shop
 
+from vlm2rec_lab.model.compiled import compiled_layers
 from vlm2rec_lab.model.family import language_model
 from vlm2rec_lab.model.lean import _Adapted
 from vlm2rec_lab.train import batch_rows, make_batch, training_rows
@@ -113,13 +120,6 @@ def layers(widths=WIDTHS, tokens=TOKENS, rounds=5, work=2e9, seed=0):  # -> list
     return out
 
 
-def compiled(embedder):  # -> the same, changed in place
-    "Have torch compile each layer of the decoder, for prompts of any length."
-    for layer in language_model(embedder.core).layers:
-        layer.compile(dynamic=True)
-    return embedder
-
-
 def stepper(split, rows, seed=0, autocast=None):  # -> VLMEmbedder, function of a number -> pairs
     "A fresh embedder, and a training step of it."
     embedder, bank = fresh(seed, split, ALL)
@@ -138,27 +138,21 @@ def stepper(split, rows, seed=0, autocast=None):  # -> VLMEmbedder, function of 
     return embedder, step
 
 
-def run(
-    split,
-    rows,
-    rounds=None,
-    seed=0,
-    ready=lambda embedder: embedder,  # what is done to the embedder
-    autocast=None,
-):  # -> dict
-    "Step and floor in turn over the batches of an epoch."
-    (embedder, step), taken = stepper(split, rows, seed, autocast), []
-    batches = len(training_rows(split, 'all'))
-    batches = min(rounds or batches, batches // rows)
+def shapes_of(embedder, step, batches):  # -> list, for each batch, of (rows, outputs, inputs); pairs of each batch
+    "The large products of some steps."
     called, hooks = large_products(embedder.model)
-    shapes = []
-    for k in range(batches + 1):  # one batch more, for the round of warm-up
+    shapes, taken = [], []
+    for k in range(batches):
         called.clear()
         taken.append(step(k))
         shapes.append(list(called))
     for h in hooks:
         h.remove()
-    ready(embedder)  # only now: what is compiled with hooks in it is compiled anew whenever they note something
+    return shapes, taken
+
+
+def floor_of(shapes, seed):  # -> function of a batch's number
+    "The large products of a batch and nothing else."
     g = torch.Generator().manual_seed(seed)
     made = {
         (n, out, into): [torch.randn(s, generator=g) for s in ((n, into), (n, out), (out, into))]
@@ -171,7 +165,38 @@ def run(
             torch.mm(x, w.t())
             torch.mm(back, w)
 
-    spent = {name: np.array(v)[:, 1] for name, v in interleave(dict(step=step, floor=floor), batches).items()}
+    return floor
+
+
+def in_turn(ways, split, rows, batches, seed, autocast, backend):  # -> {way: CPU seconds of each batch}, wait
+    "The ways of a batch one after the other, with that of compiled layers where a backend is said."
+    if not backend:
+        return interleave(ways, batches), None
+    embedder, step = stepper(split, rows, seed, autocast)
+    with compiled_layers(language_model(embedder.core), backend):
+        start = time.perf_counter()
+        step(0)
+        waited = time.perf_counter() - start
+        found = interleave(dict(step=ways['step'], compiled=step, floor=ways['floor']), batches)
+    return found, round(waited, 1)
+
+
+def run(
+    split,
+    rows,
+    rounds=None,
+    seed=0,
+    backend=None,  # of `torch.compile`, for the step with compiled layers; None: without it
+    autocast=None,
+):  # -> dict
+    "Step, compiled step and floor in turn over the batches of an epoch."
+    embedder, step = stepper(split, rows, seed, autocast)
+    batches = len(training_rows(split, 'all'))
+    batches = min(rounds or batches, batches // rows)
+    shapes, taken = shapes_of(embedder, step, batches + 1)  # one batch more, for the round of warm-up
+    ways = dict(step=step, floor=floor_of(shapes, seed))
+    found, waited = in_turn(ways, split, rows, batches, seed, autocast, backend)
+    spent = {name: np.array(v)[:, 1] for name, v in found.items()}
     return dict(
         rows_per_step=rows,
         batches=batches,
@@ -180,22 +205,46 @@ def run(
         cpu_seconds={name: round(float(v.sum()), 3) for name, v in spent.items()},
         cpu_of_a_step={name: quantiles(v) for name, v in spent.items()},
         ratio=ratio_of_sums(spent['step'], spent['floor']),
+        compiled=backend
+        and dict(
+            ratio=ratio_of_sums(spent['compiled'], spent['floor']),
+            gain=ratio_of_sums(spent['step'], spent['compiled']),
+            waited=waited,
+        ),
     )
+
+
+NAMES = dict(
+    step='training step',
+    compiled='the same, with compiled layers',
+    floor='its large matrix products alone',
+)
 
 
 def shown(r):  # -> list of dict
     "Rows of the table."
-    names = dict(step='training step', floor='its large matrix products alone')
+    ratios = dict(step=r['ratio'], compiled=r['compiled'] and r['compiled']['ratio'])
     return [
         {
-            'what': names[name],
+            'what': NAMES[name],
             'batches': r['batches'],
-            'CPU seconds in all': f'{r["cpu_seconds"][name]:.2f}',
+            'CPU seconds in all': f'{seconds:.2f}',
             'CPU seconds a step': in_range(r['cpu_of_a_step'][name], 3),
-            'times the floor': '1' if name == 'floor' else in_range(r['ratio']),
+            'times the floor': '1' if name == 'floor' else in_range(ratios[name]),
         }
-        for name in names
+        for name, seconds in r['cpu_seconds'].items()
     ]
+
+
+def wait_said(r):  # -> str
+    "What compiling gains, and when it has paid."
+    c, step = r['compiled'], r['cpu_seconds']
+    saved = (step['step'] - step['compiled']) / r['batches']
+    enough = f'made up for after {c["waited"] / saved:,.0f} steps' if saved > 0 else 'never made up for'
+    return (
+        f'Compiled, a step is {in_range(c["gain"])} times as fast. The first one waited {c["waited"]:.0f} s for the '
+        f'compiler, with nothing kept from before: {enough} of this size.'
+    )
 
 
 def layers_shown(rows):  # -> list of dict
@@ -227,19 +276,21 @@ def main():
         '--small', action='store_true', help='a toy setting that runs in seconds; its figures mean nothing'
     )
     parser.add_argument('--rounds', type=int, help='at most so many batches of the epoch; all of them, if not said')
-    parser.add_argument('--others', type=int, default=12, help='batches of the step compiled, and under autocast')
+    parser.add_argument('--others', type=int, default=12, help='batches of the step under autocast')
     parser.add_argument('--out', help='JSON file to write')
     o = parser.parse_args()
     quiet()
     start, split = machine(), shop(0, 10, 11, o.small)
     rows = 8 if o.small else 32
-    found = run(split, rows, o.rounds)
+    backend = 'eager' if o.small else 'inductor' if shutil.which('c++') else None
+    with tempfile.TemporaryDirectory() if backend == 'inductor' else nullcontext() as place:
+        if place:
+            os.environ['TORCHINDUCTOR_CACHE_DIR'] = place
+        found = run(split, rows, o.rounds, backend=backend)
     found['layers'] = layers(*([((6, 5),), (3,), 1, 1] if o.small else []))
     found['others'] = {
         'under autocast to bfloat16': run(split, rows, 1 if o.small else o.others, autocast=torch.bfloat16),
     }
-    if shutil.which('c++') and not o.small:
-        found['others']['layers compiled'] = run(split, rows, o.others, ready=compiled)
     result = dict(
         benchmark='step',
         small=o.small,
@@ -252,6 +303,7 @@ def main():
     write(o.out, result)
     print(f'\nA training step with every position as a pair, over {found["batches"]} batches of an epoch\n')
     print(table(shown(found)))
+    print('\n' + wait_said(found) if found['compiled'] else '\nno C++ compiler here: compiled layers are not measured')
     print('\nOne layer with an adapter, there and back: CPU seconds as ratios of sums, with the range of rounds\n')
     print(table(layers_shown(found['layers'])))
     print('\nThe same step in other ways\n')

@@ -206,6 +206,8 @@ def test_step_and_its_floor(tmp_path, scripts):
     assert found['batches'] == 2 and 'times the floor' in printed and found['pairs_per_step'] > found['rows_per_step']
     cpu = found['cpu_seconds']
     assert found['ratio'][0] == pytest.approx(cpu['step'] / cpu['floor'], rel=0.05) and found['ratio'][0] > 1
+    assert found['compiled']['ratio'][0] == pytest.approx(cpu['compiled'] / cpu['floor'], rel=0.05)
+    assert found['compiled']['waited'] > 0 and 'with compiled layers' in printed and 'for the compiler' in printed
     assert max(found['layers'][0]['errors'].values()) < 1e-5 and 'apart takes, of merged' in printed
     assert found['others']['under autocast to bfloat16']['ratio'][0] > 1
     t = scripts['train']
@@ -220,9 +222,9 @@ def test_step_and_its_floor(tmp_path, scripts):
     assert called == [(15, out, into)], 'a matrix with its adapter counts once'
     for h in hooks:
         h.remove()
-    seen = []
-    s.run(t.shop(1, 5, 6, True), 4, 1, ready=lambda e: seen.append(any(m._forward_hooks for m in e.model.modules())))
-    assert seen == [False], 'what is compiled must not hold the hooks that note shapes'
+    _, step = s.stepper(t.shop(1, 5, 6, True), 4)
+    s.shapes_of(embedder, step, 1)
+    assert not any(m._forward_hooks for m in embedder.model.modules()), 'what is compiled must not hold such hooks'
 
 
 @pytest.mark.slow

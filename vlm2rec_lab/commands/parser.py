@@ -206,7 +206,9 @@ def given(
     return value(**{k: v for k, v in mine.items() if v is not None}, **more)
 
 # %% ../../nbs/11a_commands/01_parser.ipynb #6d40aa05
-KEYWORD = re.compile(r"""(?<![\w./?&='"-])([a-z_]+)=(?:'([^']*)'|"([^"]*)"|(?=([\w.+-]?)))""")  # name='value' or name=
+KEYWORD = re.compile(
+    r"""(?<![\w./?&='"-])([a-z_]+)=(?:'([^']*)'|"([^"]*)"|True\b|(?=([\w.+-]?)))"""
+)  # name='value', =True, or name=
 
 # %% ../../nbs/11a_commands/01_parser.ipynb #4ec50738
 SHELL = re.compile(r' \(in the shell --[^()]*\)')  # what a message says beside keywords
@@ -216,7 +218,7 @@ def in_flags(
     message,  # of an error
     flags,  # {keyword: option}
 ):  # -> str
-    "The message with the options of a command in the place of keywords: `--lr -1` for `lr=-1`."
+    "The message in options of a command, not in keywords: `--lr -1` for `lr=-1`, `--resume` for `resume=True`."
 
     def option(found):
         name, *quoted, follows = found.groups()
