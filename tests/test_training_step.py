@@ -16,7 +16,9 @@ import warm
 from ports import free_port
 
 from vlm2rec_lab.base.ragged import PAD
+from vlm2rec_lab.model.compiled import compiled_layers
 from vlm2rec_lab.model.embedder import VLMEmbedder
+from vlm2rec_lab.model.family import language_model
 from vlm2rec_lab.model.passes import prefix_pairs, prefix_present
 from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.shop.drawn import make_studio
@@ -195,6 +197,7 @@ def test_adapters_apart_under_gradient_checkpointing(task, checkpoint):
 TWO = """
 import json
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
@@ -210,13 +213,19 @@ share = (accelerator.process_index, accelerator.num_processes)
 works = t.plan_works(task.embedder, task.bank, task.rows.history, items, most=4, share=share)
 sizes = {'sequences': len(positives), 'items': len(items)}
 found = []
-for cached in (False, True):
+for cached, quick in ((False, nullcontext()), (True, nullcontext()), (True, t.compiled(task))):
     how = dict(cached=cached, accelerator=accelerator)
-    loss, parts = t.step_gradients(t.long, works, sizes, positives, exclude, task.parameters, **how)
+    with quick:
+        loss, parts = t.step_gradients(t.long, works, sizes, positives, exclude, task.parameters, **how)
     found.append([loss.item(), {m: [float(g.double().norm()) for g in gs] for m, gs in parts.items()}])
 with open(sys.argv[1] + str(accelerator.process_index), 'w') as f:
     json.dump(found, f)
 """
+
+
+def compiled(task):
+    "The layers as torch's compiler follows them."
+    return compiled_layers(language_model(task.embedder.core), 'eager')
 
 
 def long(sequences, items, *rest):
