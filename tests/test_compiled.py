@@ -125,6 +125,61 @@ def test_what_cannot_be_compiled_whole_is_an_error():
     assert lm.blocks[0](torch.ones(1, 3)).shape == (1, 3)
 
 
+def hook(*_):
+    "Does nothing; that it is there is enough."
+
+
+@pytest.mark.parametrize('where', ['', 'self_attn.q_proj', 'mlp', 'self_attn.q_proj.base_layer', 'forward', 'global'])
+def test_what_the_compiler_does_not_see_is_refused(task, where):
+    lm = language_model(task.embedder.core)
+    module = lm.layers[0].get_submodule('mlp' if where in ('forward', 'global') else where)
+    if where == 'forward':
+        module.forward = type(module).forward.__get__(module)
+    else:
+        put = (
+            torch.nn.modules.module.register_module_forward_hook if where == 'global' else module.register_forward_hook
+        )
+        handle = put(hook)
+    try:
+        with pytest.raises(ValueError, match='layer 0.* has hooks or a forward of its own'):
+            with compiled_layers(lm, 'eager'):
+                pass
+    finally:
+        if where == 'forward':
+            del module.forward
+        else:
+            handle.remove()
+    with compiled_layers(lm, 'eager'):
+        pass
+
+
+def test_a_hook_that_comes_later_is_heard(task):
+    lm, items = language_model(task.embedder.core), np.arange(5)
+    with torch.no_grad(), compiled_layers(lm, 'eager'):
+        before = task.embedder.item_vectors(task.bank, items)['text']
+        handle = lm.layers[0].self_attn.q_proj.base_layer.register_forward_hook(lambda m, i, out: out * 1.5)
+        try:
+            after = task.embedder.item_vectors(task.bank, items)['text']
+        finally:
+            handle.remove()
+        again = task.embedder.item_vectors(task.bank, items)['text']
+    assert (after - before).abs().max() > 1e-4 and torch.equal(before, again)
+
+
+class Double(torch.nn.Linear):
+    def forward(self, x):
+        return 2 * x
+
+
+def test_too_many_kinds_are_an_error_with_a_remedy(monkeypatch):
+    monkeypatch.setattr('vlm2rec_lab.model.compiled.GRAPHS', 2)
+    lm = torch.nn.Module()
+    lm.layers = torch.nn.ModuleList([Double(4, 1)])
+    with pytest.raises(ValueError, match='compile=True: .*leave compile= out'), compiled_layers(lm, 'eager'):
+        for kind in (torch.float32, torch.float64, torch.float16, torch.int64):
+            lm.layers[0](torch.ones(2, 4, dtype=kind))
+
+
 def test_a_machine_without_a_compiler_says_so_at_once():
     torch._dynamo.reset()  # the line may have been compiled before
     with torch._inductor.config.patch({'cpp.cxx': ('no-such-compiler',), 'force_disable_caches': True}):

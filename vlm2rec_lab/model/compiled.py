@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 import torch
 
+from .lean import _unwatched
+
 # %% ../../nbs/02_model/02d_compiled.ipynb #c0de0006
 def repeated_layers(
     lm,  # torch module, the decoder of a model
@@ -30,11 +32,11 @@ def _first_line(error):
 @contextmanager
 def _compiler_heard():
     "Within it an error of torch's compiler is a ValueError with the remedy."
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     try:
         yield
-    except TorchDynamoException as e:
+    except (TorchDynamoException, FailOnRecompileLimitHit) as e:
         raise ValueError(
             f'compile=True: torch cannot compile this here ({_first_line(e)}): leave compile= out. On a processor it '
             'needs a C++ compiler such as g++, on a graphics card Triton'
@@ -49,8 +51,20 @@ def check_compiler(
     with _compiler_heard(), torch.no_grad():
         torch.compile(lambda x: x.sin() + 1, backend=backend)(torch.ones(2, device=device))
 
+# %% ../../nbs/02_model/02d_compiled.ipynb #c0de0011
+def _check_unwatched(layers):
+    "Raises ValueError for a layer with hooks, or with a forward of a module's own, in it."
+    for k, layer in enumerate(layers):
+        watched = next((name for name, m in layer.named_modules() if not _unwatched(m)), None)
+        if watched is not None:
+            place = f'layer {k}, {watched}' if watched else f'layer {k}'
+            raise ValueError(
+                f'compile=True: {place} has hooks or a forward of its own, which the compiler does not see: take them '
+                'away, or leave compile= out'
+            )
+
 # %% ../../nbs/02_model/02d_compiled.ipynb #c0de000b
-GRAPHS = 256  # kinds of calls at most; torch stops compiling after 8, without a word
+GRAPHS = 4096  # kinds of calls at most in a program; torch's own limit is 8
 
 # %% ../../nbs/02_model/02d_compiled.ipynb #c0de000c
 @contextmanager
@@ -60,11 +74,13 @@ def compiled_layers(
 ):  # -> context
     """Within it torch compiles the layers of the decoder when they are called; afterwards they are as they were.
 
-    Raises ValueError where torch cannot compile them."""
+    Raises ValueError where torch cannot compile them, and for hooks in them."""
     layers = repeated_layers(lm)
+    _check_unwatched(layers)
     check_compiler(next(lm.parameters()).device, backend)
     before = [layer._compiled_call_impl for layer in layers]
-    with torch._dynamo.config.patch(recompile_limit=GRAPHS), _compiler_heard():
+    limits = dict(recompile_limit=GRAPHS, accumulated_recompile_limit=GRAPHS)
+    with torch._dynamo.config.patch(**limits, skip_nnmodule_hook_guards=False), _compiler_heard():
         try:
             for layer in layers:
                 layer.compile(dynamic=True, fullgraph=True, backend=backend)  # an error in place of a silent detour
