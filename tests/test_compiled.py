@@ -73,8 +73,8 @@ def test_a_training_is_that_of_plain_layers(checkpoint, toy, how):
     assert (frame.loss - quick.loss).abs().max() < 1e-5
     assert (weights - found).abs().max() < 1e-4
     assert all(layer._compiled_call_impl is None for layer in language_model(e.core).layers)
-    cost = estimate(e, toy, batch=8, positions='all', compile=True, **how)
-    assert 0 < cost.seconds < 10  # what was waited for is not in it
+    ask = dict(batch=8, positions='all', **how)
+    assert estimate(e, toy, compile=True, **ask).graph == estimate(e, toy, **ask).graph  # memory is said as without
 
 
 def test_another_size_of_batch_is_no_other_kind(task, checkpoint):
