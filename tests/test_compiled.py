@@ -180,11 +180,14 @@ def test_too_many_kinds_are_an_error_with_a_remedy(monkeypatch):
             lm.layers[0](torch.ones(2, 4, dtype=kind))
 
 
-def test_a_machine_without_a_compiler_says_so_at_once():
+def test_a_machine_without_a_compiler_says_so_at_once(task):
     torch._dynamo.reset()  # the line may have been compiled before
     with torch._inductor.config.patch({'cpp.cxx': ('no-such-compiler',), 'force_disable_caches': True}):
         with pytest.raises(ValueError, match=r'needs a C\+\+ compiler such as g\+\+'):
             check_compiler(torch.device('cpu'))
+        with pytest.raises(ValueError, match='torch cannot compile this here'):
+            with compiled_layers(language_model(task.embedder.core)):
+                raise AssertionError('nobody said so')
 
 
 def test_layers_are_found():
