@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm2rec_lab.base.errors import DataError, DataWarning, counted, few, warn
+from vlm2rec_lab.shop.lines import blocks
 from vlm2rec_lab.shop.log_files import csv_log, json_log, read_log
 from vlm2rec_lab.shop.logs import coded, k_core
 
@@ -332,3 +333,15 @@ def test_headers_and_ratings_read_alike_on_both_ways(tmp_path):
         file.write_text('user_id,item_id,timestamp,rating\nu,a,1,nan\nu,b,2,3\n' + odd)
         with pytest.raises(DataError, match="row 2 .'nan'"):
             read_log(file, rating='rating', progress=False)
+
+
+@pytest.mark.parametrize('size', [1, 4, 50, 1 << 20])
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path, size):
+    lines = b'{"user_id": "u", "item_id": "b", "timestamp": 2}\n{"user_id": "u", "item_id": "a", "timestamp": 1}'
+    (tmp_path / 'log.jsonl').write_bytes(b'\xef\xbb\xbf' + lines)
+    log = read_log(tmp_path / 'log.jsonl', progress=False)
+    assert log.item_ids[log.items].tolist() == ['a', 'b']
+    found = list(blocks(tmp_path / 'log.jsonl', size))
+    assert b''.join(block for _, block in found) == lines
+    (tmp_path / 'log.jsonl').write_bytes(b'\xef\xbb\xbf')
+    assert list(blocks(tmp_path / 'log.jsonl', size)) == []

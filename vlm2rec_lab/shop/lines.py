@@ -44,25 +44,30 @@ def unix_lines(
     "A carriage return ends a line, alone or before a line feed, whatever ends the other lines of the file."
     return data.replace(b'\r\n', b'\n').replace(b'\r', b'\n') if b'\r' in data else data
 
+# %% ../../nbs/00_shop/08b_lines.ipynb #b0b00001
+def _without_mark(block, line):
+    "A block without the byte order mark that some programs write in front of the first line."
+    return block.removeprefix(b'\xef\xbb\xbf') if line == 1 else block
+
 # %% ../../nbs/00_shop/08b_lines.ipynb #fc18c9b0
 def blocks(
     path,  # file of lines, packed or not
     size=1 << 24,  # bytes to read at a time
     max_bytes=None,  # of the file, unpacked: more are an error; None for any number
 ):  # yields (number of the first line, bytes of whole lines)
-    "A file of lines, a block at a time. Raises `DataError` for a damaged file and for a line of more than 256 MB."
+    "A file of lines by blocks, without a byte order mark. `DataError` for a damaged file and a line over 256 MB."
     name, line, rest = Path(path).name, 1, []
     with open_file(path, max_bytes) as f:
         while piece := _piece(f, size, name, line):
             end = piece.rfind(b'\n') + 1
             if end:
                 whole = b''.join([*rest, piece[:end]])
-                yield line, whole
+                yield line, _without_mark(whole, line)
                 line, rest = line + whole.count(b'\n'), []
             rest.append(piece[end:])
             if sum(map(len, rest)) > LONGEST_LINE:
                 raise DataError(f'{name}: line {line:,} is longer than 256 MB: this is no file of lines')
-    if last := b''.join(rest):
+    if last := _without_mark(b''.join(rest), line):
         yield line, last
 
 # %% ../../nbs/00_shop/08b_lines.ipynb #fcbf22b4
