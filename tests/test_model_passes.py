@@ -13,7 +13,7 @@ from vlm2rec_lab.model.passes import (
     prefix_pairs,
     prefix_vectors,
 )
-from vlm2rec_lab.model.pieces import assemble, stack_pieces, text_piece
+from vlm2rec_lab.model.pieces import Prompts, assemble, stack_pieces, text_piece
 from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.shop.drawn import make_studio
 
@@ -113,3 +113,26 @@ def test_a_tree_in_sixteen_bits_comes_near_to_that_in_thirty_two(embedder, check
     for view, z in exact.items():
         told = z.norm(dim=1) > 0
         assert (torch.cosine_similarity(z, near[view].float())[told] > 0.98).all()
+
+
+@pytest.mark.parametrize('pool', ['last', 'mean', 'eos'])
+@pytest.mark.parametrize('sequence', ['{}', '{};', '{} bought'])
+def test_prompts_that_begin_with_their_gap_may_be_empty(checkpoint, studio, history, sequence, pool):
+    "A history of nothing that the view knows has no token; its vector is zero, one by one and as a prefix."
+    cat = studio.catalogue
+    texts = [None if i in history[:, :2] else t for i, t in enumerate(cat.content['text'])]
+    bare = Catalogue(cat.ids, dict(cat.content, text=texts), cat.kinds)
+    e = VLMEmbedder.from_pretrained(
+        checkpoint, lora=4, device='cpu', prompts=Prompts(item='{}', sequence=sequence), pool=pool
+    )
+    bank = e.bank(bare, progress=False)
+    rows, lengths = prefix_pairs(history)
+    alone = np.where(np.arange(history.shape[1]) < lengths[:, None], history[rows], PAD)
+    one, many = e.sequence_vectors(bank, alone)['text'], prefix_vectors(e, bank, history)['text']
+    torch.testing.assert_close(one, many, atol=1e-5, rtol=1e-4)
+    empty = ~(bank.present('text', alone).any(1)).numpy()
+    assert empty.any() and not empty.all() and not many[empty].any() and many[~empty].any(1).all()
+    only = e.sequence_vectors(bank, alone[empty])['text']
+    assert only.shape == (empty.sum(), many.shape[1]) and not only.any()
+    missing = [i for i, t in enumerate(texts) if t is None]
+    assert not e.item_vectors(bank, np.array(missing))['text'].any()

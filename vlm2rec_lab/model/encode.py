@@ -89,10 +89,11 @@ def forward(
     view,  # its name
     plan,  # long [rows, K] piece numbers
 ):  # -> float32 [rows, size]
-    "Raw vectors of planned prompts, with gradient into the adapters."
+    "Raw vectors of planned prompts, with gradient into the adapters. One without a token gets any vector: mask it."
     ids, position, feature, last = assemble(bank.views[view], plan)
     hidden = hidden_states(embedder, bank, view, ids, position, feature)
-    return pooled(embedder, hidden, torch.arange(len(ids), device=hidden.device), last.to(hidden.device))
+    rows, last = torch.arange(len(ids), device=hidden.device), last.clamp(min=0).to(hidden.device)
+    return pooled(embedder, hidden, rows, last)
 
 # %% ../../nbs/02_model/04_encode.ipynb #96e8062c
 def _shares(sizes, batch, process, processes):

@@ -105,10 +105,11 @@ def forward_tree(
     if not embedder.family.tree:
         return _one_by_one(embedder, bank, view, history)
     ids, position, feature, mask, ends = assemble_tree(bank.views[view], *prefix_plan(bank, history, view))
-    ends = ends.to(embedder.device)
-    rows, columns = torch.nonzero(ends >= 0, as_tuple=True)
+    rows, lengths = map(torch.from_numpy, prefix_pairs(history))
+    ends = ends[rows, lengths - 1].clamp(min=0)  # a prefix of nothing has no last token
     hidden = hidden_states(embedder, bank, view, ids, position, feature, mask)
-    return pooled(embedder, hidden, rows, ends[rows, columns], None if mask is None else mask.to(hidden.device))
+    rows, ends = rows.to(hidden.device), ends.to(hidden.device)
+    return pooled(embedder, hidden, rows, ends, None if mask is None else mask.to(hidden.device))
 
 # %% ../../nbs/02_model/07_passes.ipynb #4d78d22c
 def prefix_vectors(

@@ -165,7 +165,7 @@ def place_tokens(
     cell, within = _ragged_places(sizes.flatten())  # of each token: its cell of the plan, and its place in the piece
     row, column = _ragged_places(sizes.sum(1))  # of each token: its place in the batch
     token = pieces.offsets[plan.clamp(min=0).flatten()[cell]] + within
-    shape = (len(plan), int(sizes.sum(1).max()) if len(plan) else 0)
+    shape = (len(plan), max(1, int(sizes.sum(1).max())) if len(plan) else 0)  # prompts of nothing hold filler
 
     def padded(values, filler=0):
         out = torch.full(shape, filler)
