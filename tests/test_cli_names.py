@@ -156,3 +156,5 @@ def test_a_file_of_prompts_has_every_part(tmp_path):
     prompts = Prompts(item='A thing:{}', sequence='Bought:{}', separator=' and', missing=' nothing', lead='')
     (tmp_path / 'p.json').write_text(json.dumps(asdict(prompts)))
     assert read_prompts(tmp_path / 'p.json') == prompts
+    (tmp_path / 'p.json').write_bytes(b'\xef\xbb\xbf' + (tmp_path / 'p.json').read_bytes())  # as some editors save it
+    assert read_prompts(tmp_path / 'p.json') == prompts

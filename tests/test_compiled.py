@@ -73,6 +73,9 @@ def test_a_training_is_that_of_plain_layers(checkpoint, toy, how):
     assert (frame.loss - quick.loss).abs().max() < 1e-5
     assert (weights - found).abs().max() < 1e-4
     assert all(layer._compiled_call_impl is None for layer in language_model(e.core).layers)
+    before = kinds()
+    trained(checkpoint, toy, compile=True, **how)
+    assert kinds() == before  # a second training begins at once
     ask = dict(batch=8, positions='all', **how)
     assert estimate(e, toy, compile=True, **ask).graph == estimate(e, toy, **ask).graph  # memory is said as without
 
@@ -203,7 +206,7 @@ def test_layers_are_found():
 class Heads:
     "An embedder without a decoder, as a pair of encoders is one."
 
-    encode_items = encode_sequences = None
+    encode_items, encode_sequences, sharded = None, None, False
 
 
 def test_what_a_training_refuses(checkpoint, toy):
@@ -217,10 +220,12 @@ def test_what_a_training_refuses(checkpoint, toy):
         warnings.simplefilter('ignore', FutureWarning)
         both = VLMEmbedder.from_pretrained(checkpoint, **apart)
     refused(both, 'computed again with adapters of each modality')
+    refused(Heads(), 'a Heads has none')
     split = VLMEmbedder.from_pretrained(checkpoint, lora=4)
     split.sharded = True
     refused(split, r'in parts \(FSDP\)')
-    refused(Heads(), 'a Heads has none')
+    with pytest.raises(ValueError, match='in parts'):
+        estimate(split, toy, batch=4, compile=True)
 
 
 def test_it_is_no_part_of_what_a_run_is_known_by():

@@ -29,6 +29,7 @@ from .base.checkpoint import load_checkpoint, previous, read_checkpoint, save_ch
 from .base.errors import DataError
 from .base.files import sole_writer, write_bytes
 from .model.bank import LiveFeatures
+from .model.compiled import compiled_embedder
 from .ranking.evaluate import evaluate
 from .ranking.fusions import fuse_vectors
 from .shop.rows import warm_items
@@ -66,7 +67,7 @@ from vlm2rec_lab.training.options import (
     sort_options,
     unusual,
 )
-from .training.shard import fsdp_plugin, shard
+from .training.shard import shard
 from .training.step import encode_batch, modality_gradients, norm
 from .training.trackers import check_trackers, logbook
 from .training.works import works_of
@@ -396,28 +397,6 @@ def _check_speed(speed, positions, candidates, accelerator):
             'processes: leave them out'
         )
 
-# %% ../nbs/03_train.ipynb #c0de0101
-def _compiled(embedder, speed, accelerator):
-    "Within it the layers are compiled, where that is asked for. Raises ValueError where they cannot be."
-    if not speed.compile:
-        return nullcontext()
-    if not hasattr(embedder, 'core'):
-        raise ValueError(
-            "compile=True: the decoder's layers of a VLMEmbedder are compiled, and a "
-            f'{type(embedder).__name__} has none: leave compile= out'
-        )
-    if embedder.sharded or fsdp_plugin(accelerator):
-        raise ValueError('compile=True: layers whose weights are in parts (FSDP) are not compiled: leave compile= out')
-    if embedder.adapters and any(getattr(m, 'gradient_checkpointing', False) for m in embedder.core.modules()):
-        raise ValueError(
-            'compile=True: torch cannot compile layers that are computed again with adapters of each modality: load '
-            'the embedder without recompute=True, or leave compile= out'
-        )
-    from vlm2rec_lab.model.compiled import compiled_layers
-    from vlm2rec_lab.model.family import language_model
-
-    return compiled_layers(language_model(embedder.core))
-
 # %% ../nbs/03_train.ipynb #a7c10031
 def _check_candidates(candidates, embedder, split):
     "Raises DataError for candidates that are unknown, or too dear for this embedder."
@@ -491,9 +470,9 @@ def train(
     file = saving.checkpoint if first else None
     rows, warm = training_rows(split, positions), warm_items(split)
     _check_embedder(embedder)
-    with _compiled(embedder, speed, accelerator), _alone(file):
+    shard(embedder, accelerator)  # only where Accelerate is configured for FSDP
+    with compiled_embedder(embedder, speed.compile), _alone(file):
         groups = None if same_content is None else content_groups(split.catalogue, same_content)
-        shard(embedder, accelerator)  # only where Accelerate is configured for FSDP
         run = start_run(embedder, split, fuse, schedule.lr, speed, progress and first, accelerator)
         noted = said | (dict(inputs=inputs_of(embedder, split)) if saving.checkpoint else {})
         _go_on(run, saving, noted)

@@ -216,7 +216,7 @@ def read_prompts(
     if path is None:
         return None
     try:
-        found = json.loads(Path(path).read_text(encoding='utf-8'))
+        found = json.loads(Path(path).read_text(encoding='utf-8-sig'))
     except (ValueError, RecursionError) as e:
         raise ValueError(f'{path} is no JSON: {e}') from None
     if not isinstance(found, dict) or not found:

@@ -7,15 +7,13 @@ __all__ = ['step_tokens', 'token_cost', 'Estimate', 'estimate']
 
 # %% ../../nbs/02_training/07_estimate.ipynb #20ad876f
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from fastcore.basics import patch
 
-from ..model.compiled import compiled_layers
-from ..model.family import language_model
+from ..model.compiled import compiled_embedder
 from .batches import batch_rows, make_batch, training_rows
 from .kept import Kept
 from .losses import sft
@@ -87,7 +85,7 @@ def token_cost(
     kept = Kept(_there_anyway(embedder, task[1]))
     with kept.watch():
         tokens = _trial(*task, positions, speed, autocast)
-    with compiled_layers(language_model(embedder.core)) if speed.compile else nullcontext():
+    with compiled_embedder(embedder, speed.compile):
         if speed.compile:
             _trial(*task, positions, speed, autocast)
         start = time.perf_counter()

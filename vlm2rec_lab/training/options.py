@@ -158,7 +158,7 @@ class Speed:
     vision: str = option(None, 'folder that keeps picture features between runs; otherwise in memory', kind=str)
     autocast: str = option(None, 'type of the passes, for a graphics card', choices=AUTOCASTS, kind=str)
     compile: bool = option(
-        False, "the decoder's layers compiled by torch: faster steps after a wait of minutes, for long trainings"
+        False, "the decoder's layers compiled by torch: faster steps after a wait, for long trainings"
     )
     plain: bool = option(False, 'the plain path, without all that makes it fast: for comparison', flag=False)
 
