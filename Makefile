@@ -4,6 +4,8 @@ PY := .venv/bin/python
 DATA ?= $(wildcard ../shared/data/ml100k_mm)
 export HF_HUB_OFFLINE ?= 1
 export PLOTLY_RENDERER ?= plotly_mimetype
+# some containers ask for it; then every process would compile torch and the others anew, which takes half a minute
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup real smollm2 demo demo-real test coverage versions lab browser export readme notebooks docs docs-serve quarto study bench tiny clean

@@ -59,6 +59,13 @@ def test_modules_and_their_folder(tmp_path):
     assert done.stdout == "['1'] False True\n", done
 
 
+@pytest.mark.parametrize('set_to, told', [('ignore', 0), ('', 1)])
+def test_warnings_are_ignored_where_the_environment_says_so(set_to, told, tmp_path):
+    (tmp_path / 'warns.py').write_text('import warnings\nwarnings.warn("a word")')
+    done = warm.run([tmp_path / 'warns.py'], env=os.environ | dict(PYTHONWARNINGS=set_to))
+    assert done.returncode == 0 and done.stderr.count('a word"') == told, done.stderr
+
+
 def test_a_copy_hears_signals_and_has_an_end(script, tmp_path):
     (tmp_path / 'long.py').write_text('import time\nprint("on", flush=True)\ntime.sleep(100)')
     started = warm.Started([tmp_path / 'long.py'])
@@ -80,8 +87,7 @@ def test_a_copy_has_limits(tmp_path):
 def test_nobody_outlives_who_asked(tmp_path):
     "A copy whose stand-in is killed is killed as well."
     (tmp_path / 'long.py').write_text('import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(100)')
-    argv = [sys.executable, warm.__file__, 'ask', warm.door(), str(tmp_path / 'long.py')]
-    stand_in = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    stand_in = subprocess.Popen(warm.asking(str(tmp_path / 'long.py')), stdout=subprocess.PIPE, text=True)
     pid = int(stand_in.stdout.readline())
     stand_in.kill()
     stand_in.wait()

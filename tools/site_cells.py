@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 import tempfile
 from functools import cache
@@ -289,12 +290,13 @@ def run_page(nb, name):
         work, tools = Path(d) / 'work', Path(d) / 'bin'
         work.mkdir()
         tools.mkdir()
-        (tools / 'vlm2rec').write_text(f'#!/bin/sh\nexec "{sys.executable}" -W ignore -m {PACKAGE} "$@"\n')
+        (tools / 'vlm2rec').write_text(f'#!/bin/sh\nexec {shlex.join(warm.asking("-m", PACKAGE))} "$@"\n')
         (tools / 'vlm2rec').chmod(0o755)
         env = {
             **os.environ,
             'PATH': f'{tools}{os.pathsep}{os.environ["PATH"]}',
             'PYTHONPATH': os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]),
+            'PYTHONWARNINGS': 'ignore',  # of commands: a kernel has begun before
             'LAB_ROOT': str(ROOT),
         }
         where = {'metadata': {'path': str(work)}}

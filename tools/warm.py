@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 AHEAD = (
@@ -34,6 +35,7 @@ AHEAD = (
     'pandas',
     'scipy.stats',
     'sklearn.metrics',
+    'jsonschema',  # a grammar that it builds when it is imported takes two seconds
     'ipykernel.ipkernel',  # not its kernelapp, which looks for its parent when it is imported
 )
 ROOM = 1 << 16  # bytes of a wish that are read at a time
@@ -59,6 +61,8 @@ def at_home(streams, wish):
         stream = io.TextIOWrapper(open(end, 'wb', closefd=False), 'utf-8', wrong, line_buffering=by_line)
         setattr(sys, name, stream)
         setattr(sys, f'__{name}__', stream)
+    if os.environ.get('PYTHONWARNINGS') == 'ignore':  # the one setting that is asked for
+        warnings.simplefilter('ignore')
     sys.dont_write_bytecode = bool(wish['limits'])  # else files of bytecode were the first without room
     for kind, most in wish['limits']:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -244,6 +248,11 @@ def command(argv, **how):
     return run(['-m', 'vlm2rec_lab', *argv], **how)
 
 
+def asking(*argv):
+    "A command line that asks for a process, hands signals on to it, and ends as it does."
+    return [sys.executable, __file__, 'ask', door(), *argv]
+
+
 # ---- kernels
 
 
@@ -251,11 +260,11 @@ def command(argv, **how):
 def kernel():
     """The name of a Jupyter kernel that begins there, for this process.
 
-    What Jupyter starts and stops is a small process that asks for it, hands signals on, and ends as it does.
+    What Jupyter starts and stops is a small process that asks for it.
     """
     folder = tempfile.TemporaryDirectory(prefix='warm-')
     atexit.register(folder.cleanup)
-    argv = [sys.executable, __file__, 'ask', door(), '-m', 'ipykernel_launcher', '-f', '{connection_file}']
+    argv = asking('-m', 'ipykernel_launcher', '-f', '{connection_file}')
     os.makedirs(os.path.join(folder.name, 'kernels', 'warm'))
     with open(os.path.join(folder.name, 'kernels', 'warm', 'kernel.json'), 'w') as f:
         json.dump(dict(argv=argv, display_name='Python 3', language='python'), f)
