@@ -50,7 +50,10 @@ TABLES = {  # what prints a table: the command, and words of its table; what is 
     'profile': (['--data', 'shop'], 'length of a user'),
     'evaluate': (['three.npz'], 'MRR@20'),
     'report': (['three.npz', '--reference', 'three.npz', '--control', 'other.npz'], 'content or memory'),
-    'downstream': (['--data', 'studio:three', '--sources', 'raw', '--seeds', '0', '1', '--epochs', '1'], 'random ids'),
+    'downstream': (
+        ['--data', 'studio:three', '--sources', 'raw', '--seeds', '0', '1', '--epochs', '1', '--out', 'downstream'],
+        'random ids',
+    ),
     'graph': (
         [
             '--data',

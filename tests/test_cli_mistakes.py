@@ -284,6 +284,20 @@ def test_a_hub_id_that_cannot_be_had_names_the_remedy(open_it):
         open_it('some/model')
 
 
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+@pytest.mark.parametrize(
+    'argv', [['--help'], ['--version'], ['train', '--help'], ['bench', '--items', '50', '--users', '50']]
+)
+def test_a_reader_that_has_left_is_no_mistake(argv, unbuffered):
+    "As in `vlm2rec train --help | head -1`."
+    gone, pipe = os.pipe()
+    os.close(gone)
+    env = os.environ | dict(PYTHONUNBUFFERED=unbuffered)
+    done = subprocess.run([sys.executable, '-m', 'vlm2rec_lab', *argv], stdout=pipe, stderr=-1, text=True, env=env)
+    os.close(pipe)
+    assert (done.returncode, done.stderr) == (0, '')
+
+
 def test_the_version():
     assert said('--version') == (0, f'vlm2rec {__version__}\n', '')
 

@@ -184,6 +184,12 @@ def out_of_memory(
     "Did memory run out, of the processor or of a GPU? Told by name, as torch may not have been imported."
     return isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError'  # of torch
 
+# %% ../nbs/12_cli.ipynb #e381d437
+def _unread():
+    "Have the rest of what is printed go nowhere: whoever read it has left, as `head` does. The exit status."
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
 # %% ../nbs/12_cli.ipynb #83a4d87a
 def _run(o):
     "Run the command of the parsed options; its exit status."
@@ -193,8 +199,7 @@ def _run(o):
             sys.stdout.flush()
         return status
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _unread()
     except (ValueError, OSError, FloatingPointError, ImportError) as e:
         show(f'vlm2rec {o.name}: {in_flags(_line(e), o.flags)}')
         return 2
@@ -207,6 +212,14 @@ def _run(o):
         show(f'vlm2rec {o.name}: out of memory ({_line(e)[:200]}): {LESS.get(o.name, LESS_ROWS)}')
         return 2
 
+# %% ../nbs/12_cli.ipynb #e3cedd3e
+def _parsed(argv):
+    "The parsed options of a command line. Help is printed here, and may find nobody who reads it."
+    try:
+        return make_parser().parse_args(argv)
+    finally:
+        sys.stdout.flush()
+
 # %% ../nbs/12_cli.ipynb #a2b6cb4d
 def main(
     argv=None,  # list of arguments; None: those of the process
@@ -214,7 +227,10 @@ def main(
     """The command `vlm2rec`; returns the exit status: 0, 2 for what cannot be used, 3 for a failed report, 4 for
     one that fell behind an earlier one, 130 when interrupted."""
     argv = [str(a) for a in (sys.argv[1:] if argv is None else argv)] or ['--help']
-    o = make_parser().parse_args(argv)
+    try:
+        o = _parsed(argv)
+    except BrokenPipeError:
+        return _unread()
     o.command = shlex.join(['vlm2rec', *argv])
     with warnings.catch_warnings(), _bars_off(not sys.stderr.isatty()):
         warnings.simplefilter('ignore', FutureWarning)  # of libraries to their callers
