@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from shell import said
 
-from vlm2rec_lab.cli import cut, open_data, open_dataset
+from vlm2rec_lab.cli import cut, make_parser, open_data, open_dataset
 from vlm2rec_lab.commands.fit import below_baseline
+from vlm2rec_lab.commands.vectors import _task_maker
 from vlm2rec_lab.diagnosis.memory import exchange
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.model.tiny import tiny_vlm
@@ -285,6 +286,13 @@ def test_the_line_that_makes_a_bench_again(tmp_path):
     status, out, err = said('bench', '--items', 300, '--users', 200, '--dims', 16, '--out', tmp_path / 'cost.json')
     assert (status, err) == (0, '')
     assert 'whole report' in out and out.splitlines()[-1].startswith('vlm2rec bench --items 300')
+
+
+def test_downstream_draws_a_studio_once_for_a_seed():
+    tasks = _task_maker(make_parser().parse_args(['downstream', '--data', 'studio:text-easy', '--history', '9']))
+    long, short = tasks(0, 50), tasks(0, 6)
+    assert long.catalogue is short.catalogue
+    assert [s.test.history.shape[1] for s in (long, short)] == [9, 6]
 
 
 def test_downstream_writes_its_results_once(folder, tmp_path):

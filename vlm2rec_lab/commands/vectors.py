@@ -6,6 +6,7 @@
 __all__ = ['REFERENCE', 'check_vectors', 'given_vectors', 'evaluate', 'report', 'downstream', 'bench']
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #6b7bb1ce
+import functools
 import shlex
 import sys
 from pathlib import Path
@@ -289,10 +290,14 @@ def _task_maker(o):
     drawn = o.data.startswith('studio:')
     whole = None if drawn else open_dataset(o.data, o.core, o.images, **columns_of(o))
 
+    @functools.lru_cache(1)
+    def studio(seed):
+        return open_data(o.data, seed=seed, scheme=o.split, core=o.core, images=o.images, columns=columns_of(o))[1]
+
     def tasks(seed, history):
         length = min(history, o.history or history)
         if drawn:
-            return open_data(o.data, None, length, seed, o.split, o.core, o.images, columns_of(o))[0]
+            return studio(seed).split(history=length)
         return cut(whole, o.split or 'leave-one-out', length, None, seed)
 
     return tasks
@@ -310,9 +315,9 @@ def downstream(
     from vlm2rec_lab.recommenders.downstream import Tuning, downstream_runs, with_spread, write_downstream
 
     tasks = _task_maker(o)
+    name = tasks(o.seeds[0], 50).name
     how = dict(tuning=Tuning(steps=o.steps), model=o.model, folder=o.out, epochs=o.epochs, patience=o.patience)
     runs = downstream_runs(tasks, o.sources, o.seeds, o.how, progress=sys.stderr.isatty(), **how)
-    name = tasks(o.seeds[0], 50).name
     table = frame_text(with_spread(write_downstream(runs, o.out, name, o.command)), index=False, keys=2)
     print(name, table, f'runs.csv, table.csv and downstream.html: {o.out}', o.command, sep='\n')
 
