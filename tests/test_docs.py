@@ -122,10 +122,12 @@ def test_nothing_from_outside(site, pages):
 
 
 @pytest.mark.slow
-def test_no_folder_of_the_machine(site):
+def test_no_folder_of_the_machine_and_no_code_of_a_terminal(site):
     for f in site.rglob('*'):
         if f.suffix in ('.html', '.js') and f.is_file():
             assert str(ROOT) not in f.read_text(errors='ignore'), f.name
+        if f.suffix == '.html':
+            assert '\x1b' not in f.read_text(), f'{f.name} shows codes of colours as letters'
 
 
 @pytest.mark.slow

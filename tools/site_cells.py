@@ -290,13 +290,13 @@ def run_page(nb, name):
         work, tools = Path(d) / 'work', Path(d) / 'bin'
         work.mkdir()
         tools.mkdir()
-        (tools / 'vlm2rec').write_text(f'#!/bin/sh\nexec {shlex.join(warm.asking("-m", PACKAGE))} "$@"\n')
+        command = shlex.join(warm.asking('-m', PACKAGE))
+        (tools / 'vlm2rec').write_text(f'#!/bin/sh\nPYTHONWARNINGS=ignore exec {command} "$@"\n')
         (tools / 'vlm2rec').chmod(0o755)
         env = {
             **os.environ,
             'PATH': f'{tools}{os.pathsep}{os.environ["PATH"]}',
             'PYTHONPATH': os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]),
-            'PYTHONWARNINGS': 'ignore',  # of commands: a kernel has begun before
             'LAB_ROOT': str(ROOT),
         }
         where = {'metadata': {'path': str(work)}}
@@ -310,7 +310,7 @@ def run_page(nb, name):
 def as_console(cell):
     "A shell block and what it printed."
     lines = '\n'.join(cell.source.split('\n')[2:])
-    printed = mask(''.join(o.get('text', '') for o in cell.outputs)).rstrip()
+    printed = COLOURS.sub('', mask(''.join(o.get('text', '') for o in cell.outputs))).rstrip()
     return new_markdown_cell(f'```sh\n{lines}\n```' + (f'\n\n```text\n{printed}\n```' if printed.strip() else ''))
 
 
