@@ -72,7 +72,7 @@ def install(python, which):
             *requirements('requirements', 'lab_requirements'),
             pinned()['torch'],
             'pytest>=8',
-            'pytest-xdist',
+            'pytest-xdist>=3.5',
             'hypothesis>=6.100',
         ]
         return uv(*how, '--resolution', 'lowest-direct', *wanted)
