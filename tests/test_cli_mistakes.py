@@ -293,9 +293,19 @@ def test_a_reader_that_has_left_is_no_mistake(argv, unbuffered):
     gone, pipe = os.pipe()
     os.close(gone)
     env = os.environ | dict(PYTHONUNBUFFERED=unbuffered)
-    done = subprocess.run([sys.executable, '-m', 'vlm2rec_lab', *argv], stdout=pipe, stderr=-1, text=True, env=env)
+    done = subprocess.run(
+        [sys.executable, '-m', 'vlm2rec_lab', *argv], stdout=pipe, stderr=subprocess.PIPE, text=True, env=env
+    )
     os.close(pipe)
     assert (done.returncode, done.stderr) == (0, '')
+
+
+@pytest.mark.parametrize(('argv', 'status'), [(['--version'], 0), (['trian'], 2), (['evaluate', 'nowhere.npz'], 2)])
+def test_no_output_at_all_is_no_mistake(argv, status):
+    "As in `vlm2rec --version >&-`: Python has no stdout then."
+    command = ['sh', '-c', 'exec "$@" >&-', 'sh', sys.executable, '-m', 'vlm2rec_lab', *argv]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == status and 'Traceback' not in done.stderr
 
 
 def test_the_version():

@@ -218,7 +218,8 @@ def _parsed(argv):
     try:
         return make_parser().parse_args(argv)
     finally:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by who began this process
+            sys.stdout.flush()
 
 # %% ../nbs/12_cli.ipynb #a2b6cb4d
 def main(
