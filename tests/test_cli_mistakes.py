@@ -49,7 +49,7 @@ MISTAKES = [  # what is typed, how the one line begins after the command's name,
     ([*STUDIO, '--set', 'gap=usr'], "--set gap='usr' is unknown; did you mean 'user'?"),
     ([*STUDIO, '--losses', 'vlmrec'], "--losses vlmrec: there is no loss 'vlmrec'; did you mean 'vlm2rec'?"),
     ([*STUDIO, '--fuse', 'text=-1,image=2'], "argument --fuse: 'text=-1,image=2': write weights as"),
-    ([*STUDIO, '--seed', '-1'], "argument --seed: '-1' is no whole number of at least 0"),
+    ([*STUDIO, '--seed', '-1'], "argument --seed: '-1' is no whole number from 0 to 4,294,967,295"),
     (
         [*STUDIO, '--log-with', 'tensorbord'],
         "there is no tracker 'tensorbord', --log-with; did you mean 'tensorboard'?",

@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from .base.checkpoint import load_checkpoint, previous, read_checkpoint, save_checkpoint
-from .base.errors import DataError
+from .base.errors import DataError, checked_seed
 from .base.files import sole_writer, write_bytes
 from .model.bank import LiveFeatures
 from .model.compiled import compiled_embedder
@@ -452,6 +452,7 @@ def train(
     """
     from tqdm.auto import tqdm
 
+    seed = checked_seed(seed)
     log_with = check_trackers(log_with)
     schedule = Schedule(shape=schedule) if isinstance(schedule, str) else schedule
     (schedule, speed, saving), loss_settings = sort_options(settings, schedule, speed, saving)

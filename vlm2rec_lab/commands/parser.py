@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..base.errors import no_such
+from ..base.errors import SEEDS, no_such
 from ..base.screen import show
 from .names import names
 from ..training.options import check_number, keywords
@@ -82,9 +82,9 @@ def count(
 def seed(
     text,  # of the command line
 ):  # -> int
-    "A whole number, at least 0; raises argparse.ArgumentTypeError."
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number of at least 0")
+    "A whole number from 0 to 4,294,967,295; raises argparse.ArgumentTypeError."
+    if not text.isdecimal() or int(text) >= SEEDS:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number from 0 to {SEEDS - 1:,}")
     return int(text)
 
 # %% ../../nbs/11a_commands/01_parser.ipynb #6d40aa02

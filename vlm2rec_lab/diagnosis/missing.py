@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_seed, known
 from .evidence import fused_gain
 from ..ranking.evaluate import Estimate, bootstrap_means
 from ..ranking.fusions import TOGETHER, fuse_vectors
@@ -307,6 +307,7 @@ def missing_curve(
 ):  # -> dict(shares, curve, one_each, chance, sides, draws, users, seed, k) of plain types; {} for fewer than 2 users
     """The fused NDCG@k when a share of the items lacks a modality, for each modality, and when each item has one only.
     Raises DataError for a share outside 0 to 1, and for no draws."""
+    seed = checked_seed(seed)
     shares = check_shares(shares, draws)
     if len(task.targets) < 2:
         return {}

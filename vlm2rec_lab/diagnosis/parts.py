@@ -9,7 +9,7 @@ __all__ = ['TIES', 'FIGURES', 'sub_shop', 'expected_among', 'sampled_reports', '
 import numpy as np
 import pandas as pd
 
-from ..base.errors import DataError
+from ..base.errors import DataError, checked_seed
 from ..base.ragged import Ragged, gather
 from .report import collapse_report
 from ..ranking.candidates import is_ragged, offset_counts, seen_items
@@ -140,6 +140,7 @@ def sampled_reports(
     **how,  # of `collapse_report`
 ):  # -> list of Report
     "Reports on several smaller shops, drawn alike. Raises what `sub_shop` and `collapse_report` raise."
+    seed = checked_seed(seed)
     parts = (sub_shop(items, sequences, targets, seen, candidates, users, seed + d) for d in range(draws))
     return [collapse_report(**p, seed=seed, **how) for p in parts]
 

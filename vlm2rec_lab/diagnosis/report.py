@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from fastcore.basics import patch
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_seed, known
 from .adds import popularity_gain
 from vlm2rec_lab.diagnosis.decision import (
     about_fusion,
@@ -375,6 +375,7 @@ def collapse_report(
 ):  # -> Report
     """Which modality is healthy, under-used, collapsed, uninformative or undecided, with evidence.
     Raises ValueError or TypeError for inputs that do not fit."""
+    seed = checked_seed(seed)
     _check_rules(rules)
     _check_numbers(k=k, permutations=permutations, bootstrap=bootstrap, seed=seed)
     missing = _check_missing(missing)

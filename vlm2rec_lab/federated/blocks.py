@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..base.errors import DataError, counted
+from ..base.errors import DataError, checked_seed, counted
 from ..base.store import weights_key
 from ..shop.shares import _how_many
 from ..shop.splits import _owner, repeated
@@ -163,6 +163,7 @@ def blocks(
     seed=0,  # of the lottery in the base block
 ):  # -> Blocks
     "Blocks by time from any dataset with times. Raises DataError where there are none, or too little is left."
+    seed = checked_seed(seed)
     _check(dataset, base, parts, core, valid, test)
     users, items, times, notes = _timed_pairs(dataset, core)
     (users, who), (items, what) = _by_first(users), _by_first(items)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_seed, known
 from ..base.store import weights_key
 from .backbones import get_backbone, rates_of
 from .blocks import PARTS, check_blocks, joined
@@ -262,6 +262,7 @@ def run_blocks(
 ):  # -> Continued
     """Learn all blocks in their order, and ask about all of them after each. Raises DataError for unknown names, and
     for what looks back, with a fresh start; Interrupted where a block was not learned to its end."""
+    seed = checked_seed(seed)
     b, look_back = get_backbone(backbone), dict(length=length, eps=eps, weight=weight, beta=beta, strength=strength)
     check_blocks(blocks)
     _check(b, lr, dim, training.get('rounds', 1), look_back, scratch and (memory or temporal or distil))

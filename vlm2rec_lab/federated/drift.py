@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..base.errors import DataError
+from ..base.errors import DataError, checked_seed
 from ..shop.catalogue import Catalogue, Interactions
 from ..shop.dataset import Dataset
 
@@ -147,6 +147,7 @@ def drifting(
 ):  # -> Drifting
     """A shop whose customers' tastes turn. Up to the end of the base time it is the same for every drift. Raises
     DataError for what cannot be drawn."""
+    seed = checked_seed(seed)
     shares = dict(drift=drift, launches=launches, newcomers=newcomers, base=base)
     counts = dict(users=users, items=items, parts=parts, purchases=purchases, rank=rank)
     _check(counts, shares, strength, length)

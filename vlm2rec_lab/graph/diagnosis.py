@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_seed, known
 from ..diagnosis.decision import signed
 from ..diagnosis.inputs import gradient_shares
 from ..diagnosis.memory import SAID, content_share, exchange, kind_of
@@ -577,6 +577,7 @@ def graph_report(
     name='',  # heading
 ):  # -> GraphReport
     "To which modality a graph recommender listens, and whether one is collapsed. DataError for what does not fit."
+    seed = checked_seed(seed)
     rows, before = _checked(model, split, before, control, part, k, permutations, bootstrap)
     draws, called, swapped = (bootstrap, seed), type(model).__name__, _swapped(model, control)
     with kept_draws():

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_seed, known
 from ..base.store import weights_key
 from ..ranking.ranks import GAINS
 from ..ranking.sets import SHARES, SetRanks, figure_at_k, ranks_of_rows
@@ -267,6 +267,7 @@ def fit_graph(
     """Train in place, choosing on validation alone. Raises `DataError` for unknown names, a model of another shape or
     another run's folder, for losses that several processes cannot share and processes that begin differently,
     `Interrupted`, with the run, after the epoch in which it was interrupted."""
+    seed = checked_seed(seed)
     (name, cut), parameters, pairs = cut_of(metric, METRICS), trained_parts(model), _pairs(model, split)
     if batch < 1:
         raise DataError(f'batch={batch}: at least one pair')

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from ..base.errors import known
+from ..base.errors import checked_seed, known
 from ..base.ragged import PAD
 from ..base.store import Store, content_key, weights_key
 from .bank import make_bank, vision_key
@@ -473,6 +473,7 @@ def from_pretrained(
     dims=None,  # how many numbers of each vector are kept, the first ones (Matryoshka); default all
 ):  # -> VLMEmbedder
     "Load an embedder. Raises FileNotFoundError, ValueError with the remedy, ImportError for a missing bitsandbytes."
+    seed = checked_seed(seed)
     local = Path(path)
     note = read_note(local / NOTE) or read_template_note(local)
     check_digests(local, note.get('files', {}))

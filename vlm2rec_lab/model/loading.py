@@ -9,7 +9,7 @@ __all__ = ['REAL', 'DECODER', 'has_real', 'real_encoders', 'is_named', 'named_en
 # %% ../../nbs/02_model/12_loading.ipynb #d2300002
 from pathlib import Path
 
-from ..base.errors import DataError
+from ..base.errors import DataError, checked_seed
 from .encoders import KINDS, load_encoder
 from .objects import is_sentence_object, object_reads
 from .packaged import is_packaged, packaged_encoder, packaged_encoders
@@ -185,6 +185,7 @@ def load_embedder(
     **more,  # prompts, dtype, quantise and more of `VLMEmbedder.from_pretrained`; of encoders those of `PairEmbedder`
 ):  # -> PairEmbedder or VLMEmbedder
     "Open an embedder. Raises ImportError, FileNotFoundError, ValueError and DataError with the remedy."
+    seed = checked_seed(seed)
     by_name, by_object = is_named(where), is_sentence_object(where)
     if not (by_name or by_object) and is_pair(where):
         _refuse(where, more)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
+from ..base.errors import checked_seed
 from ..base.ragged import PAD
 from ..base.store import weights_key
 from .embedder import checked_history
@@ -505,6 +506,7 @@ def from_pretrained(
     trainable=True,  # may it be trained on?
 ):  # -> PairEmbedder
     "Load a pair. Raises FileNotFoundError, ValueError and DataError with the remedy."
+    seed = checked_seed(seed)
     folder = Path(path)
     note = pair_note(folder)
     check_digests(folder, note.get('files', {}))

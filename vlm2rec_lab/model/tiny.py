@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..base.errors import known
+from ..base.errors import checked_seed, known
 from ..base.files import shipped, whole_folder
 from vlm2rec_lab.shop.drawn import (
     ATTRIBUTES,
@@ -402,6 +402,7 @@ def pretrain(
     "Pre-train a tiny VLM on the studio. Raises ValueError for an unknown reader."
     from tqdm.auto import trange
 
+    seed = checked_seed(seed)
     tasks = READERS[known(reader, READERS, 'reader')]
     model, tokenizer, image_processor = build_tiny(seed, **sizes)
     _, patches, named = pretraining_set(products, image_processor, seed)

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from ..base.errors import warn
+from ..base.errors import checked_seed, warn
 from .lean import lean_adapters
 from .objects import SAMPLES
 
@@ -66,6 +66,7 @@ def tuned_copy(
     "An encoder with LoRA adapters. Raises ValueError for a rank below 1, or an encoder without a layer for them."
     from peft import LoraConfig, inject_adapter_in_model
 
+    seed = checked_seed(seed)
     if rank < 1:
         raise ValueError(f'lora={rank}: the rank must be 1 or more; None for no adapters')
     twin = copy.deepcopy(encoder)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_seed, known
 from ..base.store import weights_key
 from .answers import make_trie
 from .lessons import ask, next_questions
@@ -145,6 +145,7 @@ def fit_prompts(
 ):  # -> Fit; the model has its best state
     """Train in place, choosing on what is looked at alone. Raises `DataError` for an unknown metric or another run's
     folder, `Interrupted`, with the run, after the epoch in which it was interrupted."""
+    seed = checked_seed(seed)
     (name, cut), parameters = cut_of(metric), trained_parts(model)
     if min(batch, epochs, every, 1 if patience is None else patience) < 1:
         raise DataError(f'batch={batch}, epochs={epochs}, every={every}, patience={patience}: at least one of each')

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..base.errors import DataError, known, warn
+from ..base.errors import DataError, checked_seed, known, warn
 from ..base.ragged import PAD
 from vlm2rec_lab.ranking.baseline_scores import (
     COUNTED,
@@ -352,6 +352,7 @@ def baselines(
 ):  # -> Baselines
     """HR, NDCG and MRR at k of each baseline, of sets Recall and Precision too. Raises `DataError` for unknown names,
     and for a baseline that was asked for by name and that the data does not allow."""
+    seed = checked_seed(seed)
     asked = _asked_for(which, split.catalogue)
     task = make_task(split, part, dataset, half_life, counted, over, negatives, seed, chunk, progress)
     found = _ranked(task, asked, must=which is not None)

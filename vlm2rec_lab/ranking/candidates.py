@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..base.errors import known
+from ..base.errors import checked_seed, known
 from ..base.ragged import Ragged
 from .task import _of
 
@@ -204,6 +204,7 @@ def sample_negatives(
 ):  # -> [users, n] item indices, padded with -1 where a user has fewer unseen items
     """Distinct unseen items other than the target for each user (Floyd's sampling), with a counted warning where fewer
     than `n` exist."""
+    seed = checked_seed(seed)
     if n < 1:
         raise ValueError(f'negatives={n}: sample at least one, or pass None to rank the whole catalogue')
     rng, users, seen = np.random.default_rng(seed), len(targets), _with_others(seen, targets, n_items, sets)
@@ -252,6 +253,7 @@ def popular_negatives(
     sets=None,  # ragged (offsets, items) of `target_sets`, where users have several targets
 ):  # -> [users, n] item indices in the order drawn, padded with -1 where a user has fewer
     "Distinct unseen items other than the target, one after another in proportion to `counts`; warns, with a count."
+    seed = checked_seed(seed)
     if n < 1:
         raise ValueError(f'negatives={n}: sample at least one, or pass None to rank the whole catalogue')
     rng, users, at = np.random.default_rng(seed), len(targets), np.flatnonzero(counts)
@@ -287,6 +289,7 @@ def with_negatives(
     parts=('valid', 'test'),  # rows of which parts
 ):  # -> Split whose rows carry their negatives
     "Give every row its own sampled negatives. Raises ValueError for an unknown way of drawing or n below 1."
+    seed = checked_seed(seed)
     known(by, ('uniform', 'popularity'), 'way of drawing negatives')
     n_items, counts = len(split.catalogue), np.bincount(split.user_items[1], minlength=len(split.catalogue))
 

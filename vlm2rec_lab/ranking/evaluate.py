@@ -19,7 +19,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..base.columns import laid_out
-from ..base.errors import suggestion
+from ..base.errors import checked_seed, suggestion
 from .candidates import given_negatives, sample_negatives, seen_items, target_sets
 from .fusions import FUSIONS, fuse_vectors
 from .ranks import ranks
@@ -129,6 +129,7 @@ def paired_difference(
     seed=0,  # of the draws
 ):  # -> Estimate of mean(a - b)
     "Mean of `a - b` over users with its bootstrap interval. Raises ValueError where the users differ in number."
+    seed = checked_seed(seed)
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f'paired_difference: a has shape {a.shape}, b has {b.shape}; pass [users] for the same users')
@@ -288,6 +289,7 @@ def evaluate(
 ):  # -> Metrics
     """HR, NDCG and MRR at k of each modality alone and of the fusion, and of sets Recall and Precision too.
     Raises ValueError for inputs that do not fit."""
+    seed = checked_seed(seed)
     items, sequences, targets = check_task(items, sequences, targets)
     ks, n_items = tuple(np.atleast_1d(k).tolist()), len(next(iter(items.values())))
     asked = None if sets is None else target_sets(sets, targets, n_items)

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_seed, known
 from ..base.ragged import PAD
 from ..base.store import weights_key
 from ..ranking.ranks import GAINS
@@ -184,6 +184,7 @@ def fit(
 ):  # -> Fit; the model has its best state
     """Train in place, choosing on validation alone. Raises `DataError` for unknown names or another run's folder,
     `Interrupted`, with the run, after the epoch in which it was interrupted."""
+    seed = checked_seed(seed)
     (name, cut), parameters, (data, owned) = cut_of(metric), trained_parts(model), _checked(model, split)
     how = loss if isinstance(loss, str) else getattr(loss, '__name__', repr(loss))
     objective = _objective(loss, negatives, len(split.catalogue), owned, autocast)

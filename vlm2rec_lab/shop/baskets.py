@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..base.errors import DataError, counted, warn
+from ..base.errors import DataError, checked_seed, counted, warn
 from .leave_one_out import _leak, _named, _prefixes
 from .rows import Rows, Split, Windows, _had, _plain, warn_few
 from .splits import UNITS, _fates, _hash, _is_number, _mix, _owner, _pairs, _with_times, time_unit
@@ -154,6 +154,7 @@ def last_basket(
 ):  # -> Split whose validation and test rows ask for sets
     """Each user's last basket for test, the one before for validation, all before that for training.
     Raises `DataError` where there are no times, for an unknown `within`, and where nothing is left to test."""
+    seed = checked_seed(seed)
     if history < 1:
         raise DataError(f'history={history}: a window needs at least 1 item')
     inter, notes, number = dataset.interactions, list(dataset.notes), baskets(dataset, within, unit)

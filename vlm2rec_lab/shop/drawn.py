@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from scipy.ndimage import minimum_filter
 
-from ..base.errors import no_such
+from ..base.errors import checked_seed, no_such
 from .catalogue import Catalogue, Interactions
 from .dataset import Dataset
 from .leave_one_out import hold_out_users
@@ -588,6 +588,7 @@ def make_studio(
     image_size=112,  # pixels of the square pictures
 ):  # -> Studio
     "A world to shop in. Raises ValueError for an unknown condition, or where the world is too small."
+    seed = checked_seed(seed)
     c = get_condition(condition)
     if items < 2 * length or users < 1 or length < 3 or not 0 <= new <= 0.5:
         raise ValueError(

@@ -8,7 +8,7 @@ __all__ = ['leave_one_out', 'hold_out_users']
 # %% ../../nbs/00_shop/03_leave_one_out.ipynb #ddbd735e
 import numpy as np
 
-from ..base.errors import DataError, counted, few, warn
+from ..base.errors import DataError, checked_seed, counted, few, warn
 from .rows import Split, _had, _span_places, rows_at, warn_few
 
 # %% ../../nbs/00_shop/03_leave_one_out.ipynb #0b4b554c
@@ -69,6 +69,7 @@ def leave_one_out(
 ):  # -> Split
     """Last item for test, second last for validation, every prefix before for training.
     Raises `DataError` for arguments that leave nothing to test."""
+    seed = checked_seed(seed)
     if min_length < 3:
         raise DataError(f'min_length={min_length}: a history, a validation and a test item make 3')
     inter, notes = dataset.interactions, list(dataset.notes)
@@ -118,6 +119,7 @@ def hold_out_users(
     train_seen=False,  # fill the lists of seen items of training rows too
 ):  # -> Split
     "Disjoint users for training, validation and test. Raises `DataError` where there are too few."
+    seed = checked_seed(seed)
     inter, notes = dataset.interactions, list(dataset.notes)
     for part, n in {'train': train, 'valid': valid, 'test': test}.items():
         if n < 0 or int(n) != n:

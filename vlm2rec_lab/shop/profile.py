@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..base.errors import counted
+from ..base.errors import checked_seed, counted
 from ..base.files import write_bytes
 from .pictures import thumbnail
 from vlm2rec_lab.shop.profile_figures import (
@@ -49,6 +49,7 @@ def sample_users(
     seed=0,  # which users
 ):  # -> ([{'user', 'length', 'items': [{'id', 'title'}]}], item numbers of each)
     "A few users with two or more interactions and the last items of each, oldest first."
+    seed = checked_seed(seed)
     inter, catalogue = dataset.interactions, dataset.catalogue
     who = np.flatnonzero(inter.lengths >= 2) if (inter.lengths >= 2).any() else np.flatnonzero(inter.lengths)
     who = np.random.default_rng(seed).permutation(who)[:users]
@@ -236,6 +237,7 @@ def profile(
     progress=True,  # show a bar where it takes long
 ):  # -> Profile
     "Look at a data set before training. Raises `DataError` for an unknown limit, bad tokenizer or split of other data."
+    seed = checked_seed(seed)
     all_limits, catalogue = with_limits(limits), dataset.catalogue
     settings = dict(seed=seed, budget=budget, max_images=max_images, max_texts=max_texts)
     settings['now'] = float(pd.Timestamp.now('UTC').timestamp() if now is None else now)

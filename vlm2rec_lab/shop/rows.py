@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..base.errors import DataError, counted, known, warn
+from ..base.errors import DataError, checked_seed, counted, known, warn
 from ..base.files import write_bytes
 from ..base.ragged import PAD, Ragged, gather
 from .catalogue import Catalogue
@@ -417,6 +417,7 @@ def drop_content(
 ):  # -> Split
     """The same tasks over a catalogue where a share of the items lacks a modality.
     Raises `DataError` for an unknown modality or share."""
+    seed = checked_seed(seed)
     c = split.catalogue
     known(modality, c.content, 'modality')
     if not 0 <= share <= 1:

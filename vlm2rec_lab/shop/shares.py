@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..base.errors import DataError, counted, known, warn
+from ..base.errors import DataError, checked_seed, counted, known, warn
 from .baskets import _size_note, _stand_ins
 from .catalogue import Interactions
 from .leave_one_out import _leak, _named
@@ -107,6 +107,7 @@ def shares(
 ):  # -> Split whose validation and test rows ask for sets
     """Each user's different items cut at random, 8:1:1 unless told otherwise.
     Raises `DataError` for shares that leave nothing, an unknown `exclude`, and where nobody has two items."""
+    seed = checked_seed(seed)
     _check_shares(valid, test, history)
     known(exclude, EXCLUDED, 'choice of what is excluded')
     inter, notes = dataset.interactions, list(dataset.notes)

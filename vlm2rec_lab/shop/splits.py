@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pandas as pd
 
-from ..base.errors import DataError, known, warn
+from ..base.errors import DataError, checked_seed, known, warn
 from .catalogue import Interactions
 from .rows import PARTS, Split, _places, _plain, rows_at, warm_items, warn_few
 
@@ -276,6 +276,7 @@ def break_ties(
 ):  # -> Dataset, with a note that counts the ties
     """Order interactions of equal times by a rule. Users are ordered by their ids, except with 'file'.
     Raises `DataError` for an unknown rule or where there are no times."""
+    seed = checked_seed(seed)
     known(by, ('file', 'item', 'random'), 'rule for ties')
     inter = _with_times(dataset, 'break_ties')
     notes = (*dataset.notes, _tie_note(inter, by, seed))
@@ -595,6 +596,7 @@ def cold_items(
 ):  # -> Split
     """A seeded share of the items is never trained on; test rows ask for those and, beside them, for warm ones.
     Raises `DataError` for shares that leave no item, no training or no cold row."""
+    seed = checked_seed(seed)
     known(repeats, REPEATS, 'choice of repeats')
     if min_length < 3:
         raise DataError(f'min_length={min_length}: a history, a validation and a test item make 3')

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
+from ..base.errors import checked_seed
 from ..model.compiled import compiled_embedder
 from .batches import batch_rows, make_batch, training_rows
 from .kept import Kept
@@ -177,6 +178,7 @@ def estimate(
     **options,  # of `speed`, by keyword
 ):  # -> Estimate
     "What `train` will take, from a trial of a few rows here. Raises ValueError where there is nothing to train."
+    seed = checked_seed(seed)
     (speed,), _ = sort_options(options, speed)
     named, bank = embedder.adapter_parameters(), embedder.bank(split.catalogue)
     if not named or not len(split.train):
