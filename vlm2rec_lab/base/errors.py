@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MOST', 'NEAR', 'SEEDS', 'UNSAFE', 'DataError', 'DataWarning', 'warn', 'warned', 'few', 'counted', 'nearest',
-           'suggestion', 'no_such', 'known', 'differing', 'checked_seed', 'printable']
+           'suggestion', 'no_such', 'known', 'differing', 'check_once', 'checked_seed', 'checked_whole', 'printable']
 
 # %% ../../nbs/00_base/00_errors.ipynb #6abbb313
 import re
 import sys
 import warnings
+from collections import Counter
 from difflib import get_close_matches
 from itertools import islice
 from numbers import Integral
@@ -124,6 +125,16 @@ def differing(
         f'{k}={was.get(k)!r} (now {now.get(k)!r})' for k in was | now if k not in skip and was.get(k) != now.get(k)
     )
 
+# %% ../../nbs/00_base/00_errors.ipynb #ab935c12
+def check_once(
+    names,  # of columns
+    where,  # the file or table
+):
+    "Raises `DataError` for names that come more than once."
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f'{where} has two columns of the same name: {few(twice)}; rename one')
+
 # %% ../../nbs/00_base/00_errors.ipynb #f26b5e7c
 SEEDS = 2**32  # how many there are
 
@@ -137,6 +148,18 @@ def checked_seed(
     if not whole or not 0 <= seed < SEEDS:
         raise ValueError(f'{name} is {seed!r}: give a whole number from 0 to {SEEDS - 1:,}, such as 0')
     return int(seed)
+
+# %% ../../nbs/00_base/00_errors.ipynb #087fb59d
+def checked_whole(
+    value,  # what was given for one
+    name,  # of the argument
+    least=1,  # it can be
+):  # -> int
+    "A whole number of at least `least`. Raises ValueError that names the argument for anything else."
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise ValueError(f'{name} is {value!r}: give a whole number, {least:,} or more')
+    return int(value)
 
 # %% ../../nbs/00_base/00_errors.ipynb #7c1d0a02
 # control characters but for tab and line end, line separators, marks of direction, and halves of characters

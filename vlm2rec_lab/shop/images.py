@@ -30,7 +30,7 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..base.errors import DataError, counted, few, known, no_such, warn
+from ..base.errors import DataError, check_once, counted, few, known, no_such, warn
 from ..base.files import inside, write_bytes
 from ..base.store import VALUES, KeyedRows, RowWriter
 from .catalogue import Catalogue, as_ids, zeros_hint
@@ -348,6 +348,7 @@ def _names_in_table(file, name, kinds, item, column):
 def _in_table(path, item, image, max_bytes, notes):
     "Pictures of a Parquet file, and whether they go by path."
     file = _open_parquet(path)
+    check_once(file.schema_arrow.names, path.name)
     kinds = {f.name: f.type for f in file.schema_arrow}
     column = _picture_column(path.name, kinds, image)
     cells, files, twice = _Column(path, column), {}, []

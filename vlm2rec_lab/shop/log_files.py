@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from ..base.errors import DataError, counted, few, known, warn
+from ..base.errors import DataError, check_once, counted, few, known, warn
 from .catalogue import format_hint
 from vlm2rec_lab.shop.lines import (
     BROKEN_OFF,
@@ -643,6 +643,7 @@ def _parquet_log(path, columns, max_rows=None, max_bytes=None):
             raise too_long(path.name, max_rows)
         if max_bytes is not None and size > max_bytes:
             raise too_large(path.name, max_bytes)
+        check_once(names, path.name)
         for column in columns.values():
             known(column, names, 'column', f' in {path.name}')
         table = _parquet_table(path, columns)
@@ -671,7 +672,9 @@ def _names_there(path, form):
     if form == 'jsonl':
         return field_names(path)
     if form == 'parquet':
-        return table_names(path)
+        names = table_names(path)
+        check_once(names, path.name)
+        return names
     head = csv_header(path, SEPARATORS[form])[0]
     check_head(head, path.name, SEPARATORS[form])
     return head

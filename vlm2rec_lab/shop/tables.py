@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from ..base.errors import DataError, counted, few, nearest, warn
+from ..base.errors import DataError, check_once, counted, few, nearest, warn
 from ..base.files import inside
 from .catalogue import Catalogue, Interactions, as_ids, shown
 from vlm2rec_lab.shop.cells import (
@@ -83,9 +83,7 @@ def check_head(
 ):
     "Raises `DataError` where a column's name comes twice, or where the cells lie between another mark."
     names = [c for c in head if c]
-    twice = [c for c in names if names.count(c) > 1]
-    if twice:
-        raise DataError(f'{where} has two columns of the same name: {few(dict.fromkeys(twice))}; rename one')
+    check_once(names, where)
     other = next((s for s in ';\t|,' if len(names) == 1 and s != sep and s in names[0]), None)
     if other:
         mark = 'commas' if sep == ',' else 'tabs'
@@ -190,8 +188,9 @@ def _parquet(path, max_rows=None, max_bytes=None):
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as f:
-        about = f.metadata
+        about, names = f.metadata, f.schema_arrow.names
         size = sum(about.row_group(k).total_byte_size for k in range(about.num_row_groups))
+    check_once(names, path.name)
     if max_rows is not None and about.num_rows > max_rows:
         raise too_long(path.name, max_rows)
     if max_bytes is not None and size > max_bytes:
@@ -307,9 +306,7 @@ def read_table(
     path = _find_table(Path(folder), stem)
     df, first = _parse(path, text, max_rows, max_bytes)
     df.columns = [str(c).strip() for c in df.columns]
-    if not df.columns.is_unique:
-        twice = few(df.columns[df.columns.duplicated()])
-        raise DataError(f'{path.name} has two columns of the same name: {twice}; rename one')
+    check_once(df.columns, path.name)
     df.index = np.arange(first, first + len(df))
     df = _plain_types(_without_blanks(df, path.name, [] if notes is None else notes))
     return df if cells else plain_table(df), path.name
