@@ -710,6 +710,59 @@ def test_a_page_is_executed(tmp_path):
     )
 
 
+def cut_cells(html):
+    "Cells of tables that end in three dots; what a page sets as code, such as `user item ...`, ends as it should."
+    cells = re.findall(r'<(t[dh])\b[^>]*>(.*?)</\1>', html, re.S)
+    words = (re.sub(r'<[^>]+>', '', text).strip() for _, text in cells if '<code' not in text)
+    return [w for w in words if w.endswith(('...', '…', '&hellip;'))]
+
+
+@pytest.mark.slow
+def test_no_cell_of_a_table_is_cut(site):
+    for path in sorted([*(site / 'docs').glob('*.html'), site / 'index.html']):
+        cut = cut_cells(path.read_text())
+        assert not cut, (path.name, cut[:3])
+
+
+def test_a_page_shows_tables_whole_and_commands_in_columns_that_fit(tmp_path):
+    page, long = tmp_path / 'page.md', ' '.join(['a sentence'] * 12)
+    made = f"import pandas as pd\n\npd.DataFrame(dict(a=[1.25], words=['{long}']), index=['{long}'])"
+    page.write_text(f'# A page\n\n```python\n{made}\n```\n\n```console\n$ echo "columns $COLUMNS"\n```\n')
+    nb = docs.convert(docs.execute_page(page), {})
+    html = nb.cells[1].outputs[0].data['text/html']
+    assert not cut_cells(html) and cut_cells(html.replace('sentence</td>', 'sent...</td>'))
+    assert html.count('class="lab-words"') == 2 and '<td>1.25</td>' in html
+    assert f'columns {site_cells.COLUMNS}' in nb.cells[2].source
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize('width', (1100, 1200))
+def test_tables_and_outputs_of_commands_fit(site, open_page, width):
+    "Tables of pandas are not wider than their box, and the box of an output has room for the columns of a command."
+    page = open_page(width, 900)
+    with served(site) as base:
+        for name in ('own_data', 'own_vectors', 'your_model', 'serve'):
+            page.goto(f'{base}docs/{name}.html')
+            tables = page.locator('.cell_output table.dataframe')
+            wide = tables.evaluate_all('all => all.map(t => [t.scrollWidth, t.clientWidth])')
+            assert wide and all(inner <= outer for inner, outer in wide), (name, wide)
+            room = page.locator('.highlight-text pre, .cell_output pre').first.evaluate(ROOM, site_cells.COLUMNS)
+            assert room, (name, 'an output has no room for its columns')
+    assert not page.errors
+
+
+ROOM = '''(box, columns) => {
+  const line = document.createElement('span'), style = getComputedStyle(box);
+  line.style.whiteSpace = 'pre';
+  line.textContent = 'x'.repeat(columns);
+  box.append(line);
+  const wide = line.getBoundingClientRect().width;
+  line.remove();
+  return wide <= box.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+}'''
+
+
 TOY = '''"""A toy. Its `names` are <odd>."""
 
 __all__ = ['GO', 'f', 'Box']

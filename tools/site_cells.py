@@ -28,6 +28,8 @@ DEFINED = (*FUNCTION, ast.ClassDef)
 PLOTLY = 'application/vnd.plotly.v1+json'
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 STATE = 'application/vnd.jupyter.widget-state+json'
+COLUMNS = 80  # of a terminal: what fits into the box of a command's output where the window is narrow
+WHOLE = "import pandas; pandas.set_option('display.max_colwidth', None)"  # a reader of a page cannot widen a column
 COLOURS = re.compile(r'\x1b\[[0-9;]*m')
 FILES = re.compile(r"Path\(os\.environ\['LAB_ROOT'\]\) / '(data|benchmarks' / 'results)'")  # a page may read them
 FENCE = re.compile(r'^```(python|console)\n(.*?)^```\n?', re.M | re.S)
@@ -42,6 +44,8 @@ class PageError(RuntimeError):
 
 # ---------------------------------------------------------------- outputs
 
+WORDS = 40  # characters of a cell of a table from which it is a sentence, and may take several lines
+
 
 def mask(text):
     "No folder of the machine that built the site."
@@ -52,6 +56,13 @@ def dark_by_theme(html):
     "Reports follow the reader's system; on this site they follow the switch of the page."
     dark = r'@media\s*\(prefers-color-scheme:\s*dark\)\s*\{\.v2r\{(.*?)\}\}'
     return re.sub(dark, r'html[data-theme="dark"] .v2r{\1}', html, flags=re.S)
+
+
+def folding(html):
+    "Tables of pandas in which cells that hold a sentence are marked; docs/_static/lab.css folds those, and no figure."
+    if 'class="dataframe"' not in html:
+        return html
+    return re.sub(rf'<(t[dh])>([^<]{{{WORDS},}})</\1>', r'<\1 class="lab-words">\2</\1>', html)
 
 
 def figure_html(figure):  # plotly's dictionary
@@ -89,7 +100,7 @@ def show_output(o, state):  # output of a cell; widget models, of which figures 
         o['data'] = data = {'text/html': figure_html(data[PLOTLY])}
     for kind in ('text/html', 'text/plain'):
         if kind in data:
-            data[kind] = mask(dark_by_theme(data[kind]))
+            data[kind] = mask(folding(dark_by_theme(data[kind])))
     if 'text' in o:
         o['text'] = mask(o['text'])
     if 'execution_count' in o:
@@ -298,9 +309,11 @@ def run_page(nb, name):
             'PATH': f'{tools}{os.pathsep}{os.environ["PATH"]}',
             'PYTHONPATH': os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]),
             'LAB_ROOT': str(ROOT),
+            'COLUMNS': str(COLUMNS),
         }
         where = {'metadata': {'path': str(work)}}
-        runner = Runner(nb, timeout=900, kernel_name=warm.kernel(), resources=where, extra_arguments=['--log-level=40'])
+        how = ['--log-level=40', f'--IPKernelApp.exec_lines={WHOLE}']
+        runner = Runner(nb, timeout=900, kernel_name=warm.kernel(), resources=where, extra_arguments=how)
         try:
             runner.execute(env=env)
         except CellExecutionError as e:
