@@ -10,7 +10,7 @@ import numpy as np
 
 from .evidence import _flat
 from ..ranking.fusions import fuse_vectors
-from ..ranking.ranks import Ranks, metric_at_k, scores, tally
+from ..ranking.ranks import Ranks, levelled, metric_at_k, scores, tally
 
 # %% ../../nbs/04_diagnosis/01b_adds.ipynb #ad000007
 def _rest(task, modality):
@@ -19,7 +19,9 @@ def _rest(task, modality):
     if not sides[0]:
         return None
     if callable(task.fuse):
-        return fuse_vectors(*({**s, modality: _flat(s[modality])} for s in (task.items, task.sequences)), task.fuse)
+        i, s = ({**side, modality: _flat(side[modality])} for side in (task.items, task.sequences))
+        i, s = fuse_vectors(i, s, task.fuse)
+        return i, levelled(i, s)
     if isinstance(task.fuse, str):
         return fuse_vectors(*sides, task.fuse)
     weights = {m: w for m, w in task.fuse.items() if m != modality}

@@ -28,7 +28,7 @@ from vlm2rec_lab.diagnosis.pages import (
 )
 from .report import Report
 from .tables import flagged
-from .verdict import VERDICTS, severity
+from .verdict import VERDICTS, severity, verdict_word
 from ..ranking.evaluate import paired_difference
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #bc3f57e5
@@ -204,10 +204,10 @@ def _columns(pair):
     for view, _, e, d in pair.rows():
         surely = f' {change(d)}' if change(d) in ('better', 'worse') else ''
         cells.setdefault(view, []).append(figure(e) + (f' ({d["value"]:+.3f}{surely})' if d else ''))
-    out = {'verdict': [r.verdict for r in reports]}
+    out = {'verdict': [verdict_word(r.data) for r in reports]}
     for m in cells:
         if m != 'fused':
-            out[f'  {m}'] = [r.modalities.get(m, {'verdict': 'n/a'})['verdict'] for r in reports]
+            out[f'  {m}'] = [verdict_word(r.modalities.get(m, {'verdict': 'n/a'})) for r in reports]
     out |= {f'NDCG of {v}': c for v, c in cells.items()}
     return out | {f'NDCG, {what}': list(map(figure, each)) for what, each in _when_missing(pair).items()}
 
@@ -274,7 +274,7 @@ def _pair_table(pair):
     for view, _, e, d in pair.rows():
         rows.setdefault(f'NDCG@{ds[0]["k"]}, {escape(view)}', []).append(_pair_cell(e, d))
     rows |= {f'NDCG@{ds[0]["k"]}, {escape(w)}': list(map(figure, each)) for w, each in _when_missing(pair).items()}
-    verdicts = ['verdict', *(pill(d['verdict']) for d in ds)]
+    verdicts = ['verdict', *(pill(verdict_word(d)) for d in ds)]
     return table(['', *map(escape, pair.reports)], [verdicts, *([head, *cells] for head, cells in rows.items())])
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #7fbe3b14

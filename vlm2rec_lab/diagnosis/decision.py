@@ -176,6 +176,8 @@ def _say_in_words(task, m, e, why, best, known, rules):
     reason, ratio = why
     if reason not in ('few users', 'no ceiling') and _all_alike(task.items[m]):
         reason = 'alike'
+    if reason == 'nothing' and known:
+        reason = 'nothing known'
     if ratio is not None:
         e['lift_ratio'] = ratio
     verdict, sentence, advice = explain(reason, **_facts(m, e, ratio, best, len(task.targets), rules))
@@ -232,11 +234,6 @@ def _no_better(gain, best, k):
     figures = f'NDCG@{k} {gain.value:+.3f}, {gain.low:+.3f} to {gain.high:+.3f}'
     return f'The fused ranking is {how} than {best} alone ({figures}). '
 
-# %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0022
-def _short(x):
-    "A metric in words: `.298`."
-    return f'{x:.3f}'.removeprefix('0')
-
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0021
 def below_popularity(
     shared,  # name -> Estimate, of `shared_evidence` and with 'popularity_gain': fused minus popularity
@@ -246,8 +243,8 @@ def below_popularity(
     gain = shared.get('popularity_gain')
     if gain is None or not gain.high < 0:
         return ''
-    popular, fused = (_short(shared[f'{n}_ndcg'].value) for n in ('popularity', 'fused'))
-    return f'Popularity reaches NDCG@{k} {popular}: {fused} is no health. '
+    popular, fused = (shared[f'{n}_ndcg'].value for n in ('popularity', 'fused'))
+    return f'Popularity ranks better: NDCG@{k} {popular:.3f}, and {fused:.3f} by these vectors. '
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #9f3f819f
 def about_fusion(

@@ -19,7 +19,7 @@ from ..base.ragged import gather
 from .shuffles import exchanged_gains, own_fusion_gains, pieces_of, shuffled_ranks
 from ..ranking.candidates import seen_items
 from ..ranking.fusions import fuse_vectors, fusion_weights
-from ..ranking.ranks import Mix, chance_level, metric_at_k, mixed_ranks, ranks
+from ..ranking.ranks import Mix, chance_level, levelled, metric_at_k, mixed_ranks, ranks
 from ..ranking.task import check_task
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #c937f1b1
@@ -268,6 +268,7 @@ def _own_variance(task):
     """The decomposition for a fusion of one's own: a modality's part is what the score loses when its items are
     replaced by their mean; 'length' holds the rest."""
     f, u = (np.asarray(x, float) for x in fuse_vectors(task.items, task.sequences, task.fuse))
+    u = levelled(f, u)
     fc = (f - f.mean(0)) / task.n_items
 
     def moved(x):

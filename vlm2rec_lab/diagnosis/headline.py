@@ -191,7 +191,7 @@ def _about_modality(d):
     if d['modalities'][m]['reason'] == 'damaged':
         return f'{m[:1].upper()}{m[1:]} is damaged: under-used or collapsed{_kept(d, d["modalities"][m])}.'
     said = HAPPENED.get(d['verdict'], '{M}: ' + d['verdict']).replace('{M}', m[:1].upper() + m[1:]).replace('{m}', m)
-    more = f' So {"is" if len(bad) == 2 else "are"} {" and ".join(bad[1:])}.' if len(bad) > 1 else ''
+    more = f' The same is true of {" and ".join(bad[1:])}.' if len(bad) > 1 else ''
     return f'{said}{_kept(d, d["modalities"][m])}.{more}'
 
 # %% ../../nbs/04_diagnosis/04c_headline.ipynb #9ead0020
@@ -234,20 +234,29 @@ def _unpopular(d):
     return f' Popularity ranks better: NDCG@{d["k"]} {there["value"]:.3f} against {fused:.3f}.'
 
 # %% ../../nbs/04_diagnosis/04c_headline.ipynb #9ead0024
+def _healthy_action(d):
+    "What to do where no modality is ill: rank with what surely ranks best, or train where nothing beats popularity."
+    other, best, k = _other_fusion(d), d['best'], d['k']
+    popular = d['evidence']['popularity_ndcg']['value'] if _unpopular(d) else 0
+    alone = d['modalities'][best]['evidence']['ndcg']['value']
+    if other and d['evidence']['fused_ndcg']['value'] + other[1]['value'] >= popular:
+        return f'Rank with {other[0]}: NDCG@{k} +{by_how_much(other[1])} on the same vectors.'
+    if popular and alone >= popular and clear(d['evidence'].get('fusion_gain')) < 0:
+        return f'Rank by {best} alone, which reaches NDCG@{k} {alone:.3f}, or by another fusion.'
+    if popular:
+        return 'Train longer, or on more: a list of best sellers ranks better than the fused vectors.'
+    return 'Nothing to repair.'
+
+# %% ../../nbs/04_diagnosis/04c_headline.ipynb #7f0b9036
 def action(
     d,  # report dictionary
 ):  # -> str
     "One thing to do, in the words of whoever called."
-    called, other = d.get('called', ''), _other_fusion(d)
+    called = d.get('called', '')
     lost = [x for x in d['modalities'].values() if x['verdict'] == d['verdict']]
-    if d['verdict'] == 'healthy' and _unpopular(d):
-        return 'Train longer, or on more: a list of best sellers ranks better than the fused vectors.'
-    if d['verdict'] == 'healthy' and other:
-        return in_words_of(called, f'Rank with {other[0]}: NDCG@{d["k"]} +{by_how_much(other[1])} on the same vectors.')
     if d['verdict'] == 'healthy' or not lost:
-        return 'Nothing to repair.'
-    by_training = lost[0]['reason'] in TRAINED_AWAY
-    if d['ceiling'] == 'reference' and by_training:
+        return in_words_of(called, _healthy_action(d))
+    if d['ceiling'] == 'reference' and lost[0]['reason'] in TRAINED_AWAY:
         said = in_words_of(called, remedy(d.get('run', {})))
         return f'{said[:1].upper()}{said[1:]}.'
     return f'{first_sentence(lost[0]["advice"])}.'

@@ -18,7 +18,7 @@ from ..base.errors import DataError, checked_seed, known
 from .evidence import fused_gain
 from ..ranking.evaluate import Estimate, bootstrap_means
 from ..ranking.fusions import TOGETHER, fuse_vectors
-from ..ranking.ranks import Ranks, metric_at_k, scores
+from ..ranking.ranks import Ranks, levelled, metric_at_k, scores
 from ..ranking.task import check_task, normalise
 
 # %% ../../nbs/04_diagnosis/04b_missing.ipynb #8bf6fbfe
@@ -92,7 +92,7 @@ def chosen_gain(
     block=4_000_000,  # scores held at a time, per variant
 ):  # -> [rows, users] NDCG@k
     "Fused gain for every row of choices, from one product per variant."
-    users = fuse_vectors(task.items, task.sequences, task.fuse)[1]
+    users = levelled(variants[0], fuse_vectors(task.items, task.sequences, task.fuse)[1])
     rows, place = np.unique(assigned, axis=0, return_inverse=True)
     step, tol = max(1, block // task.n_items), 8 * np.finfo(variants[0].dtype).eps
     out = np.zeros((len(rows), len(task.targets)))

@@ -21,6 +21,7 @@ from .memory_shown import memory_html, memory_markdown, memory_text
 from .missing_shown import missing_html, missing_markdown, missing_text
 from .segments import segments_html, segments_text
 from .tables import flagged, markdown_table, safe, table, text_table
+from .verdict import verdict_word
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #97a24f49
 # figure of the fusion -> label; others are called by their name
@@ -144,7 +145,7 @@ def _modality_text(d, m, wide):
     x = d['modalities'][m]
     figures = '; '.join(_said(n, line, x['evidence'], d) for n, line in brief_lines(d))
     return [
-        f'  {m:{wide}}  {x["verdict"]:13} {figures}',
+        f'  {m:{wide}}  {verdict_word(x):13} {figures}',
         f'  {"":{wide}}  {x["sentence"]}',
         f'  {"":{wide}}  -> {x["advice"]}',
     ]
@@ -160,7 +161,7 @@ def _downstream_text(d):
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #834ee7c1
 def _head_text(d):
     "The name and the verdict of the whole."
-    return [f'collapse report{" " + repr(d["name"]) if d["name"] else ""}: {d["verdict"].upper()}', '']
+    return [f'collapse report{" " + repr(d["name"]) if d["name"] else ""}: {verdict_word(d).upper()}', '']
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a013
 def _headline_text(d):
@@ -220,7 +221,7 @@ def _markdown_table(d):
     out = [_markdown_row(['modality', 'verdict', *heads]), '|' + '---|' * (2 + len(heads))]
     for m, x in d['modalities'].items():
         figures = [figure(x['evidence'].get(n), line.percent) for n, line in lines]
-        out.append(_markdown_row([safe(m), f'**{x["verdict"]}**', *figures]))
+        out.append(_markdown_row([safe(m), f'**{verdict_word(x)}**', *figures]))
     for name, key in (('fused', 'fused_ndcg'), ('chance', 'chance_ndcg')):
         out.append(_markdown_row([name, '', figure(e[key]), *[''] * (len(heads) - 1)]))
     return [*out, '']
@@ -235,7 +236,7 @@ def _downstream_markdown(d):
 def _head_markdown(d):
     "Title, verdict and summary."
     title = f'# Collapse report{": " + safe(d["name"]) if d["name"] else ""}'
-    return [title, '', f'**Verdict: {d["verdict"]}.** {safe(d["summary"])}', '']
+    return [title, '', f'**Verdict: {verdict_word(d)}.** {safe(d["summary"])}', '']
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a014
 def _headline_markdown(d):
@@ -413,6 +414,7 @@ SIGNS = {
     'collapsed': '✕',
     'uninformative': '–',
     'undecided': '?',
+    'damaged': '◔',
 }
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #1dbfe596
@@ -425,9 +427,10 @@ def pill(
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #009cbe0e
 def _card(m, x):
     "One modality."
-    head = f'<header><h3 style="margin:0">{escape(m)}</h3>{pill(x["verdict"])}</header>'
+    word = verdict_word(x)
+    head = f'<header><h3 style="margin:0">{escape(m)}</h3>{pill(word)}</header>'
     advice = f'<p class="do"><strong>What to do:</strong> {flagged(x["advice"])}</p>'
-    return f'<section class="card {x["verdict"]}">{head}<p>{escape(x["sentence"])}</p>{advice}</section>'
+    return f'<section class="card {word}">{head}<p>{escape(x["sentence"])}</p>{advice}</section>'
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #c3b96f2f
 def cards_html(
@@ -535,7 +538,7 @@ def examples_html(
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #023b29ec
 def _head_section(d, level, scales):
     "Heading, verdict and summary."
-    head = f'<h{level}>{escape(d["name"] or "Collapse report")}</h{level}>{pill(d["verdict"])}'
+    head = f'<h{level}>{escape(d["name"] or "Collapse report")}</h{level}>{pill(verdict_word(d))}'
     return f'<header>{head}</header><p class="soft">{escape(d["summary"])}</p>'
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a015

@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 
 from ..ranking.fusions import fuse_vectors, fusion_weights
-from ..ranking.ranks import Ranks, _alone, _threads, metric_at_k, scores, tally
+from ..ranking.ranks import Ranks, _alone, _threads, levelled, metric_at_k, scores, tally
 
 # %% ../../nbs/04_diagnosis/00a_shuffles.ipynb #5f0a0006
 def first_return(
@@ -93,6 +93,7 @@ def shuffled_ranks(
     seen,  # ragged (offsets, items)
 ):  # -> Ranks whose arrays are [P, users]
     "Ranks of the targets when the item vectors are permuted among what each user can be shown."
+    sequences = levelled(items, sequences)
     tol, out = 8 * np.finfo(items.dtype).eps, np.zeros((2, len(orders), len(targets)), np.int64)
     with ThreadPoolExecutor(_threads()) as pool:
         for rows in _chunks(len(targets), len(items)):
@@ -403,7 +404,7 @@ def own_fusion_gains(
     k=10,  # cut-off
 ):  # -> [P, users] NDCG@k
     "What `exchanged_gains` gives, for a fusion of one's own: one product per permutation."
-    user, out = fuse_vectors(sequences, sequences, fuse)[1], np.zeros((len(orders), len(targets)))
+    user, out = levelled(*fuse_vectors(items, sequences, fuse)), np.zeros((len(orders), len(targets)))
     for p, order in enumerate(orders):
         whole = _own_catalogue(fuse, items, modality, order)
         tol = 8 * np.finfo(whole.dtype).eps

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..base.errors import suggestion
 from ..base.ragged import PAD
 from .candidates import given_negatives, seen_items
-from .ranks import GAINS, Ranks, _threads, chance_level, metric_at_k, ranks, scores, tally
+from .ranks import GAINS, Ranks, _threads, chance_level, levelled, metric_at_k, ranks, scores, tally
 
 # %% ../../nbs/01_ranking/03b_sets.ipynb #5e75a107
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ def set_ranks(
     threads=None,  # that count (default: as many as the matrix product uses)
 ):  # -> SetRanks
     "Ranks of all items of each set by inner product, by counting, without holding users x items."
+    sequences = levelled(items, sequences)
     asked, (n, full) = padded(*sets), (len(sequences), negatives is None)
     wide = len(items) if full else 5 * (asked.shape[1] + negatives.shape[1]) * items.shape[1]
     chunk, tol = chunk or max(1, 20_000_000 // max(wide, 1)), 8 * np.finfo(items.dtype).eps

@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from ..base.errors import DataError, printable
 from ..base.files import write_bytes
 from ..diagnosis.tables import markdown_table, safe
+from ..diagnosis.verdict import verdict_word
 from vlm2rec_lab.share.facts import (
     data_facts,
     figure_facts,
@@ -368,7 +369,7 @@ def _verdicts(f):
     rows = [['modality', 'verdict', *(SHOWN[n].format(k=k) for n in there)]]
     for m, x in each.items():
         shown = [_number(x.get('evidence', {}).get(n), n == 'variance_share') for n in there]
-        rows.append([inline(m), inline(x['verdict']), *shown])
+        rows.append([inline(m), inline(verdict_word(x)), *shown])
     fused = (r.get('evidence') or {}).get('fused_ndcg')
     rows += [['fused', '', _number(fused), *[''] * (len(there) - 1)]] if fused and 'ndcg' in there else []
     said = [f'**{plain(m)}.** {plain(x["sentence"], SAID)}' for m, x in each.items() if x.get('sentence')]

@@ -22,7 +22,7 @@ from ..base.errors import DataError, counted, differing
 from ..base.files import sole_writer, write_bytes
 from ..ranking.candidates import seen_items
 from ..ranking.fusions import FUSIONS, fuse_vectors
-from ..ranking.ranks import Ranks, tally
+from ..ranking.ranks import Ranks, score_power, tally
 from .index import check_count
 from .query import Best, check_queries, check_weights, search, seen_pairs, summed
 from .segments import Segment, Version, check_modalities, map_matrices, unit_rows
@@ -269,7 +269,8 @@ def counts(
 ):  # -> int64 [2, U] of `tally`: items of the shard above the target, and those that reach it
     "How many items of a shard stand before each user's target."
     items, users = fuse_vectors(part.vectors(), users, fuse)
-    parts, tol, (step, wide) = _parts_of(fuse, items, users), 8 * np.finfo(items.dtype).eps, BLOCK
+    parts, (step, wide) = _parts_of(fuse, items, users), BLOCK
+    tol = 8 * np.finfo(items.dtype).eps * 16.0 ** score_power(items, users)
     order, users = np.argsort(part.users, kind='stable'), exact_parts(users, parts)
     at, rows = part.users[order], part.items[order]
     found = np.zeros((2, len(users[0])), np.int64)
@@ -298,6 +299,17 @@ def _checked_targets(shards, targets, users):
         )
     return out.astype(np.int64)
 
+# %% ../../nbs/10_share/07_shards.ipynb #a1caea06
+def _checked_users(shards, users):
+    "{modality: float32 [U, D]} unit rows of every modality of the shards. Raises DataError where one is lacking."
+    found = check_queries(users, shards.modalities)
+    if lacking := [m for m in shards.modalities if m not in users]:
+        raise DataError(
+            f"users lack the modality '{lacking[0]}': a ranking is of all that the shards have, "
+            f'{", ".join(shards.modalities)}; give zeros for who has nothing of it'
+        )
+    return found
+
 # %% ../../nbs/10_share/07_shards.ipynb #fe3efa30
 def rank_shards(
     shards,  # Shards
@@ -308,7 +320,7 @@ def rank_shards(
     run=map,  # anything like `map`
 ):  # -> Ranks
     "The ranks of the whole catalogue. Raises DataError for what does not fit, and for a shard that cannot be read."
-    users = check_queries(users, shards.modalities)
+    users = _checked_users(shards, users)
     n, every = len(shards), np.arange(len(next(iter(users.values()))))
     targets = _checked_targets(shards, targets, len(every))
     offsets, gone = seen_items(seen, targets, n)
