@@ -724,15 +724,27 @@ def test_no_cell_of_a_table_is_cut(site):
         assert not cut, (path.name, cut[:3])
 
 
-def test_a_page_shows_tables_whole_and_commands_in_columns_that_fit(tmp_path):
+def test_commands_of_a_page_run_in_a_terminal_and_their_errors_are_heard(tmp_path):
+    page = tmp_path / 'page.md'
+    asked = ['test -t 1 && echo "a terminal, $COLUMNS wide"', 'test -t 2 || echo wrong >&2', 'echo last | cat']
+    page.write_text('# A page\n\n```console\n' + '\n'.join(f'$ {line}' for line in asked) + '\n```\n')
+    shown = docs.execute_page(page).cells[1].source
+    printed = shown.partition('```text\n')[2].partition('\n```')[0].splitlines()
+    first = f'a terminal, {site_cells.COLUMNS} wide'
+    assert printed[0] == first and sorted(printed[1:]) == ['last', 'wrong'] and '\r' not in shown
+    page.write_text('# A page\n\n```console\n$ echo before\n$ exit 3\n```\n')
+    with pytest.raises(docs.PageError, match='3'):
+        docs.execute_page(page)
+
+
+def test_a_page_shows_tables_whole(tmp_path):
     page, long = tmp_path / 'page.md', ' '.join(['a sentence'] * 12)
     made = f"import pandas as pd\n\npd.DataFrame(dict(a=[1.25], words=['{long}']), index=['{long}'])"
-    page.write_text(f'# A page\n\n```python\n{made}\n```\n\n```console\n$ echo "columns $COLUMNS"\n```\n')
+    page.write_text(f'# A page\n\n```python\n{made}\n```\n')
     nb = docs.convert(docs.execute_page(page), {})
     html = nb.cells[1].outputs[0].data['text/html']
     assert not cut_cells(html) and cut_cells(html.replace('sentence</td>', 'sent...</td>'))
     assert html.count('class="lab-words"') == 2 and '<td>1.25</td>' in html
-    assert f'columns {site_cells.COLUMNS}' in nb.cells[2].source
 
 
 @pytest.mark.slow

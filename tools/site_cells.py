@@ -291,7 +291,7 @@ def page_notebook(text):  # of docs/*.md
         elif kind == 'python':
             cells.append(new_code_cell(source))
         else:
-            cells.append(new_code_cell('%%sh\nexec 2>&1\n' + '\n'.join(commands(source)), metadata={'kind': kind}))
+            cells.append(new_code_cell('%%script terminal\n' + '\n'.join(commands(source)), metadata={'kind': kind}))
     return new_notebook(cells=cells)
 
 
@@ -302,8 +302,11 @@ def run_page(nb, name):
         work.mkdir()
         tools.mkdir()
         command = shlex.join(warm.asking('-m', PACKAGE))
-        (tools / 'vlm2rec').write_text(f'#!/bin/sh\nPYTHONWARNINGS=ignore exec {command} "$@"\n')
-        (tools / 'vlm2rec').chmod(0o755)
+        terminal = shlex.join([sys.executable, str(ROOT / 'tools' / 'site_terminal.py')])
+        programs = {'vlm2rec': f'PYTHONWARNINGS=ignore exec {command} "$@"', 'terminal': f'exec {terminal}'}
+        for program, line in programs.items():
+            (tools / program).write_text(f'#!/bin/sh\n{line}\n')
+            (tools / program).chmod(0o755)
         env = {
             **os.environ,
             'PATH': f'{tools}{os.pathsep}{os.environ["PATH"]}',
@@ -322,7 +325,7 @@ def run_page(nb, name):
 
 def as_console(cell):
     "A shell block and what it printed."
-    lines = '\n'.join(cell.source.split('\n')[2:])
+    lines = '\n'.join(cell.source.split('\n')[1:])
     printed = COLOURS.sub('', mask(''.join(o.get('text', '') for o in cell.outputs))).rstrip()
     return new_markdown_cell(f'```sh\n{lines}\n```' + (f'\n\n```text\n{printed}\n```' if printed.strip() else ''))
 
@@ -415,7 +418,7 @@ def fingerprint(path):
     package = ROOT / PACKAGE
     files = [
         path,
-        *(ROOT / 'tools' / f for f in ('site_cells.py', 'run_nbs.py', 'house.py')),
+        *(ROOT / 'tools' / f for f in ('site_cells.py', 'site_terminal.py', 'run_nbs.py', 'house.py')),
         ROOT / 'constraints.txt',
         *sorted(f for f in package.rglob('*') if f.suffix in ('.js', '.css') or f.stem in ('__init__', '__main__')),
         *(package / f'{room.replace(".", "/")}.py' for room in rooms_behind(path)),
