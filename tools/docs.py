@@ -9,9 +9,9 @@ Three kinds of pages become one site in `_docs`, which asks for nothing outside 
 An executed page is kept by the content of all that it follows from, in build/docs/pages, or in the folder that
 VLM2REC_DOCS names, which several clones and a server that builds may share.
 
-`site_cells.py` makes notebooks of the pages, `site_terminal.py` runs their commands, `site_api.py` tells autodoc of our
-comments, `site_scripts.py` fetches what browsers need, `site_sidebar.py` writes the tree of pages once, `site_access.py`
-names what has no name; settings of Sphinx and MyST-NB are in `docs/conf.py`.
+`site_cells.py` makes notebooks of the pages, `site_api.py` tells autodoc of our comments, `site_scripts.py` fetches
+what browsers need, `site_sidebar.py` writes the tree of pages once, `site_access.py` names what has no name; settings
+of Sphinx and MyST-NB are in `docs/conf.py`.
 """
 
 import argparse
