@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from itertools import product
 
 import torch
 from accelerate import cpu_offload
@@ -168,6 +169,61 @@ def test_autocast_on_the_way_back_alone():
     with torch.autocast('cpu', torch.bfloat16):
         x = torch.randn(3, 6, dtype=torch.float64)
         assert quick(x).dtype == torch.float64 and close([plain(x)], [quick(x)])
+
+
+def gradient_and_its_gradient(model, x, back):
+    "The gradients of a pass outside autocast, taken inside, and those of the first one, all of `adapters` and `x`."
+    x = x.clone().requires_grad_()
+    y, wanted = model(x).square().sum(), [x, *adapters(model)]
+    with torch.autocast('cpu', torch.bfloat16, enabled=back):
+        once = torch.autograd.grad(y, wanted, create_graph=True)
+        return *once, *torch.autograd.grad(once[0].square().sum(), wanted)
+
+
+def test_a_layer_goes_back_inside_autocast_as_outside(monkeypatch):
+    plain, quick = layers()
+    x, taken = torch.randn(3, 6), ways(monkeypatch)
+    inside, outside, by_peft = (
+        gradient_and_its_gradient(*how) for how in ((quick, x, True), (quick, x, False), (plain, x, True))
+    )
+    assert taken == [1, 1]
+    n = len(inside) // 2
+    assert all(torch.equal(a, b) for a, b in zip(inside[:n], outside[:n], strict=True))
+    assert close(by_peft[:n], inside[:n], 0.05) and close(outside[n:], inside[n:], 0.05)
+    half_plain, half = layers(kind=torch.bfloat16)
+    found = []
+    for m in (half_plain, half):
+        y = m(x.bfloat16()).float().square().sum()
+        with torch.autocast('cpu', torch.float16):
+            found.append([g.float() for g in torch.autograd.grad(y, adapters(m))])
+    assert close(*found, 0.05)
+
+
+def test_who_watches_the_layer_below_sees_its_input_as_it_came():
+    "Its shape and its type, in training and without, also under autocast; and what it gives for the result counts."
+    for shape, autocast, learning in product([(3, 5, 6), (6,), (0, 6)], (False, True), (False, True)):
+        x = torch.randn(shape)
+        seen, found = [], []
+        for m in layers():
+
+            def look(layer, given, out, seen=seen):
+                seen.append((given[0].shape, given[0].dtype, out.shape, out.dtype))
+                return out + 1
+
+            m.base_model.model[0].base_layer.register_forward_hook(look)
+            with torch.set_grad_enabled(learning), torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+                found.append([m(x).float()])
+        assert seen[0] == seen[1] and seen[0][0] == shape
+        assert not x.numel() or close(*found, 0.03 if autocast else 1e-5)
+
+
+def test_the_way_back_of_tensors_without_numbers():
+    "Shapes alone, as tools count them: no autocast is known there."
+    quick = layers()[1].to('meta')
+    norm = fused_norms(nn.Sequential(Qwen2RMSNorm(6)).requires_grad_(False)).to('meta')
+    x = torch.randn(3, 6, device='meta', requires_grad=True)
+    for m in (quick, norm):
+        assert torch.autograd.grad(m(x).sum(), x)[0].shape == (3, 6)
 
 
 def test_autocast_computes_in_its_own_type(monkeypatch):

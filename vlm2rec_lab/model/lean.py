@@ -31,13 +31,27 @@ def _only_adapter(layer):
     plain = type(dropout) is torch.nn.Identity and type(a) is type(b) is torch.nn.Linear and b.bias is None
     return names[0] if plain and all(map(_unwatched, (a, b, dropout))) else None
 
+# %% ../../nbs/02_model/02a_lean.ipynb #ae856d76
+def _casts(kind):
+    "Whether autocast says in which type a kind of device computes."
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+# %% ../../nbs/02_model/02a_lean.ipynb #6c93b42a
+def _uncast(f, *given):
+    "What a function of tensors gives outside autocast: a way back that is taken inside is that of its way there."
+    kind = given[0].device.type
+    if not _casts(kind):
+        return f(*given)
+    with torch.autocast(kind, enabled=False):
+        return f(*given)
+
 # %% ../../nbs/02_model/02a_lean.ipynb #1ea00007
 def _common_type(x, *weights):
     "The torch dtype in which a layer computes; None where input and weights differ and no autocast says which."
     kind, types = x.device.type, {w.dtype for w in (x, *weights)}
     if torch.float64 in types:  # autocast leaves it as it is
         return x.dtype if len(types) == 1 else None
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if _casts(kind):
         return torch.get_autocast_dtype(kind)
     return x.dtype if len(types) == 1 else None
 
@@ -67,14 +81,17 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        x, weight, a, b = ctx.saved_tensors
-        back = (b.t() @ g.t()) * ctx.scale
-        into_x = g @ weight if ctx.needs_input_grad[0] else None
-        if into_x is not None:
+        into_x, into_a, into_b = _uncast(_Adapted.gradients, g, *ctx.saved_tensors, ctx.scale, ctx.needs_input_grad[0])
+        return into_x, None, None, into_a, into_b, None
+
+    @staticmethod
+    def gradients(g, x, weight, a, b, scale, wanted):
+        back = (b.t() @ g.t()) * scale
+        into_x = g @ weight if wanted else None
+        if wanted:
             compiling = torch.compiler.is_compiling()
             into_x = _fusable_sum(into_x, back.t() @ a) if compiling else into_x.addmm_(back.t(), a)
-        into_b = ((a @ x.t()) @ g).t() * ctx.scale
-        return into_x, None, None, back @ x, into_b, None
+        return into_x, back @ x, ((a @ x.t()) @ g).t() * scale
 
 # %% ../../nbs/02_model/02a_lean.ipynb #23cc5d65
 def _own(
@@ -107,13 +124,13 @@ def _forward(
     if own := _own(layer, x):
         y = _Adapted.apply(flat, *own)
     else:
-        flat = flat.to(dtype)
-        y = base(flat)
+        flat, alone = flat.to(dtype), _unwatched(base)
+        y = base(flat) if alone else base(x).reshape(len(flat), base.out_features)  # who watches sees x
         h, b, scale = F.linear(flat, a), b.to(dtype).t(), layer.scaling[name]
         if torch.compiler.is_compiling():
             y = _fusable_sum(y, (h * scale) @ b)
         else:
-            add = y.addmm_ if _unwatched(base) else y.addmm  # who watches it has its result
+            add = y.addmm_ if alone else y.addmm  # and has its result
             y = add(h, b, alpha=scale)
     return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -164,11 +181,10 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        with torch.autocast(g.device.type, enabled=False):  # as the forward pass, wherever the way back is taken
-            return _Norm.gradient(*ctx.saved_tensors, g, ctx.eps), None, None
+        return _uncast(_Norm.gradient, g, *ctx.saved_tensors, ctx.eps), None, None
 
     @staticmethod
-    def gradient(x, weight, r, g, eps):
+    def gradient(g, x, weight, r, eps):
         h, size = g * weight, x.shape[-1]
         if torch.is_grad_enabled():  # the gradient is to have a gradient
             r = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
