@@ -3,13 +3,14 @@
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from vlm2rec_lab.diagnosis.compare import compare, pair_headline, pair_html
 from vlm2rec_lab.diagnosis.headline import by_command, headline, spoken
 from vlm2rec_lab.diagnosis.report import collapse_report
-from vlm2rec_lab.diagnosis.verdict import REASONS, explain
+from vlm2rec_lab.diagnosis.verdict import REASONS, explain, verdict_word
 from vlm2rec_lab.diagnosis.worlds import hurt, world
 
 QUICK = dict(permutations=3, bootstrap=200, progress=False)
@@ -113,3 +114,59 @@ def test_an_advice_names_what_to_type_once(called):
     said = in_words_of(called, 'Bring more users: nothing here is clear of zero.')
     flags = TYPED[called][r'\bBring more users\b']
     assert said == f'Bring more users ({flags}): nothing here is clear of zero.' == in_words_of(called, said)
+
+
+def cancelled():
+    "Two modalities that tell the next item, and whose sum is nothing."
+    r = np.random.default_rng(1)
+    taste, y = r.normal(size=(500, 32)), r.integers(0, 500, 1000)
+    i, s = (x + 1.2 * r.normal(size=x.shape) for x in (taste, taste[y]))
+    return dict(items=dict(text=i, image=-i), sequences=dict(text=s, image=-s), targets=y)
+
+
+def test_where_the_fusion_is_at_fault_no_training_is_advised():
+    found = headline(collapse_report(**cancelled(), **QUICK).data)
+    assert 'Popularity ranks better' in found['said'] and found['action'].startswith(
+        "Rank with fuse='concat': NDCG@10 +"
+    )
+    found = headline(collapse_report(**cancelled(), fuse=lambda v: 0 * v['text'], **QUICK).data)
+    assert 'Train longer' not in found['action'] and found['action'].startswith('Rank')
+
+
+def test_where_nothing_beats_popularity_it_is_training_that_lacks():
+    r = np.random.default_rng(0)
+    y = (r.pareto(1.2, 2000) * 20).astype(int) % 400
+    taste = r.normal(size=(400, 16))
+    weak = {m: taste[y] + 6 * r.normal(size=(2000, 16)) for m in ('text', 'image')}
+    found = headline(collapse_report(items=dict(text=taste, image=taste), sequences=weak, targets=y, **QUICK).data)
+    assert 'Popularity ranks better' in found['said'] and found['action'].startswith('Train longer')
+
+
+def test_what_is_true_of_several_is_said_of_several():
+    r = np.random.default_rng(0)
+    nothing = {m: r.normal(size=(200, 8)) for m in ('text', 'image')}
+    users, y = {m: r.normal(size=(150, 8)) for m in nothing}, r.integers(0, 200, 150)
+    alone = collapse_report(items=nothing, sequences=users, targets=y, **QUICK)
+    both = collapse_report(
+        items=nothing, sequences=users, targets=y, reference=dict(items=nothing, sequences=users), **QUICK
+    )
+    assert headline(alone.data)['said'].startswith('Nothing is sure about text. The same is true of image.')
+    assert 'reference=' in repr(alone) and 'pass reference' not in repr(both)
+    assert {x['reason'] for x in both.modalities.values()} == {'nothing known'}
+
+
+def test_a_damaged_modality_is_called_damaged():
+    hurt_only = dict(verdict='undecided', reason='damaged')
+    assert verdict_word(hurt_only) == 'damaged'
+    reference = world(seed=3)
+    items, users = reference['items'], reference['sequences']
+    for noise in np.linspace(0.2, 4, 20):
+        r = np.random.default_rng(0)
+        worse = {**items, 'image': items['image'] + noise * r.normal(size=items['image'].shape)}
+        found = collapse_report(**{**reference, 'items': worse}, reference=dict(items=items, sequences=users), **QUICK)
+        if found.modalities['image']['reason'] == 'damaged':
+            break
+    assert found.verdict == 'undecided' and found.modalities['image']['reason'] == 'damaged'
+    html = found._repr_html_()
+    assert 'pill damaged' in html and 'pill undecided' not in html and 'DAMAGED' in repr(found)
+    assert 'damaged' in repr(compare(found, found))

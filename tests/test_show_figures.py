@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from vlm2rec_lab.base.theme import PALETTE
-from vlm2rec_lab.show.chart import PANELS, run_lines, still
+from vlm2rec_lab.show.chart import PANELS, panels_html, run_lines, still
 from vlm2rec_lab.show.figures import _sample, gradient_figure, spaces_figure, topology, topology_figure
 
 
@@ -79,5 +79,19 @@ def test_a_drawing_of_curves_says_what_it_shows():
         title='A & B', panels={'grad': 'gradient ratio', 'loss': 'loss'}, runs=[dict(name='sft', lines=[line])]
     )
     said = re.match(r'<svg[^>]*aria-label="([^"]*)"', str(still(scene)))[1]
-    assert said == 'A &amp; B: gradient ratio over 2 steps of sft'  # and no word of a panel that is not drawn
+    assert said == 'A &amp; B: gradient ratio over steps 0 to 2 of sft'  # and no word of a panel that is not drawn
     assert 'no step has been done yet' in str(still(scene | dict(runs=[])))
+
+
+def test_a_drawing_names_what_its_lines_are_and_where_a_ratio_is_one():
+    steps, both = [0, 1, 119.0], [0.5, 1.0, 2.0]
+    line = dict(panel='ratio', key='image', tint=1, steps=steps, mid=both, low=both, high=both)
+    fused = dict(panel='eval', key='fused', tint=-1, steps=steps, mid=both)
+    runs = [dict(name='experts', lines=[line]), dict(name='sft', lines=[line, fused])]
+    scene = dict(title='t', panels={'ratio': 'gradient ratio', 'eval': 'validation'}, runs=runs)
+    svg, html = str(still(scene)), panels_html(scene)
+    assert 'step 119<' in svg and '119.0' not in svg + html and 'fused</tspan>' in svg
+    assert all(ord(c) < 128 for c in re.sub('<[^>]*>', '', svg)), 'a character that a picture of it has no letter for'
+    assert svg.count('stroke-dasharray="1 3"') == 1 and '>1</text>' in svg
+    of = re.findall('<figcaption>(.*?)</figcaption>', html)
+    assert 'experts' in of[0] and 'experts' not in of[1] and 'sft' in of[1]

@@ -41,6 +41,8 @@ SHARED = {
     'weights_gain': 'its difference to the fused ranking',
     'crossed_share': 'share of the fused score between modalities (crossed terms)',
     'length_share': "share of the fused score by the items' lengths",
+    'popularity_ndcg': 'NDCG@{k} of popularity',
+    'popularity_gain': 'fused NDCG@{k} minus that of popularity',
     'crossed_rank_share': "share of the moves of the next item's place by crossed terms",
 }
 
@@ -455,7 +457,8 @@ CHARTS = {
     'moves': (
         'variance_share',
         'Who moves the fused score',
-        'Share of the variance of the score over all items, seen ones too.',
+        'Share of the variance of the score over all items, seen ones too; with what is between modalities, and with '
+        'lengths, which can be below zero, it is all of it.',
     ),
 }
 

@@ -231,6 +231,10 @@ def _panel_svg(runs, panel, said, top, right, last):  # -> SVG, empty where ther
     out += f'<path d="{frame}" fill="none" stroke="{LIGHT["soft"]}" stroke-opacity=".5"/>'
     for y, v in ((top + 24, max(values)), (top + 128, min(values))):
         out += f'<text x="56" y="{y}" text-anchor="end">{v:.3g}</text>'
+    if panel == 'ratio' and min(values) < 1 < max(values):
+        y = place(0, 1).split()[1]
+        out += f'<path d="M62 {y}H{right}" stroke="{LIGHT["soft"]}" stroke-dasharray="1 3"/>'
+        out += f'<text x="56" y="{float(y) + 4:.1f}" text-anchor="end">1</text>'
     dashes = list(_DASHES.values())
     for k, line in lines:
         title = f"{runs[k]['name']}: {panel} {line['key']}"
@@ -239,14 +243,14 @@ def _panel_svg(runs, panel, said, top, right, last):  # -> SVG, empty where ther
 
 # %% ../../nbs/05_show/04_chart.ipynb #e7402e9a
 def _names_svg(runs, top, right, last):  # -> SVG
-    "What dashes and colours mean, and how many steps there are."
+    "What dashes and colours mean, and which step is the last."
     dashes = list(_DASHES)
     names = '; '.join(f'{r["name"]}: {dashes[k % len(dashes)]}' for k, r in enumerate(runs))
-    tints = {line['key']: line['tint'] for r in runs for line in r['lines'] if line['panel'] == 'grad'}
+    tints = {line['key']: line['tint'] for r in runs for line in r['lines'] if line['key']}
     words = [f'<tspan fill="{_stroke(t)}" font-weight="600">{escape(m)}</tspan>' for m, t in tints.items()]
     return (
-        f'<text x="62" y="{top + 6}">{escape(names)} — {" ".join(words)}</text>'
-        f'<text x="{right}" y="{top + 6}" text-anchor="end">{last} steps</text>'
+        f'<text x="62" y="{top + 6}">{escape(names)}; {", ".join(words)}</text>'
+        f'<text x="{right}" y="{top + 6}" text-anchor="end">step {last:.0f}</text>'
     )
 
 # %% ../../nbs/05_show/04_chart.ipynb #5e1a0d07
@@ -255,7 +259,7 @@ def _drawn_said(runs, panels, last):
     if not runs:
         return 'no step has been done yet'
     shown = [said for panel, said in panels.items() if any(line['panel'] == panel for r in runs for line in r['lines'])]
-    return f'{", ".join(shown)} over {last} steps of {", ".join(r["name"] for r in runs)}'
+    return f'{", ".join(shown)} over steps 0 to {last:.0f} of {", ".join(r["name"] for r in runs)}'
 
 # %% ../../nbs/05_show/04_chart.ipynb #98c32880
 def still(
@@ -300,7 +304,8 @@ def _key(runs, panel):
     tints = {line['key']: line['tint'] for line in lines if line['key']}
     inks = {k: 'ink' if t < 0 else f'c{t + 1}' for k, t in tints.items()}
     words = [f'<b style="color:var(--{ink})">{escape(k)}</b>' for k, ink in inks.items()]
-    said = [f'{escape(r["name"])} {dashes[k % len(dashes)]}' for k, r in enumerate(runs)]
+    there = {k: r['name'] for k, r in enumerate(runs) if any(line['panel'] == panel for line in r['lines'])}
+    said = [f'{escape(name)} {dashes[k % len(dashes)]}' for k, name in there.items()]
     return ', '.join([*words, *said])
 
 # %% ../../nbs/05_show/04_chart.ipynb #5c4a0005
@@ -314,8 +319,8 @@ def panels_html(
         drawn = _panel_svg(runs, panel, '', 0, PANEL - 8, last)
         if drawn:
             head = f'<h4>{escape(said[:1].upper() + said[1:])}</h4>'
-            steps = f'<text x="{PANEL - 8}" y="144" text-anchor="end" class="note">{last} steps</text>'
-            box = f'viewBox="0 0 {PANEL} 150" role="img" aria-label="{escape(said)} over {last} steps"'
+            steps = f'<text x="{PANEL - 8}" y="144" text-anchor="end" class="note">step {last:.0f}</text>'
+            box = f'viewBox="0 0 {PANEL} 150" role="img" aria-label="{escape(said)} over steps 0 to {last:.0f}"'
             svg = f'<svg {box}>{_in_theme(drawn)}{steps}</svg>'
             out.append(f'<figure>{head}{svg}<figcaption>{_key(runs, panel)}</figcaption></figure>')
     return f'<div class="charts">{"".join(out)}</div>'
