@@ -285,7 +285,7 @@ def id_ranks(
     ids,  # [n] of str
 ):  # -> float [n]
     "The order of ids: by number where all are one prefix and a number, else alphabetical."
-    s = pd.Series([str(i) for i in ids], dtype=object)
+    s = pd.Series(list(map(str, ids)), dtype=object)
     if not len(s):
         return np.zeros(0)
     parts = s.str.extract(r'\A([^0-9]*)([0-9]+)\Z')
