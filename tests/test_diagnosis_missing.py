@@ -204,8 +204,13 @@ def test_wrong_shares_are_named():
     for shares in ((-0.1, 0.5), (0.5, 1.5), (np.nan,)):
         with pytest.raises(DataError, match='from 0 to 1'):
             missing_curve(task, shares=shares)
-    with pytest.raises(DataError, match='draws=0'):
-        missing_curve(task, draws=0)
+    for wrong in (0, 1.5, True, 'a'):
+        with pytest.raises(DataError, match=f'draws={wrong!r}: draw the items once or more'):
+            missing_curve(task, draws=wrong)
+    with pytest.raises(ValueError, match='bootstrap is -1'):
+        missing_curve(task, bootstrap=-1)
+    with pytest.raises(ValueError, match='most is 1: give a whole number, 2 or more'):
+        missing_curve(task, most=1)
     with pytest.raises(DataError, match='from 0 to 1'):
         collapse_report(**world(60, 30), permutations=2, bootstrap=20, missing=(2,), progress=False)
 

@@ -183,3 +183,22 @@ def test_what_does_not_fit_is_refused():
             sub_shop({'m': x}, {'m': x}, np.arange(6), wrong, 6)
     with pytest.raises(ValueError, match='targets: row 0 is 0.5, not a whole number'):
         sub_shop({'m': x}, {'m': x}, np.arange(6) + 0.5, None, 6)
+
+
+def test_what_cannot_be_drawn_is_named():
+    "Seeds, draws, modalities, and more customers than there are: what is advised exists."
+    rng = np.random.default_rng(0)
+    shop = dict(items=dict(m=rng.normal(size=(500, 4))), sequences=dict(m=rng.normal(size=(100, 4))))
+    shop['targets'] = rng.integers(0, 500, 100)
+    for how, said in (
+        (dict(seed=-1), 'seed is -1: give a whole number'),
+        (dict(items={}), r'items has the modalities \[\] and sequences .*: give both the same ones'),
+        (dict(sequences={}), 'give both the same ones'),
+        (dict(users=1000), 'users=1000: there are 100 customers; ask for fewer, or None for all'),
+        (dict(users=90, candidates=100), 'draw some 450 items'),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sub_shop(**shop | how)
+    for wrong in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match=f'draws is {wrong}: give a whole number, 1 or more'):
+            sampled_reports(**shop, draws=wrong)

@@ -1,6 +1,7 @@
 """Evaluation: no users, negatives given or drawn, half precision, terms of a sum, and a metric from outside."""
 
 import json
+import re
 from contextlib import nullcontext
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import vlm2rec_lab.ranking.evaluate as evaluate_room
+from vlm2rec_lab.ranking.baseline_scores import ranks_of_scores
 from vlm2rec_lab.ranking.candidates import sample_negatives, seen_items, with_negatives
 from vlm2rec_lab.ranking.evaluate import (
     bootstrap_interval,
@@ -15,10 +17,13 @@ from vlm2rec_lab.ranking.evaluate import (
     evaluate,
     fusion_name,
     kept_draws,
+    paired_difference,
+    relative_gain,
     sum_or_concat,
 )
 from vlm2rec_lab.ranking.fusions import score_terms
-from vlm2rec_lab.ranking.ranks import GAINS
+from vlm2rec_lab.ranking.ranks import GAINS, ranks
+from vlm2rec_lab.ranking.sets import set_ranks
 from vlm2rec_lab.shop.catalogue import Catalogue, Interactions
 from vlm2rec_lab.shop.dataset import Dataset
 from vlm2rec_lab.shop.leave_one_out import leave_one_out
@@ -168,3 +173,51 @@ def test_draws_are_kept_only_where_it_is_asked_for(monkeypatch):
     assert made[2:] == [(9, 5), (9, 6)]
     bootstrap_means(np.ones(9), 6)
     assert len(made) == 5
+
+
+WRONG_NUMBERS = {  # argument: what is no number for it
+    'k': [10.0, True, 0, -1, 'a', None, (10, True), (10, 2.5)],
+    'chunk': [-1, 0, 1.5, True, 'a'],
+    'bootstrap': [-1, 1.5, True, None],
+    'negatives': [1.5, True, 0, -3, 'a'],
+}
+
+
+@pytest.mark.parametrize('name', WRONG_NUMBERS)
+def test_a_number_that_cannot_be_is_named_with_its_argument(task, name):
+    for wrong in WRONG_NUMBERS[name]:
+        worst = wrong[1] if isinstance(wrong, tuple) else wrong
+        with pytest.raises(ValueError, match=re.escape(f'{name} is {worst!r}: give a whole number, ')):
+            evaluate(*task, **{name: wrong}, progress=False)
+
+
+def test_no_cut_off_at_all_is_refused(task):
+    for none in ((), [], np.array([])):
+        with pytest.raises(ValueError, match='give at least one whole number, such as 10'):
+            evaluate(*task, k=none, progress=False)
+
+
+def test_whole_numbers_of_any_type_are_numbers(task):
+    plain = evaluate(*task, k=(3, 5), chunk=7, bootstrap=9, negatives=11, progress=False)
+    how = dict(chunk=np.int16(7), bootstrap=np.uint8(9), negatives=np.int64(11), progress=False)
+    for k in (np.array([3, 5]), range(3, 6, 2), [np.int32(3), 5]):
+        assert repr(evaluate(*task, k=k, **how)) == repr(plain)
+
+
+def test_draws_and_chunks_beside_evaluate():
+    "The same of the functions below it."
+    values, none = np.arange(5.0), (np.zeros(6, np.int64), np.zeros(0, np.int64))
+    items, users = (np.eye(5, 3) for _ in range(2))
+    for wrong in (-1, 1.5, True):
+        for f in (bootstrap_means, bootstrap_interval, lambda v, n: paired_difference(v, v, n)):
+            with pytest.raises(ValueError, match=f'n is {wrong}: give a whole number, 0 or more'):
+                f(values, wrong)
+        with pytest.raises(ValueError, match=f'draws is {wrong}'):
+            relative_gain(values, values, wrong)
+        for large in (0, 100):
+            with pytest.raises(ValueError, match=f'chunk is {wrong}: give a whole number, 1 or more, or None'):
+                ranks(items, users, np.arange(5), chunk=wrong, large=large)
+        with pytest.raises(ValueError, match=f'chunk is {wrong}'):
+            set_ranks(items, users, (np.arange(6), np.arange(5)), chunk=wrong)
+        with pytest.raises(ValueError, match=f'chunk is {wrong}'):
+            ranks_of_scores(lambda rows: users[rows] @ items.T, np.arange(5), 5, none, chunk=wrong)

@@ -154,11 +154,12 @@ def checked_whole(
     value,  # what was given for one
     name,  # of the argument
     least=1,  # it can be
+    instead='',  # what else can be given, such as ', or None for all'
 ):  # -> int
     "A whole number of at least `least`. Raises ValueError that names the argument for anything else."
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or value < least:
-        raise ValueError(f'{name} is {value!r}: give a whole number, {least:,} or more')
+        raise ValueError(f'{name} is {value!r}: give a whole number, {least:,} or more{instead}')
     return int(value)
 
 # %% ../../nbs/00_base/00_errors.ipynb #7c1d0a02

@@ -14,9 +14,9 @@ from functools import partial
 
 import numpy as np
 
-from ..base.errors import DataError, checked_seed, known
+from ..base.errors import DataError, checked_seed, checked_whole, known
 from .evidence import fused_gain
-from ..ranking.evaluate import Estimate, bootstrap_means
+from ..ranking.evaluate import Estimate, bootstrap_means, checked_draws
 from ..ranking.fusions import TOGETHER, fuse_vectors
 from ..ranking.ranks import Ranks, levelled, metric_at_k, scores
 from ..ranking.task import check_task, normalise
@@ -267,8 +267,9 @@ def check_shares(
     found = sorted({0.0, *(float(s) for s in shares)})
     if found[0] < 0 or found[-1] > 1 or not all(map(math.isfinite, found)):
         raise DataError(f'shares={tuple(shares)}: a share of the items is a number from 0 to 1')
-    if draws is not None and draws < 1:
-        raise DataError(f'draws={draws}: draw the items at least once')
+    whole = isinstance(draws, (int, np.integer)) and not isinstance(draws, bool)
+    if draws is not None and (not whole or draws < 1):
+        raise DataError(f'draws={draws!r}: draw the items once or more, a whole number of times')
     return found
 
 # %% ../../nbs/04_diagnosis/04b_missing.ipynb #34aa3807
@@ -306,8 +307,8 @@ def missing_curve(
     most=2500,  # users that are looked at
 ):  # -> dict(shares, curve, one_each, chance, sides, draws, users, seed, k) of plain types; {} for fewer than 2 users
     """The fused NDCG@k when a share of the items lacks a modality, for each modality, and when each item has one only.
-    Raises DataError for a share outside 0 to 1, and for no draws."""
-    seed = checked_seed(seed)
+    Raises DataError for a share outside 0 to 1, and for no draws; ValueError for other numbers that cannot be."""
+    seed, bootstrap, most = checked_seed(seed), checked_draws(bootstrap), checked_whole(most, 'most', 2)
     shares = check_shares(shares, draws)
     if len(task.targets) < 2:
         return {}

@@ -9,7 +9,7 @@ __all__ = ['TIES', 'FIGURES', 'sub_shop', 'expected_among', 'sampled_reports', '
 import numpy as np
 import pandas as pd
 
-from ..base.errors import DataError, checked_seed
+from ..base.errors import SEEDS, DataError, checked_seed, checked_whole, counted
 from ..base.ragged import Ragged, gather
 from .report import collapse_report
 from ..ranking.candidates import is_ragged, offset_counts, seen_items
@@ -41,12 +41,17 @@ def _checked_sizes(items, sequences, targets, candidates, users):
         whole = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
         if not whole or value % 1 or value < 1:
             raise DataError(f'{name}={value}: give a whole number from 1')
+    if not items or set(items) != set(sequences):
+        what = f'items has the modalities {list(items)} and sequences {list(sequences)}'
+        raise DataError(f'{what}: give both the same ones, {{modality: [rows, dims]}}')
     n_items = len(next(iter(items.values())))
     sides = [(f"items['{m}']", x, n_items, 'items') for m, x in items.items()]
     sides += [(f"sequences['{m}']", x, len(targets), 'targets') for m, x in sequences.items()]
     for name, x, rows, what in sides:
         if len(x) != rows:
             raise DataError(f'{name} has {len(x):,} rows, and there are {rows:,} {what}: give one for each')
+    if users is not None and users > len(targets):
+        raise DataError(f'users={users}: there are {counted(len(targets), "customer")}; ask for fewer, or None for all')
     return n_items
 
 # %% ../../nbs/04_diagnosis/08c_parts.ipynb #3ef9f7ec
@@ -60,9 +65,9 @@ def sub_shop(
     seed=0,  # of the draw
 ):  # -> dict of items, sequences, targets and seen, as `collapse_report` takes them
     """A smaller shop: drawn items, and customers whose next item is among them. Only their rows are read.
-    Raises DataError where too few customers are left, and for numbers that cannot be; for targets and what was seen
-    what `collapse_report` raises."""
-    n_items = _checked_sizes(items, sequences, targets, candidates, users)
+    Raises DataError where too few customers are left, and for numbers that cannot be, ValueError for a seed that is
+    none; for targets and what was seen what `collapse_report` raises."""
+    seed, n_items = checked_seed(seed), _checked_sizes(items, sequences, targets, candidates, users)
     targets = item_rows(targets, len(targets), n_items)
     kept, who = _drawn_rows(targets, n_items, int(candidates), users if users is None else int(users), seed)
     place = np.full(n_items, -1, np.int64)
@@ -140,8 +145,9 @@ def sampled_reports(
     **how,  # of `collapse_report`
 ):  # -> list of Report
     "Reports on several smaller shops, drawn alike. Raises what `sub_shop` and `collapse_report` raise."
-    seed = checked_seed(seed)
-    parts = (sub_shop(items, sequences, targets, seen, candidates, users, seed + d) for d in range(draws))
+    seed, draws = checked_seed(seed), checked_whole(draws, 'draws')
+    seeds = [(seed + d) % SEEDS for d in range(draws)]
+    parts = (sub_shop(items, sequences, targets, seen, candidates, users, s) for s in seeds)
     return [collapse_report(**p, seed=seed, **how) for p in parts]
 
 # %% ../../nbs/04_diagnosis/08c_parts.ipynb #4925d685

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..base.errors import DataError, known
 from ..base.ragged import PAD, gather
-from .ranks import Ranks, tally
+from .ranks import Ranks, at_a_time, tally
 from .sets import SetRanks, padded
 from ..shop.pictures import once, open_image
 
@@ -153,7 +153,7 @@ def ranks_of_scores(
     sets=None,  # ragged (offsets, items) of `target_sets`, where rows have several targets
 ):  # -> Ranks, or SetRanks where there are sets
     "Ranks of the targets by counting. Raises ValueError for scores of another shape, NaN or infinity."
-    chunk, parts, asked = chunk or max(1, 4_000_000 // n_items), [], None if sets is None else padded(*sets)
+    chunk, parts, asked = at_a_time(chunk) or max(1, 4_000_000 // n_items), [], None if sets is None else padded(*sets)
     for a in tqdm(range(0, len(targets), chunk), desc=name, delay=2, leave=False, disable=not progress):
         rows = np.arange(a, min(a + chunk, len(targets)))
         s = _finite_scores(score(rows), rows, n_items, name)

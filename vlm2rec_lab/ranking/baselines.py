@@ -31,7 +31,8 @@ from vlm2rec_lab.ranking.baseline_scores import (
     thumbnail_matrix,
 )
 from .candidates import sample_negatives, seen_items
-from .evaluate import Metrics, asked_words, few_words
+from .evaluate import Metrics, asked_words, checked_draws, cut_offs, few_words
+from .ranks import at_a_time
 from .sets import chance_of, figure_at_k, metric_names
 from ..shop.splits import UNITS, time_unit
 
@@ -304,7 +305,7 @@ def _protocol(task, found, drawn_seed, bootstrap, seed):
 def _metrics(found, k, protocol, bootstrap, seed, notes):
     "Baselines of {name: Ranks}."
     first = next(iter(found.values()))
-    names = {f'{m}@{kk}': (kk, m) for kk in np.atleast_1d(k).tolist() for m in metric_names(first)}
+    names = {f'{m}@{kk}': (kk, m) for kk in k for m in metric_names(first)}
     chance = {n: float(chance_of(first, *a).mean()) if len(first) else math.nan for n, a in names.items()}
     per_user = {v: {n: figure_at_k(r, *a) for n, a in names.items()} for v, r in found.items()}
     return Baselines(per_user, found, chance, protocol, bootstrap, seed, notes=tuple(notes))
@@ -351,8 +352,9 @@ def baselines(
     progress=True,  # bars, where it lasts more than 2 seconds
 ):  # -> Baselines
     """HR, NDCG and MRR at k of each baseline, of sets Recall and Precision too. Raises `DataError` for unknown names,
-    and for a baseline that was asked for by name and that the data does not allow."""
-    seed = checked_seed(seed)
+    and for a baseline that was asked for by name and that the data does not allow; ValueError for k, bootstrap and
+    chunk that are no whole numbers."""
+    seed, k, bootstrap, chunk = checked_seed(seed), cut_offs(k), checked_draws(bootstrap), at_a_time(chunk)
     asked = _asked_for(which, split.catalogue)
     task = make_task(split, part, dataset, half_life, counted, over, negatives, seed, chunk, progress)
     found = _ranked(task, asked, must=which is not None)

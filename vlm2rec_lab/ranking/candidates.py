@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..base.errors import checked_seed, known
+from ..base.errors import checked_seed, checked_whole, known
 from ..base.ragged import Ragged
 from .task import _of
 
@@ -205,8 +205,7 @@ def sample_negatives(
     """Distinct unseen items other than the target for each user (Floyd's sampling), with a counted warning where fewer
     than `n` exist."""
     seed = checked_seed(seed)
-    if n < 1:
-        raise ValueError(f'negatives={n}: sample at least one, or pass None to rank the whole catalogue')
+    n = checked_whole(n, 'negatives', instead=', or None to rank the whole catalogue')
     rng, users, seen = np.random.default_rng(seed), len(targets), _with_others(seen, targets, n_items, sets)
     who = np.concatenate([np.repeat(np.arange(users), np.diff(seen[0])), np.arange(users)])
     out = np.sort(who * n_items + np.concatenate([seen[1], targets]))  # excluded, sorted within user
@@ -254,8 +253,7 @@ def popular_negatives(
 ):  # -> [users, n] item indices in the order drawn, padded with -1 where a user has fewer
     "Distinct unseen items other than the target, one after another in proportion to `counts`; warns, with a count."
     seed = checked_seed(seed)
-    if n < 1:
-        raise ValueError(f'negatives={n}: sample at least one, or pass None to rank the whole catalogue')
+    n = checked_whole(n, 'negatives', instead=', or None to rank the whole catalogue')
     rng, users, at = np.random.default_rng(seed), len(targets), np.flatnonzero(counts)
     out, slot = np.full((users, n), -1, np.int64), np.full(len(counts), -1)
     seen = _with_others(seen, targets, len(counts), sets)

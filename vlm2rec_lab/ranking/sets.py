@@ -15,7 +15,18 @@ from tqdm.auto import tqdm
 from ..base.errors import suggestion
 from ..base.ragged import PAD
 from .candidates import given_negatives, seen_items
-from .ranks import GAINS, Ranks, _threads, chance_level, levelled, metric_at_k, ranks, scores, tally
+from vlm2rec_lab.ranking.ranks import (
+    GAINS,
+    Ranks,
+    _threads,
+    at_a_time,
+    chance_level,
+    levelled,
+    metric_at_k,
+    ranks,
+    scores,
+    tally,
+)
 
 # %% ../../nbs/01_ranking/03b_sets.ipynb #5e75a107
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ def set_ranks(
     sequences = levelled(items, sequences)
     asked, (n, full) = padded(*sets), (len(sequences), negatives is None)
     wide = len(items) if full else 5 * (asked.shape[1] + negatives.shape[1]) * items.shape[1]
-    chunk, tol = chunk or max(1, 20_000_000 // max(wide, 1)), 8 * np.finfo(items.dtype).eps
+    chunk, tol = at_a_time(chunk) or max(1, 20_000_000 // max(wide, 1)), 8 * np.finfo(items.dtype).eps
     found = np.zeros((3, *asked.shape), np.int64)
     with ThreadPoolExecutor(threads or _threads()) as pool:
         for a in tqdm(range(0, n, chunk), desc='ranking', delay=2, leave=False, disable=not progress):
