@@ -4,12 +4,15 @@ import json
 import warnings
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from vlm2rec_lab.base.errors import DataError, DataWarning, counted, few, warn
+from vlm2rec_lab.shop.catalogue import as_ids
 from vlm2rec_lab.shop.lines import blocks
 from vlm2rec_lab.shop.log_files import csv_log, json_log, read_log
 from vlm2rec_lab.shop.logs import coded, k_core
@@ -345,3 +348,52 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path, size):
     assert b''.join(block for _, block in found) == lines
     (tmp_path / 'log.jsonl').write_bytes(b'\xef\xbb\xbf')
     assert list(blocks(tmp_path / 'log.jsonl', size)) == []
+
+
+def test_whole_numbers_beside_others_have_one_form_in_every_file(tmp_path):
+    "An item 2.0 of a table with 2.5 is the item 2 of another, in Parquet and in JSON lines."
+    numbers, found = [1.0, 2.0, 2.5, 1e20], []
+    parquet.write_table(pa.table(dict(user_id=list('abcd'), item_id=numbers)), tmp_path / 'log.parquet')
+    rows = [json.dumps(dict(user_id=u, item_id=i)) + '\n' for u, i in zip('abcd', numbers)]
+    (tmp_path / 'log.jsonl').write_text(''.join(rows))
+    for name in ('log.parquet', 'log.jsonl'):
+        found.append(read_log(tmp_path / name, time=None).item_ids.tolist())
+    assert found == [['1', '2', '2.5', '1e+20']] * 2
+    for kind in ('float32', 'Float64', object):
+        assert as_ids(pd.Series([1.0, 2.5], dtype=kind)).tolist() == ['1', '2.5']
+
+
+TIMES = {  # cells: the end of the error behind 'without a readable time: '
+    (
+        'nan',
+        'nan',
+        '1.0',
+    ): "row 2 ('nan'), row 3 ('nan'); write a number or a date such as 2024-05-31, or delete the row",
+    (
+        'x',
+        '1.0',
+        '2024-01-01',
+        '2024-01-02',
+    ): "row 2 ('x'), row 3 ('1.0'); it is a column of dates, in which a number is "
+    'none; write all times in one form, or delete the row',
+    ('7', '9', '2024-01-01'): "row 4 ('2024-01-01'); it is a column of numbers, in which a date is none; write all "
+    'times in one form, or delete the row',
+}
+
+
+@pytest.mark.parametrize('cells', TIMES)
+def test_rows_without_a_time_are_those_that_have_none_or_it_is_said_why(tmp_path, cells):
+    path = tmp_path / 'log.csv'
+    path.write_text('user_id,item_id,timestamp\n' + ''.join(f'a,{k},{c}\n' for k, c in enumerate(cells)))
+    with pytest.raises(DataError) as e:
+        read_log(path)
+    assert str(e.value).endswith(TIMES[cells])
+
+
+@pytest.mark.parametrize('wrong', [0, -1, np.nan, np.inf, 'a', None, True])
+def test_units_that_make_no_second_are_refused(tmp_path, wrong):
+    path = tmp_path / 'log.csv'
+    with pytest.raises(DataError, match='per_second=.*: give how many units of the times make a second, 1 for seconds'):
+        read_log(path, per_second=wrong)
+    path.write_text('user_id,item_id,timestamp\na,b,1500\n')
+    assert read_log(path, per_second=np.float32(1000)).times.tolist() == [1.5]

@@ -320,11 +320,12 @@ def as_ids(
     what='item id',  # what to call them in an error
     where='',  # the file
 ):  # -> pd.Series of str
-    """Ids as text without blanks at the ends (7.0 becomes '7', bytes are UTF-8).
+    """Ids as text without blanks at the ends (7.0 becomes '7', also beside 7.5; bytes are UTF-8).
     Raises `DataError` naming the rows where one is empty, or is yes or no, a list or infinite."""
     if pd.api.types.is_float_dtype(column) and not np.isinf(column.to_numpy(float, na_value=np.nan)).any():
-        whole = (column.dropna() % 1 == 0) & (column.dropna().abs() < 2**63)
-        text = column.astype('Int64' if whole.all() else 'string').astype('string')
+        whole = ((column % 1 == 0) & (column.abs() < 2**63)).fillna(False).astype(bool)
+        text = column.where(whole).astype('Int64').astype('string')
+        text = text if whole.all() else text.where(whole, column.astype('string'))
     else:
         text = _plain_ids(column, what, where).astype('string')
     text = text.str.strip()
@@ -352,7 +353,7 @@ def _time_cell(value):
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #9a0f3788
 def _moments(column):
-    "A column of numbers or dates as one of the two; missing where it is neither."
+    "A column of numbers or dates as one of the two, of which there are more; missing where a cell is not of them."
     if pd.api.types.is_datetime64_any_dtype(column):
         return column
     if pd.api.types.is_bool_dtype(column):
@@ -362,7 +363,8 @@ def _moments(column):
     numbers = pd.to_numeric(column, errors='coerce')
     if numbers.notna().sum() * 2 >= len(column):
         return numbers
-    return pd.to_datetime(column, errors='coerce', utc=True, format='ISO8601')
+    dates = pd.to_datetime(column, errors='coerce', utc=True, format='ISO8601')
+    return numbers if numbers.notna().sum() > dates.notna().sum() else dates
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #7a10c007
 def _dates(column, time_format):
@@ -396,15 +398,33 @@ def format_hint(
     either = ' or '.join(f"time_format='{f}' ({name})" for name, f in forms.items())
     return f'for dates such as {found[0][0].strip()} pass {either}; '
 
+# %% ../../nbs/00_shop/01_catalogue.ipynb #76e75fa7
+def _mixed_hint(
+    cells,  # those that are no times in a column
+    dates,  # is it a column of dates? else of numbers
+):  # -> str, empty where no cell could be a time elsewhere
+    "What is wrong with numbers in a column of dates, and with dates in a column of numbers."
+    plain = [str(v) for v in map(_time_cell, cells) if isinstance(v, (str, int, float))]
+    plain = pd.Series(plain, dtype=object)
+    if dates:
+        odd = np.isfinite(pd.to_numeric(plain, errors='coerce').astype(float)).any()
+    else:
+        odd = pd.to_datetime(plain, errors='coerce', utc=True, format='ISO8601').notna().any()
+    kind, other = ('dates', 'number') if dates else ('numbers', 'date')
+    return f'it is a column of {kind}, in which a {other} is none; ' if odd else ''
+
 # %% ../../nbs/00_shop/01_catalogue.ipynb #7a10c00a
-def _check_times_read(times, column, where, time_format):
+def _check_times_read(times, column, where, time_format, dates):
     "`DataError` naming the rows without a finite time."
     bad = np.flatnonzero(~np.isfinite(times))
     if not len(bad):
         return
     rows = few(f'row {column.index[k]} ({shown(column.iloc[k])})' for k in bad)
-    form = f'a date of the form {time_format}' if time_format else 'a number or a date such as 2024-05-31'
-    hint = '' if time_format else format_hint(column.iloc[bad[:1000]])
+    form, hint = f'a date of the form {time_format}', ''
+    if not time_format:
+        cells = column.iloc[bad[:1000]]
+        mixed, hint = _mixed_hint(cells, dates), format_hint(cells)
+        form, hint = 'all times in one form' if mixed else 'a number or a date such as 2024-05-31', mixed + hint
     raise DataError(
         f"{where or 'the table'}: {counted(len(bad), 'row')} of column '{column.name}' without a readable time: "
         f'{rows}; {hint}write {form}, or delete the row'
@@ -431,11 +451,12 @@ def as_ordered_times(
 ):  # -> (float64 [n] times, float64 [n] numbers in the exact order)
     "Times as in `as_times`, and numbers that differ wherever the cells do. Raises `DataError` as `as_times` does."
     moments = _moments(column) if time_format is None else _dates(column, time_format)
-    if pd.api.types.is_datetime64_any_dtype(moments):
+    dates = pd.api.types.is_datetime64_any_dtype(moments)
+    if dates:
         times = _seconds(moments).to_numpy(float)
     else:
         times = moments.astype('float64').to_numpy(float)
-    _check_times_read(times, column, where, time_format)
+    _check_times_read(times, column, where, time_format, dates)
     return times, _ranks(moments, times)
 
 # %% ../../nbs/00_shop/01_catalogue.ipynb #7a10c00e

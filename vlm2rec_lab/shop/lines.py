@@ -211,7 +211,7 @@ def id_text(
     value,  # whatever stands in a field
 ):  # -> str
     "An id as text. Raises ValueError where the value is no id, as NaN and infinity are none."
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:  # as in `as_ids`
         value = int(value)
     if (
         isinstance(value, bool)

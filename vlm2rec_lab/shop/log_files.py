@@ -32,7 +32,7 @@ from vlm2rec_lab.shop.lines import (
     parse_line,
     unix_lines,
 )
-from .logs import Log, as_log, coded, time_order
+from .logs import Log, as_log, checked_units, coded, time_order
 from .packed import bounds_of, too_large, too_long
 from .roles import find_roles
 from .tables import check_head, first_bytes, table_names, unreadable
@@ -720,7 +720,7 @@ def read_log(
     max_bytes=None,  # of the file, unpacked: more are an error; None for any number
 ):  # -> Log
     "Interactions of a file. Raises `DataError` that names the file and the row or line; counts what is left out."
-    path, notes = Path(path), [] if notes is None else notes
+    path, notes, per_second = Path(path), [] if notes is None else notes, checked_units(per_second)
     columns = log_columns(path, dict(user=user, item=item, time=time, rating=rating), notes)
     bounds = bounds_of(max_rows, max_bytes)
     table, rows = _table(path, columns, malformed, notes, progress, time_format, **bounds)
