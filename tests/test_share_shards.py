@@ -410,6 +410,33 @@ def test_a_damaged_list_of_shards(tmp_path, text):
     assert len(encode_shards(tmp_path, EIGHT, lambda rows: 1 / 0)) == 320
 
 
+LISTED = {  # shards of a manifest: why it is damaged
+    '[["s0", -40]]': "shard 's0' has -40 rows",
+    '[["s0", 40.5]]': "shard 's0' has 40.5 rows",
+    '[["s0", true]]': "shard 's0' has True rows",
+    '[["../x", 40]]': "'../x' is no name of a shard",
+    '[[3, 40]]': '3 is no name of a shard',
+    '[["s0", 40], ["s0", 40]]': 'a shard stands there twice',
+}
+
+
+@pytest.mark.parametrize('shards', LISTED)
+def test_a_list_of_shards_that_cannot_be(tmp_path, shards):
+    encode_shards(tmp_path, EIGHT, vectors)
+    (tmp_path / MANIFEST).write_text(f'{{"modalities": {{"text": 1}}, "shards": {shards}}}')
+    with pytest.raises(DataError, match='is damaged .*call encode_shards again') as e:
+        Shards(tmp_path)
+    assert LISTED[shards] in str(e.value)
+
+
+@pytest.mark.parametrize('source', [float('nan'), [1, float('nan')], dict(a=[float('nan')])])
+def test_a_source_that_is_never_itself_is_refused_at_once(tmp_path, source):
+    with pytest.raises(DataError, match="shard 'a' is made of NaN, which equals nothing"):
+        encode_shards(tmp_path, dict(a=source), lambda s: 1 / 0)
+    for _ in range(2):
+        assert len(encode_shards(tmp_path, dict(a=[float('inf'), 'NaN']), lambda s: vectors((0, 40)))) == 40
+
+
 def test_a_folder_of_other_files(tmp_path):
     from safetensors.numpy import save_file
 

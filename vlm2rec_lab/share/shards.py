@@ -53,17 +53,26 @@ def dask_map(
 NAME = re.compile(r'\w[\w.-]*')
 
 
+def _constant(word, name):
+    "Infinity of JSON. Raises DataError for NaN, which is never what it was."
+    if word == 'NaN':
+        raise DataError(f"shard '{name}' is made of NaN, which equals nothing, itself too: give None or a number")
+    return float(word)
+
+
 def _note(name, source, made_by):
     "What a shard's file says of itself. Raises DataError for a name or a source that cannot be written."
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise DataError(f'{name!r} cannot be the name of a shard: take letters, digits, and -, _ or . within')
     try:
-        return dict(name=name, source=json.loads(json.dumps(source)), made_by=str(made_by))
+        text = json.dumps(source)
     except (TypeError, ValueError):
         raise DataError(
             f"shard '{name}' is made of a {type(source).__name__}, which does not fit into JSON: name the file or the "
             'numbers of the rows, and have `encode` read them'
         ) from None
+    kept = json.loads(text, parse_constant=partial(_constant, name=name))
+    return dict(name=name, source=kept, made_by=str(made_by))
 
 # %% ../../nbs/10_share/07_shards.ipynb #adf7d9b0
 def _standing(path, note):
@@ -172,6 +181,18 @@ class Part:
             )
         return {m: found[m] for m in self.modalities}
 
+# %% ../../nbs/10_share/07_shards.ipynb #c7821394
+def _listed(shards):
+    "[(name, rows)] as a manifest has them. Raises ValueError for what is no name, and no count."
+    for name, rows in shards:
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise ValueError(f'{name!r} is no name of a shard')
+        if type(rows) is not int or rows < 0:
+            raise ValueError(f"shard '{name}' has {rows!r} rows")
+    if len(dict(shards)) < len(shards):
+        raise ValueError('a shard stands there twice')
+    return [(name, rows) for name, rows in shards]
+
 # %% ../../nbs/10_share/07_shards.ipynb #c3c3dad1
 class Shards:
     "A catalogue in shards. Raises FileNotFoundError where there is none, DataError where it cannot be read."
@@ -183,7 +204,7 @@ class Shards:
         self.folder, path = Path(folder).resolve(), Path(folder) / MANIFEST
         try:
             about = json.loads(path.read_bytes())
-            self.modalities, shards = dict(about['modalities']), [(str(name), int(n)) for name, n in about['shards']]
+            self.modalities, shards = dict(about['modalities']), _listed(about['shards'])
         except FileNotFoundError:
             raise FileNotFoundError(f'there are no shards in {folder}: make them by encode_shards') from None
         except (ValueError, KeyError, TypeError) as e:
