@@ -431,7 +431,9 @@ def _recompute(embedder):
 
         layers = [m for m in embedder.model.modules() if isinstance(m, LoraLayer)]
         how['context_fn'] = partial(_contexts, layers)  # a copy has its own, and the model does not hold itself
-    embedder.model.gradient_checkpointing_enable(how)
+    model = embedder.model
+    enable = getattr(model, 'activation_checkpointing_enable', None)  # as newer versions of transformers call it
+    (enable or model.gradient_checkpointing_enable)(how)
     for module in embedder.model.modules():
         module.training = hasattr(module, 'gradient_checkpointing')
 

@@ -57,7 +57,8 @@ def _mean(own, view, metric='NDCG', k=10, cold=None):
         values = gains(cell, view, metric, k)
         return values if cold is None else values[np.array(cell['cold']) == cold]
 
-    return float(np.mean(np.concatenate([of(c) for c in own])))
+    found = np.concatenate([of(c) for c in own])
+    return float(found.mean()) if len(found) else math.nan
 
 # %% ../../nbs/11_studies/03_table.ipynb #ca5ede45
 def _terms(own, whole):
