@@ -78,4 +78,4 @@ tiny: setup ## pre-train the three tiny VLMs (some ten minutes each) and the tin
 	@$(PY) -m vlm2rec_lab.prompts.t5 data/tiny_t5
 
 clean: ## remove .venv and everything that was generated
-	@rm -rf .venv build _docs _proc dist *.egg-info out runs report.html report-real*.html .pytest_cache .hypothesis .ruff_cache .coverage .coverage.*
+	@rm -rf .venv build _docs _proc dist *.egg-info out runs report.html report-*.html .pytest_cache .hypothesis .ruff_cache .coverage .coverage.*
