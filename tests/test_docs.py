@@ -744,7 +744,8 @@ def test_a_page_shows_tables_whole(tmp_path):
     nb = docs.convert(docs.execute_page(page), {})
     html = nb.cells[1].outputs[0].data['text/html']
     assert not cut_cells(html) and cut_cells(html.replace('sentence</td>', 'sent...</td>'))
-    assert html.count('class="lab-words"') == 2 and '<td>1.25</td>' in html
+    assert html.count('class="lab-words"') == 2 and 'class="dataframe lab-words"' in html and '<td>1.25</td>' in html
+    assert site_cells.folding('<table class="dataframe"><td>1.25</td></table>').count('lab-words') == 0
 
 
 @pytest.mark.slow

@@ -59,10 +59,11 @@ def dark_by_theme(html):
 
 
 def folding(html):
-    "Tables of pandas in which cells that hold a sentence are marked; docs/_static/lab.css folds those, and no figure."
+    "Tables of pandas marked where a cell holds a sentence; docs/_static/lab.css folds those cells, and no figure."
     if 'class="dataframe"' not in html:
         return html
-    return re.sub(rf'<(t[dh])>([^<]{{{WORDS},}})</\1>', r'<\1 class="lab-words">\2</\1>', html)
+    html, found = re.subn(rf'<(t[dh])>([^<]{{{WORDS},}})</\1>', r'<\1 class="lab-words">\2</\1>', html)
+    return html.replace('class="dataframe"', 'class="dataframe lab-words"') if found else html
 
 
 def figure_html(figure):  # plotly's dictionary
