@@ -35,16 +35,18 @@ def answers(*argv):
 def test_answers_are_those_of_the_library(items):
     index = Index('shop')
     asked = history_vectors(index, ['i3', 'i4'])
+    unseen = [['i3', 'i4']]
     for argv, how in (
-        ((), {}),
-        (('--weights', 'text=0.7,image=0.3', '--k', '4'), dict(weights=dict(text=0.7, image=0.3), k=4)),
-        (('--unseen', '--k', '30'), dict(seen=[['i3', 'i4']], k=30)),
+        (('--repeat',), {}),
+        ((), dict(seen=unseen)),
+        (('--weights', 'text=0.7,image=0.3', '--k', '4'), dict(weights=dict(text=0.7, image=0.3), k=4, seen=unseen)),
+        (('--unseen', '--k', '30'), dict(seen=unseen, k=30)),
         (
             ('--where', 'price<=40', 'kind in shoe,hat'),
-            dict(where=[('price', '<=', 40), ('kind', 'in', ['shoe', 'hat'])]),
+            dict(where=[('price', '<=', 40), ('kind', 'in', ['shoe', 'hat'])], seen=unseen),
         ),
-        (('--diverse',), dict(diverse=True)),
-        (('--diverse', 'kind', '--likeness', '.6'), dict(diverse=dict(by='kind', weight=0.6))),
+        (('--diverse',), dict(diverse=True, seen=unseen)),
+        (('--diverse', 'kind', '--likeness', '.6'), dict(diverse=dict(by='kind', weight=0.6), seen=unseen)),
     ):
         expected = index.query(asked, **how)
         assert answers('--history', 'i3', 'i4', *argv) == expected.ids[0][expected.there[0]].tolist(), argv

@@ -232,8 +232,8 @@ def main(
         o = _parsed(argv)
     except BrokenPipeError:
         return _unread()
-    o.command = shlex.join(['vlm2rec', *argv])
+    o.command, o.told = shlex.join(['vlm2rec', *argv]), set()
     with warnings.catch_warnings(), _bars_off(not sys.stderr.isatty()):
         warnings.simplefilter('ignore', FutureWarning)  # of libraries to their callers
-        warnings.showwarning = functools.partial(_note, o.flags, set())
+        warnings.showwarning = functools.partial(_note, o.flags, o.told)
         return _run(o)

@@ -40,7 +40,11 @@ def _tokenizer_of(model):
     return place
 
 # %% ../../nbs/11a_commands/06_data.ipynb #c0665390
-@command('what is in the data, and what in it will spoil an experiment', _profile_options)
+@command(
+    'what is in the data, and what in it will spoil an experiment',
+    _profile_options,
+    '--data my_folder --out profile.html',
+)
 def profile(
     o,  # options: data, history, split, core, images, model, out, seed, command
 ):
@@ -64,7 +68,12 @@ def _fetch_options(add):
     add('--out', required=True, metavar='DIR', help='where pictures and manifest go')
 
 # %% ../../nbs/11a_commands/06_data.ipynb #49a42a65
-@command('get the pictures that a column of links names; resumable', _fetch_options)
+@command(
+    'get the pictures that a column of links names; resumable',
+    _fetch_options,
+    '--data my_folder --hosts example.com --out pictures',
+    draws='',
+)
 def fetch(
     o,  # options: data, core, column, hosts, out, workers, max_total, command
 ):

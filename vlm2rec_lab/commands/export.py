@@ -6,6 +6,7 @@
 __all__ = ['export']
 
 # %% ../../nbs/11a_commands/11_export.ipynb #b1730407
+import shlex
 from pathlib import Path
 
 from ..base.errors import DataError, known
@@ -33,7 +34,12 @@ def _place_of(model, loss):
         raise FileNotFoundError(f"there is no folder '{model}': give the one that `vlm2rec train` wrote")
     place = trained_folder(model, loss)
     if (place / 'heads.safetensors').is_file():
-        raise DataError(f'{place} is a pair of encoders: their vectors go on as files, by `vlm2rec index export`')
+        made = place.parent / f'vectors-{place.name}.npz'
+        raise DataError(
+            f'{place} is a pair of encoders, which other tools do not load; its vectors go on, by an index: '
+            f'`vlm2rec index build INDEX --items {shlex.quote(str(made))} --about ITEMS.csv`, and then '
+            '`vlm2rec index export INDEX --to ITEMS.parquet`, or `vlm2rec serve INDEX`'
+        )
     return place
 
 # %% ../../nbs/11a_commands/11_export.ipynb #888ade16
@@ -45,7 +51,12 @@ def _write_card(place, out):
     print(f'card: {card.save(out)}', *(f'note: {s}' for s in card.facts['unknown']), sep='\n')
 
 # %% ../../nbs/11a_commands/11_export.ipynb #c3490978
-@command('write an embedder as a folder that sentence-transformers, transformers and peft load', _export_options)
+@command(
+    'write an embedder as a folder that sentence-transformers, transformers and peft load',
+    _export_options,
+    'runs/my_shop/vlm2rec exported',
+    draws='',
+)
 def export(
     o,  # options: model, out, loss, adapters, view, dtype, device
 ):

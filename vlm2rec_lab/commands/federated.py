@@ -116,7 +116,12 @@ def _protected(o, cut):
     return dict(protect=protect)
 
 # %% ../../nbs/11a_commands/09_federated.ipynb #632d2852
-@command('does a federation that keeps learning keep what it learned? resumable', _federated_options)
+@command(
+    'does a federation that keeps learning keep what it learned? resumable',
+    _federated_options,
+    '--data my_folder --out runs/federated',
+    draws='of the blocks that the data are cut into; models have --seeds',
+)
 def federated(
     o,  # options: data, backbones, methods, blocks, sizes, memory, lr, out, seed, command
 ):

@@ -9,8 +9,10 @@ __all__ = ['NAMED_SETTINGS', 'BY_TRAINING', 'RESULTS', 'KNOWS', 'loss_settings',
            'make_reports']
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #86675afb
+import contextlib
 import json
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -198,7 +200,7 @@ def save_result(
     from vlm2rec_lab.base.files import write_bytes
     from vlm2rec_lab.ranking.vectors import write_vectors
 
-    write_vectors(out / f'vectors-{name}.npz', vectors, item_titles(split))
+    write_vectors(out / f'vectors-{name}.npz', vectors, item_titles(split), split.catalogue.ids)
     kept = dict(data=split.name, split=split.fingerprint, part='test', **metrics.to_dict())
     if base:
         kept['baselines'] = base.to_dict()
@@ -221,6 +223,16 @@ def _saving(out, loss, resume):
     from vlm2rec_lab.training.options import Saving
 
     return Saving() if out is None else Saving(Path(out) / f'checkpoint-{loss}.safetensors', 10, resume)
+
+# %% ../../nbs/11a_commands/03_fit.ipynb #7816a728
+@contextlib.contextmanager
+def _notes_of(run):
+    "Warnings in here say which run they are about."
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        yield
+    for w in caught:
+        warnings.warn(f'{run}: {w.message}', w.category, stacklevel=3)
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #2108783e
 def _measured(embedder, split, history, fuse, seed, progress, accelerator):
@@ -255,6 +267,7 @@ def fit(
     base=None,  # Baselines of the test users, to be kept with the results
     accelerator=None,  # accelerate.Accelerator of several processes; the first one writes
     before=True,  # measure the embedder as it comes, too
+    of='',  # what notes say before the name of a run, such as 'control of '
     valid=(),  # losses whose validation users are measured, too: [users] NDCG@10 of the fused ranking as 'valid'
     **settings,  # steps, batch, tau, schedule, speed and more of `train`
 ):  # -> {'before' or loss: dict(vectors, metrics, history)}
@@ -282,7 +295,8 @@ def fit(
                 history, lost = e.run, e  # the adapters and the results may have room yet
             if writes:
                 embedder.save_pretrained(Path(out) / name, keep=RESULTS)
-        found[name] = _measured(embedder, split, history, accelerator=accelerator, **how)
+        with _notes_of(f'{of}{name}'):
+            found[name] = _measured(embedder, split, history, accelerator=accelerator, **how)
         if writes:
             save_result(Path(out), name, split, **found[name], base=base)
         if name in valid:
@@ -417,20 +431,21 @@ def above_baseline(
     kinds,  # modality -> 'text' or 'image', of the catalogue
     metric='NDCG@10',  # compared by
 ):  # -> one sentence, '' where a trained model lies below a baseline
-    "Says by how much the best trained model beats the best baseline, and the words of the last item."
+    "Says how the best trained model stands to the best baseline and to the words of the last item."
     from vlm2rec_lab.ranking.evaluate import paired_difference
 
     best = _best_trained(found, metric)
     if best is None or below_baseline(found, base, kinds, metric):
         return ''
-    (name, view, m), beaten = best, []
+    (name, view, m), said = best, []
     for b in dict.fromkeys([max(base, key=lambda b: base[b][metric]), *_words_of(base, kinds)]):
         d = paired_difference(m.per_user[view][metric], base.per_user[b][metric], seed=m.seed)
-        sure = '' if d.low > 0 else ', not clear of zero'
-        beaten.append(
-            f'{_knows(b, kinds)[0]} ({base[b][metric]:.4f}; {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]{sure})'
-        )
-    return f'{name} ({m[view][metric]:.4f}) beats {" and ".join(beaten)} in {metric}.'
+        verb = 'beats' if d.low > 0 else 'is not surely better than'
+        far = f'{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]'
+        said.append((verb, f'{_knows(b, kinds)[0]} ({base[b][metric]:.4f}; {far})'))
+    alike = len({verb for verb, _ in said}) == 1
+    told = [what if k and alike else f'{verb} {what}' for k, (verb, what) in enumerate(said)]
+    return f'{name} ({m[view][metric]:.4f}) {" and ".join(told)} in {metric}.'
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #7f1a0b08
 def beside_words(
@@ -508,7 +523,8 @@ def make_reports(
             tell(f'report {k} of {len(trained)}, {name}')
         own = dict(fuse=f.get('fuse', fuse), history=f['history'], name=f'{name}: {split.name}')
         own |= dict(control=(controls or {}).get(name))
-        report = collapse_report(**f['vectors'], **own, **how)
+        with _notes_of(name):
+            report = collapse_report(**f['vectors'], **own, **how)
         known_apart = {'apart': f.get('apart', apart)}
         reports[name] = by_command(report, called, **{k: v for k, v in known_apart.items() if v is not None})
     return side_by_side(reports)

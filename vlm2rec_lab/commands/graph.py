@@ -227,7 +227,12 @@ def _pairs(encoders):
     return list(dict.fromkeys([(e, first) for e in others] + own))
 
 # %% ../../nbs/11a_commands/08_graph.ipynb #64cf312a
-@command('does an encoder help a graph recommender, and does that listen to every modality? resumable', _graph_options)
+@command(
+    'does an encoder help a graph recommender, and does that listen to every modality? resumable',
+    _graph_options,
+    '--data my_folder --seeds 1 --out runs/graph',
+    draws='of the shares of the data, of the heads on encoders, and of exchanged contents; models have --seeds',
+)
 def graph(
     o,  # options: data, images, encoders, paradigms, models, seeds, sizes, lr, exclude, device, out, seed, command
 ):

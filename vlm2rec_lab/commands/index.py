@@ -18,7 +18,7 @@ ACTIONS = {  # action -> options that it takes, those first without which it can
     'build': (['items'], ['about']),
     'add': (['items'], ['about', 'replace']),
     'remove': (['ids'], []),
-    'query': ([], ['history', 'like', 'k', 'where', 'weights', 'unseen', 'diverse', 'likeness', 'columns']),
+    'query': ([], ['history', 'like', 'k', 'where', 'weights', 'repeat', 'unseen', 'diverse', 'likeness', 'columns']),
     'export': (['to'], ['weights']),
     'show': ([], []),
 }
@@ -62,12 +62,16 @@ def _index_options(add):
     "Options of `index`."
     add('action', metavar='ACTION', help=f'one of {", ".join(ACTIONS)}')
     add('folder', metavar='FOLDER', help='of the index')
-    items = 'build, add: .parquet, .npz or .safetensors file with item_id and a column of vectors per modality'
+    items = (
+        'build, add: .parquet, .npz or .safetensors file with item_id and a column of vectors per modality, such as '
+        'vectors-sft.npz of a run'
+    )
     add('--items', metavar='FILE', help=items)
     add(
         '--about',
         metavar='FILE',
-        help='build, add: .parquet or .csv file with titles, kinds, prices and so on, by item_id',
+        help='build, add: .parquet or .csv file with titles, kinds, prices and so on, by item_id; its column image, '
+        'where pictures have vectors, is kept as image_column',
     )
     add('--replace', action='store_true', help='add: items that are there already are replaced')
     add('--ids', nargs='+', metavar='ID', help='remove: items to take out')
@@ -85,7 +89,8 @@ def _index_options(add):
         metavar='WEIGHTS',
         help='query, export: such as text=0.7,image=0.3 (default: all alike)',
     )
-    add('--unseen', action='store_true', help='query: leave the items of the history out')
+    add('--repeat', action='store_true', help='query: items of the history may come again (default: they do not)')
+    add('--unseen', action='store_true', help=argparse.SUPPRESS)  # of before; what is usual now
     diverse = 'query: answers that differ, by their vectors, or by a column such as kind'
     add('--diverse', nargs='?', const=True, metavar='COLUMN', help=diverse)
     add('--likeness', type=share, metavar='X', help='query: weight of likeness, with --diverse (default: 0.3)')
@@ -134,8 +139,11 @@ def _check_query(o):
     "Raises what makes the options of a query unusable."
     if bool(o.history) == bool(o.like):
         raise ValueError('query needs --history ID [ID ...], or --like ID')
-    if o.unseen and o.like:
-        raise ValueError('--unseen: it is about a history; the item of --like is never an answer')
+    for name in ('repeat', 'unseen'):
+        if getattr(o, name) and o.like:
+            raise ValueError(f'--{name}: it is about a history; the item of --like is never an answer')
+    if o.repeat and o.unseen:
+        raise ValueError('--repeat and --unseen say the opposite: leave one of them out')
     if o.likeness is not None and not o.diverse:
         raise ValueError('--likeness: it weighs how alike answers are, so give --diverse too')
 
@@ -159,10 +167,11 @@ def _build(o):
 # %% ../../nbs/11a_commands/12_index.ipynb #3cd224c2
 def _add(o):
     "Add items."
+    from vlm2rec_lab.share.handover import beside_vectors
     from vlm2rec_lab.share.index import Index
 
     index, (vectors, table) = Index(o.folder), _items(o)
-    before = len(index)
+    before, table = len(index), beside_vectors(table, index.modalities)
     try:
         index.add(vectors, table, replace=o.replace)
     except DataError as e:
@@ -193,7 +202,7 @@ def _query(o):
     diverse = o.diverse and {'by': None if o.diverse is True else o.diverse} | (
         {} if o.likeness is None else {'weight': o.likeness}
     )
-    seen = [ids] if o.unseen or o.like else None
+    seen = None if o.repeat else [ids]
     found = index.query(history_vectors(index, ids), o.k or 10, o.weights, where or None, seen, diverse)
     print(_asked(o, ids))
     table = found.frame(index, o.columns).drop(columns='query')
@@ -237,7 +246,12 @@ def _show(o):
 RUN = dict(build=_build, add=_add, remove=_remove, query=_query, export=_export, show=_show)
 
 
-@command('an index of item vectors: build, add, remove, query, export, show', _index_options)
+@command(
+    'an index of item vectors: build, add, remove, query, export, show',
+    _index_options,
+    'build my_index --items vectors.npz --about items.csv',
+    draws='',
+)
 def index(
     o,  # options: action, folder, those of ACTIONS, command
 ):

@@ -97,6 +97,12 @@ def _default(node):
     except ValueError:
         return None
 
+# %% ../../nbs/11a_commands/00_names.ipynb #e6eeb841
+@functools.cache
+def _statements(source):
+    "The statements of a module, parsed once."
+    return ast.parse(source).body
+
 # %% ../../nbs/11a_commands/00_names.ipynb #9a31be04
 def settings_in(
     source,  # text of a module
@@ -104,7 +110,7 @@ def settings_in(
     decorator,  # name of the function that adds to the registry
 ):  # -> {argument: default}, None where the function takes any
     "What a registered function takes, arguments without a default left out. Raises KeyError where there is none."
-    for node in ast.parse(source).body:
+    for node in _statements(source):
         if _names_in(node, None, decorator) == [name]:
             a = node.args
             last = [*a.posonlyargs, *a.args][len(a.posonlyargs) + len(a.args) - len(a.defaults) :]

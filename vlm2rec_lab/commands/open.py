@@ -416,8 +416,8 @@ def column_options(
         add(*dict.fromkeys([f'--{name}', f'--{SHOWN.get(name, name)}']), metavar='COLUMN', help=said, **several)
     form = "of dates, such as '%%d.%%m.%%Y' (default: numbers, and dates such as 2024-05-31)"
     add('--time-format', metavar='FORMAT', help=form)
-    add('--max-rows', type=count, metavar='N', help='refuse tables of more rows')
-    add('--max-bytes', type=count, metavar='N', help='refuse tables of more bytes, unpacked')
+    add('--max-rows', type=count, metavar='N', help='refuse tables of more rows (default: any number)')
+    add('--max-bytes', type=count, metavar='N', help='refuse tables of more bytes, unpacked (default: any number)')
     add('--clean', action='store_true', help='take HTML out of the texts: entities become characters, tags go')
 
 # %% ../../nbs/11a_commands/02_open.ipynb #4dba3f46

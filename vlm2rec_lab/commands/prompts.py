@@ -147,7 +147,12 @@ def _write_reasons(o, cells, split):
         print(f'note: {e}')
 
 # %% ../../nbs/11a_commands/10_prompts.ipynb #983ea6eb
-@command('a model that is asked in words which item comes next, and what it reads; resumable', _prompts_options)
+@command(
+    'a model that is asked in words which item comes next, and what it reads; resumable',
+    _prompts_options,
+    '--data my_folder --ways names both --out runs/prompts',
+    draws='of a subset of --users, and of the studio; models have --seeds',
+)
 def prompts(
     o,  # options: data, base, encoder, ways, ids, learn, shown, coded, sizes, lr, autocast, device, out, seed, command
 ):

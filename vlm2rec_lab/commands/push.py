@@ -33,7 +33,12 @@ def _with_card(folder, repo):
     print(f'card: {card.save(folder)}', *(f'note: {s}' for s in card.facts['unknown']), sep='\n')
 
 # %% ../../nbs/11a_commands/11a_push.ipynb #7d180ab5
-@command('send an embedder to the Hub, private and without data; the list of files is printed first', _push_options)
+@command(
+    'send an embedder to the Hub, private and without data; the list of files is printed first',
+    _push_options,
+    'runs/my_shop/vlm2rec anna/my-shop --card --dry-run',
+    draws='',
+)
 def push(
     o,  # options: folder, repo, public, message, card, dry_run
 ):
@@ -42,7 +47,9 @@ def push(
 
     if o.card:
         plan_push(o.folder, o.repo, not o.public)  # mistakes before anything is written
-        if not o.dry_run:
+        if o.dry_run:
+            print('card: written first, but not in a dry run')
+        else:
             _with_card(o.folder, o.repo)
     how = dict(private=not o.public, message=o.message, dry_run=o.dry_run)
     return 0 if push_to_hub(o.folder, o.repo, **how).url or o.dry_run else 3

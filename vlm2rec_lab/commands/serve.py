@@ -62,13 +62,15 @@ def _serve_options(add):
     )
     add('--port', type=port, default=8000, metavar='N', help='port, 0 for a free one (default: %(default)s)')
     add('--token-file', metavar='FILE', help='with the token in its first line (default: the variable VLM2REC_TOKEN)')
-    add('--name', nargs='+', default=[], metavar='NAME', help='further names that the service goes by, behind a proxy')
+    further = 'further names that the service goes by, behind a proxy'
+    add('--name', dest='names', nargs='+', default=[], metavar='NAME', help=further)
     add(
         '--proxy', type=proxy, metavar='ADDRESS', help='of a proxy whose word on who asks is believed (X-Forwarded-For)'
     )
     add('--rate', type=amount, default=50.0, metavar='N', help='requests a second of one client (default: %(default)g)')
     add('--images', metavar='FOLDER', help='with pictures of the items, by their ids or by a column (see --image)')
-    add('--image', metavar='COLUMN', help='of the table, that names pictures in that folder (default: image, if there)')
+    named = 'of the table, that names pictures in that folder (default: image or image_column, if there)'
+    add('--image', metavar='COLUMN', help=named)
     add('--model', metavar='PATH', help='the embedder that made the index: reads histories and contents of new items')
     made = 'columns that the text of a modality is made of, for --model (default: text=title,description, if there)'
     add('--text', type=texts, nargs='+', metavar='MODALITY=COLUMN,...', help=made)
@@ -136,10 +138,10 @@ def _shop(o, token):
     from vlm2rec_lab.share.service import Shop
 
     index, local = Index(o.folder), is_loopback(o.host)
-    names = tuple(n.lower() for n in o.name)
+    names = tuple(n.lower() for n in o.names)
     if o.image is not None:
         known(o.image, list(index.table), 'column', ' in the table of the index (--image)')
-    column = o.image or ('image' if 'image' in index.table else None)
+    column = o.image or next((c for c in ('image', 'image_column') if c in index.table), None)
     return Shop(
         shelf_of(index),
         limits=Limits(rate=o.rate, burst=max(1, int(2 * o.rate))),
@@ -152,9 +154,14 @@ def _shop(o, token):
     )
 
 # %% ../../nbs/11a_commands/13_serve.ipynb #f15028e2
-@command('answer questions about an index by HTTP, with a page to try it on', _serve_options)
+@command(
+    'answer questions about an index by HTTP, with a page to try it on',
+    _serve_options,
+    'my_index --images my_folder',
+    draws='',
+)
 def serve(
-    o,  # options: folder, host, port, token_file, name, proxy, rate, images, image, model, text
+    o,  # options: folder, host, port, token_file, names, proxy, rate, images, image, model, text
 ):
     "`vlm2rec serve`: answers until it is interrupted."
     begun, token = time.perf_counter(), _check_serve(o)

@@ -195,7 +195,12 @@ def _shop_study(o):
     _say_shop(o, cells, out)
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #dc45af94
-@command('conditions x remedies x seeds: the study of the docs, resumable', _study_options)
+@command(
+    'conditions x remedies x seeds: the study of the docs, resumable',
+    _study_options,
+    '--part shop --data my_folder --seeds 1',
+    draws='with --verify: which of the stored cells are run again',
+)
 def study(
     o,  # options: part, seeds, conditions, remedies, data, model, users, effort, jobs, out, table, verify, seed
 ):
@@ -304,7 +309,12 @@ def _calibrate_memory(o):
         print(f'\nother thresholds, each varied alone:\n{frame_text(limits, index=False)}')
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #c6cd67ed
-@command('how often the verdicts of `report` are right, on settings whose truth is known', _calibrate_options)
+@command(
+    'how often the verdicts of `report` are right, on settings whose truth is known',
+    _calibrate_options,
+    "--settings 'healthy: pair' --users 300 --seeds 2",
+    draws='the first of the seeds',
+)
 def calibrate(
     o,  # options: half, users, seeds, settings, jobs, out, memory, seed, command
 ):

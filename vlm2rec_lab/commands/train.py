@@ -94,7 +94,8 @@ class Plan:
     )
     same_content: str = option(
         None,
-        'all, or a modality: items with the content of the target, such as variants with one picture, are no negatives',
+        'all, or a modality: items with the content of the target, such as variants with one picture, are no negatives '
+        '(default: they are)',
         kind=str,
     )
     prompts: str = option(
@@ -212,11 +213,14 @@ def _prompts_of(found, path):
 def read_prompts(
     path,  # JSON file of one object with the parts of a prompt, or of one such object per modality; None
 ):  # -> Prompts, {modality: Prompts}, or None
-    "Prompt templates of a file. Raises ValueError for what is no JSON or has other keys."
+    "Prompt templates of a file. Raises ValueError for what is no JSON or has other keys, OSError where there is none."
     if path is None:
         return None
     try:
         found = json.loads(Path(path).read_text(encoding='utf-8-sig'))
+    except OSError as e:
+        why = e.strerror or type(e).__name__
+        raise type(e)(f'--prompts {path}: the file cannot be read ({why}); name a .json file that is there') from None
     except (ValueError, RecursionError) as e:
         raise ValueError(f'{path} is no JSON: {e}') from None
     if not isinstance(found, dict) or not found:
@@ -346,7 +350,7 @@ def _logs_below(how, name):
 def _ceiling(plan, model, split, out, how):
     "Vectors of experts, one modality each, to hold the others against; for `reference=`."
     experts = _load(plan, model, split.catalogue, how['accelerator'], apart=True)
-    how = how | {'fuse': 'concat', 'before': bool(out), **_logs_below(how, 'ceiling')}
+    how = how | {'fuse': 'concat', 'before': bool(out), 'of': 'ceiling, ', **_logs_below(how, 'ceiling')}
     found = fit(experts, split, {'experts': {}}, out=out and out / 'ceiling', **how)['experts']
     alone = _ndcg_said(found['metrics'], split.catalogue.modalities)
     print(f'\nceiling: experts of one modality each, NDCG@10 alone: {alone}', flush=True)
@@ -365,7 +369,7 @@ def _controls(plan, model, split, losses, out, how):
     from vlm2rec_lab.diagnosis.memory import exchanged
 
     fresh, other = _load(plan, model, split.catalogue, how['accelerator'], plan.apart), exchanged(split, plan.seed)
-    how = how | {'before': bool(out), 'valid': (), **_logs_below(how, 'control')}
+    how = how | {'before': bool(out), 'valid': (), 'of': 'control of ', **_logs_below(how, 'control')}
     found = fit(fresh, other, losses, out=out and out / 'control', **how)
     return {name: _control_of(name, found[name]) for name in losses}
 
@@ -383,17 +387,34 @@ def _repaired(plan, model, split, how):
     logs = _logs_below(how, 'control')
     found = dict(trained(split), fuse='concat', apart=True)
     control = (
-        _control_of('per-modality', trained(exchanged(split, plan.seed), valid=(), **logs)) if plan.control else None
+        _control_of('per-modality', trained(exchanged(split, plan.seed), valid=(), of='control of ', **logs))
+        if plan.control
+        else None
     )
     return found, control
+
+# %% ../../nbs/11a_commands/04_train.ipynb #9c4e9b66
+def _split_said(split, heard):
+    "A split for the screen, without those of its notes that stand there already."
+    told = [f'  note : {n}' for n in split.notes if any(n in line for line in heard)]
+    return '\n'.join(line for line in repr(split).splitlines() if line not in told)
+
+# %% ../../nbs/11a_commands/04_train.ipynb #d032be5a
+def _heard(o):
+    "The notes that `vlm2rec` has written for these options; none where Python runs the command."
+    return frozenset(getattr(o, 'told', ()))
 
 # %% ../../nbs/11a_commands/04_train.ipynb #bc2c36a7
 def _result(found, base, split, reports):
     "What is printed at the end: the table with what belongs to it, and the reports."
-    table = interval_text(found, base)
+    from vlm2rec_lab.ranking.evaluate import few_words
+
+    table, few = interval_text(found, base), few_words(len(split.test))
     notes = ''.join(f'\nnote: {n}' for n in (*base.notes, *about_split(split)))
     test = f"test of {split.name}: {found['before']['metrics'].protocol}"
-    return f'\n{test}\n{table}\nbaselines: {base.protocol}{notes}\n\n{reports}'
+    if any(few.removeprefix(' Few users: ').removesuffix('.') in n for n in split.notes):
+        test = test.replace(few, '')
+    return f'\n{test}\n{table}\nbaselines: {base.protocol.replace(few, "")}{notes}\n\n{reports}'
 
 # %% ../../nbs/11a_commands/04_train.ipynb #9a96b497
 def _fit_settings(plan, base, bars, accelerator):
@@ -522,13 +543,14 @@ def run_plan(
     called='train',  # name of the command, for the words of the advice
     spaces=None,  # .html file for the spaces of the last embedder that was trained
     tell=None,  # function of a text: says how far it is
+    heard=(),  # notes that the screen has already
 ):  # -> SideBySide of reports, {heading: table for their page}, what to say last; None in any process but the first
     "Load, fit, measure and print."
     from vlm2rec_lab.model.prompts import token_budget
     from vlm2rec_lab.ranking.baselines import baselines
 
     _quiet()
-    print(split)
+    print(_split_said(split, heard))
     tell = tell or _silent
     first = accelerator is None or accelerator.is_main_process
     bars = first and sys.stderr.isatty()
@@ -625,7 +647,11 @@ def _demo_plan(o, model):
     return as_usual(plan, dict(steps=o.steps), model, Path(o.out).parent / 'runs' / STORE)
 
 # %% ../../nbs/11a_commands/04_train.ipynb #00509dfa
-@command('SFT, VLM2Rec and what the study recommends, from the same start, on the studio or on --data', _demo_options)
+@command(
+    'SFT, VLM2Rec and what the study recommends, from the same start, on the studio or on --data',
+    _demo_options,
+    '--data my_folder --out report.html',
+)
 def demo(
     o,  # options: data, condition, model, steps, users, core, history, images, seed, out, command
 ):
@@ -641,7 +667,7 @@ def demo(
             print(f'note: {said}')
     split, whole = open_data(data, o.users, o.history, o.seed, None, o.core, o.images, columns_of(o))
     losses = loss_settings(['sft', 'vlm2rec'])
-    reports, extra, last = run_plan(plan, model, split, whole, losses, o.command, called='demo', **own)
+    reports, extra, last = run_plan(plan, model, split, whole, losses, o.command, called='demo', heard=_heard(o), **own)
     title = f'SFT, VLM2Rec and what the study recommends, on {split.name}'
     print(f'\nreport: {reports.save(o.out, extra, title=title)}')
     if o.data:
@@ -669,13 +695,25 @@ def _that_take(name):
     found = [loss for loss in names('losses') if name in (loss_arguments(loss) or ())]
     return f'{", ".join(found[:-1])} and {found[-1]}' if len(found) > 1 else ''.join(found)
 
+# %% ../../nbs/11a_commands/04_train.ipynb #ae8d1f9e
+def _usual_of(name):
+    "The values that losses have for a setting, in words: one, or each with its losses."
+    by = {}
+    for loss in names('losses'):
+        takes = loss_arguments(loss) or {}
+        if name in takes:
+            by.setdefault(takes[name], []).append(loss)
+    if len(by) == 1:
+        return f'{next(iter(by)):g}'
+    return ', '.join(f'{value:g} for {" and ".join(losses)}' for value, losses in by.items())
+
 # %% ../../nbs/11a_commands/04_train.ipynb #a01610f0
 def _loss_options(add):
     "Options that name the losses and set them."
     losses = f'one or more of {listed("losses")} (default: sft vlm2rec)'
     add('--losses', nargs='+', default=['sft', 'vlm2rec'], metavar='LOSS', help=losses)
     for name in NAMED_SETTINGS:
-        add(f'--{name}', type=float, metavar='X', help=f"for {_that_take(name)} (default: the loss's own)")
+        add(f'--{name}', type=float, metavar='X', help=f'for {_that_take(name)} (default: {_usual_of(name)})')
     more = 'another setting of a loss that has it, such as gap=user for wpcl; may be given several times'
     add('--set', type=_setting, action='append', default=[], metavar='NAME=VALUE', help=more)
 
@@ -795,6 +833,15 @@ def _why_below(o):
     said = _tiny_only(o)
     return said and f' The reason is known: {said}'
 
+# %% ../../nbs/11a_commands/04_train.ipynb #316e3d28
+def _apart_anyway(o, model):
+    "One sentence where `--apart` is typed and changes nothing, else ''."
+    from vlm2rec_lab.model.loading import makes_pair
+
+    if not o.apart or not makes_pair(model):
+        return ''
+    return '--apart changes nothing here: a pair of encoders has heads of its own for every modality anyway.'
+
 # %% ../../nbs/11a_commands/04_train.ipynb #2d1efb14
 def _keep_facts(reports, split, whole, out, control):
     "Write beside every embedder what a card needs of data and verdicts."
@@ -804,7 +851,11 @@ def _keep_facts(reports, split, whole, out, control):
         keep_facts(out / name, split, whole, report, **(dict(control=True) if control else {}))
 
 # %% ../../nbs/11a_commands/04_train.ipynb #100dff52
-@command('fine-tune on a folder of your own or on the studio, and evaluate', _train_options)
+@command(
+    'fine-tune on a folder of your own or on the studio, and evaluate',
+    _train_options,
+    '--data my_folder --out runs/my_shop',
+)
 def train(
     o,  # parsed options
 ):
@@ -812,14 +863,14 @@ def train(
     losses, plan, out = _checked(o)
     model, accelerator = model_at(o.model, o.data), _processes()
     first = accelerator is None or accelerator.is_main_process
-    if said := _tiny_only(o):
+    for said in filter(None, (_tiny_only(o), _apart_anyway(o, model))):
         print(f'note: {said}')
     with sole_writer(out) if first else nullcontext():
         split, whole = _split_of(o)
         if first:
             open_run(out, o.losses, _note(o, plan), o.resume)
             keep_split(split, out, o.resume)
-        found = run_plan(plan, model, split, whole, losses, o.command, out, accelerator)
+        found = run_plan(plan, model, split, whole, losses, o.command, out, accelerator, heard=_heard(o))
         if found is None:
             return
         reports, extra, last = found

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.errors import known
+from ..base.errors import DataError, check_once, known
 from ..base.files import write_bytes
 from ..base.ragged import Ragged
 
@@ -134,9 +134,11 @@ def _unused(names, side):
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #b61ea582
 def _read_parquet(path):
-    "A Parquet file as a table."
+    "A Parquet file as a table. Raises DataError for a column whose name comes twice."
     import pandas as pd
+    import pyarrow.parquet as pq
 
+    check_once(pq.read_schema(path).names, path.name)
     return pd.read_parquet(path)
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #c441c309
@@ -154,6 +156,8 @@ def _read_file(path, side):
     read, sort = readers[path.suffix.lower()]
     try:
         found = read(path)
+    except DataError:
+        raise
     except Exception as e:
         raise ValueError(f'{path} cannot be read as {path.suffix}: {e}') from e
     return sort(found, side)
@@ -193,10 +197,22 @@ def _read_safetensors(path):
 
     return {n: t.float().numpy() if t.is_floating_point() else t.numpy() for n, t in load_file(path).items()}
 
+# %% ../../nbs/01_ranking/00_vectors.ipynb #40e27ab0
+SETS = ('set_offsets', 'set_items')  # where users have several right answers
+# arrays of the file that belong to no modality
+SINGLE = ('targets', 'seen_offsets', 'seen_items', 'titles', 'item_id', *SETS)
+
+# %% ../../nbs/01_ranking/00_vectors.ipynb #89fa4d3e
+def _of_side(arrays, side):
+    "Those of a file of `write_vectors` that one side has, with the titles under the name of a link."
+    mine = {'title' if n == 'titles' else n: a for n, a in arrays.items()}
+    return {n: a for n, a in mine.items() if n in LINKS[side] or n not in SINGLE and n != 'title'}
+
 # %% ../../nbs/01_ranking/00_vectors.ipynb #67c13f88
 def _split(arrays, side):
     "Matrices are modalities, the rest are links."
     if any(n.startswith(f'{side}/') for n in arrays):
+        arrays = _of_side(arrays, side) if 'targets' in arrays else arrays
         arrays = {n.removeprefix(f'{side}/'): a for n, a in arrays.items() if '/' not in n or n.startswith(f'{side}/')}
     vectors = {n: a for n, a in arrays.items() if a.ndim == 2 and n not in LINKS[side]}
     if not vectors:
@@ -294,6 +310,7 @@ def write_vectors(
     path,  # .npz file
     vectors,  # dict(items, sequences, targets, seen), and sets if there are any, as `read_vectors` gives it
     titles=None,  # str [items]
+    ids=None,  # str [items]: which items they are
 ):
     "Write both sides of a task to one file, atomically."
     arrays = {f'{side}/{m}': np.asarray(z) for side in ('items', 'sequences') for m, z in vectors[side].items()}
@@ -305,13 +322,11 @@ def write_vectors(
         arrays |= dict(zip(SETS, (sets.offsets, sets.items) if isinstance(sets, Ragged) else sets))
     if titles is not None:
         arrays['titles'] = np.array(titles, dtype=str)
+    if ids is not None:
+        arrays['item_id'] = np.array(ids, dtype=str)
     out = io.BytesIO()
     np.savez(out, **arrays)
     write_bytes(path, out.getbuffer())
-
-# %% ../../nbs/01_ranking/00_vectors.ipynb #40e27ab0
-SETS = ('set_offsets', 'set_items')  # where users have several right answers
-SINGLE = ('targets', 'seen_offsets', 'seen_items', 'titles', *SETS)  # arrays of the file that belong to no modality
 
 # %% ../../nbs/01_ranking/00_vectors.ipynb #12b3212c
 def _check_names(arrays, sides, path):
@@ -321,7 +336,7 @@ def _check_names(arrays, sides, path):
         if not n.startswith(('items/', 'sequences/')):
             known(n, names, 'array', f' of vectors ({path})')
     for n, a in arrays.items():
-        if n != 'titles':
+        if n not in ('titles', 'item_id'):
             _numeric(a, f"{path}: the array '{n}'", 1 if n in SINGLE else 2)
     missing = [f'{side}/<modality>' for side, found in sides.items() if not found]
     missing += ['targets'] * ('targets' not in arrays)

@@ -19,7 +19,6 @@ from fastcore.basics import patch
 from ..base.errors import DataError, printable
 from ..base.files import write_bytes
 from ..diagnosis.tables import markdown_table, safe
-from ..diagnosis.verdict import verdict_word
 from vlm2rec_lab.share.facts import (
     data_facts,
     figure_facts,
@@ -361,6 +360,8 @@ SHOWN = {
 
 def _verdicts(f):
     "The verdict of each modality with its evidence."
+    from vlm2rec_lab.diagnosis.verdict import verdict_word  # which imports numpy
+
     r = f['report']
     if not r:
         return []

@@ -209,7 +209,8 @@ def _notes_on(folder, send):
     "Sentences on a card that is missing, and on a base that others cannot have."
     found, card = [], Path(folder) / 'README.md'
     if 'README.md' not in send or UNWRITTEN in card.read_text(encoding='utf-8', errors='replace'):
-        found.append('README.md is no card yet: write_card(folder) or card_from_run(folder).save(folder) writes one')
+        python = 'in Python write_card(folder), or card_from_run(folder).save(folder)'
+        found.append(f'README.md is no card yet: `vlm2rec push --card` writes one first, {python}')
     said = {name: _base_said(Path(folder) / name) for name in ('embedder.json', 'adapter_config.json') if name in send}
     here = {name: base for name, base in said.items() if os.path.isabs(base)}
     if here:

@@ -153,7 +153,9 @@ class Speed:
     """How the passes of a step are run. None of it changes what is learned, but for the last digits.
     Raises DataError for a value out of range."""
 
-    chunk: int = option(None, 'prompts at a time, by gradient caching: bounds the memory of a step', kind=int)
+    chunk: int = option(
+        None, 'prompts at a time, by gradient caching: bounds the memory of a step (default: all at once)', kind=int
+    )
     waste: float = option(0.1, 'share of padding in a pass; 1 for one pass per side', flag=False)
     vision: str = option(None, 'folder that keeps picture features between runs; otherwise in memory', kind=str)
     autocast: str = option(None, 'type of the passes, for a graphics card', choices=AUTOCASTS, kind=str)
