@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from vlm2rec_lab.commands.open import (
+    check_out,
     check_source,
     columns_of,
     data_options,
@@ -78,6 +79,7 @@ def fetch(
     o,  # options: data, core, column, hosts, out, workers, max_total, command
 ):
     "`vlm2rec fetch`: get the pictures that a column of links names. 3 where some of them could not be had."
+    check_out(o.out)
     check_source(o.data, o.core)
     from vlm2rec_lab.shop.fetch import fetch_images, host_rules
 

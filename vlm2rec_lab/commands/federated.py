@@ -14,7 +14,7 @@ from ..base.columns import markdown_text
 from ..base.errors import known
 from .graph import check_encoder, item_vectors
 from .names import listed, names
-from .open import IMAGES_HELP, check_source, columns_of, open_dataset, table_options
+from .open import IMAGES_HELP, check_out, check_source, columns_of, open_dataset, table_options
 from .parser import amount, command, count, level
 
 # %% ../../nbs/11a_commands/09_federated.ipynb #d5b06612
@@ -87,6 +87,7 @@ def _check_federated(o):
         raise ValueError(f'--base {o.base}: give the share of the base block, above 0 and below 1')
     if o.beta > 1:
         raise ValueError(f'--beta {o.beta}: give a weight from 0 to 1')
+    check_out(o.out)
     check_source(o.data, o.core, o.images)
     columns_of(o)
     check_encoder('--encoder', o.encoder)

@@ -16,6 +16,7 @@ from .names import listed, names
 from vlm2rec_lab.commands.open import (
     IMAGES_HELP,
     check_device,
+    check_out,
     check_place,
     check_source,
     columns_of,
@@ -157,6 +158,7 @@ def _check_graph(o):
     if len(set(called)) < len(called):
         raise ValueError(f'--encoders: two of them are called alike: {", ".join(called)}; rename one')
     known(o.exclude, ('both', 'train'), 'word', ', --exclude')
+    check_out(o.out)
     check_source(o.data, o.core, o.images)
     columns_of(o)
     for encoder in o.encoders:
@@ -219,6 +221,13 @@ def _encoders(o, catalogue):
         found |= {f'{name}, exchanged': exchanged_vectors(v, o.seed) for name, v in found.items()}
     return found, learn
 
+# %% ../../nbs/11a_commands/08_graph.ipynb #49c56a75
+def _unread(o, catalogue):
+    "As `_encoders`, where no model reads contents: none; files that are not of this shop are refused all the same."
+    for encoder in filter(_is_file, o.encoders):
+        item_vectors(encoder, o.data, catalogue)
+    return {}, {}
+
 # %% ../../nbs/11a_commands/08_graph.ipynb #4b4cd7bd
 def _pairs(encoders):
     "Which is held against which: all against the first, and one that learned against the same as it comes."
@@ -248,7 +257,8 @@ def graph(
     split = shares(whole, exclude=o.exclude, seed=o.seed)
     print(split, flush=True)
     models = o.models or names('graph models')
-    encoders, learn = _encoders(o, whole.catalogue) if any(map(reads_contents, models)) else ({}, {})
+    reads = any(map(reads_contents, models))
+    encoders, learn = _encoders(o, whole.catalogue) if reads else _unread(o, whole.catalogue)
     sizes = dict(dim=o.dim, width=o.width, cut=o.k, device=o.device)
     training = dict(batch=o.batch, lr=o.lr, epochs=o.epochs, patience=o.patience, progress=sys.stderr.isatty())
     said = partial(print, flush=True)

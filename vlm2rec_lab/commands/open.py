@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEMES', 'COLUMNS', 'BOUNDS', 'SHOWN', 'MODEL_FILES', 'WORDS', 'DATA_HELP', 'IMAGES_HELP', 'MODEL_HELP',
-           'check_source', 'check_scheme', 'check_data', 'named_columns', 'columns_of', 'run_columns', 'recall_columns',
-           'open_dataset', 'cut', 'open_data', 'load_split', 'has_adapters', 'check_place', 'model_at',
-           'column_options', 'table_options', 'data_options', 'model_option', 'check_device']
+           'check_source', 'check_out', 'check_scheme', 'check_data', 'named_columns', 'columns_of', 'run_columns',
+           'recall_columns', 'open_dataset', 'cut', 'open_data', 'load_split', 'has_adapters', 'check_place',
+           'model_at', 'column_options', 'table_options', 'data_options', 'model_option', 'check_device']
 
 # %% ../../nbs/11a_commands/02_open.ipynb #86a4dbf7
 import inspect
@@ -30,11 +30,13 @@ SCHEMES = {  # name after --split -> function
 }
 
 # %% ../../nbs/11a_commands/02_open.ipynb #c0de0a02
-def _check_reader(data):
-    "Raises ValueError for an unknown reader, FileNotFoundError for a file that is not there."
+def _check_reader(data, studio):
+    "Raises ValueError for an unknown reader, FileNotFoundError for a file that is not there; `studio` is one or not."
     kind, _, rest = data.partition(':')
     if kind not in names('readers'):
-        raise ValueError(f'--data {data}: ' + unlike(kind, [*names('readers'), 'studio'], 'reader'))
+        if kind == 'studio':
+            raise ValueError(f'--data {data}: this command takes no studio; give a folder, or READER:FILE')
+        raise ValueError(f'--data {data}: ' + unlike(kind, names('readers') + ['studio'] * studio, 'reader'))
     missing = [p for p in rest.split(',') if not Path(p).exists()]
     if missing:
         raise FileNotFoundError(f'--data {data}: there is no {missing[0]}')
@@ -44,17 +46,27 @@ def check_source(
     data,  # folder, or READER:FILE or READER:FILE,ITEMS
     core=None,  # of `open_dataset`
     images=None,  # likewise
+    studio=False,  # could it have been the studio?
 ):
     "Raises ValueError or FileNotFoundError for data or pictures that are not there, as far as names tell."
     if images and not Path(images).exists():
         raise FileNotFoundError(f'--images {images}: there is no such folder or file')
     if ':' in str(data) and not Path(data).is_dir():
-        return _check_reader(str(data))
+        return _check_reader(str(data), studio)
     if core:
         raise ValueError('--core is for data with a reader, such as log:interactions.csv,items.csv')
     if not Path(data).is_dir():
         file = ': it is a file, give the folder around it, or READER:FILE' if Path(data).exists() else ''
         raise FileNotFoundError(f"--data: there is no folder '{data}'{file}")
+
+# %% ../../nbs/11a_commands/02_open.ipynb #59160f3a
+def check_out(
+    out,  # folder that a command is to write, or None
+):
+    "Raises ValueError where a file stands in its place, or in that of a folder around it."
+    there = next((p for p in (Path(out), *Path(out).parents) if p.exists()), None) if out else None
+    if there and not there.is_dir():
+        raise ValueError(f'--out {out}: {there} is a file; name a folder that is there or can be made')
 
 # %% ../../nbs/11a_commands/02_open.ipynb #c0de0a04
 def check_scheme(
@@ -81,7 +93,7 @@ def check_data(
     "Raises ValueError or FileNotFoundError for what `open_data` could not open, as far as names tell."
     kind, _, condition = str(data).partition(':')
     if kind != 'studio':
-        check_source(data, core, images)
+        check_source(data, core, images, studio=True)
         return check_scheme(scheme or 'leave-one-out', users)
     known(condition, names('conditions'), 'condition')
     if columns:

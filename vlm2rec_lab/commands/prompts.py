@@ -15,7 +15,7 @@ from ..base.columns import markdown_text
 from ..base.errors import known
 from .graph import check_encoder, item_vectors
 from .names import listed, names
-from .open import check_data, check_device, columns_of, data_options, open_data
+from .open import check_data, check_device, check_out, columns_of, data_options, open_data
 from .parser import amount, command, count, device
 
 # %% ../../nbs/11a_commands/10_prompts.ipynb #934d0571
@@ -79,6 +79,7 @@ def _check_prompts(o):
         raise ValueError('--coded: no id is made of contents; add codes to --ids')
     if o.encoder and not _reads(o):
         raise ValueError('--encoder: nothing reads contents; add both or contents to --ways, or codes to --ids')
+    check_out(o.out)
     check_data(o.data, o.users, o.split, o.core, o.images, columns_of(o))
     check_encoder('--encoder', o.encoder)
     if o.split == 'last-basket':

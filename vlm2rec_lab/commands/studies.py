@@ -14,7 +14,7 @@ from ..base.columns import frame_text, markdown_text
 from ..base.errors import known
 from ..base.files import write_bytes
 from .names import listed, names
-from .open import check_device, check_source, column_options, columns_of
+from .open import check_device, check_out, check_source, column_options, columns_of
 from .parser import amount, command, count, device, unlike
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #232a35e9
@@ -90,6 +90,7 @@ def _check_study(o):
     "Raises ValueError for an unknown part, condition or remedy, FileNotFoundError for data that are not there."
     from vlm2rec_lab.studies.remedies import get_remedy
 
+    check_out(o.out)
     if o.part not in names('parts'):
         raise ValueError('--part: ' + unlike(o.part, names('parts'), 'part of the study'))
     if o.seed and not o.verify:
@@ -239,7 +240,8 @@ def _calibrate_options(add):
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #dcd19f46
 def _check_half(o):
-    "Raises ValueError for an unknown half."
+    "Raises ValueError for an unknown half, and for a file in the place of the folder."
+    check_out(o.out)
     halves = [*names('halves'), 'all']
     if o.half not in halves:
         raise ValueError('--half: ' + unlike(o.half, halves, 'half'))

@@ -37,6 +37,7 @@ from vlm2rec_lab.commands.fit import (
 from .names import listed, loss_arguments, names
 from vlm2rec_lab.commands.open import (
     check_data,
+    check_out,
     check_place,
     column_options,
     columns_of,
@@ -787,6 +788,7 @@ def _check_logs(o):
 def _checked(o):
     "The losses with their settings, the plan and the folder of the options. Raises what makes them unusable."
     plan, out = plan_of(o), _folder(o)
+    check_out(out)
     _check_logs(o)
     recall_columns(o, out if o.resume else None)
     losses = loss_settings(o.losses, **{k: getattr(o, k) for k in NAMED_SETTINGS} | dict(o.set))

@@ -16,6 +16,7 @@ from ..base.errors import DataError, counted, known
 from .names import listed, names
 from vlm2rec_lab.commands.open import (
     check_data,
+    check_out,
     columns_of,
     cut,
     data_options,
@@ -289,6 +290,7 @@ def _check_downstream(o):
         known(source, ['raw', *names('losses')], 'source of vectors')
     for start in o.how:
         known(start, [s for s in names('starts') if s != 'ids'], 'way to use vectors')
+    check_out(o.out)
     recall_columns(o)
     check_data(o.data, None, o.split, o.core, o.images, columns_of(o))
     if o.model:
