@@ -189,7 +189,7 @@ def _about_modality(d):
     bad.sort(key=lambda m: d['modalities'][m]['reason'] != 'damaged')
     m = bad[0]
     if d['modalities'][m]['reason'] == 'damaged':
-        return f'{m[:1].upper()}{m[1:]} is damaged: under-used or collapsed{_kept(d, d["modalities"][m])}.'
+        return f'{m[:1].upper()}{m[1:]} is damaged, under-used or collapsed{_kept(d, d["modalities"][m])}.'
     said = HAPPENED.get(d['verdict'], '{M}: ' + d['verdict']).replace('{M}', m[:1].upper() + m[1:]).replace('{m}', m)
     more = f' The same is true of {" and ".join(bad[1:])}.' if len(bad) > 1 else ''
     return f'{said}{_kept(d, d["modalities"][m])}.{more}'
