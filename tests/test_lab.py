@@ -59,9 +59,9 @@ def test_training_notebook(page, lab):
 
     # the gradients, drawn while it trained; a product in one space and its place in the others;
     # a lasso, of which Python hears
-    charts = page.locator('.v2l:not(.v2r-saved *)')  # of the story: curves, bench; below: curves twice, bench
-    assert charts.count() == 5
-    shot(charts.nth(3), 'gradients')
+    charts = page.locator('.v2l:not(.v2r-saved *)')  # of the story: curves, bench; below: curves, bench
+    assert charts.count() == 4
+    shot(charts.nth(2), 'gradients')
     page.wait_for_function(f'() => {VIEW}.length >= 2')
     x, y = place(page, 0, 5)
     page.mouse.move(x - 50, y - 50)
