@@ -304,7 +304,7 @@ def test_health_without_a_reference_is_relative():
 def test_what_popularity_ranks_better_is_no_health():
     r = judged(world(popular=3, noise={'text': 0.3, 'image': 0.4}))
     sold = popularity_gain(Task.of(**world(popular=3))).mean()
-    said = f'Popularity reaches NDCG@10 {sold:.3f}'.replace(' 0.', ' .')
+    said = f'Popularity ranks better: NDCG@10 {sold:.3f}, and '
     assert said in r.data['summary'] and 'Popularity ranks better' in headline(r.data)['said']
     assert all(said in x['sentence'] for x in r.modalities.values() if x['verdict'] == 'healthy')
     assert 'Popularity' not in judged(world()).data['summary']
@@ -434,7 +434,7 @@ def test_vectors_that_are_all_alike_are_encoded_again_and_not_trained():
         (dict(bootstrap=1), ValueError, 'bootstrap=1: take 2 or more'),
         (dict(permutations=0), ValueError, 'permutations=0: a single permutation misleads'),
         (dict(k='x'), TypeError, "k='x': pass a whole number"),
-        (dict(seed=-1), ValueError, 'seed=-1'),
+        (dict(seed=-1), ValueError, 'seed is -1: give a whole number'),
         (dict(missing=0.5), TypeError, 'missing=0.5: pass shares'),
         (dict(missing=(2,)), ValueError, 'missing=.*2 is no share'),
         (dict(history=5), TypeError, 'history: pass what train'),

@@ -238,7 +238,7 @@ def _healthy_action(d):
     "What to do where no modality is ill: rank with what surely ranks best, or train where nothing beats popularity."
     other, best, k = _other_fusion(d), d['best'], d['k']
     popular = d['evidence']['popularity_ndcg']['value'] if _unpopular(d) else 0
-    alone = d['modalities'][best]['evidence']['ndcg']['value']
+    alone = d['modalities'][best]['evidence'].get('ndcg', {}).get('value') or 0
     if other and d['evidence']['fused_ndcg']['value'] + other[1]['value'] >= popular:
         return f'Rank with {other[0]}: NDCG@{k} +{by_how_much(other[1])} on the same vectors.'
     if popular and alone >= popular and clear(d['evidence'].get('fusion_gain')) < 0:

@@ -315,7 +315,7 @@ def _remembered(found, memory):
     return out
 
 # %% ../../nbs/04_diagnosis/08_report.ipynb #8e9f00c1
-LEAST = dict(k=1, permutations=2, bootstrap=2, seed=0)
+LEAST = dict(k=1, permutations=2, bootstrap=2)
 
 
 def _check_numbers(**given):
@@ -377,7 +377,7 @@ def collapse_report(
     Raises ValueError or TypeError for inputs that do not fit."""
     seed = checked_seed(seed)
     _check_rules(rules)
-    _check_numbers(k=k, permutations=permutations, bootstrap=bootstrap, seed=seed)
+    _check_numbers(k=k, permutations=permutations, bootstrap=bootstrap)
     missing = _check_missing(missing)
     if history is not None and not hasattr(history, 'frame'):
         raise TypeError(f'history: pass what train() returned, with a table .frame, not {type(history).__name__}')
