@@ -169,4 +169,17 @@ def test_a_damaged_modality_is_called_damaged():
     assert found.verdict == 'undecided' and found.modalities['image']['reason'] == 'damaged'
     html = found._repr_html_()
     assert 'pill damaged' in html and 'pill undecided' not in html and 'DAMAGED' in repr(found)
-    assert 'damaged' in repr(compare(found, found))
+    both = compare(found, found)
+    assert 'damaged' in repr(both) and 'pill damaged' in pair_html(both) and 'pill undecided' not in pair_html(both)
+
+
+def test_where_no_fusion_is_surely_better_the_best_modality_is_advised():
+    d = collapse_report(**cancelled(), **QUICK).data
+    kept = {n: x for n, x in d['evidence'].items() if n not in ('concat_gain', 'sum_gain', 'weights_gain')}
+    d = d | dict(evidence=kept)
+    alone = d['modalities'][d['best']]['evidence']['ndcg']['value']
+    assert (
+        headline(d)['action'] == f'Rank by {d["best"]} alone, which reaches NDCG@10 {alone:.3f}, or by another fusion.'
+    )
+    d['modalities'][d['best']]['evidence'].pop('ndcg')
+    assert headline(d)['action'].startswith('Train longer')

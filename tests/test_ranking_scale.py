@@ -6,7 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm2rec_lab.diagnose import collapse_report
+from vlm2rec_lab.diagnosis.adds import added_gain
+from vlm2rec_lab.diagnosis.evidence import Task
+from vlm2rec_lab.diagnosis.missing import chosen_gain
 from vlm2rec_lab.ranking.evaluate import evaluate
+from vlm2rec_lab.ranking.fusions import fuse_vectors
 from vlm2rec_lab.ranking.ranks import Mix, levelled, mixed_ranks, ranks
 from vlm2rec_lab.ranking.sets import set_ranks
 from vlm2rec_lab.share.shards import encode_shards, rank_shards
@@ -87,6 +91,30 @@ def test_a_report_says_the_same_at_any_scale(c):
             now = said[1].modalities[m]['evidence'][name]
             if was['value'] is not None:
                 assert now['value'] == pytest.approx(was['value'], abs=3e-3), (m, name)
+    assert repr(said[0]).count('missing') == repr(said[1]).count('missing') > 0
+    for was, now in zip(figures(said[0].data['missing']), figures(said[1].data['missing']), strict=True):
+        assert now == pytest.approx(was, abs=5e-3)
+
+
+def figures(d):
+    "All numbers of a dictionary, in its order."
+    if isinstance(d, dict):
+        return [x for v in d.values() for x in figures(v)]
+    if isinstance(d, (list, tuple)):
+        return [x for v in d for x in figures(v)]
+    return [d] if isinstance(d, float) else []
+
+
+@pytest.mark.parametrize('c', [1e-9, 1e-4, 1e6])
+def test_what_a_modality_adds_and_what_is_lost_where_it_lacks_at_any_scale(c):
+    i, s, y = drawn(np.float32, users=300)
+    tasks = [Task.of(i, s, y, fuse=lambda v, f=f: f * sum(v.values())) for f in (1.0, c)]
+    for was, now in zip(*(added_gain(t, 'image') for t in tasks)):
+        np.testing.assert_allclose(now, was, atol=0.02)
+    every = np.random.default_rng(0).integers(0, 2, (3, 300))
+    variants = [[fuse_vectors(x, s, t.fuse)[0] for x in (i, i | dict(image=0 * i['image']))] for t in tasks]
+    was, now = (chosen_gain(t, v, every) for t, v in zip(tasks, variants))
+    assert abs(was - now).mean() < 2e-3 and was.mean() > 0.2
 
 
 @pytest.mark.parametrize('c', [2.0**-20, 2.0**20])

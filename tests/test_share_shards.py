@@ -533,3 +533,14 @@ def test_the_list_of_shards_is_plain_json(tmp_path):
     encode_shards(tmp_path, EIGHT, vectors)
     about = json.loads((tmp_path / MANIFEST).read_text())
     assert about == dict(modalities=shard_worlds.DIMS, shards=[[name, 40] for name in EIGHT])
+
+
+def test_users_without_a_modality_are_ranked_by_none(tmp_path):
+    "As `evaluate` refuses them; a search takes them."
+    rng = np.random.default_rng(0)
+    whole = {m: rng.normal(size=(90, d)).astype(np.float32) for m, d in shard_worlds.DIMS.items()}
+    users, targets, _ = asked(90, 20)
+    made = in_shards(tmp_path, whole, [30, 60])
+    first, *others = users
+    with pytest.raises(DataError, match=f"users lack the modality '{others[0]}'"):
+        rank_shards(made, {first: users[first]}, targets)
