@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST', 'NEAR', 'SEEDS', 'UNSAFE', 'DataError', 'DataWarning', 'warn', 'warned', 'few', 'counted', 'nearest',
-           'suggestion', 'no_such', 'known', 'differing', 'check_once', 'checked_seed', 'checked_whole', 'printable']
+           'suggestion', 'no_such', 'known', 'differing', 'check_once', 'is_whole', 'checked_seed', 'checked_whole',
+           'printable']
 
 # %% ../../nbs/00_base/00_errors.ipynb #6abbb313
 import re
@@ -138,14 +139,20 @@ def check_once(
 # %% ../../nbs/00_base/00_errors.ipynb #f26b5e7c
 SEEDS = 2**32  # how many there are
 
+# %% ../../nbs/00_base/00_errors.ipynb #eac82e7e
+def is_whole(
+    value,  # anything
+):  # -> bool
+    "Whether something is a whole number of any integer type; True and False are none."
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
 # %% ../../nbs/00_base/00_errors.ipynb #747b1a61
 def checked_seed(
     seed,  # what was given for one
     name='seed',  # of the argument
 ):  # -> int
     "A seed that all libraries take. Raises ValueError for what is no whole number from 0 to 4,294,967,295."
-    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
-    if not whole or not 0 <= seed < SEEDS:
+    if not is_whole(seed) or not 0 <= seed < SEEDS:
         raise ValueError(f'{name} is {seed!r}: give a whole number from 0 to {SEEDS - 1:,}, such as 0')
     return int(seed)
 
@@ -157,8 +164,7 @@ def checked_whole(
     instead='',  # what else can be given, such as ', or None for all'
 ):  # -> int
     "A whole number of at least `least`. Raises ValueError that names the argument for anything else."
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not whole or value < least:
+    if not is_whole(value) or value < least:
         raise ValueError(f'{name} is {value!r}: give a whole number, {least:,} or more{instead}')
     return int(value)
 

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from ..base.errors import DataError, checked_seed, checked_whole, known
+from ..base.errors import DataError, checked_seed, checked_whole, is_whole, known
 from .evidence import fused_gain
 from ..ranking.evaluate import Estimate, bootstrap_means, checked_draws
 from ..ranking.fusions import TOGETHER, fuse_vectors
@@ -267,8 +267,7 @@ def check_shares(
     found = sorted({0.0, *(float(s) for s in shares)})
     if found[0] < 0 or found[-1] > 1 or not all(map(math.isfinite, found)):
         raise DataError(f'shares={tuple(shares)}: a share of the items is a number from 0 to 1')
-    whole = isinstance(draws, (int, np.integer)) and not isinstance(draws, bool)
-    if draws is not None and (not whole or draws < 1):
+    if draws is not None and (not is_whole(draws) or draws < 1):
         raise DataError(f'draws={draws!r}: draw the items once or more, a whole number of times')
     return found
 

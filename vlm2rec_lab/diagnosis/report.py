@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from fastcore.basics import patch
 
-from ..base.errors import DataError, checked_seed, known
+from ..base.errors import DataError, checked_seed, is_whole, known
 from .adds import popularity_gain
 from vlm2rec_lab.diagnosis.decision import (
     about_fusion,
@@ -321,7 +321,7 @@ LEAST = dict(k=1, permutations=2, bootstrap=2)
 def _check_numbers(**given):
     "Raises TypeError or ValueError, with the name, for what is no whole number or too small."
     for name, x in given.items():
-        if isinstance(x, bool) or not isinstance(x, (int, np.integer)):
+        if not is_whole(x):
             raise TypeError(f'{name}={x!r}: pass a whole number')
         if x < LEAST[name]:
             more = ': a single permutation misleads; take at least 2, better 20' if name == 'permutations' else ''

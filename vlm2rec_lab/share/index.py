@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..base.errors import DataError, counted, few, known, nearest
+from ..base.errors import DataError, counted, few, is_whole, known, nearest
 from ..base.files import sole_writer
 from ..ranking.task import as_matrix
 from .diverse import alike_by_column, alike_by_vectors, check_diverse, diversified
@@ -224,7 +224,7 @@ def check_count(
     k,  # answers that are asked for
 ):  # -> int
     "How many answers. Raises DataError for what is no count."
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+    if not is_whole(k) or k < 1:
         raise DataError(f'k is {k!r}: give a whole number of at least 1')
     return int(k)
 

@@ -8,10 +8,9 @@ __all__ = ['too_large', 'too_long', 'bounds_of', 'open_file']
 # %% ../../nbs/00_shop/06c_packed.ipynb #7a40c003
 import gzip
 import io
-import numbers
 from pathlib import Path
 
-from ..base.errors import DataError
+from ..base.errors import DataError, is_whole
 
 # %% ../../nbs/00_shop/06c_packed.ipynb #7a40c005
 class _Bounded(io.RawIOBase):
@@ -59,7 +58,7 @@ def bounds_of(
     "The bounds of what is read. Raises `DataError` for what is no whole number of at least 1; None is no bound."
     found = dict(max_rows=max_rows, max_bytes=max_bytes)
     for name, value in found.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1):
+        if value is not None and (not is_whole(value) or value < 1):
             raise DataError(f'{name}={value!r}: give a whole number of at least 1, or None for no bound')
     return found
 
