@@ -9,6 +9,8 @@ from vlm2rec_lab.diagnose import collapse_report
 from vlm2rec_lab.diagnosis.adds import added_gain
 from vlm2rec_lab.diagnosis.evidence import Task
 from vlm2rec_lab.diagnosis.missing import chosen_gain
+from vlm2rec_lab.ranking.baseline_scores import ranks_of_scores
+from vlm2rec_lab.ranking.candidates import seen_items
 from vlm2rec_lab.ranking.evaluate import evaluate
 from vlm2rec_lab.ranking.fusions import fuse_vectors
 from vlm2rec_lab.ranking.ranks import Mix, levelled, mixed_ranks, ranks
@@ -131,3 +133,20 @@ def test_shards_measure_ties_alike(tmp_path, c):
     np.testing.assert_array_equal(there.greater, here.greater)
     np.testing.assert_array_equal(there.ties, here.ties)
     assert (here.ties >= 1).all()
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_scores_of_ones_own_may_be_probabilities_of_many_items(dtype):
+    "As their logarithms rank, of which none is small."
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(50, 20_000))
+    logits[:, 10_000:] = logits[:, :10_000]  # every item twice
+    shares = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True) * 1e-3).astype(dtype)
+    y, nothing = rng.integers(0, 20_000, 50), seen_items(None, np.zeros(50, int), 20_000)
+    sets = np.arange(0, 101, 2), np.stack([y, (y + 1) % 20_000], 1).ravel()
+    for how in ({}, dict(sets=sets)):
+        was, now = (ranks_of_scores(lambda at, x=x: x[at], y, 20_000, nothing, **how) for x in (logits, shares))
+        assert np.abs(was.greater - now.greater).max() <= 2
+        assert (now.ties >= 1).all() and now.ties.mean() < 1.2
+    zeros = ranks_of_scores(lambda at: np.zeros((len(at), 20_000), dtype), y, 20_000, nothing)
+    assert (zeros.ties == 19_999).all()

@@ -97,16 +97,30 @@ def _place_among(s, at, tol, negatives):
     return more, level - more, (negatives >= 0).sum(1) + 1
 
 # %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #5e75a211
-def _tolerance(at):
-    "How far from scores [rows, 1] others still tie with them."
+def _row_sizes(
+    s,  # scores [rows, items]
+    some=1000,  # items that are looked at, spread evenly
+):  # -> [rows, 1] a power of 16, at most 1
+    "How small the scores of a row usually are, such as the probabilities of many items; zeros say nothing."
+    found, out = np.abs(s[:, :: max(1, s.shape[1] // some)]).astype(float), np.ones((len(s), 1))
+    there = found.any(1)
+    out[there, 0] = np.nanmedian(np.where(found > 0, found, np.nan)[there], axis=1)
+    return np.minimum(1, 16.0 ** np.round(np.log2(out) / 4))
+
+# %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #cd654ab1
+def _tolerance(
+    at,  # scores [rows, 1]
+    sizes,  # of `_row_sizes`
+):  # -> [rows, 1]
+    "How far from a score others still tie with it."
     precision = 1e-12 if at.dtype == np.float64 else 8 * np.finfo(at.dtype).eps
-    return precision * np.maximum(1, np.abs(at))
+    return precision * np.maximum(sizes, np.abs(at))
 
 # %% ../../nbs/01_ranking/06a_baseline_scores.ipynb #4724b94d
 def _place(s, targets, seen, negatives):
     "(greater, ties, candidates) of targets [rows] by scores [rows, items]; `seen` is ragged, of these rows."
     at = s[np.arange(len(targets)), targets][:, None]
-    tol = _tolerance(at)
+    tol = _tolerance(at, _row_sizes(s))
     if negatives is not None:
         return _place_among(s, at, tol, negatives)
     offsets, items = seen
@@ -130,7 +144,7 @@ def _place_set(s, sets, seen, negatives):
             beside = np.concatenate([np.delete(sets[mine], c, 1), negatives[mine]], 1)
         more, ties, n = _place(s[mine], sets[mine, c], gather(*seen, mine), beside)
         at = own[mine, c][:, None]
-        mates = (np.abs(own[mine] - at) <= _tolerance(at)).sum(1)
+        mates = (np.abs(own[mine] - at) <= _tolerance(at, _row_sizes(s[mine]))).sum(1)
         out[:, mine, c], among[mine] = (more, ties, mates), n
     return out[:, sets >= 0], among
 
