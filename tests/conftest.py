@@ -28,11 +28,20 @@ hypothesis.settings.register_profile('search', print_blob=True)
 hypothesis.settings.load_profile('same')
 
 
+def stays_with(nodeid):
+    "What a test shares with others, which one process does: its file, or the notebook that it asks about."
+    file, _, case = nodeid.partition('::')
+    if Path(file).stem != 'test_notebooks':
+        return file
+    test, _, notebook = case.removesuffix(']').partition('[')
+    return notebook.partition('::')[0] or test
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Where several processes test, the tests of a file stay together and share what they set up.
 
-    The sections of a notebook do the same, and each notebook goes to whoever is free.
+    All that is asked of a notebook does the same, and each notebook goes to whoever is free: it is run once.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -40,8 +49,7 @@ def pytest_xdist_make_scheduler(config, log):
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            file, _, case = nodeid.partition('::')
-            return case.partition('::')[0] if Path(file).stem == 'test_notebooks' else file
+            return stays_with(nodeid)
 
     return ByFile(config, log)
 

@@ -25,6 +25,7 @@ from vlm2rec_lab.graph.graph import (
     propagate_rows,
     sparse,
 )
+from vlm2rec_lab.graph.lattice import from_neighbours, link_weights
 from vlm2rec_lab.graph.models import BPRMF, VBPR, LightGCN
 from vlm2rec_lab.shop.catalogue import Catalogue
 from vlm2rec_lab.shop.rows import Rows, Split
@@ -174,6 +175,18 @@ def test_neighbours_are_those_of_all_pairs(seed, k, block, itself):
     scale = 1 / np.sqrt(np.where(degree > 0, degree, 1))
     found = dense(item_graph(z, k, itself, block).matrix).numpy()
     assert np.allclose(found, scale[:, None] * whole * scale, atol=1e-6)
+
+
+@many
+@given(st.integers(0, 10**6), st.integers(1, 12))
+def test_an_item_is_no_neighbour_of_its_own_where_few_have_a_content(seed, having):
+    "The learned graph of a modality that k items or fewer have is the original one, when nothing is learned yet."
+    rng = np.random.default_rng(seed)
+    x = torch.zeros(40, 6)
+    x[rng.permutation(40)[:having]] = torch.from_numpy(rng.normal(size=(having, 6)).astype(np.float32))
+    near = nearest_items(x, 10)[0]
+    learned = from_neighbours(near, link_weights(x, near), torch.eye(40))
+    assert torch.allclose(learned, dense(item_graph(x, 10).matrix), atol=1e-6)
 
 
 def test_a_graph_of_items_is_keyed_by_its_vectors():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import warm
+from conftest import stays_with
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -51,6 +52,19 @@ def test_no_library_warns_of_what_a_notebook_does(name):
     said = outcome(name)[1].splitlines()
     wrong = [x for x in said if re.search(r'(?<!Data)(?<!User)Warning: ', x)]
     assert not wrong, wrong
+
+
+def test_a_notebook_is_run_once_wherever_tests_run_side_by_side():
+    here = 'tests/test_notebooks.py'
+    asked = {
+        stays_with(f'{here}::test_section[02_model/00_tiny::Two (of x) [a]]'),
+        stays_with(f'{here}::test_section[02_model/00_tiny::the beginning]'),
+        stays_with(f'{here}::test_no_library_warns_of_what_a_notebook_does[02_model/00_tiny]'),
+    }
+    assert asked == {'02_model/00_tiny'}
+    assert stays_with(f'{here}::test_section[03_train::a]') == '03_train'
+    assert stays_with(f'{here}::test_files') == 'test_files'
+    assert stays_with('tests/test_docs.py::test_x[a::b]') == 'tests/test_docs.py'
 
 
 def flagged(flag):
