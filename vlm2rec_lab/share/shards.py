@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAME', 'MANIFEST', 'DIGITS', 'BLOCK', 'dask_map', 'encode_shard', 'encode_shards', 'Part', 'Shards', 'exact_parts',
-           'exact_product', 'own_scores', 'counts', 'rank_shards', 'best_of', 'search_shards']
+           'exact_product', 'own_scores', 'some_items', 'counts', 'rank_shards', 'best_of', 'search_shards']
 
 # %% ../../nbs/10_share/07_shards.ipynb #e1535bea
 import json
@@ -278,6 +278,26 @@ def own_scores(
     items, asked = (exact_parts(x, _parts_of(fuse, *sides)) for x in sides)
     return part.users, exact_product(asked, items, lambda u, i: np.einsum('pd,pd->p', u, i))
 
+# %% ../../nbs/10_share/07_shards.ipynb #afa172b3
+def some_items(
+    part,  # Part
+    step,  # rows of the catalogue from one to the next
+    fuse,  # as in `fuse_vectors`
+):  # -> float [m, D]
+    "Fused vectors of every so many rows of the catalogue, as far as they lie in a shard."
+    some = {m: x[-part.first % step :: step] for m, x in part.vectors().items()}
+    return fuse_vectors(some, some, fuse)[0]
+
+
+def _power(shards, users, fuse, run):
+    "What `score_power` gives for the whole catalogue, in whatever cut."
+    if not callable(fuse) and (len(shards.modalities) == 1 or fuse in ('sum', 'mean')):
+        return 0
+    step, nobody = max(1, len(shards) // 1000), np.zeros(0, np.int64)
+    parts = [p for p in shards.parts(nobody, nobody) if -p.first % step < p.rows]
+    items = np.concatenate(list(run(partial(some_items, step=step, fuse=fuse), parts)))
+    return score_power(items, fuse_vectors(users, users, fuse)[1])
+
 # %% ../../nbs/10_share/07_shards.ipynb #066aecd1
 BLOCK = 128, 1024  # users and items scored at once
 
@@ -287,11 +307,12 @@ def counts(
     users,  # {modality: float32 [U, D]} unit rows
     own,  # float64 [U, 1] scores of the targets
     fuse,  # as in `fuse_vectors`
+    power=0,  # scores are about as large as 16 to this power, see `score_power`
 ):  # -> int64 [2, U] of `tally`: items of the shard above the target, and those that reach it
     "How many items of a shard stand before each user's target."
     items, users = fuse_vectors(part.vectors(), users, fuse)
     parts, (step, wide) = _parts_of(fuse, items, users), BLOCK
-    tol = 8 * np.finfo(items.dtype).eps * 16.0 ** score_power(items, users)
+    tol = 8 * np.finfo(items.dtype).eps * 16.0**power
     order, users = np.argsort(part.users, kind='stable'), exact_parts(users, parts)
     at, rows = part.users[order], part.items[order]
     found = np.zeros((2, len(users[0])), np.int64)
@@ -349,7 +370,8 @@ def rank_shards(
     for at, scores in run(partial(own_scores, users=users, fuse=fuse), holding):
         own[at, 0] = scores
     out = np.append(np.repeat(every, np.diff(offsets)), every), np.append(gone, targets)
-    above, least = sum(run(partial(counts, users=users, own=own, fuse=fuse), shards.parts(*out)))
+    how = dict(users=users, own=own, fuse=fuse, power=_power(shards, users, fuse, run))
+    above, least = sum(run(partial(counts, **how), shards.parts(*out)))
     return Ranks(above, least - above, n - np.diff(offsets))
 
 # %% ../../nbs/10_share/07_shards.ipynb #0813ef52
