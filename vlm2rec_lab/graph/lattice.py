@@ -48,9 +48,9 @@ def link_weights(
     x,  # float [N, p] projected vectors; rows of zeros where there is no content
     near,  # long [N, k] neighbours
 ):  # -> float [N, k], with a gradient
-    "Positive cosines with the neighbours, normalised on both sides."
-    z = F.normalize(x, dim=1)
-    cosines = (z[:, None] * F.embedding(near, z)).sum(2).relu()
+    "Positive cosines with the neighbours, normalised on both sides; an item is no neighbour of its own."
+    z, own = F.normalize(x, dim=1), near == torch.arange(len(near), device=near.device)[:, None]
+    cosines = (z[:, None] * F.embedding(near, z)).sum(2).relu().masked_fill(own, 0)
     degree = cosines.sum(1)
     scale = torch.where(degree > 0, degree, 1.0).rsqrt()
     return scale[:, None] * cosines * scale[near]
