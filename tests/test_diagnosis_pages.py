@@ -1,12 +1,19 @@
 """Pages of a report: parts, signs and tables."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from vlm2rec_lab.diagnosis import pages
 from vlm2rec_lab.diagnosis.compare import side_by_side
+from vlm2rec_lab.diagnosis.decision import signed
+from vlm2rec_lab.diagnosis.headline import by_how_much
+from vlm2rec_lab.diagnosis.pages import figure
 from vlm2rec_lab.diagnosis.report import collapse_report
 from vlm2rec_lab.diagnosis.verdict import VERDICTS
 from vlm2rec_lab.diagnosis.worlds import world
+from vlm2rec_lab.ranking.evaluate import Estimate
 
 ESTIMATE = dict(value=0.2, low=0.18, high=0.22)
 REPORT = dict(
@@ -122,3 +129,22 @@ def test_on_paper_the_figures_are_there_though_nobody_can_open_them(saved, open_
     page.emulate_media(media='print')
     page.goto((saved / 'two.html').as_uri())
     assert page.locator('details td').first.bounding_box()['height'] > 5
+
+
+def test_no_zero_has_a_minus():
+    tiny = dict(value=2e-4, low=-1e-5, high=3e-4)
+    said = [
+        by_how_much(tiny),
+        by_how_much(dict(value=-2e-4, low=-3e-4, high=1e-5)),
+        signed(Estimate(-2e-4, -3e-4, -1e-5)),
+        str(Estimate(1e-5, -1e-5, 2e-5)),
+        figure(tiny),
+        figure(tiny, percent=True),
+    ]
+    assert not [x for x in said if re.search(r'-0\.?0*(?![\d.])', x)], said
+
+
+def test_figures_with_a_sign_are_written_without_a_minus_before_zero_everywhere():
+    package = Path(pages.__file__).parent.parent
+    left = [p.name for p in package.rglob('*.py') if re.search(r':\+\.\df\}', p.read_text())]
+    assert not left, f'{left}: write {{x:+z.3f}}, where a figure that rounds to zero has no minus'

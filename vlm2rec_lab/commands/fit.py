@@ -395,7 +395,7 @@ def below_baseline(
     if not lower:
         return ''
     sure = all(d.high < 0 for _, d in lower.values())
-    far = ' and '.join(f'{n} ({x:.4f}, {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}])' for n, (x, d) in lower.items())
+    far = ' and '.join(f'{n} ({x:.4f}, {d.value:+z.4f} [{d.low:+z.4f}, {d.high:+z.4f}])' for n, (x, d) in lower.items())
     who = 'it' if len(lower) == 1 else 'any of them'
     means = f'{knows}, without any training, ranks better than {who}'
     unsure = f'not clear of zero, but not surely better than {knows} either'
@@ -441,7 +441,7 @@ def above_baseline(
     for b in dict.fromkeys([max(base, key=lambda b: base[b][metric]), *_words_of(base, kinds)]):
         d = paired_difference(m.per_user[view][metric], base.per_user[b][metric], seed=m.seed)
         verb = 'beats' if d.low > 0 else 'is not surely better than'
-        far = f'{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]'
+        far = f'{d.value:+z.4f} [{d.low:+z.4f}, {d.high:+z.4f}]'
         said.append((verb, f'{_knows(b, kinds)[0]} ({base[b][metric]:.4f}; {far})'))
     alike = len({verb for verb, _ in said}) == 1
     told = [what if k and alike else f'{verb} {what}' for k, (verb, what) in enumerate(said)]
@@ -463,7 +463,7 @@ def beside_words(
     (name, view, m), b = best, words[0]
     d = paired_difference(m.per_user[view][metric], base.per_user[b][metric], seed=m.seed)
     verb = 'beats' if d.low > 0 else 'lies below' if d.high < 0 else 'is neither surely better nor worse than'
-    how_far = f'{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]'
+    how_far = f'{d.value:+z.4f} [{d.low:+z.4f}, {d.high:+z.4f}]'
     return (
         f'{name} ({m[view][metric]:.4f}) {verb} {_knows(b, kinds)[0]} ({base[b][metric]:.4f}; {how_far}) in {metric}.'
     )

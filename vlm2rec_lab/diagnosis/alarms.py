@@ -39,7 +39,7 @@ def _drift_check(m, x, k, fails):
         return Check(m, 'contribution', 'error' if fails else 'skipped', f'{m}: {x["why"]}')
     e = x['difference']
     said = f'fused NDCG@{k} lost without {m}: {x["before"]:.4f} then, {x["after"]:.4f} now, '
-    said += f'{e["value"]:+.4f} [{e["low"]:+.4f}, {e["high"]:+.4f}]'
+    said += f'{e["value"]:+z.4f} [{e["low"]:+z.4f}, {e["high"]:+z.4f}]'
     return Check(m, 'contribution', 'failed' if fails and x['alarm'] else 'passed', said)
 
 # %% ../../nbs/04_diagnosis/08b_alarms.ipynb #06df815a

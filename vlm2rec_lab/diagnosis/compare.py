@@ -102,7 +102,7 @@ def _change_said(view, d):
     "A difference in words, the view first."
     name = 'the fused ranking' if view == 'fused' else view
     if not clear(d):
-        return f'{name} {d["value"]:+.3f} [{d["low"]:+.3f}, {d["high"]:+.3f}], {zero_said(d)}'
+        return f'{name} {d["value"]:+z.3f} [{d["low"]:+z.3f}, {d["high"]:+z.3f}], {zero_said(d)}'
     return f'{name} {change(d)} by {by_how_much(d)}, {zero_said(d)}'
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #7e20a005
@@ -203,7 +203,7 @@ def _columns(pair):
     cells, reports = {}, pair.reports.values()
     for view, _, e, d in pair.rows():
         surely = f' {change(d)}' if change(d) in ('better', 'worse') else ''
-        cells.setdefault(view, []).append(figure(e) + (f' ({d["value"]:+.3f}{surely})' if d else ''))
+        cells.setdefault(view, []).append(figure(e) + (f' ({d["value"]:+z.3f}{surely})' if d else ''))
     out = {'verdict': [verdict_word(r.data) for r in reports]}
     for m in cells:
         if m != 'fused':
@@ -254,7 +254,7 @@ def _pair_cell(e, d):
     if not change(d):
         return figure(e)
     word = f' {change(d)}' if change(d) in ARROWS else ''
-    difference = f'{d["value"]:+.3f} [{d["low"]:+.3f}, {d["high"]:+.3f}]{word}'
+    difference = f'{d["value"]:+z.3f} [{d["low"]:+z.3f}, {d["high"]:+z.3f}]{word}'
     return f'<div>{figure(e)}<br>{_told(difference, change(d))}</div>'
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #7e20a011

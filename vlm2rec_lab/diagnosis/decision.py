@@ -114,7 +114,7 @@ def signed(
     if e is None or math.isnan(e.value):
         return 'n/a'
     x = Estimate(-e.value, -e.high, -e.low) if turned else e
-    return f'{x.value:+.3f} [{x.low:+.3f}, {x.high:+.3f}]'
+    return f'{x.value:+z.3f} [{x.low:+z.3f}, {x.high:+z.3f}]'
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0008
 def _facts(m, e, ratio, best, users, rules):
@@ -231,7 +231,7 @@ def _no_better(gain, best, k):
     if gain is None or not gain.low <= 0:
         return ''
     how = 'worse' if gain.high < 0 else 'not surely better'
-    figures = f'NDCG@{k} {gain.value:+.3f}, {gain.low:+.3f} to {gain.high:+.3f}'
+    figures = f'NDCG@{k} {gain.value:+z.3f}, {gain.low:+z.3f} to {gain.high:+z.3f}'
     return f'The fused ranking is {how} than {best} alone ({figures}). '
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0021
@@ -261,7 +261,7 @@ def about_fusion(
     if surely:
         n = max(surely, key=lambda n: surely[n].value)
         g, how = surely[n], f'fuse={weights if n == "weights" else n!r}'
-        figures = f'NDCG@{k} {g.value:+.3f} ({g.low:+.3f} to {g.high:+.3f})'
+        figures = f'NDCG@{k} {g.value:+z.3f} ({g.low:+z.3f} to {g.high:+z.3f})'
         said += f'On the same vectors, {how} would rank better: {figures}.'
     return said.strip()
 

@@ -19,7 +19,7 @@ def _amount(x):
 
 def _change(e):
     "A difference with its interval, signs always shown."
-    return 'n/a' if e is None else f'{e["value"]:+.3f} [{e["low"]:+.3f}, {e["high"]:+.3f}]'
+    return 'n/a' if e is None else f'{e["value"]:+z.3f} [{e["low"]:+z.3f}, {e["high"]:+z.3f}]'
 
 # %% ../../nbs/04_diagnosis/04f_drift_shown.ipynb #8b7457e7
 def drift_rows(

@@ -153,7 +153,7 @@ def by_how_much(
 ):  # -> '.017 [.003, .030]', without the sign of the value
     "The size of a difference, its interval turned the same way."
     low, high = (e['low'], e['high']) if e['value'] >= 0 else (-e['high'], -e['low'])
-    return f'{abs(e["value"]):.3f} [{low + 0:.3f}, {high + 0:.3f}]'
+    return f'{abs(e["value"]):.3f} [{low:z.3f}, {high:z.3f}]'
 
 # %% ../../nbs/04_diagnosis/04c_headline.ipynb #9ead001d
 # verdict -> what happened

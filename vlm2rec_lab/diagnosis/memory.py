@@ -216,7 +216,7 @@ def memory_evidence(
 # %% ../../nbs/04_diagnosis/04d_memory.ipynb #39545e2e
 def _percent(e):
     "A share with its interval: '30 % [24, 36]'."
-    return f'{100 * e.value:.0f} % [{100 * e.low:.0f}, {100 * e.high:.0f}]'
+    return f'{100 * e.value:z.0f} % [{100 * e.low:z.0f}, {100 * e.high:z.0f}]'
 
 # %% ../../nbs/04_diagnosis/04d_memory.ipynb #561428f4
 SAID = {

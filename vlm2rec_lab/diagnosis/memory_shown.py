@@ -40,7 +40,7 @@ def _cell(e, name):
     if not e or e['value'] is None:
         return ''
     scale, digits = (100, 0) if name == 'content' else (1, 3 if 'ndcg' in name else 2)
-    value, low, high = (f'{scale * e[n] + 0:.{digits}f}' for n in ('value', 'low', 'high'))
+    value, low, high = (f'{scale * e[n]:z.{digits}f}' for n in ('value', 'low', 'high'))
     return f'{value}{" %" if name == "content" else ""} [{low}, {high}]'
 
 # %% ../../nbs/04_diagnosis/04e_memory_shown.ipynb #88903d2e

@@ -325,8 +325,8 @@ WORDS_OF = {0.25: 'a quarter', 0.5: 'half', 0.75: 'three quarters'}  # shares th
 # %% ../../nbs/04_diagnosis/04b_missing.ipynb #1e9aaa32
 def _percent(e):
     "A part with its interval: '30 % [24, 36]'."
-    low, high = (f'{100 * e[end]:.0f}' for end in ('low', 'high'))
-    return f'{100 * e["value"]:.0f} % [{low}, {high}]'
+    low, high = (f'{100 * e[end]:z.0f}' for end in ('low', 'high'))
+    return f'{100 * e["value"]:z.0f} % [{low}, {high}]'
 
 # %% ../../nbs/04_diagnosis/04b_missing.ipynb #13038964
 def _beside(x):

@@ -305,8 +305,8 @@ def _plain_segment(f, s, task, raw):
 # %% ../../nbs/04_diagnosis/04a_segments.ipynb #5e60001e
 def _percent(e):
     "'6 % [2, 11]'."
-    ends = '' if e['low'] is None or e['high'] is None else f' [{100 * e["low"]:.0f}, {100 * e["high"]:.0f}]'
-    return 'n/a' if e['value'] is None else f'{100 * e["value"]:.0f} %{ends}'
+    ends = '' if e['low'] is None or e['high'] is None else f' [{100 * e["low"]:z.0f}, {100 * e["high"]:z.0f}]'
+    return 'n/a' if e['value'] is None else f'{100 * e["value"]:z.0f} %{ends}'
 
 
 def _death(segment, segments, m):

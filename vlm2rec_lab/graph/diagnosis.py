@@ -314,12 +314,12 @@ def _percent(e):
     "A share with its interval: '-34 % [-40, -28]'; 'n/a' where there is none."
     if e is None or not math.isfinite(e.value):
         return 'n/a'
-    return f'{100 * e.value:+.0f} % [{100 * e.low:+.0f}, {100 * e.high:+.0f}]'
+    return f'{100 * e.value:+z.0f} % [{100 * e.low:+z.0f}, {100 * e.high:+z.0f}]'
 
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #abd7df78
 def _part(e):
     "A share with its interval, where it is no change: '34 % [28, 40]'."
-    return f'{100 * e.value:.0f} % [{100 * e.low:.0f}, {100 * e.high:.0f}]'
+    return f'{100 * e.value:z.0f} % [{100 * e.low:z.0f}, {100 * e.high:z.0f}]'
 
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #a76d07f6
 def _share(x):
@@ -398,7 +398,7 @@ def _cell(name, e):
         return _percent(Estimate(**e))
     if name in SHARES:
         return f'{100 * e["value"]:.0f} %'
-    return f'{e["value"]:.3f} [{e["low"]:.3f}, {e["high"]:.3f}]'
+    return f'{e["value"]:z.3f} [{e["low"]:z.3f}, {e["high"]:z.3f}]'
 
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #f8912def
 def report_rows(

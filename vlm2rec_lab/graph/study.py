@@ -188,7 +188,7 @@ def _said(row, name):
     "'+12 % [+3, +20]', or nothing."
     if not row.get(name, math.nan) == row.get(name, math.nan):
         return ''
-    return f'{100 * row[name]:+.0f} % [{100 * row[f"{name} low"]:+.0f}, {100 * row[f"{name} high"]:+.0f}]'
+    return f'{100 * row[name]:+z.0f} % [{100 * row[f"{name} low"]:+z.0f}, {100 * row[f"{name} high"]:+z.0f}]'
 
 # %% ../../nbs/07_graph/10_study.ipynb #aed518cd
 def graph_markdown(

@@ -349,7 +349,7 @@ def _said(row):
     "'-12 % [-20, -3]', or nothing."
     if not row.get('change', math.nan) == row.get('change', math.nan):
         return ''
-    return f'{100 * row["change"]:+.0f} % [{100 * row["change low"]:+.0f}, {100 * row["change high"]:+.0f}]'
+    return f'{100 * row["change"]:+z.0f} % [{100 * row["change low"]:+z.0f}, {100 * row["change high"]:+z.0f}]'
 
 # %% ../../nbs/08_prompts/10_study.ipynb #613d0df0
 def prompt_markdown(

@@ -116,7 +116,7 @@ class Estimate:
         return {k: v if math.isfinite(v) else None for k, v in vars(self).items()}
 
     def __str__(self):
-        return f'{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]'
+        return f'{self.value:z.4f} [{self.low:z.4f}, {self.high:z.4f}]'
 
 # %% ../../nbs/01_ranking/05_evaluate.ipynb #698fd135
 def relative_gain(
@@ -161,7 +161,7 @@ class FusionChoice:
 
     def __repr__(self):
         d = self.difference
-        said = f'{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}] NDCG@10, {self.users:,} validation users'
+        said = f'{d.value:+z.4f} [{d.low:+z.4f}, {d.high:+z.4f}] NDCG@10, {self.users:,} validation users'
         if self.fuse == 'sum':
             return (
                 f'Keep the sum: features hardly identify items here, and SFT with the sum is better by {said}, than a '

@@ -548,7 +548,7 @@ def _order(f, L):
         all_of = {(o, fact): r for o in orders for fact, r in f['order'][side][o].items()}
         strong = {key: r for key, r in all_of.items() if r is not None and abs(r) >= L['order']}
         if f['order'][side]['n'] >= 50 and strong:
-            said = '; '.join(f'{o} with {fact} {r:+.2f}' for (o, fact), r in strong.items())
+            said = '; '.join(f'{o} with {fact} {r:+z.2f}' for (o, fact), r in strong.items())
             yield Finding(
                 f'order_{side}',
                 severity,

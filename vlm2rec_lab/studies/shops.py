@@ -602,7 +602,7 @@ def _cell_text(row):
     return (
         said
         if not gain == gain
-        else f'{said} {100 * gain:+.0f} % [{100 * row["gain low"]:+.0f}, {100 * row["gain high"]:+.0f}]'
+        else f'{said} {100 * gain:+z.0f} % [{100 * row["gain low"]:+z.0f}, {100 * row["gain high"]:+z.0f}]'
     )
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20024

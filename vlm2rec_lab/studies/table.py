@@ -202,8 +202,8 @@ def _gain_grid(table, conditions, remedies):
     for r in table.itertuples():
         at = conditions.index(r.condition), remedies.index(r.remedy)
         z[at] = 100 * r.gain if r.low > 0 or r.high < 0 else 0.0
-        text[at] = f'{100 * r.gain:+.0f}'.replace('-0', '0').replace('+0', '0')
-        gain = f'{100 * r.gain:+.1f} % [{100 * r.low:+.1f}, {100 * r.high:+.1f}]'
+        text[at] = f'{100 * r.gain:+z.0f}'.replace('-0', '0').replace('+0', '0')
+        gain = f'{100 * r.gain:+z.1f} % [{100 * r.low:+z.1f}, {100 * r.high:+z.1f}]'
         note[at] = f'{r.condition}, {r.remedy}: {gain}, NDCG@10 {r.fused:.3f}, {r.seeds} seeds'
     return z.astype(float), text, note
 
