@@ -36,6 +36,28 @@ def test_an_inner_product_of_fused_vectors_is_the_score(made, weights):
     assert np.abs(np.take_along_axis(scores, np.maximum(found.rows, 0), 1) - found.scores)[found.there].max() < 2e-6
 
 
+def test_the_order_of_the_modalities_is_of_no_matter(made):
+    index, queries = made
+    weights = dict(text=0.5, image=0.2, sound=0.3)
+    for names in (['sound', 'image', 'text'], ['image', 'text', 'sound']):
+        asked = fused_queries({m: queries[m] for m in names}, {m: weights[m] for m in names[::-1]})
+        assert (asked == fused_queries(queries, weights)).all()
+        assert (asked @ fused_items(index, weights).T).argmax(1).tolist() == index.query(queries, 1, weights).rows[
+            :, 0
+        ].tolist()
+
+
+def test_who_has_nothing_that_counts_has_no_fused_vector(made, tmp_path):
+    "A score of 0 would stand before all that are unlike the query; the index does not answer with such an item."
+    index, queries = made
+    weights = dict(text=0, image=1, sound=0)
+    export_items(index, tmp_path / 'i.parquet', weights)
+    frame = pd.read_parquet(tmp_path / 'i.parquet')
+    assert frame.image.isna().any() and frame.fused.isna().equals(frame.image.isna())
+    found = index.query(queries, len(index), weights)
+    assert found.there.sum(1).tolist() == [frame.fused.notna().sum()] * len(found)
+
+
 def test_what_is_handed_over_is_the_index(made, tmp_path):
     index, _ = made
     assert export_items(index, tmp_path / 'deep' / 'i.parquet') == len(index)

@@ -19,16 +19,16 @@ from .segments import ROWS
 
 # %% ../../nbs/10_share/03d_handover.ipynb #55bde622
 def _fused(unit, shares):
-    "Fused vectors of some items."
+    "Fused vectors of some items, zero where one has nothing that counts."
     has = sum(w * unit[m].any(1) for m, w in shares.items())
     scale = np.where(has > 0, has, 1).astype(np.float32)[:, None]
-    return np.concatenate([unit[m] for m in shares], 1) / scale
+    return np.concatenate([unit[m] if shares[m] else 0 * unit[m] for m in sorted(shares)], 1) / scale
 
 
 def fused_items(
     index,  # Index
     weights=None,  # {modality: weight}; None: all alike
-):  # -> float32 [n, D], the modalities side by side
+):  # -> float32 [n, D], the modalities side by side, in the order of their names
     "Vectors whose inner products with `fused_queries` are scores. Raises DataError for weights that do not fit."
     shares = check_weights(weights, index.modalities)
     out = np.empty((len(index), sum(index.modalities.values())), np.float32)
@@ -38,7 +38,7 @@ def fused_items(
 
 # %% ../../nbs/10_share/03d_handover.ipynb #e2006fa7
 def fused_queries(
-    queries,  # {modality: [q, d]}, every modality of the index
+    queries,  # {modality: [q, d]}, every modality of the index, in any order
     weights=None,  # {modality: weight}; None: all alike
 ):  # -> float32 [q, D]
     "The other side of `fused_items`. Raises DataError for weights that do not fit, ValueError for NaN."
@@ -46,7 +46,7 @@ def fused_queries(
     unit = check_queries(queries, {m: np.shape(x)[1] for m, x in queries.items()})
     has = sum(w * unit[m].any(1) for m, w in shares.items())
     scale = np.where(has > 0, has, 1)[:, None]
-    return np.concatenate([unit[m] * w / scale for m, w in shares.items()], 1).astype(np.float32)
+    return np.concatenate([unit[m] * shares[m] / scale for m in sorted(shares)], 1).astype(np.float32)
 
 # %% ../../nbs/10_share/03d_handover.ipynb #f52e9f92
 def _cells(x):
@@ -62,7 +62,7 @@ def _groups(index, weights, fused):
     "Tables of some rows each."
     import pyarrow as pa
 
-    shares, start = check_weights(weights, index.modalities), 0
+    shares = check_weights(weights, index.modalities)
     for segment in index._version.segments:
         about = segment.table()
         for a in range(0, len(segment), ROWS):
@@ -70,7 +70,6 @@ def _groups(index, weights, fused):
             columns = {c: about[c].slice(a, ROWS) for c in about.column_names}
             columns |= {m: _cells(x) for m, x in unit.items()}
             yield pa.table(columns | ({'fused': _cells(_fused(unit, shares))} if fused else {}))
-        start += len(segment)
 
 # %% ../../nbs/10_share/03d_handover.ipynb #7aed35c0
 def export_items(
