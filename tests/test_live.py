@@ -195,6 +195,8 @@ def test_saved_pages(saved, open_page, axe, dark, width):
         and '3 seeds' in page.locator('.keys').inner_text()
         and page.locator('.turn').count() == 1
     )
+    share = page.locator('svg .name', has_text='as a share of its first value')
+    assert share.count() == 1  # the losses of two runs, on one scale
     page.locator('[role=group]').focus()
     page.keyboard.press('Home')
     assert 'step 0:' in page.locator('.read').inner_text() and 'alpha = 0.5' in page.locator('.read').inner_text()
@@ -207,6 +209,7 @@ def test_saved_pages(saved, open_page, axe, dark, width):
     assert (
         page.locator('[data-line="loss/"]').count() == 1
         and page.locator('.keys button').first.get_attribute('aria-pressed') == 'false'
+        and share.count() == 0
     )
     harmless(page)
 

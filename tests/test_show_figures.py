@@ -95,3 +95,24 @@ def test_a_drawing_names_what_its_lines_are_and_where_a_ratio_is_one():
     assert svg.count('stroke-dasharray="1 3"') == 1 and '>1</text>' in svg
     of = re.findall('<figcaption>(.*?)</figcaption>', html)
     assert 'experts' in of[0] and 'experts' not in of[1] and 'sft' in of[1]
+
+
+def loss_scene(**losses):
+    "A scene of runs of these losses."
+    steps = {'step': [0, 1, 2], 'grad/a': 1.0, 'grad/b': 1.0}
+    runs = [run_lines(name, [pd.DataFrame(steps | {'loss': x})], 1) for name, x in losses.items()]
+    return dict(title='', panels=PANELS, runs=runs)
+
+
+def test_losses_of_other_sizes_are_drawn_on_one_scale():
+    scene = loss_scene(large=[160, 120, 80], small=[2, 1.5, 1.0])
+    shown = re.findall(r'<path d="([^"]+)"[^>]*><title>(?:large|small): loss', still(scene))
+    assert len(shown) == 2 and len(set(shown)) == 1
+    assert 'loss, as a share of its first value' in still(scene)
+    assert 'Loss, as a share of its first value' in panels_html(scene)
+
+
+@pytest.mark.parametrize('losses', [dict(one=[160, 120, 80]), dict(one=[160, 120, 80], below=[-1, 2, 3])])
+def test_a_single_loss_and_one_that_begins_below_zero_are_drawn_as_they_are(losses):
+    scene = loss_scene(**losses)
+    assert '>160<' in still(scene) and 'share' not in still(scene) + panels_html(scene)

@@ -7,6 +7,7 @@ const GAP = 30
 const STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
 const SOON = 400 // ms after which a press that Python has not heard counts as queued
 const PREFIX = {ratio: '', grad: 'gradient ', loss: 'loss', valid: 'NDCG '}
+const SHARE = ', as a share of its first value' // as in chart.py
 const WAYS = 'Curves over the steps of training. Left and right arrows move along the steps.'
 const NONE = 'No step has been done yet: the curves appear with the first one.'
 const NOTE =
@@ -25,6 +26,13 @@ function stepAxis(scene, shown, width) {
     x: s => LEFT + ((right - LEFT) * s) / last,
     back: px => Math.round(((px - LEFT) / (right - LEFT)) * last),
   }
+}
+
+// Losses of several runs have no common unit: each is shown as a share of its first value.
+function fromFirst(lines) {
+  if (lines.length < 2 || !lines.every(l => l.mid[0] > 0)) return null
+  const share = (l, key) => l[key]?.map(v => (v === null ? v : v / l.mid[0]))
+  return lines.map(l => ({...l, mid: share(l, 'mid'), low: share(l, 'low'), high: share(l, 'high')}))
 }
 
 // The headings, ticks and grid of one panel. Returns its upright scale.
@@ -109,11 +117,14 @@ function panels(svg, scene, shown, width) {
   for (const panel of Object.keys(scene.panels)) {
     const own = r =>
       r.lines.filter(l => l.panel === panel).map(l => ({...l, dash: DASH[r.rank % DASH.length]}))
-    const lines = shown.flatMap(own)
+    const plain = shown.flatMap(own)
+    const shares = panel === 'loss' ? fromFirst(plain) : null
+    const lines = shares ?? plain
+    const name = scene.panels[panel] + (shares ? SHARE : '')
     if (!lines.length) continue
     top += GAP - 8
     const tall = TALL[panel] ?? 110
-    const frame = panelFrame(svg, axis, panel, scene.panels[panel], lines, top, tall)
+    const frame = panelFrame(svg, axis, panel, name, lines, top, tall)
     for (const l of lines) panelLine(svg, axis, panel, l, frame)
     top += tall + 8
   }
