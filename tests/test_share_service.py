@@ -109,7 +109,12 @@ def test_similar_takes_weights_and_conditions(client):
     how = dict(id='i20', weights='text=0,image=1', where=['price<60', 'price>5'], k=4)
     found = client.get('/similar', params=how).json()
     assert all(i['parts']['text'] == 0 for i in found['items'])
-    for bad, said in ((dict(weights='text'), 'weights'), (dict(where='prise<4'), "'price'"), (dict(k=0), 'k:')):
+    for bad, said in (
+        (dict(weights='text'), 'weights'),
+        (dict(weights='text=1,image=1,text=2'), 'each modality once'),
+        (dict(where='prise<4'), "'price'"),
+        (dict(k=0), 'k:'),
+    ):
         assert said in check_error(client.get('/similar', params=how | bad), 422)
 
 
@@ -285,6 +290,9 @@ BODIES = {
     b'{"history": ["i9"], "diversity": 2}': 422,
     b'{"history": ["i9"], "repeat": 1}': 422,
     b'{"history": ["i9"], "hostory": 1}': 422,
+    b'{"history": ["i9"], "history": ["i10"]}': 422,
+    b'{"history": ["i9"], "k": 1, "\\u006b": 2}': 422,
+    b'{"history": ["i9"], "weights": {"text": 1, "image": 1, "text": 0}}': 422,
     b'{"history": [' + b'"i9",' * 200 + b'"i9"]}': 422,
     b'{"history": ["' + b'x' * 2000 + b'"]}': 422,
 }

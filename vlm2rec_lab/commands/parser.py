@@ -134,12 +134,15 @@ def fusion(
         said = unlike(text, names('fusions'), 'fusion')
         raise argparse.ArgumentTypeError(f'{said}, or weights such as text=0.7,image=0.3')
     try:
-        weights = {m.strip(): float(w) for m, w in (part.split('=') for part in text.split(','))}
+        pairs = [part.split('=') for part in text.split(',')]
+        weights = {m.strip(): float(w) for m, w in pairs}
+        if len(weights) < len(pairs):
+            raise ValueError
         for w in weights.values():
             check_number('', w)
         check_number('', sum(weights.values()), zero=False)
     except ValueError:
-        said = 'write weights as text=0.7,image=0.3, none below 0 and not all 0'
+        said = 'write weights as text=0.7,image=0.3, each modality once, none below 0 and not all 0'
         raise argparse.ArgumentTypeError(f"'{text}': {said}") from None
     return weights
 

@@ -7,6 +7,7 @@ __all__ = ['Id', 'Name', 'Value', 'Weights', 'Condition', 'SAID', 'Asked', 'Reco
            'read', 'check_sizes']
 
 # %% ../../nbs/10_share/04b_asked.ipynb #47b7d6f1
+import json
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
@@ -85,17 +86,29 @@ def sentence(
     return f'{place or "The body"} {said}.'.replace(' : ', ': ')
 
 # %% ../../nbs/10_share/04b_asked.ipynb #1780cdde
+def _once(pairs):
+    "An object of JSON. Raises Refused with 422 for a field that stands twice: which one is meant, nobody knows."
+    found = {}
+    for name, value in pairs:
+        if name in found:
+            raise Refused(422, f"'{printable(name[:80])}' stands twice in one object: give it once.")
+        found[name] = value
+    return found
+
+
 def read(
     body,  # bytes
     kind,  # class of the question
 ):  # -> an instance of it
-    "The question. Raises Refused with 400 for what is no JSON, with 422 for another question."
+    "The question. Raises Refused with 400 for what is no JSON, with 422 for another question or a field twice."
     try:
-        return kind.model_validate_json(body)
+        found = kind.model_validate_json(body)
     except ValidationError as e:
         if e.errors(include_url=False, include_context=False)[0]['type'] == 'json_invalid':
             raise Refused(400, 'The body is no JSON, or nested too deep.') from None
         raise Refused(422, sentence(e, kind)) from None
+    json.loads(body, object_pairs_hook=_once, parse_int=str, parse_float=str)  # numbers are of no matter here
+    return found
 
 # %% ../../nbs/10_share/04b_asked.ipynb #52de7dee
 def check_sizes(

@@ -79,10 +79,12 @@ def weights_in(
     if text is None:
         return None
     try:
-        pairs = (part.rpartition('=')[::2] for part in text.split(','))
+        pairs = [part.rpartition('=')[::2] for part in text.split(',')]
         weights = {m.strip(): float(w) for m, w in pairs}
+        if len(weights) < len(pairs):
+            raise ValueError
     except ValueError:
-        raise Refused(422, 'weights: write text=0.7,image=0.3, as many as there are modalities.') from None
+        raise Refused(422, 'weights: write text=0.7,image=0.3, each modality once.') from None
     if not all(0 <= w <= 1e6 for w in weights.values()):
         raise Refused(422, 'weights: give finite numbers, none below 0.')
     return weights
