@@ -57,6 +57,15 @@ def test_every_model_is_asked_without_each_of_three_modalities(split, model):
     assert cell['encoder'] == ('three' if reads_contents(model) else '')
 
 
+def test_a_shop_too_small_for_a_model_is_told_before_another_has_learned(tmp_path):
+    few = shares(make_studio('balanced', seed=0, items=9, users=60, length=4))
+    with pytest.raises(DataError, match='LATTICE asks for 10 neighbours of each item, and there are 9 items'):
+        run_graph(tmp_path, few, {'theirs': vectors(n=9)}, ['VBPR', 'LATTICE'], 1, **QUICK)
+    assert not list(tmp_path.glob('*.json'))
+    cells = run_graph(tmp_path, few, {'theirs': vectors(n=9)}, ['VBPR'], 1, **QUICK)
+    assert len(cells) == 1
+
+
 class Told:
     "A model whose tables say what they are without."
 

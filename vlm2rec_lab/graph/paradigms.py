@@ -15,7 +15,7 @@ from ..base.files import kept_cell, sole_writer
 from .encoders import encoder_vectors, mark_of
 from .fit import fit_graph
 from .graph import graph_of
-from .make import GRAPH_MODELS, reads_contents
+from .make import GRAPH_MODELS, check_items, reads_contents
 from .study import figures_left, plain_settings, run_graph
 from .together import make_together
 
@@ -113,6 +113,7 @@ def run_together(
     **training,  # of `fit_graph`
 ):  # -> list of dict, of `together_cell`
     "Make the cells of models that learn with their encoders which are not there yet, seed by seed."
+    check_items(list(models), len(split.catalogue))
     how = dict(lora=lora, views=views, reach=reach, share=share, dim=dim, width=width, cut=cut)
     asked, cells = _asked(split, encoders, **how, training=training), []
     how |= dict(name=name, most=most, device=device, memory={} if memory is None else memory)

@@ -23,7 +23,7 @@ from ..base.store import weights_key
 from ..diagnosis.tables import markdown_table
 from .fit import figure_of, fit_graph, rank_graph
 from .graph import graph_of
-from .make import GRAPH_MODELS, make_model, reads_contents
+from .make import GRAPH_MODELS, check_items, make_model, reads_contents
 from ..ranking.evaluate import bootstrap_means, relative_gain
 from ..training.contents import item_vectors, reduce_vectors
 
@@ -131,6 +131,7 @@ def run_graph(
 ):  # -> list of dict, of `graph_cell`
     "Make the cells that are not there yet, seed by seed. Raises DataError for unknown names and for foreign files."
     models = [known(m, GRAPH_MODELS, 'graph model') for m in dict.fromkeys(models or GRAPH_MODELS)]
+    check_items(models, len(split.catalogue))
     each = [(m, e) for m in models for e in (encoders if reads_contents(m) else ('',))]
     wanted = [(m, e, s) for s in range(seeds) for m, e in each]
     out, cells, sizes = Path(out), [], dict(dim=dim, width=width, cut=cut)
