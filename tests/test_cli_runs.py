@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import warm
 from PIL import Image
 from test_cli_commands import said
 
+from vlm2rec_lab.commands.fit import fused_otherwise
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.shop.drawn import make_studio
 
@@ -210,3 +212,12 @@ def test_last_baskets_and_same_content(shop, tmp_path, checkpoint):
     status, out, err = run(shop, tmp_path / 'out', '--split', 'last-basket', '--same-content', 'all', model=checkpoint)
     assert status == 0, err
     assert 'targets in sets' in out and 'Recall@10' in (tmp_path / 'out' / 'sft' / 'metrics.json').read_text()
+
+
+def test_a_table_says_which_rows_were_fused_otherwise():
+    metrics = SimpleNamespace(protocol='1,000 users, fusion sum (one vector)')
+    found = dict(before=dict(metrics=metrics), sft=dict(metrics=metrics), repaired=dict(metrics=metrics, fuse='concat'))
+    (said,) = fused_otherwise(found)
+    assert said.startswith('repaired was trained and ranked with fusion concat')
+    metrics.protocol = f'1,000 users, {said.split("with ")[1]}'
+    assert fused_otherwise(found) == []

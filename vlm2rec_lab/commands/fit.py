@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NAMED_SETTINGS', 'BY_TRAINING', 'RESULTS', 'KNOWS', 'loss_settings', 'check_folder', 'check_run', 'open_run',
            'item_titles', 'keep_split', 'keep_inputs', 'save_result', 'fit', 'result_table', 'interval_table',
-           'interval_text', 'below_baseline', 'above_baseline', 'beside_words', 'about_split', 'table_html',
-           'make_reports']
+           'interval_text', 'below_baseline', 'above_baseline', 'beside_words', 'about_split', 'fused_otherwise',
+           'table_html', 'make_reports']
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #86675afb
 import contextlib
@@ -478,6 +478,17 @@ def about_split(
         said.append('this table ranks among the negatives of the split, the collapse report among all items')
     return said
 
+# %% ../../nbs/11a_commands/03_fit.ipynb #cace061a
+def fused_otherwise(
+    found,  # of `fit`
+):  # -> list of sentences
+    "Which rows of a table were fused otherwise than the protocol above it says."
+    from vlm2rec_lab.ranking.evaluate import fusion_name
+
+    said = found['before']['metrics'].protocol if 'before' in found else ''
+    own = {name: fusion_name(f['fuse']) for name, f in found.items() if 'fuse' in f}
+    return [f'{name} was trained and ranked with {how}' for name, how in own.items() if how not in said]
+
 # %% ../../nbs/11a_commands/03_fit.ipynb #504a6287
 def table_html(
     found,  # of `fit`
@@ -490,7 +501,10 @@ def table_html(
     from vlm2rec_lab.diagnosis.pages import table
 
     shown, below = interval_table(found, base), below_baseline(found, base, split.catalogue.kinds)
-    said = ''.join(f'<p class="soft">{escape(t)}</p>' for t in (base.protocol, *base.notes, *about_split(split)))
+    said = ''.join(
+        f'<p class="soft">{escape(t)}</p>'
+        for t in (base.protocol, *fused_otherwise(found), *base.notes, *about_split(split))
+    )
     heads = ['', *(escape(f'{name}, {view}') for name, view in shown.columns)]
     rows = [[escape(run), *map(escape, cells)] for run, cells in zip(shown.index, shown.to_numpy().tolist())]
     return (f'<p><strong>{escape(below)}</strong></p>' if below else '') + table(heads, rows) + said

@@ -26,6 +26,7 @@ from vlm2rec_lab.commands.fit import (
     check_folder,
     check_run,
     fit,
+    fused_otherwise,
     interval_text,
     keep_inputs,
     keep_split,
@@ -411,7 +412,7 @@ def _result(found, base, split, reports):
     from vlm2rec_lab.ranking.evaluate import few_words
 
     table, few = interval_text(found, base), few_words(len(split.test))
-    notes = ''.join(f'\nnote: {n}' for n in (*base.notes, *about_split(split)))
+    notes = ''.join(f'\nnote: {n}' for n in (*fused_otherwise(found), *base.notes, *about_split(split)))
     test = f"test of {split.name}: {found['before']['metrics'].protocol}"
     if any(few.removeprefix(' Few users: ').removesuffix('.') in n for n in split.notes):
         test = test.replace(few, '')
