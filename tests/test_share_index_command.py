@@ -152,3 +152,61 @@ def test_a_file_for_the_report_is_a_file_for_the_index(tmp_path, monkeypatch):
         assert said('index', 'build', 'i', '--items', file, *more)[0] == 0
         assert Index('i').ids.tolist() == table.item_id.tolist()
     assert json.loads((tmp_path / 'i/index.json').read_text())['version'] == 2
+
+
+@pytest.mark.parametrize(
+    'about, why',
+    [
+        (b'item_id,kind\na,\xe9\n', 'about.csv is not UTF-8'),
+        (b'item_id,kind\na,"x\n', 'about.csv cannot be read: row 2 opens a quotation mark'),
+        (b'item_id,kind\n0,a,x\n1,b,y\n', 'about.csv: row 2 has more cells than the header'),
+        (b'', 'about.csv is empty'),
+        (b'item_id,kind\n1,x\n2,y\n', "has no row for 2 of 2 items ('01', '02'); of 2 unknown ids 2 would be known"),
+        (b'item_id,kind\nc,x\n', "has no row for 2 of 2 items ('01', '02'): both tables need"),
+        (b'item_id,kind\n,x\n01,y\n', 'about.csv: 1 row without item_id: row 2'),
+    ],
+)
+def test_a_second_table_that_cannot_be_used(tmp_path, monkeypatch, about, why):
+    monkeypatch.chdir(tmp_path)
+    np.savez('items.npz', text=np.eye(2), item_id=['01', '02'])
+    (tmp_path / 'about.csv').write_bytes(about)
+    status, _, err = said('index', 'build', 'shop', '--items', 'items.npz', '--about', 'about.csv')
+    assert status == 2 and why in ' '.join(err.split())
+
+
+def test_items_that_a_second_table_lacks_are_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez('items.npz', text=np.eye(2), item_id=['01', '02'])
+    (tmp_path / 'about.csv').write_text('item_id,kind\n02,x\n03,y\n')
+    status, out, err = said('index', 'build', 'shop', '--items', 'items.npz', '--about', 'about.csv')
+    assert status == 0 and "has no row for 1 of 2 items ('01'), whose columns are empty" in ' '.join(
+        (out + err).split()
+    )
+    assert Index('shop').table.kind.fillna('').tolist() == ['', 'x']
+
+
+@pytest.mark.parametrize('form', ['npz', 'parquet'])
+def test_ids_that_are_numbers_have_no_point_and_none_is_no_id(tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+
+    def written(ids):
+        if form == 'npz':
+            np.savez('items.npz', text=np.eye(3), item_id=ids)
+        else:
+            pd.DataFrame(dict(item_id=ids, text=list(np.eye(3)))).to_parquet('items.parquet')
+
+    written(np.array([1, 2.5, 3]))
+    assert said('index', 'build', 'shop', '--items', f'items.{form}')[0] == 0
+    assert Index('shop').ids.tolist() == ['1', '2.5', '3']
+    written(np.array([1, np.nan, 3]))
+    status, _, err = said('index', 'build', 'shop', '--items', f'items.{form}')
+    assert status == 2 and '1 row without item_id: row 1' in ' '.join(err.split())
+
+
+def test_dates_are_shown_without_a_word_of_the_library(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = pd.DataFrame(dict(item_id=['a', 'b'], text=list(np.eye(2)), when=pd.to_datetime(['2024-01-01'] * 2)))
+    table.to_parquet('items.parquet')
+    assert said('index', 'build', 'shop', '--items', 'items.parquet')[0] == 0
+    status, out, err = said('index', 'query', 'shop', '--like', 'a')
+    assert status == 0 and '2024-01-01' in out and 'round' not in out + err

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from vlm2rec_lab.base.errors import DataError, DataWarning
+from vlm2rec_lab.shop.readers import log_file
 from vlm2rec_lab.shop.tables import load_folder, read_table
 
 BAD_CSV = {  # name: (bytes of the file, words of the error)
@@ -42,6 +43,25 @@ def test_a_csv_file_that_cannot_be_used(name, tmp_path):
     content, why = BAD_CSV[name]
     (tmp_path / 'items.csv').write_bytes(content)
     refused(lambda: read_table(tmp_path, 'items'), why)
+
+
+@pytest.mark.parametrize('first', ['0', '1', 'x'])
+def test_a_column_without_a_name_moves_no_other(tmp_path, first):
+    "As some programs number the rows; pandas would take it for an index, and a range of numbers for its own."
+    rows = [first, '1' if first == '0' else '2']
+    (tmp_path / 'items.csv').write_text('item_id,title\n' + ''.join(f'{r},a{r},Tea {r}\n' for r in rows))
+    (tmp_path / 'interactions.csv').write_text('user_id,item_id,timestamp\n' + ''.join(f'{r},u,a{r},3\n' for r in rows))
+    for read in (lambda: load_folder(tmp_path), lambda: log_file(tmp_path / 'interactions.csv')):
+        refused(read, 'row 2 has more cells than the header')
+
+
+def test_commas_at_the_end_of_rows_are_no_column(tmp_path):
+    (tmp_path / 'items.csv').write_text('item_id,title\n0,Tea,\n1,Mug,\n')
+    (tmp_path / 'interactions.csv').write_text('user_id,item_id,timestamp\n7,0,3,\n7,1,4,\n')
+    shop = load_folder(tmp_path)
+    assert shop.catalogue.ids == ('0', '1') and shop.catalogue.content['text'] == ['Tea', 'Mug']
+    for inter in (shop.interactions, log_file(tmp_path / 'interactions.csv').interactions):
+        assert inter.user_ids == ('7',) and inter.items.tolist() == [0, 1] and inter.times.tolist() == [3, 4]
 
 
 @pytest.mark.parametrize('name', BAD_LINES)

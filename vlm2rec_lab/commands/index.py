@@ -206,7 +206,8 @@ def _query(o):
     found = index.query(history_vectors(index, ids), o.k or 10, o.weights, where or None, seen, diverse)
     print(_asked(o, ids))
     table = found.frame(index, o.columns).drop(columns='query')
-    print(frame_text(table.round(4), index=False, keys=2) if len(table) else 'no item is left to answer with')
+    table = table.round({c: 4 for c in table.select_dtypes('float')})
+    print(frame_text(table, index=False, keys=2) if len(table) else 'no item is left to answer with')
     print(o.command)
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.errors import DataError, check_once, few, warn
+from ..base.errors import DataError, check_once, counted, few, warn
 from ..ranking.vectors import read_side
 from .query import check_queries, check_weights
 from .segments import ROWS
+from ..shop.catalogue import zeros_hint
 
 # %% ../../nbs/10_share/03d_handover.ipynb #55bde622
 def _fused(unit, shares):
@@ -125,7 +126,7 @@ def read_catalogue(
         vectors, table = _columns(path)
     else:
         vectors, links = read_side(path, 'items')
-        table = pd.DataFrame({c: [_text(v) for v in x] for c, x in links.items()})
+        table = pd.DataFrame({c: _ids(x, path) if c == 'item_id' else [_text(v) for v in x] for c, x in links.items()})
     vectors.pop('fused', None)
     if about is not None:
         table = _joined(table, about, len(next(iter(vectors.values()))))
@@ -134,7 +135,21 @@ def read_catalogue(
 
 def _text(value):
     "Text as text, also where it was stored as bytes or as a number."
+    if isinstance(value, (float, np.floating)) and value.is_integer():
+        value = int(value)
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _ids(column, where):
+    "Ids as text, those of whole numbers without a point. Raises DataError naming the rows without one."
+    import pandas as pd
+
+    column = column if isinstance(column, pd.Series) else pd.Series(column)
+    empty = column.index[column.isna()]
+    if len(empty):
+        what = f'{counted(len(empty), "row")} without item_id: row {few(empty)}'
+        raise DataError(f'{where}: {what}; fill it in or delete the row')
+    return [_text(v) for v in column]
 
 # %% ../../nbs/10_share/03d_handover.ipynb #f7b66d80
 def _columns(path):
@@ -158,7 +173,7 @@ def _columns(path):
         raise DataError(f'{path} has no column of lists of numbers, only {few(found.column_names, 9)}: give it vectors')
     vectors, _ = read_side(found.select(mine).to_pandas(), 'items')
     table = found.drop_columns(mine).to_pandas()
-    return vectors, table.assign(item_id=table.item_id.map(_text)) if 'item_id' in table else table
+    return vectors, table.assign(item_id=_ids(table.item_id, path)) if 'item_id' in table else table
 
 
 def _is_list(kind):
@@ -170,25 +185,36 @@ def _is_list(kind):
 # %% ../../nbs/10_share/03d_handover.ipynb #6c0fee3d
 def _joined(table, about, n):
     "A table with the columns of another one, by item_id where it has ids, else row by row."
-    import pandas as pd
+    from vlm2rec_lab.shop.tables import read_table
 
-    from vlm2rec_lab.shop.tables import table_names
-
-    suffix = Path(about).suffix.lower()
-    if suffix not in ('.parquet', '.csv'):
+    about = Path(about)
+    if about.suffix.lower() not in ('.parquet', '.csv'):
         raise DataError(f'{about}: name a file that ends in .parquet or .csv')
-    check_once(filter(None, table_names(about)), about)
-    more = pd.read_parquet(about) if suffix == '.parquet' else pd.read_csv(about)
+    if not about.is_file():
+        raise FileNotFoundError(f'about: there is no file {about}')
+    more, _ = read_table(about.parent, about.name, ('item_id',), cells=True)
     if 'item_id' not in more:
         raise DataError(f'{about} has the columns {few(more.columns, 9)}: one must be item_id')
-    if suffix == '.csv':  # ids are text, also 007 and NA
-        more['item_id'] = pd.read_csv(about, usecols=['item_id'], dtype=str, keep_default_na=False)['item_id']
-    more = more.assign(item_id=more.item_id.map(_text))
+    more = more.assign(item_id=_ids(more.item_id, about)).reset_index(drop=True)
     if 'item_id' not in table:
         if len(more) != n:
             raise DataError(f'{about} has {len(more):,} rows and the items {n:,}, without ids: give one row for each')
         return more
     if more.item_id.duplicated().any():
         raise DataError(f'{about}: item_id {more.item_id[more.item_id.duplicated()].iloc[0]!r} stands in several rows')
+    _warn_of_strangers(table, more, about)
     both = [c for c in more if c in table and c != 'item_id']
     return table.drop(columns=both).merge(more, how='left', on='item_id')
+
+
+def _warn_of_strangers(table, more, about):
+    "Count the items that a second table does not know. Raises DataError where it knows none."
+    there = set(more.item_id)
+    lacking = [i for i in table.item_id if i not in there]
+    if not lacking:
+        return
+    such = f'{about} has no row for {len(lacking):,} of {counted(len(table), "item")} ({few(map(repr, lacking))})'
+    zeros = zeros_hint(lacking, more.item_id)
+    if len(lacking) == len(table):
+        raise DataError(f'{such}{zeros or ": both tables need the same item_id"}')
+    warn([], f'{such}, whose columns are empty{zeros}')

@@ -35,7 +35,7 @@ from vlm2rec_lab.shop.lines import (
 from .logs import Log, as_log, checked_units, coded, time_order
 from .packed import bounds_of, too_large, too_long
 from .roles import find_roles
-from .tables import check_head, first_bytes, table_names, unreadable
+from .tables import check_head, first_bytes, table_names, unreadable, whole_rows
 
 # %% ../../nbs/00_shop/08c_log_files.ipynb #700f653f
 def _type_of(role):
@@ -565,8 +565,8 @@ def _plain_csv(path, sep, names, quote, max_rows=None, max_bytes=None):
     how = dict(dtype=str, keep_default_na=False, na_values=[''], skip_blank_lines=False, encoding='utf-8-sig')
     how |= dict(quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE, names=names)
     try:
-        with open_file(path, max_bytes) as f:
-            df = pd.read_csv(f, sep=sep, nrows=None if max_rows is None else max_rows + 1, **how)
+        with open_file(path, max_bytes) as f, whole_rows(where, 1 if names else 2):
+            df = pd.read_csv(f, sep=sep, nrows=None if max_rows is None else max_rows + 1, index_col=False, **how)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError, ValueError, MemoryError, *BROKEN_OFF) as e:
         if isinstance(e, DataError):
             raise
@@ -574,8 +574,6 @@ def _plain_csv(path, sep, names, quote, max_rows=None, max_bytes=None):
     if max_rows is not None and len(df) > max_rows:
         raise too_long(where, max_rows)
     df.columns = [str(c).strip() for c in df.columns]
-    if not isinstance(df.index, pd.RangeIndex):
-        raise DataError(f'{where}: row {1 if names else 2} has more cells than the header')
     return df
 
 # %% ../../nbs/00_shop/08c_log_files.ipynb #7a70c008

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEXT_COLUMNS', 'OTHER_TEXT_COLUMNS', 'LONGEST', 'SUFFIXES', 'NO_WORDS', 'unreadable', 'first_bytes', 'check_head',
-           'plain_table', 'table_names', 'read_table', 'compose_text', 'modality_columns', 'read_images', 'exact_names',
-           'load_folder']
+           'whole_rows', 'plain_table', 'table_names', 'read_table', 'compose_text', 'modality_columns', 'read_images',
+           'exact_names', 'load_folder']
 
 # %% ../../nbs/00_shop/07_tables.ipynb #fe73bf94
 import gzip
@@ -13,6 +13,7 @@ import json
 import re
 import warnings
 import zlib
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -97,19 +98,31 @@ def _csv_head(path):
         return pd.read_csv(f, **options).iloc[0].fillna('').str.strip().tolist()
 
 # %% ../../nbs/00_shop/07_tables.ipynb #7a50c003
+@contextmanager
+def whole_rows(
+    where,  # the file
+    first=2,  # number of its first row
+):
+    """In here, pandas that reads CSV with `index_col=False` does not leave out cells behind the last column: a
+    `DataError`. Without that argument it may take the first column for an index and move all others."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', pd.errors.ParserWarning)
+        try:
+            yield
+        except pd.errors.ParserWarning:
+            raise DataError(
+                f'{where}: row {first} has more cells than the header; '
+                'name every column, or put quotation marks around cells with commas'
+            ) from None
+
+# %% ../../nbs/00_shop/07_tables.ipynb #cd1d164e
 def _csv(path, text, max_rows=None, max_bytes=None):
-    "A CSV file as a table. Pandas takes the first column of a row longer than the header for an index: an error here."
+    "A CSV file as a table."
     check_head(_csv_head(path), path.name)
     options = dict(keep_default_na=False, na_values=[''], encoding='utf-8-sig', skip_blank_lines=False)
-    with open_file(path, max_bytes) as f:
+    with open_file(path, max_bytes) as f, whole_rows(path.name):
         nrows = None if max_rows is None else max_rows + 1
-        df = pd.read_csv(f, dtype={c: str for c in text}, nrows=nrows, low_memory=False, **options)
-    if not isinstance(df.index, pd.RangeIndex):
-        raise DataError(
-            f'{path.name}: row 2 has more cells than the header; '
-            'name every column, or put quotation marks around cells with commas'
-        )
-    return df
+        return pd.read_csv(f, dtype={c: str for c in text}, nrows=nrows, low_memory=False, index_col=False, **options)
 
 # %% ../../nbs/00_shop/07_tables.ipynb #e9437ce4
 def _unclosed(why):
