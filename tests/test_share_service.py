@@ -529,6 +529,22 @@ def test_any_new_items(writable, items):
     assert writable.get('/health').json()['ready'] is True
 
 
+@pytest.mark.parametrize(
+    'method, path, said',
+    [
+        ('GET', '/similar?id=i9&k=3&k=5', 'k stands twice'),
+        ('GET', '/similar?id=i9&wieght=text=1', "no parameter 'wieght'; did you mean 'weights'?"),
+        ('GET', '/similar/i9?id=i10', "no parameter 'id'"),
+        ('GET', '/items?fnd=mug', "did you mean 'find'?"),
+        ('GET', '/items/i9?side=96', "no parameter 'side'"),
+        ('GET', '/pictures?id=i9&sidde=96', "did you mean 'side'?"),
+        ('DELETE', '/items?item=i9', "no parameter 'item'"),
+    ],
+)
+def test_parameters_that_nobody_reads(client, method, path, said):
+    assert said in check_error(client.request(method, path), 422)
+
+
 @SEARCH
 @given(
     method=st.sampled_from(['GET', 'POST', 'PUT', 'DELETE', 'HEAD', 'OPTIONS']),
