@@ -241,6 +241,7 @@ def test_no_validation_at_all():
     split = shares(two_tastes(), valid=0)
     run = fit_graph(make('BPRMF', split), split, **QUICK | dict(epochs=2))
     assert run.frame['Recall@5'].isna().all() and run.best == 2 and len(split.valid) == 0
+    assert run.top is None and 'nan' not in repr(run) and 'nobody looked at validation Recall@5' in repr(run)
 
 
 def test_items_that_nobody_has_are_negatives_too():

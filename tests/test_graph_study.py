@@ -57,6 +57,12 @@ def test_every_model_is_asked_without_each_of_three_modalities(split, model):
     assert cell['encoder'] == ('three' if reads_contents(model) else '')
 
 
+def test_a_cell_is_json_where_nobody_looked_at_validation():
+    unseen = shares(make_studio('balanced', seed=0, items=30, users=60, length=10), valid=0)
+    cell = graph_cell(unseen, 'VBPR', vectors(), 'theirs', **QUICK)
+    assert json.loads(json.dumps(cell, allow_nan=False)) == cell and cell['kept']['valid'] is None
+
+
 def test_a_shop_too_small_for_a_model_is_told_before_another_has_learned(tmp_path):
     few = shares(make_studio('balanced', seed=0, items=9, users=60, length=4))
     with pytest.raises(DataError, match='LATTICE asks for 10 neighbours of each item, and there are 9 items'):

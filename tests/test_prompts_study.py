@@ -165,6 +165,18 @@ def test_drawn_items_are_so_many_that_are_not_seen(monkeypatch):
         assert len(set(items.tolist())) == 3 and not set(items.tolist()) & {target, *seen.tolist()}
 
 
+def test_a_cell_is_json_where_nobody_looked_and_new_items_alone_are_asked_for():
+    studio = make_studio('balanced', seed=0, items=30, users=60, length=6, new=0.2)
+    split = studio.split(train=30, valid=0, test=20, history=4)
+    new = ~warm_items(split)[split.test.targets]
+    assert 0 < new.sum() < len(new)
+    split = replace(split, test=split.test.take(np.flatnonzero(new)))
+    cell = prompt_cell(split, {}, **QUICK | dict(model=dict(way='names')))
+    assert json.loads(json.dumps(cell, allow_nan=False)) == cell and cell['kept']['valid'] is None
+    assert {r['target'] for r in cell['kept']['new items']} == {'new'}
+    assert 'nan' not in study.new_markdown([cell | dict(way='names')])
+
+
 def test_a_cell_is_what_a_taught_model_is_asked(monkeypatch):
     "Ready for JSON, the same again, with figures of the model at the end; new items have rows of their own."
     studio = make_studio('balanced', seed=0, items=30, users=60, length=6, new=0.2)

@@ -39,12 +39,6 @@ def _asked_with(blocks, backbone, method, items, features, settings):
     )
     return dict(blocks=blocks.fingerprint[:16], backbone=backbone, **METHODS[method]) | made | plain
 
-# %% ../../nbs/09_federated/06_study.ipynb #b04270ca
-def _best_valid(run):
-    "The best figure of validation, or None where nobody looked."
-    found = run.frame.get(run.metric)
-    return None if found is None or found.isna().all() else float(found.max())
-
 # %% ../../nbs/09_federated/06_study.ipynb #70262ebe
 def federated_cell(
     blocks,  # Blocks
@@ -70,7 +64,7 @@ def federated_cell(
         | {m: v.round(6).tolist() for m, v in f.values.items()}
         for f in done.asked
     ]
-    rounds = [dict(best=r.best, rounds=len(r.frame), valid=_best_valid(r)) for r in done.runs]
+    rounds = [dict(best=r.best, rounds=len(r.frame), valid=r.top) for r in done.runs]
     said = dict(backbone=backbone, method=method, items=items, seed=seed, cut=done.cut, rounds=rounds, figures=figures)
     asked = _asked_with(blocks, backbone, method, items, features, dict(lr=lr, **settings))
     return said | dict(asked=asked, seconds=round(time.process_time() - start, 1))

@@ -78,7 +78,7 @@ def together_cell(
     run = fit_graph(net, split, metric=f'Recall@{cut}', seed=seed, folder=folder, **training)
     figures = figures_left(net.eval(), split, net.modalities, cut)
     said = dict(model=model, encoder=name, seed=seed, cut=cut, figures=figures)
-    kept = dict(best=run.best, epochs=len(run.frame), valid=float(run.frame[run.metric].max()), learned=_learned(net))
+    kept = dict(best=run.best, epochs=len(run.frame), valid=run.top, learned=_learned(net))
     asked = _asked(split, encoders, lora, views, reach, share, dim, width, cut, training)
     return said | dict(asked=asked, kept=kept, seconds=round(time.process_time() - start, 1))
 

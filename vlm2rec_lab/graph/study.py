@@ -88,7 +88,7 @@ def graph_cell(
     run = fit_graph(net, split, metric=f'Recall@{cut}', seed=seed, folder=folder, **training)
     figures = figures_left(net.eval(), split, given, cut)
     said = dict(model=model, encoder='' if floor else encoder, seed=seed, cut=cut)
-    kept = dict(best=run.best, epochs=len(run.frame), valid=float(run.frame[run.metric].max()))
+    kept = dict(best=run.best, epochs=len(run.frame), valid=run.top)
     asked = _asked(split, model, vectors, dim, width, cut, training)
     return said | dict(asked=asked, kept=kept, figures=figures, seconds=round(time.process_time() - start, 1))
 

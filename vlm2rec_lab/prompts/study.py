@@ -207,7 +207,7 @@ def prompt_cell(
     how = dict(metric=f'NDCG@{cut}', seed=seed, about=about, folder=folder) | training
     run = fit_prompts(net, wording, lessons, look, **how)
     learned, whole = learned_share(net)
-    kept = dict(best=run.best, epochs=len(run.frame), valid=float(run.frame[run.metric].max()), learned=learned)
+    kept = dict(best=run.best, epochs=len(run.frame), valid=run.top, learned=learned)
     kept |= dict(whole=whole, gradients=_gradients(net, wording, split, users))
     figures = figures_asked(net, wording, split, cut, negatives, seed, candidates=candidates)
     kept |= {'new items': _new_items(net, wording, split, cut)}
@@ -247,7 +247,8 @@ def _new_items(model, wording, split, cut):
         return []
     questions = next_questions(split.test, templates_for('next')[0], customer_names(split))
     scores = item_scores(model, wording, questions)
-    return new_item_figures(lambda at: scores[at], split.test, new, (cut,)).to_dict('records')
+    found = new_item_figures(lambda at: scores[at], split.test, new, (cut,))
+    return found[found.rows > 0].to_dict('records')
 
 # %% ../../nbs/08_prompts/10_study.ipynb #0a5a003c
 @lru_cache(maxsize=4)

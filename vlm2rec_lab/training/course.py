@@ -73,6 +73,12 @@ class Fit:
         values = self.frame[self.metric]
         return int(self.frame.loc[values.idxmax(), 'epoch']) if values.notna().any() else len(self.frame)
 
+    @property
+    def top(self):
+        "The best validation figure; None where nobody looked."
+        values = self.frame[self.metric]
+        return float(values.max()) if values.notna().any() else None
+
     def to_dict(self):
         "As JSON can hold it."
         rows = [{k: None if v != v else v for k, v in r.items()} for r in self.frame.to_dict('records')]
@@ -80,10 +86,11 @@ class Fit:
         return dict(**known, epochs=rows)
 
     def __repr__(self):
-        t, s = self.frame, self.settings
+        t, s, kept = self.frame, self.settings, f'the last one kept, as nobody looked at validation {self.metric}'
+        if self.top is not None:
+            kept = f'best after {self.best} with a validation {self.metric} of {self.top:.4f}'
         return (
-            f"Fit of {s['model']} by {s['loss']}: {len(t)} epochs{'' if self.finished else ', interrupted'}, best "
-            f'after {self.best} with a validation {self.metric} of {t[self.metric].max():.4f}; '
+            f"Fit of {s['model']} by {s['loss']}: {len(t)} epochs{'' if self.finished else ', interrupted'}, {kept}; "
             f'loss {t.loss.iloc[-1]:.3f}; {t.seconds.sum():.1f} s'
         )
 
