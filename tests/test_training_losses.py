@@ -22,6 +22,7 @@ from vlm2rec_lab.training.losses import (
     margins,
     modality_dropout,
     modality_logits,
+    ogm_scales,
     own_losses,
     per_modality,
     register_loss,
@@ -203,6 +204,97 @@ def test_missing_pictures_have_no_say_in_the_lag(batch, holes):
     without['exclude'][:, 3] = True
     close(own_losses(**holes, tau=0.07)['image'], own_losses(**without, tau=0.07)['image'])
     close(margins(**holes)['image'].mean(), margins(**without)['image'].mean())
+
+
+def slopes(f, b):
+    "Loss of a batch, and {modality: gradient at its sequences}."
+    z = {k: {m: x.clone().requires_grad_() for m, x in b[k].items()} for k in ('sequences', 'items')}
+    value = f(**{**b, **z})
+    value.backward()
+    return value.detach(), {m: x.grad for m, x in z['sequences'].items()}
+
+
+LEADERS = [('wpcl', dict(gap=gap)) for gap in ('batch', 'user', 'smooth')] + [('weak-infonce', {}), ('ogm-ge', {})]
+
+
+def in_log(b, modality, tau):
+    "Log of the mean probability that a modality alone gives the positive, over rows that have a negative in it."
+    u, v = (F.normalize(b[k][modality], dim=-1) for k in ('sequences', 'items'))
+    logits = (u @ v.T / tau).masked_fill(b['exclude'], -torch.inf)
+    return logits.log_softmax(1).gather(1, b['positives'][:, None]).logsumexp(0) - math.log(len(u))
+
+
+@pytest.mark.parametrize('name, kw', LEADERS, ids=str)
+@pytest.mark.parametrize('fuse', ['sum', 'concat'])
+def test_a_modality_that_no_row_has_is_neither_weak_nor_strong(name, kw, fuse):
+    "Loss and gradients are those of the batch without it, though its margin is the smallest number, and its share."
+    b = toy_batch(modalities=('text', 'image', 'sound'))
+    for side in ('sequences', 'items'):
+        b[side]['sound'] = torch.zeros_like(b[side]['sound'])
+    found, want = (
+        slopes(get_loss(name, fuse=fuse, **kw, **({'memory': {}} if kw.get('gap') == 'smooth' else {})), x)
+        for x in (b, alone(b, 'text', 'image'))
+    )
+    close(found[0], want[0])
+    assert all(torch.allclose(found[1][m], want[1][m]) for m in ('text', 'image'))
+
+
+@pytest.mark.parametrize('name, kw', LEADERS, ids=str)
+def test_a_modality_without_a_single_negative_is_neither_weak_nor_strong(name, kw):
+    "One target has a sound and no other candidate has: there is nothing to be told apart by it."
+    b = toy_batch(modalities=('text', 'image', 'sound'))
+    for side, kept in (('items', b['positives'][0]), ('sequences', 0)):
+        b[side]['sound'] = torch.where(torch.arange(len(b[side]['sound']))[:, None] == kept, b[side]['sound'], 0.0)
+    silent = {**b, **{k: b[k] | dict(sound=torch.zeros_like(b[k]['sound'])) for k in ('items', 'sequences')}}
+    weights = dict.fromkeys(('text', 'image'), 1.0) | dict(sound=0.0)  # what is fused is the same
+    memory = [{'memory': {}} if kw.get('gap') == 'smooth' else {} for _ in range(2)]
+    found, want = (slopes(get_loss(name, fuse=weights, **kw, **more), x) for x, more in zip((b, silent), memory))
+    close(found[0], want[0])
+    assert all(torch.allclose(found[1][m], want[1][m]) for m in ('text', 'image'))
+
+
+@pytest.mark.parametrize('name, kw', LEADERS, ids=str)
+def test_contents_of_nobody_are_no_error(batch, name, kw):
+    empty = {k: {m: torch.zeros_like(x) for m, x in batch[k].items()} for k in ('sequences', 'items')}
+    f = get_loss(name, **kw, **({'memory': {}} if kw.get('gap') == 'smooth' else {}))
+    close(f(**{**batch, **empty}), sft(**{**batch, **empty}))
+
+
+def test_leads_are_told_where_probabilities_are_too_small_for_a_number():
+    "At this temperature the mean probability of a positive is 0 in float64."
+    b, tau = toy_batch(B=3, J=3), 1e-4
+    b['items']['image'] = b['items']['image'] * 0.5 + b['items']['text']
+    b |= dict(positives=torch.arange(3), exclude=torch.zeros(3, 3, dtype=torch.bool))
+    b['sequences'] = {m: -v for m, v in b['items'].items()}
+    sure = {m: in_log(b, m, tau) for m in ('text', 'image')}
+    weak = min(sure, key=sure.get)
+    lag = -torch.expm1(sure[weak] - max(sure.values()))
+    assert max(sure.values()) < -1000 and lag > 0.5
+    want = sft(**b, tau=tau) + lag * own_losses(**alone(b, weak), tau=tau)[weak]
+    close(weak_infonce(**b, tau=tau) / want, 1.0)
+    assert ogm_scales(**b, tau=tau)[weak] == 1.0 and min(ogm_scales(**b, tau=tau).values()) < 0.1
+
+
+def test_a_row_is_not_left_with_a_modality_that_it_or_its_target_lacks():
+    "No picture anywhere: whatever is dropped, each row has its text."
+    b = toy_batch()
+    for side in ('sequences', 'items'):
+        b[side]['image'] = torch.zeros_like(b[side]['image'])
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        close(modality_dropout(**b, p=0.9, generator=generator), sft(**alone(b, 'text')))
+
+
+def test_a_candidate_without_what_is_left_is_no_negative():
+    "One sequence alone, until its text is dropped: the item without a picture is then no candidate."
+    b = toy_batch(B=1, J=3)
+    b |= dict(positives=torch.tensor([0]), exclude=torch.zeros(1, 3, dtype=torch.bool))
+    b['items']['image'][2] = 0
+    drawn = [modality_dropout(**b, p=0.5, generator=torch.Generator().manual_seed(s)) for s in range(12)]
+    picture = own_losses(**alone(b, 'image'), tau=0.07)['image']
+    text, both = sft(**alone(b, 'text')), sft(**b)
+    found = {min(range(3), key=lambda k: abs(float(x - (picture, text, both)[k]))) for x in drawn}
+    assert found == {0, 1, 2} and all(min(abs(float(x - y)) for y in (picture, text, both)) < 1e-9 for x in drawn)
 
 
 @pytest.mark.parametrize('name, kw', [(n, kw) for n, kw in EVERY if n != 'ogm-ge'])

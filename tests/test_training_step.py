@@ -174,6 +174,19 @@ def test_dropout_draws_the_same_twice(task, checkpoint):
     assert relative(one(False), quiet) > 1e-3
 
 
+def test_float16_keeps_small_gradients(task):
+    "Those of a loss of a millionth, which float16 holds nothing of, are as near as those of a loss of one."
+
+    def apart(scale):
+        def objective(*given):
+            return get_loss('sft')(*given) * scale
+
+        fine, coarse = (summed(by_works(task, objective, autocast=kind)[1]) for kind in (None, torch.float16))
+        return relative(coarse, fine)
+
+    assert apart(1e-6) < 2 * apart(1.0) < 0.05
+
+
 def test_bfloat16_is_coarser_in_the_passes_only(task):
     loss16, parts16 = by_works(task, get_loss('sft'), autocast=torch.bfloat16)
     loss32, parts32 = by_works(task, get_loss('sft'))

@@ -171,13 +171,31 @@ def sft(
     return info_nce(fused_logits(sequences, items, tau, fuse), positives, exclude).mean()
 
 # %% ../../nbs/02_training/01_losses.ipynb #d12bf77b
-def _margin(s, there, known, positives, exclude):
-    "Margin [B] of one modality's logits, the negatives being the candidates that are there."
-    rest = F.one_hot(positives, s.shape[1]).bool() | ~there
-    if exclude is not None:
-        rest = rest | exclude
-    own, count = s.gather(1, positives[:, None])[:, 0], (~rest).sum(1)
-    mean = s.masked_fill(rest, torch.finfo(s.dtype).min).logsumexp(1) - count.clamp(min=1).to(s.dtype).log()
+def _rivals(there, positives, exclude):
+    "bool [B, J]: candidates that are there and neither a row's own nor masked."
+    rivals = there[None] & ~F.one_hot(positives, len(there)).bool()
+    return rivals if exclude is None else rivals & ~exclude
+
+# %% ../../nbs/02_training/01_losses.ipynb #01c93f69
+def _said(
+    sequences,  # {modality: [B, d]} raw
+    items,  # {modality: [J, d]} raw
+    positives,  # long [B]
+    exclude=None,  # bool [B, J]
+):  # -> {modality: bool [B]}
+    "Rows in which a modality has a say: sequence and target have it, and so has another candidate, if there is one."
+    there = {m: has(v) for m, v in items.items()}
+    lonely = ~_rivals(torch.ones_like(next(iter(there.values()))), positives, exclude).any(1)
+    return {
+        m: has(sequences[m]) & there[m][positives] & (lonely | _rivals(there[m], positives, exclude).any(1))
+        for m in sequences
+    }
+
+# %% ../../nbs/02_training/01_losses.ipynb #e4485584
+def _margin(s, rivals, known, positives):
+    "Margin [B] of one modality's logits over its negatives."
+    own, count = s.gather(1, positives[:, None])[:, 0], rivals.sum(1)
+    mean = s.masked_fill(~rivals, torch.finfo(s.dtype).min).logsumexp(1) - count.clamp(min=1).to(s.dtype).log()
     margin = torch.where(count > 0, own - mean, torch.zeros_like(own))
     if known.all():
         return margin
@@ -192,11 +210,11 @@ def margins(
     tau=0.07,  # temperature
 ):  # -> {modality: margin [B]}
     "Log-odds of the positive over the mean negative; 0 where a row has no negative."
-    out = {}
-    for m, s in modality_logits(sequences, items, tau).items():
-        there = has(items[m])
-        out[m] = _margin(s, there, has(sequences[m]) & there[positives], positives, exclude)
-    return out
+    known = _said(sequences, items, positives, exclude)
+    return {
+        m: _margin(s, _rivals(has(items[m]), positives, exclude), known[m], positives)
+        for m, s in modality_logits(sequences, items, tau).items()
+    }
 
 # %% ../../nbs/02_training/01_losses.ipynb #aa40c3dc
 GAPS = LOSS_WORDS['gap']
@@ -246,7 +264,9 @@ def wpcl(
     "Weak-modality penalized contrastive learning (our reading of arXiv 2603.17450). Raises ValueError for alpha < 0."
     check_batch(sequences, items, positives, exclude, tau)
     check_number('alpha', alpha)
-    weight = alpha * weak_gap(margins(sequences, items, positives, exclude, tau), gap, memory)
+    rows = _said(sequences, items, positives, exclude)
+    own = {m: x for m, x in margins(sequences, items, positives, exclude, tau).items() if rows[m].any()}
+    weight = alpha * weak_gap(own, gap, memory) if own else None
     return info_nce(fused_logits(sequences, items, tau, fuse), positives, exclude, weight).mean()
 
 # %% ../../nbs/02_training/01_losses.ipynb #feb6b423
@@ -374,19 +394,17 @@ def per_modality(
     own = own_losses(sequences, items, positives, exclude, tau)
     return fused + weight * sum(own.values()) / len(own)
 
-# %% ../../nbs/02_training/01_losses.ipynb #98c89558
-def _mean_probability(cost, known):
-    "Mean of exp(-cost) over the rows that are known."
-    if known.all():
-        return cost.neg().exp().mean()
-    return cost[known].neg().exp().sum() / known.sum().clamp(min=1)
-
 # %% ../../nbs/02_training/01_losses.ipynb #08e30f09
 def _confidence(sequences, items, positives, exclude, tau):
-    "{modality: mean probability of the positive}, without gradient."
+    "{modality: log of the mean probability of the positive}, without gradient, of modalities that have a say."
     with torch.no_grad():
         rows = _own_rows(sequences, items, positives, exclude, tau)
-    return {m: _mean_probability(own, known) for m, (own, known) in rows.items()}
+    known = _said(sequences, items, positives, exclude)
+    return {
+        m: float((-own[known[m]]).double().logsumexp(0) - math.log(int(known[m].sum())))
+        for m, (own, _) in rows.items()
+        if known[m].any()
+    }
 
 # %% ../../nbs/02_training/01_losses.ipynb #fbf05701
 @register_loss('weak-infonce')
@@ -403,17 +421,25 @@ def weak_infonce(
     check_number('weight', weight)
     fused = sft(sequences, items, positives, exclude, tau, fuse)
     sure = _confidence(sequences, items, positives, exclude, tau)
+    if not sure:
+        return fused
     weak, strong = min(sure, key=sure.get), max(sure, key=sure.get)
     own = own_losses({weak: sequences[weak]}, {weak: items[weak]}, positives, exclude, tau)[weak]
-    return fused + weight * (1 - sure[weak] / sure[strong]) * own
+    return fused - weight * math.expm1(sure[weak] - sure[strong]) * own
 
 # %% ../../nbs/02_training/01_losses.ipynb #a588ea8f
-def _kept(rows, modalities, p, generator):
-    "bool [rows, modalities]: what each row keeps; a row that would lose all keeps all."
+def _kept(known, p, generator):
+    "bool [rows, modalities]: what each row keeps; a row that would keep none of those it has keeps all."
     generator = generator or torch.Generator().manual_seed(0)
-    keep = torch.rand(rows, modalities, generator=generator) >= p
-    keep[~keep.any(1)] = True
+    keep = torch.rand(known.shape, generator=generator) >= p
+    keep[~(keep & known).any(1)] = True
     return keep
+
+# %% ../../nbs/02_training/01_losses.ipynb #e8502b4d
+def _lost(there, pattern, positives):
+    "bool [rows, J]: candidates, not a row's own, that have contents and none in the modalities [modalities] left."
+    lost = (there.any(1) & ~(there & pattern).any(1)).to(positives.device)
+    return lost[None] & ~F.one_hot(positives, len(lost)).bool()
 
 # %% ../../nbs/02_training/01_losses.ipynb #cc91b2df
 @register_loss('modality-dropout')
@@ -430,14 +456,17 @@ def modality_dropout(
     "InfoNCE on rows that see some of the modalities only. Raises ValueError for p outside [0, 1)."
     check_batch(sequences, items, positives, exclude, tau)
     check_loss_setting('p', p)
-    keep = _kept(len(positives), len(items), p, generator)
+    there = torch.stack([has(v) for v in items.values()], 1)  # [J, modalities]
+    known = torch.stack([has(u) for u in sequences.values()], 1) & there[positives]
+    keep, there = _kept(known.cpu(), p, generator), there.cpu()
     total = 0.0
     for pattern in keep.unique(dim=0):
         rows = (keep == pattern).all(1).nonzero()[:, 0].to(positives.device)
         left = [m for m, k in zip(items, pattern.tolist()) if k]
         weights = {m: fuse[m] for m in left} if isinstance(fuse, dict) else fuse
         logits = fused_logits({m: sequences[m][rows] for m in left}, {m: items[m] for m in left}, tau, weights)
-        total = total + info_nce(logits, positives[rows], None if exclude is None else exclude[rows]).sum()
+        gone = _lost(there, pattern, positives[rows])
+        total = total + info_nce(logits, positives[rows], gone if exclude is None else gone | exclude[rows]).sum()
     return total / len(positives)
 
 # %% ../../nbs/02_training/01_losses.ipynb #1597424c
@@ -463,10 +492,13 @@ def ogm_scales(
     alpha=0.5,  # how hard a leader is held back
 ):  # -> {modality: scale in (0, 1]}
     "How much of its gradient each modality keeps: 1 for all but the leaders."
-    sure = {m: p.item() for m, p in _confidence(sequences, items, positives, exclude, tau).items()}
-    rest = {m: (sum(sure.values()) - p) / max(len(sure) - 1, 1) for m, p in sure.items()}
-    lead = {m: sure[m] / max(rest[m], 1e-12) if len(sure) > 1 else 1.0 for m in sure}
-    return {m: 1 - math.tanh(alpha * r) if r > 1 else 1.0 for m, r in lead.items()}
+    sure, scales = _confidence(sequences, items, positives, exclude, tau), dict.fromkeys(sequences, 1.0)
+    for m, own in sure.items():
+        others = torch.tensor([p for k, p in sure.items() if k != m], dtype=torch.double)
+        ahead = own - float(others.logsumexp(0)) + math.log(len(others)) if len(others) else 0.0
+        if ahead > 0:
+            scales[m] = 1 - math.tanh(alpha * math.exp(min(ahead, 700)))
+    return scales
 
 # %% ../../nbs/02_training/01_losses.ipynb #9f4f00b7
 @register_loss('ogm-ge')

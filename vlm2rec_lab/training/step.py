@@ -6,6 +6,7 @@
 __all__ = ['Work', 'plan_works', 'Encoded', 'encode_batch', 'modality_gradients', 'norm', 'step_gradients']
 
 # %% ../../nbs/02_training/03_step.ipynb #b00faa96
+import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -212,6 +213,15 @@ def _with_graph(work, kept, device, autocast):
     with _same_random(state, device):
         return _run(work, device, autocast)
 
+# %% ../../nbs/02_training/03_step.ipynb #d53a8b32
+def _loud(
+    at,  # gradient [k, d]
+):  # -> the gradient at a size near 1, and by what power of two it was multiplied
+    "A gradient whose small numbers survive a way back in float16."
+    top = float(at.abs().max()) if at.numel() else 0.0
+    power = 2.0 ** -max(-64, min(64, math.frexp(top)[1])) if 0 < top < math.inf else 1.0
+    return at * power, power
+
 # %% ../../nbs/02_training/03_step.ipynb #477d1178
 def modality_gradients(
     encoded,  # Encoded, after `backward` of the loss
@@ -231,9 +241,10 @@ def modality_gradients(
             at = encoded.gradient(m, work)
             if at is None:
                 continue
-            for t, g in zip(total, torch.autograd.grad(z, parameters, at.to(z.dtype), allow_unused=True)):
+            loud, power = _loud(at.to(z.dtype))
+            for t, g in zip(total, torch.autograd.grad(z, parameters, loud, allow_unused=True)):
                 if g is not None:
-                    t += g
+                    t += g / power
         parts[m] = total if accelerator is None else _reduce_all(total, accelerator)
     return parts
 
