@@ -148,3 +148,22 @@ def test_figures_with_a_sign_are_written_without_a_minus_before_zero_everywhere(
     package = Path(pages.__file__).parent.parent
     left = [p.name for p in package.rglob('*.py') if re.search(r':\+\.\df\}', p.read_text())]
     assert not left, f'{left}: write {{x:+z.3f}}, where a figure that rounds to zero has no minus'
+
+
+def test_the_line_of_zero_leaves_out_names_above_bars():
+    rows = [('a name of its own', dict(value=-0.2, low=None, high=None), 1), ('image', ESTIMATE, 2)]
+    path = re.search(r'<path d="([^"]+)" class="zero"', pages.bar_chart(rows, 'lost'))[1]
+    assert path.count('v24') == 2 and 'V' not in path
+
+
+def test_a_page_says_when_it_was_written():
+    assert re.search(r'Written on \d{4}-\d\d-\d\d by vlm2rec_lab', pages.page('x', 'y'))
+
+
+def test_memory_folds_beside_a_report_without_it():
+    kind = dict(kind='content', sentence='<b> is content.', ndcg=ESTIMATE)
+    known = dict(REPORT, memory={'<b>': kind})
+    assert '<h3>Content or memory?</h3>' in pages.report_html(known)
+    folded = pages.report_html(known, 2)
+    assert '<details><summary>Content or memory? &lt;b&gt; content</summary>' in folded
+    assert '<h3>Content or memory?</h3>' not in folded and '<b>' not in folded

@@ -246,7 +246,7 @@ def _told(text, how):
     "HTML of a change: better and worse have a colour, a sign and a word."
     if how not in ARROWS:
         return f'<span class="soft">{text}</span>'
-    return f'<span class="{how}">{ARROWS[how]} {text}</span>'
+    return f'<span class="{how}">{ARROWS[how]}&nbsp;{text}</span>'
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #7e20a010
 def _pair_cell(e, d):

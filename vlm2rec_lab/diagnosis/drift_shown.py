@@ -71,5 +71,5 @@ def drift_html(
         return ''
     heads, *body = (list(map(escape, row)) for row in drift_rows(found))
     more = ''.join(f'<p class="soft">{escape(x)}</p>' for x in _sentences(found))
-    lead = f'<p class="find">{escape(found["said"])}</p>'
+    lead = f'<p class="finding">{escape(found["said"])}</p>'
     return f'<div><h3>Since the earlier report</h3>{lead}{table(heads, body)}{more}</div>'

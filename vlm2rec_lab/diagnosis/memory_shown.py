@@ -79,11 +79,16 @@ def memory_markdown(
 # %% ../../nbs/04_diagnosis/04e_memory_shown.ipynb #dcd7eb12
 def memory_html(
     d,  # report dictionary
+    folded=False,  # to be opened, below one line that says what each is
 ):  # -> HTML, '' without
     "Content and memory as a table with its sentences."
     rows = memory_rows(d)
     if not rows:
         return ''
-    heads, *body = (list(map(escape, row)) for row in rows)
+    heads, *body = (list(map(escape, row)) for row in [['modality', *rows[0][1:]], *rows[1:]])
     said = ''.join(f'<p>{escape(x["sentence"])}</p>' for x in d['memory'].values())
-    return f'<div><h3>Content or memory?</h3>{table(heads, body)}{said}<p class="soft">{CAVEAT}</p></div>'
+    shown = f'{table(heads, body)}{said}<p class="soft">{CAVEAT}</p>'
+    if not folded:
+        return f'<div><h3>Content or memory?</h3>{shown}</div>'
+    brief = escape('; '.join(f'{row[0]} {row[-1]}' for row in rows[1:]))
+    return f'<details><summary>Content or memory? {brief}</summary>{shown}</details>'

@@ -111,7 +111,7 @@ def missing_markdown(
     return [head, '', *markdown_table(rows), safe(missing_note(found)), '', *also]
 
 # %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #33112231
-LEFT, TOP, WIDE, HIGH = 44, 12, 216, 150  # where the lines begin, and how large their field is
+LEFT, TOP, WIDE, HIGH = 44, 12, 180, 150  # where the lines begin, and how large their field is
 
 # %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #10ffaed3
 def _ends_of(figures):
@@ -167,8 +167,9 @@ def curve_chart(
         body += ''.join(_line(xs, k, found['shares'], y, (c - 1) % 8 + 1) for k in keys)
         ends.append((y(xs[-1]['ndcg']['value'] or 0), m))
     for place, m in _names_apart(ends):
-        short = m if len(m) < 11 else m[:9] + '…'
-        body += f'<text x="{LEFT + WIDE + 8}" y="{place + 4:.1f}" class="lab">{escape(short)}</text>'
+        short = m if len(m) < 17 else f'{m[:8]}…{m[-7:]}'
+        name = f'<title>{escape(m)}</title>{escape(short)}'
+        body += f'<text x="{LEFT + WIDE + 8}" y="{place + 4:.1f}" class="lab">{name}</text>'
     spoken = '; '.join(' '.join(row) for row in missing_rows(found))
     label = escape(f'Fused NDCG@{found["k"]} when contents are missing. {spoken}')
     return f'<svg viewBox="0 0 356 {TOP + HIGH + 26}" role="img" aria-label="{label}">{body}</svg>'
@@ -184,8 +185,10 @@ def missing_html(
     rows, said = missing_rows(found), missing_said(found)
     heads, *body = (list(map(escape, row)) for row in rows)
     dashed = ' Dashed: the reference.' if any('reference_ndcg' in xs[0] for xs in found['curve'].values()) else ''
-    lead = f'<p class="find">{escape(said)}</p>' if said else ''
-    figure = f'<figure>{curve_chart(found)}<figcaption>{escape(missing_note(found))}{dashed}</figcaption></figure>'
+    lead = f'<p class="finding">{escape(said)}</p>' if said else ''
+    title = f'Fused NDCG@{found["k"]} as contents go missing'
+    note = f'<figcaption>{escape(missing_note(found))}{dashed}</figcaption>'
+    figure = f'<figure class="beside"><div><h4>{title}</h4>{curve_chart(found)}</div>{note}</figure>'
     also = ''.join(f'<p>{escape(x)}</p>' for x in two_answers(d))
     figures = f'<details><summary>The figures of the lines</summary>{table(heads, body)}</details>'
     return f'<div><h3>When contents are missing</h3>{lead}{figure}{figures}{also}</div>'

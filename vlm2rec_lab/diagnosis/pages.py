@@ -9,6 +9,7 @@ __all__ = ['SHARED', 'WORDS', 'TEXT', 'MARKDOWN', 'BESIDE', 'ABOVE', 'STYLE', 'S
            'downstream_html', 'examples_html', 'headline_html', 'report_html']
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #2152463d
+import time
 from html import escape
 from pathlib import Path
 
@@ -347,12 +348,17 @@ def _bar(name, e, colour, x, at, top, percent):
     value = figure(dict(e, low=None, high=None), percent)
     return out + f'<text x="{left + wide + 12}" y="{y + 15}" class="val">{value}</text>'
 
+# %% ../../nbs/04_diagnosis/05_pages.ipynb #43196bd3
+def _upright(place, height, at, past):
+    "The path of an upright line over all rows; it leaves out names that stand above bars."
+    tops = range(at['bar'] - 2, height, at['row']) if at is ABOVE else ()
+    return ''.join(f'M{place:.1f} {y}v24' for y in tops) or f'M{place:.1f} 2V{height + past}'
+
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #3346dbdf
 def _mark(place, label, height, at):
-    "The dashed line and its word below; it leaves out names that stand above bars."
+    "The dashed line and its word below."
     anchor = 'start' if place < at['left'] + 30 else 'end' if place > at['left'] + at['wide'] - 30 else 'middle'
-    tops = range(at['bar'] - 2, height, at['row']) if at is ABOVE else ()
-    path = ''.join(f'M{place:.1f} {y}v24' for y in tops) or f'M{place:.1f} 2V{height + 4}'
+    path = _upright(place, height, at, 4)
     word = f'<text x="{place:.1f}" y="{height + 18}" class="note" text-anchor="{anchor}">{escape(label)}</text>'
     return f'<path d="{path}" class="mark"/>{word}'
 
@@ -373,7 +379,7 @@ def bar_chart(
     for i, (name, e, colour) in enumerate(rows):
         out += _bar(name, e, colour, x, at, i * at['row'], percent)
     if lo < 0:
-        out += f'<path d="M{x(0):.1f} 2V{height}" class="zero"/>'
+        out += f'<path d="{_upright(x(0), height, at, 0)}" class="zero"/>'
     if mark:
         out += _mark(x(mark[0]), mark[1], height, at)
     return out + '</svg>'
@@ -404,10 +410,13 @@ def page(
     title,  # of the document
     body,  # HTML
 ):  # -> a whole HTML document
-    "One self-contained page: no scripts, no outside requests."
+    "One self-contained page with the day it was written: no scripts, no outside requests."
+    made = f'<footer class="soft">Written on {time.strftime("%Y-%m-%d")} by vlm2rec_lab.</footer>'
     view = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
     head = f'{view}<title>{escape(title)}</title><style>{_paper()}{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body><main class="v2r">{body}</main></body></html>\n'
+    return (
+        f'<!doctype html><html lang="en"><head>{head}</head><body><main class="v2r">{body}{made}</main></body></html>\n'
+    )
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #a8a2bea5
 SIGNS = {
@@ -573,7 +582,7 @@ def _charts_section(d, level, scales):
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a003
 def _fusion_section(d, level, scales):
     "What was found of the fusion, and what recommenders made of the vectors."
-    find = f'<p class="find">{escape(d["fusion"])}</p>' if d['fusion'] else ''
+    find = f'<p class="finding">{escape(d["fusion"])}</p>' if d['fusion'] else ''
     return find + downstream_html(d)
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a004
@@ -595,8 +604,8 @@ def _missing_section(d, level, scales):
 
 
 def _memory_section(d, level, scales):
-    "How much is content and how much memory."
-    return memory_html(d)
+    "How much is content and how much memory; folded beside other reports, which may not know it."
+    return memory_html(d, folded=level > 1)
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #6ad34687
 def _drift_section(d, level, scales):
