@@ -16,6 +16,7 @@ from vlm2rec_lab.shop.catalogue import as_ids
 from vlm2rec_lab.shop.lines import blocks
 from vlm2rec_lab.shop.log_files import csv_log, json_log, read_log
 from vlm2rec_lab.shop.logs import coded, k_core
+from vlm2rec_lab.shop.readers import hugging_face, log_file
 
 
 def numbers(column):
@@ -388,6 +389,15 @@ def test_rows_without_a_time_are_those_that_have_none_or_it_is_said_why(tmp_path
     with pytest.raises(DataError) as e:
         read_log(path)
     assert str(e.value).endswith(TIMES[cells])
+
+
+@pytest.mark.parametrize('form', ['csv', 'parquet', 'frame'])
+def test_the_column_of_times_is_called_by_its_name(tmp_path, form):
+    path, table = tmp_path / f'log.{form}', pd.DataFrame(dict(user_id=['a', 'a'], item_id=['x', 'y'], when=['1', None]))
+    if form != 'frame':
+        getattr(table, f'to_{form}')(path, index=False)
+    with pytest.raises(DataError, match="1 row of column 'when' without a readable time"):
+        hugging_face(table, time='when') if form == 'frame' else log_file(path, time='when')
 
 
 @pytest.mark.parametrize('wrong', [0, -1, np.nan, np.inf, 'a', None, True])

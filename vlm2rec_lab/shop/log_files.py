@@ -727,7 +727,7 @@ def read_log(
     once = [f.name for f in table.schema if f.metadata == _ONCE]
     del table  # so that each column goes as soon as it is numbers
     pa.default_memory_pool().release_unused()  # Arrow would keep what the blocks of the file took
-    return as_log(given, path.name, rows, notes, repeats, per_second, read, once)
+    return as_log(given, path.name, rows, notes, repeats, per_second, read, once, columns.get('time', 'time'))
 
 # %% ../../nbs/00_shop/08c_log_files.ipynb #e1b15060
 def _words(path, max_bytes=None):

@@ -105,7 +105,7 @@ def coded(
     return renumbered[codes], np.asarray(names, object)
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #264f10a7
-def _times(column, where, rows, time_format=None):
+def _times(column, where, rows, time_format=None, name='time'):
     "(times, numbers in their exact order) of an Arrow column; `DataError` naming the rows without a time."
     if time_format is None and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         out = np.asarray(column.to_numpy(), np.float64)
@@ -114,7 +114,7 @@ def _times(column, where, rows, time_format=None):
     if pa.types.is_nested(column.type):
         raise DataError(f'{where}: the column of times holds {column.type}')
     try:
-        cells = pd.Series(column.to_pandas().to_numpy(), index=rows, name='time')
+        cells = pd.Series(column.to_pandas().to_numpy(), index=rows, name=name)
         return as_ordered_times(cells, where, time_format)
     except (TypeError, OverflowError, pa.ArrowException) as e:
         raise DataError(f'{where}: times cannot be read: {e}') from None
@@ -273,12 +273,14 @@ def checked_units(
     return per_second
 
 # %% ../../nbs/00_shop/08a_logs.ipynb #777c0f3f
-def _sorted_log(columns, where, rows, per_second, time_format=None, once=()):
+def _sorted_log(columns, where, rows, per_second, time_format=None, once=(), time='time'):
     """(Log of some columns, order of its rows, numbers that order the times exactly, sorted).
     Each column is taken out of `columns` as it is read, so that a long one does not stay in memory twice."""
     users, user_ids = coded(columns.pop('user'), 'user id', where, rows, 'user' in once)
     items, item_ids = coded(columns.pop('item'), 'item id', where, rows, 'item' in once)
-    times, ranks = _times(columns.pop('time'), where, rows, time_format) if 'time' in columns else (None, None)
+    times, ranks = None, None
+    if 'time' in columns:
+        times, ranks = _times(columns.pop('time'), where, rows, time_format, time)
     ratings = _ratings(columns.pop('rating'), where, rows) if 'rating' in columns else None
     order, same = time_order(users, ranks), times is ranks
     users = np.repeat(np.arange(len(user_ids), dtype=np.int32), _counts(users))
@@ -298,13 +300,14 @@ def as_log(
     per_second=1,  # units of the times in a second; 1000 for milliseconds
     time_format=None,  # of dates, such as '%d.%m.%Y'; None reads numbers and dates such as 2024-05-31
     once=(),  # roles whose dictionary is known to hold each value once
+    time='time',  # what the column of times is called in the file, for errors
 ):  # -> Log
     """A table of interactions, sorted. Raises `DataError` naming the rows of empty ids and bad times, and for units
     that are none; counts repeats."""
     per_second = checked_units(per_second)
     columns = table if isinstance(table, dict) else {name: table[name] for name in table.column_names}
     single = 'time' in columns and columns['time'].type == pa.float32()
-    log, order, ranks = _sorted_log(columns, where, rows, per_second, time_format, once)
+    log, order, ranks = _sorted_log(columns, where, rows, per_second, time_format, once, time)
     if log.times is None:
         return log
     warn_of_ties(log.users, log.times, ranks, single, where, notes)

@@ -128,7 +128,8 @@ def _amazon_log(path, version, fields, rated, malformed, notes, progress):
         table, rows = csv_log(path, asked, names=_ratings_columns(version, asked) if bare else None, notes=notes)
     else:
         table, rows = json_log(path, asked, malformed, notes, progress)
-    return as_log(table, where, rows, notes, per_second=1000 if version == '2023' else 1), version
+    per_second = 1000 if version == '2023' else 1
+    return as_log(table, where, rows, notes, per_second=per_second, time=asked['time']), version
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #76946260
 @reader('amazon', files=2)
@@ -524,7 +525,7 @@ def _log_of_table(table, asked, notes, faults, time_format):
         table = pa.table({role: _arrow_column(table[c], role, where, time_format) for role, c in columns.items()})
     else:
         table = table.select(list(columns.values())).rename_columns(list(columns))
-    return as_log(table, where, np.arange(len(table)), notes, time_format=time_format)
+    return as_log(table, where, np.arange(len(table)), notes, time_format=time_format, time=columns.get('time', 'time'))
 
 # %% ../../nbs/00_shop/08f_readers.ipynb #7a90c003
 def _own_frame(source):
