@@ -73,6 +73,17 @@ def test_what_is_handed_over_is_the_index(made, tmp_path):
     assert [p.name for p in (tmp_path / 'deep').iterdir()] == ['i.parquet']
 
 
+def test_a_column_of_lists_of_numbers_comes_back_as_a_column(tmp_path):
+    "Unless a file says which columns are vectors, all lists of numbers are."
+    table = pd.DataFrame(dict(item_id=['a', 'b'], shelves=[[1, 2], [3, 4]]))
+    index = build_index(tmp_path / 'i', dict(text=np.eye(2)), table)
+    export_items(index, tmp_path / 'i.parquet')
+    vectors, back = read_catalogue(tmp_path / 'i.parquet')
+    assert list(vectors) == ['text'] and [list(x) for x in back.shelves] == [[1, 2], [3, 4]]
+    pd.read_parquet(tmp_path / 'i.parquet').to_parquet(tmp_path / 'plain.parquet')
+    assert list(read_catalogue(tmp_path / 'plain.parquet')[0]) == ['shelves', 'text']
+
+
 def test_a_hand_over_that_fails_leaves_the_file_that_was_there(made, tmp_path, monkeypatch):
     index, _ = made
     file = tmp_path / 'i.parquet'

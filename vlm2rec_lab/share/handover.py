@@ -58,6 +58,9 @@ def _cells(x):
     lists = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(x).reshape(-1)), d)
     return lists.take(pa.array(np.arange(n), mask=~x.any(1)))
 
+# %% ../../nbs/10_share/03d_handover.ipynb #77ee9fb4
+_VECTORS = {b'vlm2rec': b'vectors'}  # what the file says of a column; others may hold lists of numbers, too
+
 # %% ../../nbs/10_share/03d_handover.ipynb #69ae2181
 def _groups(index, weights, fused):
     "Tables of some rows each."
@@ -69,8 +72,10 @@ def _groups(index, weights, fused):
         for a in range(0, len(segment), ROWS):
             unit = {m: np.asarray(segment.take(m, slice(a, a + ROWS))) for m in shares}
             columns = {c: about[c].slice(a, ROWS) for c in about.column_names}
-            columns |= {m: _cells(x) for m, x in unit.items()}
-            yield pa.table(columns | ({'fused': _cells(_fused(unit, shares))} if fused else {}))
+            made = {m: _cells(x) for m, x in unit.items()} | ({'fused': _cells(_fused(unit, shares))} if fused else {})
+            kinds = [pa.field(c, x.type) for c, x in columns.items() if c not in made]
+            kinds += [pa.field(c, x.type, metadata=_VECTORS) for c, x in made.items()]
+            yield pa.table(columns | made, pa.schema(kinds))
 
 # %% ../../nbs/10_share/03d_handover.ipynb #7aed35c0
 def export_items(
@@ -168,7 +173,9 @@ def _columns(path):
     def numbers(kind):
         return _is_list(kind) and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
 
-    mine = [f.name for f in found.schema if numbers(f.type)]
+    fields = [f for f in found.schema if numbers(f.type)]
+    said = [f for f in fields if (f.metadata or {}).items() >= _VECTORS.items()]
+    mine = [f.name for f in said or fields]
     if not mine:
         raise DataError(f'{path} has no column of lists of numbers, only {few(found.column_names, 9)}: give it vectors')
     vectors, _ = read_side(found.select(mine).to_pandas(), 'items')
