@@ -13,7 +13,7 @@ from conftest import stays_with
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'tools'))
-from run_nbs import without_root  # noqa: E402
+from run_nbs import execute, without_root  # noqa: E402
 
 from run_sections import directives, named_once, sections  # noqa: E402
 
@@ -178,3 +178,9 @@ def test_notebooks_that_begin_in_one_process_do_not_meet(tmp_path):
         [True, True],
     ]
     assert 'assert 1 == 2' in found[1][0]['Bad'] and 'nowhere.ipynb' in found[3][1]
+
+
+def test_a_table_of_a_notebook_that_is_run_is_whole(tmp_path):
+    path = a_notebook(tmp_path, "import pandas\npandas.DataFrame({'said': ['a long sentence, ' * 12]})")
+    (shown,) = execute(path).cells[0].outputs
+    assert 'a long sentence, ' * 12 in shown.data['text/html'].replace('\n', '')
