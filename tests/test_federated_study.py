@@ -84,6 +84,14 @@ def planted(gain, users=60, blocks=2, seed=0):
     return cells
 
 
+def test_nothing_is_held_against_a_method_that_was_not_run():
+    "No column without an entry."
+    alone = [c for c in planted(0.1) if c['method'] == 'ARM']
+    head = federated_markdown(federated_table(alone, draws=20)).splitlines()[0]
+    assert head == '| backbone | method | LA | RA | HM |'
+    assert 'HM against fine-tuning' in federated_markdown(federated_table(planted(0.1), draws=20))
+
+
 def test_gains_against_another_method():
     "What is won over one is lost by the other, interval and all."
     there = federated_table(planted(0.1), draws=200).set_index(['method', 'average']).loc[('ARM', 'HM')]

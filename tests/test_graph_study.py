@@ -19,6 +19,7 @@ from vlm2rec_lab.graph.study import (
     equal_widths,
     graph_cases,
     graph_cell,
+    graph_markdown,
     graph_table,
     run_graph,
     write_graph,
@@ -61,6 +62,14 @@ def test_a_cell_is_json_where_nobody_looked_at_validation():
     unseen = shares(make_studio('balanced', seed=0, items=30, users=60, length=10), valid=0)
     cell = graph_cell(unseen, 'VBPR', vectors(), 'theirs', **QUICK)
     assert json.loads(json.dumps(cell, allow_nan=False)) == cell and cell['kept']['valid'] is None
+
+
+def test_nothing_is_held_against_lightgcn_where_it_was_not_run(split):
+    "No column without an entry."
+    cells = [graph_cell(split, m, vectors(), 'theirs', **QUICK) for m in ('BPR-MF', 'LightGCN')]
+    key = '| model | encoder | Recall@5 | '
+    assert graph_markdown(graph_table(cells[:1])).startswith(f'{key}seeds |')
+    assert graph_markdown(graph_table(cells)).startswith(f'{key}against LightGCN | seeds |')
 
 
 def test_a_shop_too_small_for_a_model_is_told_before_another_has_learned(tmp_path):

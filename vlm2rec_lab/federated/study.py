@@ -208,12 +208,13 @@ def federated_markdown(
     against='fine-tuning',  # as there
     short=False,  # intervals of HM alone, and none that is broken over lines
 ):  # -> str
-    "A row per backbone, method and way of making items: LA, RA and HM with intervals, and what HM gains."
+    "A row per backbone, method and way of making items: LA, RA and HM with intervals, and what HM gains, if known."
     names = ['backbone', 'method', *(['items'] if table['items'].nunique() > 1 else [])]
-    lines = [[*names, 'LA', 'RA', 'HM', f'HM against {against}']]
+    gains = 'gain' in table and table['gain'].notna().any()
+    lines = [[*names, 'LA', 'RA', 'HM', *([f'HM against {against}'] if gains else [])]]
     for key, rows in table.groupby(names, sort=False):
         each = {r['average']: r for r in rows.to_dict('records')}
-        said = [_interval(each[a]) for a in AVERAGES] + [_interval(each['HM'], True)]
+        said = [_interval(each[a]) for a in AVERAGES] + ([_interval(each['HM'], True)] if gains else [])
         lines.append([*key, *(_shortened(said) if short else said)])
     return '\n'.join(markdown_table(lines)[:-1])
 

@@ -197,12 +197,13 @@ def graph_markdown(
 ):  # -> str
     "Two tables: what each is worth, and what the ranking loses without a modality."
     key = table.metric.iloc[0]
-    worth = [['model', 'encoder', key, 'against LightGCN', 'seeds']]
+    gains = 'gain' in table and table['gain'].notna().any()
+    worth = [['model', 'encoder', key, *(['against LightGCN'] if gains else []), 'seeds']]
     heard = [['model', 'encoder', 'at the test', key, 'change']]
     for r in table.to_dict('records'):
         value = f'{r["value"]:.4f} [{r["low"]:.3f}, {r["high"]:.3f}]'
         if r['left'] == WHOLE:
-            worth.append([r['model'], r['encoder'], value, _said(r, 'gain'), str(r['seeds'])])
+            worth.append([r['model'], r['encoder'], value, *([_said(r, 'gain')] if gains else []), str(r['seeds'])])
         else:
             heard.append([r['model'], r['encoder'], r['left'], value, _said(r, 'change')])
     parts = [worth, *([heard] if len(heard) > 1 else [])]
