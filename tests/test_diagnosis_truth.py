@@ -117,6 +117,63 @@ def test_what_sells_is_no_content():
     assert 'to every user alike' in x['sentence']
 
 
+def selling(seed, content=0.0, zipf=0.5, users=1000, n_items=300):
+    "A shop with few best sellers. The image tells how an item sells, and more or less of what it is."
+    w = world(users, n_items, seed, zipf=zipf, dims=24)
+    rng, way = np.random.default_rng(seed + 50), np.eye(24)[0]
+    sold = np.log1p(np.bincount(w['targets'], minlength=n_items))[:, None] * way / 5
+    known = {side: x['image'] / np.linalg.norm(x['image'], axis=1, keepdims=True) for side, x in list(w.items())[:2]}
+    items = sold + 0.15 * rng.normal(size=(n_items, 24)) + content * known['items']
+    sequences = way + 0.05 * rng.normal(size=(users, 24)) + content * known['sequences']
+    out = {'items': {**w['items'], 'image': items}, 'sequences': {**w['sequences'], 'image': sequences}}
+    return out | dict(targets=w['targets'], fuse='concat'), w
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_who_shows_everyone_the_best_sellers_knows_nothing(seed):
+    w, known = selling(seed)
+    said = judged(w, missing=())
+    x, e = said.modalities['image'], said.modalities['image']['evidence']
+    assert (x['verdict'], x['reason']) == ('collapsed', 'popular')
+    assert e['lift_ratio']['value'] > 0.5 > 0.25 > e['personal']['high']
+    assert 'the same to every user' in x['sentence'] and 'depends on who asks' in headline(said.data)['said']
+    assert said.modalities['text']['verdict'] == 'healthy'
+    y = image(w, before(known), missing=())
+    assert (y['verdict'], y['reason']) == ('collapsed', 'lost to popularity')
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_a_list_of_best_sellers_is_no_measure_of_the_others(seed):
+    said = judged(selling(seed, zipf=1)[0], missing=())
+    found, ndcg = said.modalities, {m: x['evidence']['ndcg']['value'] for m, x in said.modalities.items()}
+    assert ndcg['text'] < 0.25 * ndcg['image']
+    assert {m: x['verdict'] for m, x in found.items()} == {'text': 'healthy', 'image': 'collapsed'}
+    assert said.data['best'] == 'text'
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_best_sellers_and_content_are_content(seed):
+    w, known = selling(seed, content=2)
+    assert image(w, missing=())['verdict'] == 'healthy'
+    for world_, reference in ((known, None), (known, before(known))):
+        found = judged({**world_, 'fuse': 'concat'}, reference, missing=()).modalities
+        assert {x['verdict'] for x in found.values()} == {'healthy'}
+
+
+def test_what_depends_on_who_asks_by_hand():
+    w, _ = selling(3)
+    task = Task.of(**w)
+    others = np.random.default_rng(0).permutation(len(w['targets']))
+    exchanged = {side: dict(w[side]) for side in SIDES}
+    exchanged['sequences'] = {m: x[others] for m, x in w['sequences'].items()}
+    there = Task.of(**exchanged, targets=w['targets'], fuse='concat')
+    own, other = ({m: fused_gain(t, modalities=[m]) for m in t.items} for t in (task, there))
+    e = image(w, missing=())['evidence']
+    lost = (own['image'] - other['image']).mean()
+    assert e['personal']['value'] == pytest.approx(lost / (own['image'] - task.chance).mean())
+    assert e['personal_ratio']['value'] == pytest.approx(lost / (own['text'] - other['text']).mean())
+
+
 def test_a_modality_alone_has_no_others_to_add_to():
     w = world()
     only = Task.of({'a': w['items']['text']}, {'a': w['sequences']['text']}, w['targets'])

@@ -68,3 +68,17 @@ def test_lifts_of_a_task():
 
 def test_one_place_is_worth_one():
     close(metric_at_k_mean(1), 1.0)
+
+
+def test_a_sentence_names_the_rule_that_was_asked_for():
+    said = explain('few users', m='image', users='100', rule_users=200)
+    assert 'fewer than 200' in said[1] and 'at least 200' in said[2]
+
+
+@pytest.mark.parametrize('m', ['{ratio}', '{m}', '{{best}}', '{M}{high}'])
+def test_a_name_in_braces_stays_as_it_is(m):
+    facts = dict(m=m, best=m, ratio='3 %', low='1 %', high='9 %', drop='-.001', share='2 %', users='50')
+    for reason in ('silent', 'ignored', 'lost'):
+        _, sentence, advice = explain(reason, **facts)
+        assert m.lower() in sentence.lower()
+        assert '{{' not in advice.replace(m, '') and ('reference=' not in advice or m in advice)

@@ -233,3 +233,17 @@ def test_vectors_whose_products_would_overflow_are_refused():
 
     with pytest.raises(ValueError, match='up to 1e.30, whose products do not fit into float32'):
         fuse_vectors(x, x, long)
+
+
+@pytest.mark.parametrize('name', [0, None, ('text', 1), ''])
+def test_a_modality_is_called_by_a_word(name):
+    some = np.random.default_rng(0).normal(size=(8, 4))
+    with pytest.raises(TypeError, match='items: the modality .* has no name'):
+        evaluate({name: some}, {name: some}, np.arange(8))
+
+
+@pytest.mark.parametrize('weight', ['2', None, [1]])
+def test_a_weight_is_a_number(weight):
+    some = {m: np.random.default_rng(0).normal(size=(8, 4)) for m in ('text', 'image')}
+    with pytest.raises(TypeError, match='the weight of image is .*, which is no number'):
+        evaluate(some, some, np.arange(8), fuse={'text': 1, 'image': weight})

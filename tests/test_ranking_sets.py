@@ -7,10 +7,12 @@ from fractions import Fraction
 from math import factorial
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlm2rec_lab.base.ragged import Ragged
 from vlm2rec_lab.data import Catalogue, Dataset, Interactions, last_basket, leave_one_out
 from vlm2rec_lab.metrics import (
     GAINS,
@@ -348,3 +350,35 @@ def test_one_target_keeps_its_own_functions():
         assert np.array_equal(figure_at_k(r, 2, m), metric_at_k(r, 2, m))
     with pytest.raises(ValueError, match='unknown'):
         figure_at_k(r, 2, 'Recall')
+
+
+FOUR = np.arange(4)
+
+
+@pytest.mark.parametrize(
+    ('sets', 'why'),
+    [
+        ([[0, 1.5], [1], [2], [3]], 'user 0 lists 1.5'),
+        ([['0'], ['1'], ['2'], ['3']], 'not ids'),
+        ([[0], None, [2], [3]], 'user 1 has None'),
+        ([[0, None], [1], [2], [3]], 'user 0 has .0, None'),
+        ([[0], [1]], 'sets has 2 rows but targets has 4'),
+        (7, 'sets is int'),
+    ],
+)
+def test_what_is_no_row_number_is_never_made_one(sets, why):
+    with pytest.raises((TypeError, ValueError), match=why):
+        target_sets(sets, FOUR, 6)
+    if sets != 7 and len(sets) == 4:
+        with pytest.raises((TypeError, ValueError), match=why):
+            seen_items(sets, FOUR + 1, 6)
+
+
+def test_all_forms_of_lists_are_one():
+    lists = [[0, 5], [1, 4], [2, 5], [3, 4]]
+    forms = [lists, [set(x) for x in lists], np.array(lists), pd.DataFrame(lists), pd.Series(lists), Ragged.of(lists)]
+    for f in (lambda x: target_sets(x, FOUR, 6), lambda x: seen_items(x, np.array([5, 5, 4, 5]), 7)):
+        for form in forms:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                assert [x.tolist() for x in f(form)] == [x.tolist() for x in f(lists)], type(form)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..base.errors import counted, warn
 from .measure import measure, modality_evidence
-from .verdict import RULES, explain, judge, lifts, rivals
+from .verdict import REASONS, RULES, explain, judge, lifts, rivals, says_the_same
 from ..ranking.evaluate import Estimate
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #bc3f57e5
@@ -75,6 +75,13 @@ def _facts_to_judge(found, m, e):
         living=any(x.above for n, x in found.items() if not isinstance(n, tuple) and n not in (m, 'fused')),
     )
 
+# %% ../../nbs/04_diagnosis/07_decision.ipynb #e29bb477
+def _by_popularity(ceiling, why):
+    "The reason of a modality that says the same to every user, and its ratio, unless it is collapsed anyway."
+    if REASONS[why[0]][0] == 'collapsed':
+        return why
+    return 'popular' if ceiling is None or not ceiling.above else 'lost to popularity', why[1]
+
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0006
 def reasons(
     found,  # of `lifts`
@@ -90,12 +97,15 @@ def reasons(
     if not any(x.above for x in views):
         return dict.fromkeys(evidence, ('nothing', None)), best
     level = 0.95 if expected_hits(evidence, users) >= rules['hits'] else 0.99
-    several = [found[m] for m in rivals({m: found[m] for m in evidence})]
+    alike = [m for m, e in evidence.items() if says_the_same(found[m], e, rules['adds'] * found[best].value, rules)]
+    names = rivals({m: found[m] for m in evidence if m not in alike} or {m: found[m] for m in evidence})
+    several, best = [found[m] for m in names], names[0]
     scale, out, usable = max(map(_size, views)), {}, not out_of_order(found, rules)
     for m, e in evidence.items():
         ceiling = found.get(('reference', m)) if usable else None
         shared = several, found['fused'], e['drop_mean'], e['variance_share'], ceiling, scale
         out[m] = judge(found[m], *shared, rules=rules, level=level, **_facts_to_judge(found, m, e))
+        out[m] = _by_popularity(ceiling, out[m]) if m in alike else out[m]
     return out, best
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #3996782d
@@ -125,6 +135,7 @@ def _facts(m, e, ratio, best, users, rules):
         ends = dict(ratio=_percent(ratio.value), low=_percent(ratio.low), high=_percent(max(ratio.high, 0.01)))
     said = dict(added=signed(e.get('added')), common=signed(e.get('added_common')))
     said |= dict(drop=signed(e['drop_mean'], turned=True), share=_percent(e['variance_share'].value))
+    said |= dict(personal=_percent(max(e['personal'].high, 0.01)) if 'personal' in e else 'n/a')
     return dict(m=m, users=f'{users:,}', rule_users=rules['users'], best=best, **said, **ends)
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0010

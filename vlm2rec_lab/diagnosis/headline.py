@@ -168,6 +168,10 @@ HAPPENED = {
 def _kept(d, x):
     "What a modality kept of its reference, or gains beside the best; '' where nobody knows."
     e, ratio, k = x['evidence'], x['evidence'].get('lift_ratio'), d['k']
+    if x['reason'] in ('popular', 'lost to popularity'):
+        who = e['personal']
+        who = f'{round(100 * who["value"])} % [{round(100 * who["low"])}, {round(100 * who["high"])}]'
+        return f': of what it gains alone over chance, {who} depends on who asks'
     if ratio is None or ratio['value'] is None or ratio['low'] is None:
         return ''
     value, low, high = (round(100 * ratio[end]) for end in ('value', 'low', 'high'))
@@ -222,7 +226,7 @@ def first_sentence(
 
 # %% ../../nbs/04_diagnosis/04c_headline.ipynb #9ead00f2
 # reasons that say that training took something away
-TRAINED_AWAY = ('lost', 'worn', 'damaged', 'lost to a probe', 'worn to a probe')
+TRAINED_AWAY = ('lost', 'worn', 'damaged', 'lost to a probe', 'worn to a probe', 'lost to popularity')
 
 
 def _unpopular(d):

@@ -116,11 +116,18 @@ def _beyond_luck(few, m, seed, n=6):
     return found[0] - max(np.mean(luck) + 3 * np.std(luck, ddof=1), 0), found[1]
 
 # %% ../../nbs/04_diagnosis/04_measure.ipynb #c21d0a02
-def _added(few, gains, chance, seed, weak=0.5):
-    "Modality -> own and common gain over the others, of each that has less than `weak` of the best modality's lift."
+def _added(few, gains, chance, seed, also=(), weak=0.5):
+    """Modality -> own and common gain over the others, of each that has less than `weak` of the best modality's lift,
+    and of some more."""
     lift = {m: _mean(gains[m] - chance) for m in few.items}
-    found = {m: _beyond_luck(few, m, seed) for m, x in lift.items() if x < weak * max(lift.values())}
+    found = {m: _beyond_luck(few, m, seed) for m, x in lift.items() if m in also or x < weak * max(lift.values())}
     return {m: x for m, x in found.items() if x is not None}
+
+# %% ../../nbs/04_diagnosis/04_measure.ipynb #ed1a6e9f
+def _for_others(task, modality, others):
+    "[users] gain of a modality alone when every user gets the vector of another."
+    alone = replace(task, fuse='sum')
+    return fused_gain(alone, {modality: task.items[modality]}, {modality: task.sequences[modality][others]})
 
 # %% ../../nbs/04_diagnosis/04_measure.ipynb #c21d0a04
 def _of_reference(task, ceilings, seed):
@@ -129,7 +136,23 @@ def _of_reference(task, ceilings, seed):
     for m, t in ceilings.items():
         others = np.random.default_rng(seed).permutation(len(t.targets))
         for name, x in (('reference, other users', t), ('other users', task)):
-            out[name, m] = fused_gain(t, {m: x.items[m]}, {m: x.sequences[m][others]})
+            out[name, m] = _for_others(x, m, others)
+    return out
+
+# %% ../../nbs/04_diagnosis/04_measure.ipynb #f6d95b74
+def _personal(task, ceilings, gains, seed, low=0.25, weak=0.5):
+    """Modality -> [users] gain that depends on who asks, and the largest such gain, of the reference or else of any
+    other modality; of those that rank well, and for exchanged users nearly as well."""
+    others = np.random.default_rng(seed).permutation(len(task.targets))
+    own = {m: gains[m] - _for_others(task, m, others) for m in task.items}
+    lift, out = {m: _mean(gains[m] - task.chance) for m in task.items}, {}
+    for m in task.items:
+        if not (lift[m] >= low * max(lift.values()) and own[m].mean() < weak * lift[m]):
+            continue
+        if m in ceilings:
+            out[m] = own[m], gains['reference', m] - _for_others(ceilings[m], m, others)
+        elif len(own) > 1:
+            out[m] = own[m], max((x for n, x in own.items() if n != m), key=np.mean)
     return out
 
 # %% ../../nbs/04_diagnosis/04_measure.ipynb #b1f4b804
@@ -147,13 +170,17 @@ def measure(
     ranked, shapley, nulls, permuted, probes, weights, few = found
     gains = {v: metric_at_k(x, task.k) for v, x in ranked.items()}
     before = _of_reference(task, ceilings, seed)
+    personal = _personal(
+        few, {m: t.take(rows) for m, t in ceilings.items()}, {v: x[rows] for v, x in gains.items()}, seed
+    )
     return dict(
         rows=rows,
         ranks=Rankings({v: x for v, x in views.items() if not isinstance(v, tuple)}),
         gains={v: gains[v] for v in views} | probes | before,
         hits={v: metric_at_k(ranked[v], task.k, 'HR') for v in views},
         nulls=nulls | {v: nulls[v[1]] for v in probes} | {v: nulls['reference', v[1]] for v in before},
-        added=_added(few, gains, task.chance, seed),
+        added=_added(few, gains, task.chance, seed, personal),
+        personal=personal,
         moves=rank_moves(few),
         weights=weights,
         shapley=shapley,
@@ -291,6 +318,12 @@ def _share_of_moves(task, raw, m):
     moves = raw['moves']
     return (sum(x for t, x in moves.items() if t[1] == m), sum(moves.values())) if moves else None
 
+# %% ../../nbs/04_diagnosis/04_measure.ipynb #5c753ca3
+def _personal_share(task, raw, m):
+    "The gain that depends on who asks, and the lift, of the users looked at; None where that was not asked."
+    rows = raw['rows']
+    return (raw['personal'][m][0], raw['gains'][m][rows] - task.chance[rows]) if m in raw['personal'] else None
+
 # %% ../../nbs/04_diagnosis/04_measure.ipynb #0cb3acf2
 EVIDENCE |= {
     'variance_share': Line(
@@ -307,6 +340,20 @@ EVIDENCE |= {
         'of the fused score, within the modality',
         lambda task, raw, m: (raw['variance'][m, m], raw['variance']['total']),
         percent=True,
+        brief=False,
+    ),
+    'personal': Line(
+        'of the lift alone, what is lost when users are exchanged',
+        _personal_share,
+        percent=True,
+        decides=True,
+        brief=False,
+    ),
+    'personal_ratio': Line(
+        'what is lost when users are exchanged, relative to the most that any has',
+        lambda task, raw, m: raw['personal'].get(m),
+        percent=True,
+        decides=True,
         brief=False,
     ),
 }

@@ -217,7 +217,7 @@ def as_data(
     verdict, users = worst(x['verdict'] for x in ms.values()), len(task.targets)
     weights = raw['weights'] and raw['weights'][0]
     said = about_fusion(shared, best, task.k, weights) if users >= rules['users'] else ''
-    what = dict(schema_version=SCHEMA, name=str(name), verdict=verdict, modalities=ms)
+    what = dict(schema_version=SCHEMA, name='' if name is None else str(name), verdict=verdict, modalities=ms)
     what['summary'] = below_popularity(shared, task.k) + _summary(ms, verdict, not ceilings)
     fused = dict(evidence={n: e.to_dict() for n, e in shared.items()}, best=best, weights=weights, fusion=said)
     hits = expected_hits({m: x['evidence'] for m, x in found.items()}, users)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['RULES', 'VERDICTS', 'REASONS', 'worst', 'severity', 'verdict_word', 'Lift', 'rivals', 'metric_at_k_mean', 'by_target',
-           'lifts', 'judge', 'explain']
+           'lifts', 'says_the_same', 'judge', 'explain']
 
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #d1c45f42
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -201,6 +202,20 @@ def _knows_alone(own, added, common, drop, floor, rules):
         return 'open'
     return 'liked' if others >= sure else 'no'
 
+# %% ../../nbs/04_diagnosis/03_verdict.ipynb #e39ba156
+def says_the_same(
+    own,  # Lift of the modality alone
+    evidence,  # name -> Estimate, of `modality_evidence`
+    floor,  # least gain that counts
+    rules=RULES,  # thresholds
+):  # -> bool
+    "Whether a modality that ranks better than chance surely says the same to every user, while another does not."
+    parts = [evidence.get(n) for n in ('personal', 'personal_ratio')]
+    if not own.above or any(x is None or not x.high <= rules['collapsed'] for x in parts):
+        return False
+    added, common, drop = (evidence.get(n) for n in ('added', 'added_common', 'drop_mean'))
+    return _knows_alone(own, added, common, drop, floor, rules) in ('no', 'liked')
+
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #b7e21a09
 def _weak_but_alone(added, drop, share, rules):
     "The reason of a weak modality that knows something of its own: by what the fused ranking makes of it."
@@ -384,6 +399,13 @@ REASONS |= {
         'at most {high}: the information is there and histories and items still lie in different spaces.',
         'Learn a projection of its sequences onto its items, or ' + _train + '.',
     ),
+    'lost to popularity': (
+        'collapsed',
+        'Alone, {m} ranks better than chance, but hardly by who asks: of what it gains, at most {personal} is lost '
+        'when users are exchanged. In the reference it told users apart; what is left says the same to every user, as '
+        'a list of best sellers would.',
+        'It carried information and lost it: ' + _train + '.',
+    ),
     'missing': (
         'collapsed',
         '{absent} have no {m} vector where the reference has one. Over all of them {m} keeps {ratio} of what it '
@@ -420,6 +442,13 @@ REASONS |= {
         'collapsed',
         'Alone, {m} gains {ratio} of what {best}, the best modality, gains over chance, at most {high}. What it '
         'adds to the others ({common}) it says to every user alike, as a list of best sellers would: there is no '
+        'content in it.',
+        'To tell collapsed from uninformative, ' + _again + '. If it did carry content, ' + _train + '.',
+    ),
+    'popular': (
+        'collapsed',
+        'Alone, {m} ranks better than chance, but hardly by who asks: of what it gains, at most {personal} is lost '
+        'when users are exchanged. It says the same to every user, as a list of best sellers would: there is no '
         'content in it.',
         'To tell collapsed from uninformative, ' + _again + '. If it did carry content, ' + _train + '.',
     ),
@@ -561,9 +590,9 @@ def explain(
     **facts,  # values for the placeholders: m, users, ratio, low, high, drop, share, best, added, common, ...
 ):  # -> verdict, sentence, advice
     "Verdict, plain sentence and advice of a reason. Raises KeyError for an unknown reason or a missing fact."
-    facts = dict(facts, M=facts['m'][:1].upper() + facts['m'][1:], rule_users=RULES['users'])
+    facts = dict(rule_users=RULES['users']) | facts | dict(M=facts['m'][:1].upper() + facts['m'][1:])
     verdict, sentence, advice = REASONS[reason]
-    # not str.format: a modality's name may hold braces
-    for field_, text in facts.items():
-        sentence, advice = (s.replace('{' + field_ + '}', str(text)) for s in (sentence, advice))
-    return verdict, sentence, advice.replace('{{', '{').replace('}}', '}')
+    # not str.format, and all at once: a modality's name may hold braces
+    fields = re.compile(r'\{\{|\}\}|\{(' + '|'.join(facts) + r')\}')
+    sentence, advice = (fields.sub(lambda x: str(facts[x[1]]) if x[1] else x[0][0], s) for s in (sentence, advice))
+    return verdict, sentence, advice

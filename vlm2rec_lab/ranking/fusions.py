@@ -87,7 +87,7 @@ def fusion_weights(
     weights,  # {modality: weight >= 0}
     modalities,  # the modalities that there are
 ):  # -> {modality: share}, adding up to 1
-    "Weights as shares. Raises ValueError for a missing or unknown modality, and for negative weights."
+    "Weights as shares. Raises ValueError for a missing or unknown modality; for a wrong weight, or TypeError."
     for m in weights:
         if m not in modalities:
             raise ValueError(
@@ -97,6 +97,9 @@ def fusion_weights(
     missing = [m for m in modalities if m not in weights]
     if missing:
         raise ValueError(f'fuse has no weight for {missing}; give each of {list(modalities)} one')
+    odd = [m for m, w in weights.items() if not isinstance(w, (int, float, np.number))]
+    if odd:
+        raise TypeError(f'fuse: the weight of {odd[0]} is {weights[odd[0]]!r}, which is no number')
     total = sum(weights.values())
     if not all(math.isfinite(w) and w >= 0 for w in weights.values()) or total <= 0:
         raise ValueError(f'fuse={dict(weights)}: weights must be finite, not negative, and not all zero')

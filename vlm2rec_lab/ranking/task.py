@@ -140,6 +140,9 @@ def _one_side(vectors, side):
         raise TypeError(
             f"{side} must be a dictionary of modality -> [rows, dims], for example {{'text': ..., 'image': ...}}"
         )
+    odd = [m for m in vectors if not isinstance(m, str) or not m]
+    if odd:
+        raise TypeError(f'{side}: the modality {odd[0]!r} has no name: call it by a word, such as "text"')
     if 'fused' in vectors:
         raise ValueError(f"{side}: 'fused' is the name of the fusion; call the modality something else")
     out, first = {}, next(iter(vectors))
