@@ -109,6 +109,29 @@ def stored(folder, **figures):
     return cell
 
 
+@pytest.mark.parametrize('other', [dict(world=dict(items=60)), dict(split=dict(train=40))])
+def test_a_cell_of_another_studio_or_split_is_not_taken(tmp_path, other):
+    "The name of the file does not tell them apart."
+    asked = dict(condition='text-easy', remedy='sft', seed=1)
+    cell = stored(tmp_path)
+    assert run_study(tmp_path, [asked], progress=False) == [cell]
+    with pytest.raises(ValueError, match='was made with'):
+        run_study(tmp_path, [asked | other], progress=False)
+    cell = stored(tmp_path, **other)
+    assert run_study(tmp_path, [asked | other], progress=False) == [cell]
+    with pytest.raises(ValueError, match='was made with'):
+        run_study(tmp_path, [asked], progress=False)
+
+
+def test_a_cell_is_run_again_with_all_that_it_was_made_with(tmp_path, monkeypatch):
+    cell = run_cell('text-easy', 'before', 0, **SMALL)
+    (tmp_path / cell_name('text-easy', 'before', 0)).write_text(json.dumps(cell))
+    assert {k: cell[k] for k in ('world', 'split')} == {k: SMALL[k] for k in ('world', 'split')}
+    asked = []
+    monkeypatch.setattr(workers, 'run_study', lambda out, cells, *how, **more: asked.extend(cells) or [cell])
+    assert verify_cells(tmp_path) == [] and asked[0].items() >= SMALL.items()
+
+
 def test_a_touched_cell_is_found_out(tmp_path, monkeypatch):
     cell = stored(tmp_path)
     asked = []

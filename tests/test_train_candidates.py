@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from pair_encoders import Colours, HashedWords
 
 from vlm2rec_lab.base.checkpoint import read_checkpoint
-from vlm2rec_lab.base.errors import DataError
+from vlm2rec_lab.base.errors import DataError, warned
 from vlm2rec_lab.base.ragged import is_member
 from vlm2rec_lab.cli import main, make_parser
-from vlm2rec_lab.commands.train import plan_of
+from vlm2rec_lab.commands.train import Plan, plan_of
 from vlm2rec_lab.model.heads import SEQUENCES
 from vlm2rec_lab.model.pair import PairEmbedder
 from vlm2rec_lab.shop.drawn import make_studio
@@ -258,3 +258,11 @@ def test_the_command_line_has_them(args):
 def test_the_command_line_refuses(args, said, capsys):
     assert main(['train', '--data', 'studio:balanced', *args]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_batch_of_one_that_has_candidates_learns_and_is_not_warned_of(split):
+    embedder, found = pair(), []
+    how = dict(steps=1, batch=1, eval_every=0, progress=False, candidates=8)
+    assert not [m for m in warned(lambda: found.append(train(embedder, split, **how))) if 'batch=1' in m]
+    assert found[0].frame.loss[0] > 0
+    assert warned(lambda: Plan(batch=1, candidates=8)) == [] != warned(lambda: Plan(batch=1))

@@ -460,7 +460,7 @@ def train(
     _check_candidates(candidates, embedder, split)
     check_best(keep, eval_every, steps)
     fixed = ({'tau': tau} if isinstance(loss, str) else {}) | loss_settings
-    check_rows(batch, alone=True)
+    check_rows(batch, alone=candidates == 'batch')
     get_loss(loss, **fixed | read_controls(controls, 0))  # a wrong name is told before anything is loaded
     said = _settings(split, loss, steps, batch, tau, fuse, seed, positions, schedule, speed, controls, loss_settings)
     said |= {} if same_content is None else {'same_content': same_content}

@@ -132,7 +132,7 @@ class Plan:
     speed: Speed = option(Speed(), 'how the passes are run', flag=False)
 
     def __post_init__(self):
-        check_rows(self.batch, alone=True)
+        check_rows(self.batch, alone=self.candidates == 'batch')
         check_number('tau', self.tau, zero=False)
         if self.lora is not None:
             check_number('lora', self.lora, zero=False)

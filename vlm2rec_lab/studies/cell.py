@@ -178,7 +178,7 @@ def run_cell(
         training=dict(steps=steps, batch=batch, lr=lr, tau=tau, rank=rank),
         data=tasks.name,
         **({} if control is None else dict(control=control)),
-        **(dict(columns=columns) if columns else {}),
+        **{k: v for k, v in dict(columns=columns, world=world, split=split).items() if v},
         **inputs,
         **found,
         seconds=round(time.perf_counter() - start, 1),

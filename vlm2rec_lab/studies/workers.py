@@ -45,17 +45,18 @@ def cell_name(
 
 # %% ../../nbs/11_studies/02_workers.ipynb #3608eacc
 def _asked(cell):
-    "What a stored cell must have been made with."
-    return dict(
+    "What a stored cell must have been made with, as JSON has it."
+    asked = dict(
         condition=cell['condition'],
         remedy=cell['remedy'],
         seed=cell['seed'],
         missing=cell.get('missing') or {},
         settings=cell.get('settings') or {},
         control=cell.get('control'),
-        columns=cell.get('columns') or None,
+        **{k: cell.get(k) or None for k in ('columns', 'world', 'split')},
         training={k: cell.get(k, v) for k, v in TRAINING.items()},
     )
+    return json.loads(json.dumps(asked, default=str))
 
 # %% ../../nbs/11_studies/02_workers.ipynb #4a1f0321
 def _other_shop(done, cell, shops):
@@ -200,7 +201,7 @@ def stored_cells(
 def _again(cell, out, data):
     "A stored cell, computed once more into the folder `out`."
     asked = {k: cell[k] for k in ('condition', 'remedy', 'seed', 'missing', 'settings')} | cell['training']
-    asked |= {k: cell[k] for k in ('control', 'columns') if k in cell}
+    asked |= {k: cell[k] for k in ('control', 'columns', 'world', 'split') if k in cell}
     (new,) = run_study(out, [asked | ({'data': str(data)} if data else {})], 1, progress=False)
     return new
 
