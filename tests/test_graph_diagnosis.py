@@ -261,6 +261,14 @@ def test_noise_was_never_anything(shop):
     assert verdicts(report)['text'][0] == 'healthy'
 
 
+def test_a_reference_along_purchases_is_noted(shop, model):
+    "Purchases reach what never told anything, too: what is called lost may be theirs."
+    flows, said = trained(shop, 'MMGCL'), 'Vectors of a reference flow as well'
+    assert any(said in x for x in graph_report(flows, shop[0], flows, **FEW).data['notes'])
+    for report in (graph_report(flows, shop[0], **FEW), graph_report(model, shop[0], model, **FEW)):
+        assert not any(said in x for x in report.data['notes'])
+
+
 def test_memory_is_not_called_content():
     """Vectors that name every item let a model learn by heart: without a control they look alive, with one they do
     not. What a control did not exchange is not judged by it."""

@@ -494,6 +494,11 @@ def _notes(model, before, control):
             'Vectors flow along purchases: what a modality ranks alone, and what is lost without it, holds what '
             'customers bought, too.'
         )
+    if any(hasattr(x, 'graph') for x in before.values()):
+        notes.append(
+            'Vectors of a reference flow as well: a modality that never told anything can rank there, and be called '
+            'collapsed for losing it. A reference trained on exchanged_vectors says how much of that is content.'
+        )
     if not before:
         notes.append('No reference (before=): what training together took from a modality is not seen.')
     if control is None:
