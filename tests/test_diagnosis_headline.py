@@ -87,8 +87,8 @@ def test_worse_is_said_with_its_size_and_coloured(healthy):
     words = f'the fused ranking worse by {-d["value"]:.3f} [{-d["high"]:.3f}, {-d["low"]:.3f}], clear of zero'
     html = pair_html(pair)
     assert found['said']['after']['fused'] == words
-    assert f'<span class="worse">▼ {words}</span>' in html and words in repr(pair)
-    assert f'<span class="worse">▼ {d["value"]:+.3f} [{d["low"]:+.3f}, {d["high"]:+.3f}] worse</span>' in html
+    assert f'<span class="worse">▼&nbsp;{words}</span>' in html and words in repr(pair)
+    assert f'<span class="worse">▼&nbsp;{d["value"]:+.3f} [{d["low"]:+.3f}, {d["high"]:+.3f}] worse</span>' in html
     assert 'class="better"' not in html
 
 
