@@ -209,3 +209,8 @@ def test_the_steps_of_numbers_are_those_of_the_view():
     said = asset('show', 'views.js')
     for name, dark in (('light', False), ('dark', True)):
         assert f'{name}: [{", ".join(map(repr, (DARK_RAMP if dark else RAMP)))}]' in said
+
+
+def test_a_text_without_a_letter_has_a_word_in_the_legend():
+    column, code = colour_column(pd.Series(['a', '', ' ', None, 'a']))
+    assert set(column['labels']) == {'a', 'empty', 'missing'} and len(set(code)) == 3

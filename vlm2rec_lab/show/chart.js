@@ -35,14 +35,19 @@ function fromFirst(lines) {
   return lines.map(l => ({...l, mid: share(l, 'mid'), low: share(l, 'low'), high: share(l, 'high')}))
 }
 
+// A name that keeps its own direction, and leaves the figures beside it where they are.
+const apart = name => (/[\u0590-\u08ff]/.test(name) ? `\u2068${name}\u2069` : name)
+
 // The headings, ticks and grid of one panel. Returns its upright scale.
 function panelFrame(svg, axis, panel, name, lines, top, tall) {
   const log = panel === 'ratio' || panel === 'grad'
   const one = panel === 'ratio' ? [1] : []
   const values = lines.flatMap(l => [...l.mid, ...(l.low ?? []), ...(l.high ?? []), ...one])
   const y = scale(values, top, tall, log, panel === 'valid')
-  const ratios = panel === 'ratio' ? ': ' + [...new Set(lines.map(l => l.key))].join(', ') : ''
-  add(svg, 'text', {x: LEFT, y: top - 7, class: 'name'}, name + ratios)
+  const ratios = panel === 'ratio' ? ': ' + [...new Set(lines.map(l => apart(l.key)))].join(', ') : ''
+  const room = Math.floor((axis.right - LEFT) / 7) // letters
+  const fits = (name + ratios).length <= room
+  add(svg, 'text', {x: LEFT, y: top - 7, class: 'name'}, fits ? name + ratios : name)
   for (const t of y.ticks) {
     add(svg, 'path', {d: `M${LEFT} ${y.at(t)}H${axis.right}`, stroke: 'var(--line)'})
     add(svg, 'text', {x: LEFT - 8, y: y.at(t) + 4, 'text-anchor': 'end'}, short(t))
@@ -144,7 +149,7 @@ function said(r, cursor) {
     return at
   }
   const told = r.lines.filter(l => l.mid.length)
-  const words = told.map(l => `${PREFIX[l.panel]}${l.key} ${short(l.mid[pick(l)])}`)
+  const words = told.map(l => `${PREFIX[l.panel]}${apart(l.key)} ${short(l.mid[pick(l)])}`)
   const loss = told.find(l => l.panel === 'loss')
   const step = loss ? loss.steps[pick(loss)] : 0
   const set = {}

@@ -60,10 +60,11 @@ def _number_column(values):  # pd.Series -> dict for the picture, uint8 [items]
 
 # %% ../../nbs/05_show/02_drawing.ipynb #ba0ff301
 def _texts(values):  # pd.Series -> str [items]
-    "The values of a column as they are read; 'missing' where there is none."
+    "The values of a column as they are read; 'missing' where there is none, 'empty' for a text without a letter."
     if values.dtype.kind == 'f' and (values.dropna() % 1 == 0).all() and values.abs().max() < 2**53:
         values = values.astype('Int64')  # 1001 and not 1001.0, where some are missing
-    return values.astype('string').fillna('missing').to_numpy(str)
+    text = values.astype('string').fillna('missing')
+    return text.mask(text.str.strip() == '', 'empty').to_numpy(str)
 
 # %% ../../nbs/05_show/02_drawing.ipynb #99c83634
 def _word_column(values, named):  # pd.Series, how many have a colour -> dict for the picture, uint8 [items]
