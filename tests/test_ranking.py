@@ -247,3 +247,12 @@ def test_a_weight_is_a_number(weight):
     some = {m: np.random.default_rng(0).normal(size=(8, 4)) for m in ('text', 'image')}
     with pytest.raises(TypeError, match='the weight of image is .*, which is no number'):
         evaluate(some, some, np.arange(8), fuse={'text': 1, 'image': weight})
+
+
+@pytest.mark.parametrize('fuse', ['sum', 'concat', dict(text=1, image=3)])
+def test_sides_that_name_their_modalities_in_another_order_fuse_alike(fuse):
+    rng = np.random.default_rng(0)
+    items, users = ({m: rng.normal(size=(n, 4)) for m in ('text', 'image')} for n in (9, 5))
+    i, u = fuse_vectors(items, dict(reversed(users.items())), fuse)
+    j, v = fuse_vectors(items, users, fuse)
+    assert np.allclose(u @ i.T, v @ j.T)

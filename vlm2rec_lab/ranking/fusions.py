@@ -29,7 +29,7 @@ def _weighted(items, sequences, weights):
     "Side by side, so that the inner product is the weighted mean over the modalities that an item has."
     w = fusion_weights(weights, items)
     i = np.concatenate(list(items.values()), 1)
-    s = np.concatenate([x * x.dtype.type(w[m]) for m, x in sequences.items()], 1)
+    s = np.concatenate([sequences[m] * sequences[m].dtype.type(w[m]) for m in items], 1)  # in the order of the items'
     there = sum(w[m] * x.any(1) for m, x in items.items())
     if not (there > 1 - 1e-9).all():
         i = i / np.where(there > 0, there, 1).astype(i.dtype)[:, None]
