@@ -122,6 +122,20 @@ def test_the_weakest_is_penalised(make, gap):
         )
 
 
+@pytest.mark.parametrize('gap', ['batch', 'user'])
+@pytest.mark.parametrize('kept', [('text',), ()], ids=str)
+def test_a_modality_that_no_pair_has_is_not_the_weakest(monkeypatch, kept, gap):
+    "With one modality left, or none, there is no gap."
+    model = shaken(vbpr()).eval()
+
+    def found(*given):
+        return {m: (x, there & (m in kept)) for m, (x, there) in own_margins(*given).items()}
+
+    monkeypatch.setattr(remedies, 'own_margins', found)
+    got, plain = (weakest_bpr(model, *BATCH, alpha, gap)['bpr'].item() for alpha in (0.7, 0))
+    assert got == pytest.approx(plain, rel=1e-6)
+
+
 @every
 def test_without_a_penalty_it_is_the_loss_of_the_model(make):
     model = shaken(make())

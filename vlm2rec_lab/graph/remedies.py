@@ -78,11 +78,8 @@ def per_modality_bpr(
 
 # %% ../../nbs/07_graph/09_remedies.ipynb #fdd124cb
 def _filled(margin, there):
-    "Margins; a pair that lacks the modality has the mean of those that have it, 0 where none has."
-    if there.all():
-        return margin
-    mean = margin[there].mean() if there.any() else torch.zeros_like(margin[0])
-    return torch.where(there, margin, mean)
+    "Margins; a pair that lacks the modality has the mean of those that have it. One pair at least has it."
+    return margin if there.all() else torch.where(there, margin, margin[there].mean())
 
 # %% ../../nbs/07_graph/09_remedies.ipynb #4f7bd3bb
 def weakest_bpr(
@@ -96,9 +93,11 @@ def weakest_bpr(
     "BPR with negatives louder by the gap between modalities: our reading of WPCL. Raises ValueError for alpha < 0."
     check_number('alpha', alpha)
     known(gap, ('batch', 'user'), 'gap')
-    own = {m: _filled(*x) for m, x in own_margins(model, users, positives, negatives).items()}
+    found = own_margins(model, users, positives, negatives)
+    own = {m: _filled(*x) for m, x in found.items() if x[1].any()}  # what no pair has is not weak
+    wide = weak_gap(own, gap) if own else 0.0
     whole = _margin(tables_in_step(model), users, positives, negatives)
-    return {'bpr': -F.logsigmoid(whole - alpha * weak_gap(own, gap)).mean()}
+    return {'bpr': -F.logsigmoid(whole - alpha * wide).mean()}
 
 # %% ../../nbs/07_graph/09_remedies.ipynb #7f456440
 def teachers_of(
