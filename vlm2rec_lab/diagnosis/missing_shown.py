@@ -48,7 +48,7 @@ def missing_note(
     times = 'once' if found['draws'] == 1 else f'{found["draws"]} times'
     return (
         f'Fused NDCG@{found["k"]} when a share of the items lacks a modality, {sides}; the items drawn {times}, '
-        f'{found["users"]:,} users, seed {found["seed"]}.'
+        f'{found["users"]:,} users, seed {found["seed"]}. Intervals are of the users, not of which items are drawn.'
     )
 
 # %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #9b550002
