@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from vlm2rec_lab.base.checkpoint import save_checkpoint
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.model.embedder import VLMEmbedder
+from vlm2rec_lab.model.families import load_model, lora_pattern
 from vlm2rec_lab.shop.drawn import make_studio
 from vlm2rec_lab.train import History, Interrupted, NotKept, previous, read_checkpoint, train
 from vlm2rec_lab.training.losses import sft
@@ -54,6 +56,32 @@ def test_losses_that_draw_remember_or_learn_are_resumed(toy, fresh, tmp_path, lo
     train(fresh(), toy, loss, callback=stop_after(2), **keep, **kw)
     resumed = train(fresh(), toy, loss, resume=True, **keep, **kw)
     assert resumed.frame.loss.tolist() == whole.frame.loss.tolist()
+
+
+def dropping(checkpoint, share, names=('default',)):
+    "An embedder of a model that came with adapters, which drop so much."
+    model, *rest = load_model(checkpoint, device='cpu')
+    config = LoraConfig(r=4, target_modules=lora_pattern(model), lora_dropout=share)
+    torch.manual_seed(0)
+    model = get_peft_model(model, config, adapter_name=names[0])
+    for name in names[1:]:
+        model.add_adapter(name, config)
+    return VLMEmbedder(model.eval(), *rest, adapters=names if len(names) > 1 else ())
+
+
+@pytest.mark.parametrize('names', [('default',), ('text', 'image')])
+def test_dropout_of_adapters_is_for_learning_alone(toy, checkpoint, names):
+    losses = {}
+    for name, share, kw in (('none', 0.0, {}), ('a', 0.5, {}), ('b', 0.5, {}), ('chunked', 0.5, dict(chunk=3))):
+        embedder, state = dropping(checkpoint, share, names), torch.get_rng_state()
+        assert embedder.dropout == share
+        losses[name] = train(embedder, toy, 'sft', steps=3, **QUICK, **kw).frame.loss.tolist()
+        assert torch.equal(state, torch.get_rng_state())  # takes nothing from anybody else's draws
+        first, second = (embedder.encode_sequences(toy.catalogue, toy.test.history[:5]) for _ in range(2))
+        assert all(np.array_equal(first[m], second[m]) for m in first)
+    assert losses['a'] == losses['b'] != losses['none']
+    assert np.isclose(losses['a'][0], losses['none'][0], rtol=1e-6)  # adapters begin by changing nothing
+    assert np.isfinite(losses['chunked']).all() and losses['chunked'] != losses['none']
 
 
 def test_a_learned_fusion_moves_and_sums_to_one(toy, fresh):

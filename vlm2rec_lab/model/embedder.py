@@ -155,6 +155,31 @@ def adapter_parameters(
     "What training changes."
     return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
 
+# %% ../../nbs/02_model/05_embedder.ipynb #dcc6c69a
+def _drops(model):
+    "The dropout of a model's adapters."
+    return [d for n, d in model.named_modules() if isinstance(d, torch.nn.Dropout) and '.lora_dropout.' in n]
+
+# %% ../../nbs/02_model/05_embedder.ipynb #c6d1f04d
+@patch(as_prop=True)
+def dropout(self: VLMEmbedder):  # -> float
+    "The share of numbers that its adapters drop while they learn."
+    return max((d.p for d in _drops(self.model)), default=0.0)
+
+# %% ../../nbs/02_model/05_embedder.ipynb #efbb20c4
+@patch
+@contextmanager
+def learning(self: VLMEmbedder):
+    "Within it the adapters drop what they are to drop; outside they never do."
+    drops = _drops(self.model)
+    for d in drops:
+        d.train()
+    try:
+        yield
+    finally:
+        for d in drops:
+            d.eval()
+
 # %% ../../nbs/02_model/05_embedder.ipynb #bda71167
 @patch
 def prompts_for(
