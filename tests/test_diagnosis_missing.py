@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.diagnose import collapse_report
@@ -15,10 +17,11 @@ from vlm2rec_lab.diagnosis.missing import (
     chosen_gain,
     missing_curve,
     missing_said,
+    one_left,
     taken_out,
     users_are_means,
 )
-from vlm2rec_lab.diagnosis.missing_shown import missing_html
+from vlm2rec_lab.diagnosis.missing_shown import missing_html, missing_note
 from vlm2rec_lab.diagnosis.worlds import hurt, world
 from vlm2rec_lab.ranking.evaluate import paired_difference
 from vlm2rec_lab.ranking.fusions import beside, together_weights
@@ -102,6 +105,66 @@ def test_what_is_missing_grows_within_a_draw():
     assert (out[:, :-1] <= out[:, 1:]).all() and not out[:, :, ~has].any()
     assert out.sum(-1).tolist() == [[0, 16, 33, 66]] * 4
     assert len({row.tobytes() for row in out[:, 2]}) == 4
+
+
+@given(st.integers(0, 2**20), st.integers(1, 40), st.integers(1, 4), st.integers(1, 3))
+@settings(deadline=None, max_examples=60)
+def test_draws_in_turn_ask_the_same_of_every_item(seed, items, draws, modalities):
+    rng = np.random.default_rng(seed)
+    there = rng.random((modalities, items)) < 0.7
+    shares = np.linspace(0, 1, draws + 1)
+    lost, left = _plan(dict(enumerate(there)), shares, draws, seed)
+    for m, out in lost.items():
+        assert out.shape == (draws, len(shares), items) and not out[:, :, ~there[m]].any()
+        assert (out[:, :-1] <= out[:, 1:]).all()
+        assert (out.sum(2) == np.round(shares * there[m].sum())).all()
+        asked, n = out.sum(0)[:, there[m]], max(there[m].sum(), 1)
+        assert (abs(asked - np.round(shares * n)[:, None] * draws / n) <= 1).all()
+        if n % draws == 0:
+            assert (asked == np.round(shares * draws)[:, None]).all()
+    kept = np.stack([(left == j).sum(0) for j in range(modalities)])
+    several = there.sum(0)
+    assert (abs(kept - draws / np.maximum(several, 1))[there] < 1).all()
+    assert not kept[:, several > 0][~there[:, several > 0]].any()
+
+
+def test_other_draws_are_each_for_itself():
+    "Those of the study, whose cells are kept: what they are must not change."
+    rng = np.random.default_rng([3, 0])
+    plain = [rng.permutation(7) < 4 for _ in range(3)]
+    assert (taken_out(np.ones(7, bool), [4 / 7], 3, [3, 0])[:, 0] == plain).all()
+    rng = np.random.default_rng([3, 2])
+    plain = [rng.random((2, 7)).argmax(0) for _ in range(3)]
+    assert (one_left(np.ones((2, 7), bool), 3, [3, 2]) == plain).all()
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('fuse', ['sum', 'concat'])
+def test_intervals_hold_where_a_few_items_make_most_of_the_sales(fuse):
+    "Whichever items are drawn, the interval has what many draws find; chance in the items is small beside it."
+    rng = np.random.default_rng(0)
+    sold = 1 / np.arange(1, 301) ** 1.5
+    kind, targets = rng.normal(size=(300, 16)), rng.choice(300, 600, p=sold / sold.sum())
+    items = {m: kind + rng.normal(size=kind.shape) for m in ('text', 'image')}
+    users = {m: kind[targets] + 1.5 * rng.normal(size=(600, 16)) for m in items}
+    task = Task.of(items, users, targets, fuse=fuse)
+    runs = [missing_curve(task, shares=(0, 0.25, 0.5), bootstrap=200, seed=s) for s in range(12)]
+    for found in (
+        [r['curve']['text'][1]['part'] for r in runs],
+        [r['curve']['text'][2]['part'] for r in runs],
+        [r['one_each']['part'] for r in runs],
+    ):
+        values = [x['value'] for x in found]
+        assert all(x['low'] <= np.mean(values) <= x['high'] for x in found)
+        assert np.std(values) < 0.25 * np.median([x['high'] - x['low'] for x in found])
+
+
+def test_a_note_says_where_chance_in_the_items_is_left_out():
+    about = dict(k=10, sides='candidates', users=9, seed=0)
+    left_out = 'not of which items are drawn'
+    assert left_out not in missing_note(about | dict(draws=4, shares=[0, 0.25, 0.5, 0.75, 1]))
+    for draws, shares in ((1, [0, 0.5]), (4, [0, 0.3]), (2, [0, 0.25])):
+        assert left_out in missing_note(about | dict(draws=draws, shares=shares))
 
 
 def test_a_loss_is_paired_and_a_part_of_the_whole():

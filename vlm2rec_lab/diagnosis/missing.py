@@ -30,13 +30,16 @@ def taken_out(
     shares,  # of them, each from 0 to 1
     draws=3,  # how often the items are drawn
     seed=0,  # of the draws: a number or a list of numbers
+    in_turn=False,  # over all draws, does every item lack it as often as any other, as nearly as can be?
 ):  # -> bool [draws, shares, items]
     "Which items lose a modality; within a draw those of a smaller share are among those of a larger one."
     n = int(has.sum())
     out = np.zeros((draws, len(shares), len(has)), bool)
     rng = np.random.default_rng(seed)
+    first = rng.permutation(n) if in_turn else None
     for d in range(draws):
-        out[d][:, has] = rng.permutation(n) < np.round(np.asarray(shares, float) * n)[:, None]
+        place = (first + d * n // draws) % max(n, 1) if in_turn else rng.permutation(n)
+        out[d][:, has] = place < np.round(np.asarray(shares, float) * n)[:, None]
     return out
 
 # %% ../../nbs/04_diagnosis/04b_missing.ipynb #0444b3a8
@@ -44,10 +47,15 @@ def one_left(
     there,  # bool [modalities, items] which items have which modality
     draws=3,  # how often
     seed=0,  # of the draws: a number or a list of numbers
+    in_turn=False,  # over all draws, is each of those of an item left as often as any other, as nearly as can be?
 ):  # -> int [draws, items] the one that an item keeps; of an item without any the first
     "For every item one of the modalities that it has, each as likely."
     rng = np.random.default_rng(seed)
-    return np.stack([np.where(there, rng.random(there.shape), -1).argmax(0) for _ in range(draws)])
+    if not in_turn:
+        return np.stack([np.where(there, rng.random(there.shape), -1).argmax(0) for _ in range(draws)])
+    first, several = rng.random(there.shape[1]), np.maximum(there.sum(0), 1)
+    places = [(first + d / draws) % 1 * several for d in range(draws)]
+    return np.stack([(there & (there.cumsum(0) == place.astype(int) + 1)).argmax(0) for place in places])
 
 # %% ../../nbs/04_diagnosis/04b_missing.ipynb #98fe8143
 def _fused_items(task, lacking):
@@ -147,8 +155,8 @@ def _both_gain(task, histories, lacking):
 # %% ../../nbs/04_diagnosis/04b_missing.ipynb #c751800a
 def _plan(there, shares, draws, seed):
     "Who lacks what: modality -> bool [draws, shares, items], and int [draws, items] the one that is left."
-    lost = {m: taken_out(h, shares, draws, [seed, j]) for j, (m, h) in enumerate(there.items())}
-    return lost, one_left(np.stack(list(there.values())), draws, [seed, len(there)])
+    lost = {m: taken_out(h, shares, draws, [seed, j], True) for j, (m, h) in enumerate(there.items())}
+    return lost, one_left(np.stack(list(there.values())), draws, [seed, len(there)], True)
 
 # %% ../../nbs/04_diagnosis/04b_missing.ipynb #aba5296b
 def _rows_of(lost, left, names):
@@ -299,7 +307,7 @@ def missing_curve(
     task,  # Task
     reference=None,  # Task of the same items and users, to be held against
     shares=SHARES,  # of the items that have a modality
-    draws=None,  # of the items, averaged (default: 3, and 1 where users are means of their items)
+    draws=None,  # of the items, averaged (default: 4, and 1 where users are means of their items)
     histories=None,  # ragged (offsets, items) that the users may be means of (default: their seen items)
     bootstrap=1000,  # draws of the intervals
     seed=0,  # of all draws
@@ -312,7 +320,7 @@ def missing_curve(
     if len(task.targets) < 2:
         return {}
     tasks, past = _taking_part(task, reference, histories, most, seed)
-    draws = draws or (3 if past is None else 1)
+    draws = draws or (4 if past is None else 1)
     lost, left = _plan({m: x.any(1) for m, x in task.items.items() if m != TOGETHER}, shares, draws, seed)
     found = [_gains(t, lost, left, _plainly(t, past)) for t in tasks]
     said = dict(chance=float(tasks[0].chance.mean()), sides='candidates' if past is None else 'both', draws=draws)

@@ -45,10 +45,12 @@ def missing_note(
 ):  # -> str
     "On what the figures rest."
     sides = 'as candidates and in the histories' if found['sides'] == 'both' else 'as candidates, histories kept whole'
-    times = 'once' if found['draws'] == 1 else f'{found["draws"]} times'
+    times = 'once' if found['draws'] == 1 else f'{found["draws"]} times, in turn'
+    even = all(float(share * found['draws']).is_integer() for share in found['shares'])
+    alone = '' if even else ' Intervals are of the users, not of which items are drawn.'
     return (
         f'Fused NDCG@{found["k"]} when a share of the items lacks a modality, {sides}; the items drawn {times}, '
-        f'{found["users"]:,} users, seed {found["seed"]}. Intervals are of the users, not of which items are drawn.'
+        f'{found["users"]:,} users, seed {found["seed"]}.{alone}'
     )
 
 # %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #9b550002
