@@ -79,9 +79,10 @@ def test_dropout_of_adapters_is_for_learning_alone(toy, checkpoint, names):
         assert torch.equal(state, torch.get_rng_state())  # takes nothing from anybody else's draws
         first, second = (embedder.encode_sequences(toy.catalogue, toy.test.history[:5]) for _ in range(2))
         assert all(np.array_equal(first[m], second[m]) for m in first)
-    assert losses['a'] == losses['b'] != losses['none']
+    assert losses['a'] == losses['b']
     assert np.isclose(losses['a'][0], losses['none'][0], rtol=1e-6)  # adapters begin by changing nothing
-    assert np.isfinite(losses['chunked']).all() and losses['chunked'] != losses['none']
+    for name in ('a', 'chunked'):
+        assert np.isfinite(losses[name]).all() and not np.allclose(losses[name], losses['none'], rtol=1e-5, atol=0)
 
 
 def test_a_learned_fusion_moves_and_sums_to_one(toy, fresh):
