@@ -1,6 +1,7 @@
 """The documentation's site: it builds without a warning, leads everywhere it says, asks for nothing outside itself,
 and looks right in a browser."""
 
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import site_access
 import site_sidebar
+import site_terminal
 from access import hindrances
 
 import docs
@@ -730,11 +732,28 @@ def test_commands_of_a_page_run_in_a_terminal_and_their_errors_are_heard(tmp_pat
     page.write_text('# A page\n\n```console\n' + '\n'.join(f'$ {line}' for line in asked) + '\n```\n')
     shown = docs.execute_page(page).cells[1].source
     printed = shown.partition('```text\n')[2].partition('\n```')[0].splitlines()
-    first = f'a terminal, {site_cells.COLUMNS} wide'
-    assert printed[0] == first and sorted(printed[1:]) == ['last', 'wrong'] and '\r' not in shown
+    assert sorted(printed) == [f'a terminal, {site_cells.COLUMNS} wide', 'last', 'wrong'] and '\r' not in shown
     page.write_text('# A page\n\n```console\n$ echo before\n$ exit 3\n```\n')
     with pytest.raises(docs.PageError, match='3'):
         docs.execute_page(page)
+
+
+def test_a_terminal_is_heard_before_the_errors_that_follow(monkeypatch):
+    "A system may hand on what a terminal was given later than what a pipe was given after it."
+    (shown, terminal), (told, errors), out = os.pipe(), os.pipe(), io.BytesIO()
+    monkeypatch.setattr(site_terminal, 'LATE', 60)
+    os.write(errors, b'second\n')
+    os.close(errors)
+
+    def late():
+        os.write(terminal, b'first\r\n')
+        os.close(terminal)
+
+    teller = threading.Timer(0.2, late)
+    teller.start()
+    site_terminal.copy([shown, told], out)
+    teller.join()
+    assert out.getvalue() == b'first\nsecond\n'
 
 
 def test_a_page_shows_tables_whole(tmp_path):
@@ -911,17 +930,13 @@ def test_docs_dependencies_are_asked_for():
 @pytest.mark.browser
 def test_linked_views_on_the_site(site, page):
     "Without a kernel: a product under the pointer is marked in the other spaces, and a lasso selects in all of them."
-    from test_widgets import VIEW, circle, marked, place
+    from test_widgets import VIEW, circle, look, marked, until
 
     with served(site) as base:
         page.goto(f'{base}docs/pictures.html')
         page.wait_for_function(f'() => {VIEW}.length === 3')
-        x, y = place(page, 0, 7)
-        page.mouse.move(x - 40, y - 40)
-        page.mouse.move(x, y)
-        page.locator('.v2w .tip.on canvas[data-ready=picture]').first.wait_for()
+        look(page, 0, 7)
         item = page.evaluate(f'{VIEW}[0].view.state.hover')
         assert marked(page, 1, item) and marked(page, 2, item)
-        circle(page, 0, 7)
-        page.wait_for_function(f'() => {VIEW}[0].view.state.count > 0')
+        until(page, f'() => {VIEW}[0].view.state.count > 0', circle, 0, 7)
         assert 'selected' in page.locator('.v2w .strip').first.text_content()

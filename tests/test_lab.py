@@ -7,9 +7,8 @@ import shutil
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
-from test_widgets import ROOT, VIEW, place
+from test_widgets import ROOT, VIEW, circle, look, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 SHORTER = {  # the demo runs it as it stands; here it is the widgets that are looked at
@@ -63,16 +62,8 @@ def test_training_notebook(page, lab):
     assert charts.count() == 4
     shot(charts.nth(2), 'gradients')
     page.wait_for_function(f'() => {VIEW}.length >= 2')
-    x, y = place(page, 0, 5)
-    page.mouse.move(x - 50, y - 50)
-    page.mouse.move(x, y)
-    page.locator('.v2w .tip.on canvas[data-ready=picture]').first.wait_for()
-    page.mouse.move(x + 12, y)
-    page.mouse.down()
-    for a in np.linspace(0, 2 * np.pi, 12):
-        page.mouse.move(x + 12 * np.cos(a), y + 12 * np.sin(a))
-    page.mouse.up()
-    page.wait_for_function("() => /^p\\d{4}/.test(document.querySelector('.t-ids').textContent)")
+    look(page, 0, 5)
+    until(page, "() => /^p\\d{4}/.test(document.querySelector('.t-ids').textContent)", circle, 0, 5, r=12)
     chosen = page.evaluate(f'{VIEW}[0].view.state.count')
     assert len(page.locator('.t-ids').text_content().split()) == chosen > 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_widgets import ROOT, VIEW, place, run_notebook
+from test_widgets import ROOT, VIEW, place, run_notebook, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 BUSY = "import time\nprint('now', 'busy')\ntime.sleep(20)"
@@ -103,9 +103,7 @@ def test_a_tapped_product_comes_into_sight(told):
         page.set_viewport_size({'width': width, 'height': height})
         place(page, 0, [5])
         page.wait_for_timeout(1500)  # cells above it are drawn, and move it
-        x, y = place(page, 0, [5])
-        page.mouse.click(x, y)
-        page.wait_for_function(f'() => {VIEW}[0].view.state.pin >= 0')
+        until(page, f'() => {VIEW}[0].view.state.pin >= 0', lambda page: page.mouse.click(*place(page, 0, [5])))
         page.wait_for_timeout(1500)
         card = page.locator('.v2w .item.one').first
         box = card.bounding_box()

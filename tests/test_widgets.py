@@ -66,6 +66,31 @@ def place(page, panel, *item, view=0):
     return page.evaluate(f'([p, i]) => {VIEW}[{view}].view.place(p, ...i)', [panel, list(item)])
 
 
+def until(page, sign, act, *args, **kwargs):
+    "Repeat what a hand does until the page answers: what it aims at may move as long as a busy page settles."
+    from playwright.sync_api import TimeoutError
+
+    for left in reversed(range(60)):
+        act(page, *args, **kwargs)
+        try:
+            return page.wait_for_function(sign, timeout=10_000)
+        except TimeoutError:
+            if not left:
+                raise
+
+
+def point(page, panel, item):
+    "The pointer comes to an item from outside."
+    page.mouse.move(1, 1)
+    page.locator('.v2w .tip.on').wait_for(state='detached')
+    page.mouse.move(*place(page, panel, item))
+
+
+def look(page, panel, item, sign="() => document.querySelector('.v2w .tip.on canvas[data-ready=picture]')"):
+    "The pointer rests on an item until its picture is beside it."
+    until(page, sign, point, panel, item)
+
+
 def circle(page, panel, item, r=9):
     "Draw a lasso around one item."
     x, y = place(page, panel, item)
@@ -103,10 +128,7 @@ def seen(page, selector):
 def look_and_lasso(page, items=(3, 0)):
     "What both a notebook and a page can do."
     for item in items:
-        x, y = place(page, 0, item)
-        page.mouse.move(x - 60, y - 60)
-        page.mouse.move(x, y)
-        page.wait_for_function(f'() => {VIEW}[0].view.state.hover >= 0')
+        look(page, 0, item)
         item = page.evaluate(f'{VIEW}[0].view.state.hover')  # another may lie on top
         title = PLANTED if item == 0 else f'product {item}'
         page.locator('.v2w .tip.on', has_text=title).wait_for()
@@ -121,8 +143,7 @@ def look_and_lasso(page, items=(3, 0)):
             page.locator('.v2w').first.locator('.near .row').count() == 3
             and page.locator('.v2w').first.locator('.near .row button').count() == 18
         )
-    circle(page, 0, 3)
-    page.wait_for_function(f'() => {VIEW}[0].view.state.count > 0')
+    until(page, f'() => {VIEW}[0].view.state.count > 0', circle, 0, 3)
     chosen = page.evaluate(f'[...{VIEW}[0].view.state.mask.keys()].filter(i => {VIEW}[0].view.state.mask[i])')
     assert (
         3 in chosen
@@ -162,9 +183,7 @@ def keyboard(page):
 
 def pairs(page, view):
     "A click on a cell opens the pair with both pictures; the cell is marked in every map."
-    x, y = place(page, 2, 4, 9, view=view)
-    page.mouse.click(x, y)
-    page.wait_for_function(f'() => {VIEW}[{view}].view.state.pin')
+    until(page, f'() => {VIEW}[{view}].view.state.pin', lambda page: page.mouse.click(*place(page, 2, 4, 9, view=view)))
     assert page.evaluate(f'{VIEW}[{view}].view.state.pin') == [4, 9]
     card = page.locator('.v2w').nth(view).locator('.duet')
     assert (

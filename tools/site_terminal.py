@@ -6,11 +6,12 @@ for who watches. What both say comes out in the order in which it is said.
 
 import os
 import pty
-import selectors
+import select
 import subprocess
 import sys
 
 MOST = 1 << 16  # bytes that are read at a time
+LATE = 0.3  # seconds: what a terminal was given comes later than what a pipe was given after it
 
 
 def said(end):  # file descriptor
@@ -22,17 +23,18 @@ def said(end):  # file descriptor
 
 
 def copy(ends, out):  # file descriptors; binary stream
-    "Write what comes from each, until nothing comes any more."
-    with selectors.DefaultSelector() as waits:
-        for end in ends:
-            waits.register(end, selectors.EVENT_READ)
-        while waits.get_map():
-            for key, _ in sorted(waits.select(), key=lambda found: ends.index(found[0].fd)):
-                text = said(key.fd)
-                if not text:
-                    waits.unregister(key.fd)
-                out.write(text.replace(b'\r\n', b'\n'))
-                out.flush()
+    "Write what comes from each, until nothing comes any more; of two that have something, the first comes first."
+    ends = list(ends)
+    while ends:
+        found = select.select(ends, [], [])[0]
+        if ends[0] not in found:
+            found += select.select(ends[:1], [], [], LATE)[0]
+        end = min(found, key=ends.index)
+        text = said(end)
+        if not text:
+            ends.remove(end)
+        out.write(text.replace(b'\r\n', b'\n'))
+        out.flush()
 
 
 def main():
