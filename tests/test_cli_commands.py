@@ -14,6 +14,7 @@ from vlm2rec_lab.cli import cut, make_parser, open_data, open_dataset
 from vlm2rec_lab.commands.fit import below_baseline
 from vlm2rec_lab.commands.vectors import _task_maker
 from vlm2rec_lab.diagnosis.memory import exchange
+from vlm2rec_lab.model import loading
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.model.tiny import tiny_vlm
 from vlm2rec_lab.ranking.baselines import baseline_names, baselines
@@ -25,6 +26,14 @@ from vlm2rec_lab.training.losses import LOSSES, register_loss, sft
 
 SIDES = ('items', 'sequences')
 pytestmark = pytest.mark.filterwarnings('ignore::vlm2rec_lab.data.DataWarning')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def without_packaged_encoders():
+    "Without --model, `train` takes the shipped tiny VLM, also where `make real` has installed encoders."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, 'has_real', lambda: False)
+        yield
 
 
 @pytest.fixture(scope='module')
