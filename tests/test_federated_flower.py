@@ -325,6 +325,79 @@ def test_a_hidden_sum_is_that_of_a_seen_one(shop, ten, tmp_path, gone):
 
 
 @needs_flower
+@pytest.mark.parametrize('stage', [1, 2, 3, 4])  # keys, shares of keys, masked sums, shares of who is there
+def test_a_hidden_sum_goes_on_without_who_is_killed(shop, ten, tmp_path, stage):
+    "Whenever it is, and in the rounds after it: until the network notices, a dead node is still asked."
+    plan, nodes = made(tmp_path, shop, ten, rounds=2, lr=0.5, secure=True, clip=4.0)
+    gone, calls = (2, 5), []
+
+    class Leaving(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            calls.append(1)
+            sent = [m for m in messages if m.metadata.dst_node_id not in gone or len(calls) < stage]
+            return super().send_and_receive(sent, timeout=timeout)
+
+    items, rounds = run_rounds(Leaving(client_app(), nodes, config_of(plan)), plan)
+    users = {user_of(nodes, n) for n in gone}
+    away = {number: users for number in range(1 if stage < 4 else 2, len(rounds) + 1)}
+    step = 2 * plan.clip / 2**22
+    assert np.abs(items - simulated(shop, ten, plan, away)[0]).max() < 10 * step
+    assert rounds[1].left_out == {f'@{n}': 'it is not in the sum' for n in gone}
+    assert all(r.taken and not r.note for r in rounds)
+
+
+@needs_flower
+@pytest.mark.parametrize('bad', [(4,), (4, 5)])
+def test_a_change_that_is_not_finite_is_in_no_hidden_sum(shop, ten, tmp_path, monkeypatch, bad):
+    "Two of them would cancel in the whole numbers, and leave a wrong mean that looks right."
+    plan, nodes = made(tmp_path, shop, ten, rounds=1, lr=0.5, secure=True, clip=4.0)
+    users = {user_of(nodes, n) for n in bad}
+
+    def spoiled(backbone, customer, *request, **how):
+        kept, change = answer_of(backbone, customer, *request, **how)
+        if customer.user in users and change is not None:
+            change[0, 0] = float('nan')
+        return kept, change
+
+    monkeypatch.setattr('vlm2rec_lab.federated.flower.answer_of', spoiled)
+    items, rounds = run_rounds(LocalGrid(client_app(), nodes, config_of(plan)), plan)
+    expected = simulated(shop, ten, plan, {1: users, 2: users})[0]
+    assert np.abs(items - expected).max() < 10 * 2 * plan.clip / 2**22
+    assert rounds[0].left_out == {f'@{n}': 'it is not in the sum' for n in bad}
+
+
+@needs_flower
+def test_a_hidden_sum_of_nobody_blames_nobody(shop, ten, tmp_path):
+    "Two who bought in the second block alone: in the first one they have nothing to learn."
+    late = [u for u in ten if u not in shop[0].train.users][:2]
+    plan, nodes = made(tmp_path, shop, late, rounds=1, secure=True, clip=4.0)
+    _, rounds = run_rounds(LocalGrid(client_app(), nodes, config_of(plan)), plan)
+    assert [len(r.taken) for r in rounds] == [0, 2]
+    assert len(rounds[0].idle) == 2 and not rounds[0].left_out and '0 good answers' in rounds[0].note
+
+
+@needs_flower
+def test_a_hidden_sum_is_of_no_more_nodes_than_whole_numbers_can_hold(shop, ten, tmp_path, monkeypatch):
+    plan, nodes = made(tmp_path, shop, ten, rounds=1, lr=0.5, secure=True, clip=4.0)
+    monkeypatch.setattr('vlm2rec_lab.federated.flower.MOST_HIDDEN', 7)
+    items, rounds = run_rounds(
+        LocalGrid(client_app(), nodes, config_of(replace(plan, nodes=7))), replace(plan, nodes=7)
+    )
+    out = [*nodes][7:]
+    users = {user_of(nodes, n) for n in out}
+    assert np.abs(items - simulated(shop, ten, plan, {1: users, 2: users})[0]).max() < 10 * 2 * plan.clip / 2**22
+    assert rounds[0].left_out == {f'@{n}': 'it is not in the sum' for n in out}
+
+
+@pytest.mark.parametrize('nodes', [1, 1024, 5000])
+def test_a_hidden_sum_of_too_few_or_too_many_nodes_is_not_begun(nodes):
+    config = dict(sizes='6 9', nodes=nodes, clip=1.0)
+    plan_of(config)
+    with pytest.raises(DataError, match=f'nodes={nodes}: secure=True adds up 2 to 1,023 nodes'):
+        plan_of(config | dict(secure=True))
+
+
+@needs_flower
 def test_where_too_few_are_left_a_hidden_sum_is_not_made(shop, ten, tmp_path):
     plan, nodes = made(tmp_path, shop, ten, rounds=1, secure=True, clip=4.0)
 
@@ -482,7 +555,7 @@ def test_whatever_is_sent_only_good_answers_are_taken(answers, factor):
     assert not good or bool(torch.isfinite(total_of(good.values())).all())
 
 
-@given(st.integers(2, 99), st.integers(1, 9), st.floats(0.01, 9), st.booleans(), st.sampled_from([*BACKBONES]))
+@given(st.integers(2, 99), st.integers(2, 9), st.floats(0.01, 9), st.booleans(), st.sampled_from([*BACKBONES]))
 @settings(max_examples=30)
 def test_a_plan_comes_back_from_its_table(items, nodes, lr, secure, name):
     config = dict(sizes=f'{items} {items}', nodes=nodes, lr=lr, secure=secure, clip=1, backbone=name)

@@ -495,6 +495,8 @@ def respond_masked(
     found = _learn(arrays, said, context, plan_of(context.run_config))
     changes = [c.numpy() for c in found.values() if c is not None]
     mean = np.mean(changes, 0) if changes else np.zeros_like(arrays['items'])
+    if not np.isfinite(mean).all():
+        raise DataError('the change is not finite, and in a sum nobody could see it: nothing is sent')
     metrics = {label: change is not None for label, change in found.items()}
     sent = Parameters([ndarray_to_bytes(mean)], 'numpy.ndarray')
     given = FitRes(Status(Code.OK, ''), sent, len(changes), metrics)
@@ -538,26 +540,51 @@ class _SumOnly:
             self.mean = parameters_to_ndarrays(results[0][1].parameters)[0]
         return None, {}
 
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #4523f120
+def _present(state):
+    "Drop whoever has shared no keys: no mask of the others is with it."
+    there = set(state.active_node_ids)
+    state.sampled_node_ids = there
+    state.nid_to_neighbours = {n: others & there for n, others in state.nid_to_neighbours.items() if n in there}
+    return True
+
+
+def _workflow():
+    "SecAgg+ that goes on without those who were gone before keys were shared, as long as two thirds are left."
+    from flwr.server.workflow import SecAggPlusWorkflow
+
+    class Present(SecAggPlusWorkflow):
+        "The stages before the first mask, each followed by a look at who is left."
+
+        def setup_stage(self, grid, context, state):
+            "Keys to be known by."
+            return super().setup_stage(grid, context, state) and _present(state)
+
+        def share_keys_stage(self, grid, context, state):
+            "Shares of the keys."
+            return super().share_keys_stage(grid, context, state) and _present(state)
+
+    return Present
+
 # %% ../../nbs/09_federated/09a_flower_app.ipynb #e844db92
 def _masked(grid, plan, ask, asked):
     "Run SecAgg+; what it found lies in `asked` afterwards."
     from flwr.server.compat import LegacyContext
-    from flwr.server.workflow import SecAggPlusWorkflow
 
     f = flower()
     state = f.RecordDict({'config': f.ConfigRecord({'current_round': ask.number}), 'parameters': _record({})})
     context = LegacyContext(f.Context(0, 0, {}, state, {}), strategy=asked, client_manager=asked)
     how = dict(max_weight=float(plan.per_node), clipping_range=plan.clip, timeout=plan.timeout)
-    try:
-        SecAggPlusWorkflow(1.0, 2 / 3, **how)(grid, context)
-    except ZeroDivisionError:  # nobody had anything to learn
-        asked.mean = None
+    with np.errstate(invalid='ignore', divide='ignore'):  # where nobody has anything to learn
+        _workflow()(1.0, 2 / 3, **how)(grid, context)
 
 
 def ask_masked(grid, plan, ask):
     "A round in which the server sees the sum alone: Heard."
+    from vlm2rec_lab.federated.flower import MOST_HIDDEN
+
     nodes, requests = [*grid.get_node_ids()], {}
-    for n in nodes:
+    for n in nodes[:MOST_HIDDEN]:
         how = ask.of(n, plan.memory)
         said = dict(block=ask.block, number=ask.number, known=how['known'], taken=json.dumps(how['taken']))
         requests[n] = [ask.items] if how['old'] is None else [ask.items, how['old']], said
@@ -574,7 +601,7 @@ def heard_sum(asked, nodes, plan):
     heard.left_out = {f'@{n}': 'it is not in the sum' for n in nodes if n not in asked.metrics}
     labels = [(f'{label}@{n}', learned) for n, found in asked.metrics.items() for label, learned in found.items()]
     heard.idle = [who for who, learned in labels if not learned]
-    if asked.mean is None:
+    if asked.mean is None or len(heard.idle) == len(labels):
         return heard
     mean = torch.from_numpy(np.array(asked.mean, np.float64))
     most = plan.clip + 2 * plan.clip / 2**22 * mean.numel() ** 0.5
