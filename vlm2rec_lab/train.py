@@ -174,6 +174,16 @@ def _bank(embedder, split, progress, speed):
         bank = embedder.bank(split.catalogue, progress, 'memory')  # a plain run was here before
     return bank
 
+# %% ../nbs/03_train.ipynb #1d1d0927
+def _warn_of_untaught(embedder):
+    "Warn of adapters that lie where no gradient comes."
+    left = embedder.untaught() if hasattr(embedder, 'untaught') else []
+    if left:
+        warnings.warn(
+            f'{len(left):,} trainable tensors stay as they are ({left[0][0]} for one): pictures are read once, before '
+            'training, and no gradient comes there; choose target_modules in the language model, as lora=8 does'
+        )
+
 # %% ../nbs/03_train.ipynb #afd1aec4
 def start_run(
     embedder,  # VLMEmbedder with adapters
@@ -185,6 +195,7 @@ def start_run(
     accelerator=None,  # accelerate.Accelerator of several processes
 ):  # -> Run
     "Everything that moves in a training, before its first step. Raises ValueError where there is nothing to train."
+    _warn_of_untaught(embedder)
     named = embedder.adapter_parameters()
     if not named:
         raise ValueError('the embedder has no adapters to train: load it with VLMEmbedder.from_pretrained(..., lora=8)')

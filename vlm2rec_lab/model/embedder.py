@@ -35,7 +35,7 @@ from vlm2rec_lab.model.families import (
     naming,
     read_note,
 )
-from .family import hidden_size
+from .family import body, hidden_size, is_added, language_model
 from .lean import lean
 from vlm2rec_lab.model.saved import (
     NOTE,
@@ -106,7 +106,7 @@ class VLMEmbedder:
         self._banks = weakref.WeakKeyDictionary()  # catalogue -> {vision: Bank}
         self._mark = None  # of the base, taken when it is asked for
         self._trainable = trainable
-        self._own = [p for n, p in model.named_parameters() if 'lora_' in n] if self.adapters else []
+        self._own = [p for n, p in model.named_parameters() if is_added(n)] if self.adapters else []
         self._set_trainable()
 
     @property
@@ -147,13 +147,24 @@ def switch(
     self.model.set_adapter(view)
     self._set_trainable()
 
+# %% ../../nbs/02_model/05_embedder.ipynb #afcdbe82
+@patch
+def untaught(
+    self: VLMEmbedder,
+):  # -> list of (name, parameter)
+    "What is free and yet stays as it is: where pictures are read once, no gradient comes to what sees."
+    part = body(self.core) if self.family.whole else language_model(self.core)
+    reached = {id(p) for p in part.parameters()}
+    return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in reached]
+
 # %% ../../nbs/02_model/05_embedder.ipynb #fe178b39
 @patch
 def adapter_parameters(
     self: VLMEmbedder,
 ):  # -> list of (name, parameter)
     "What training changes."
-    return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+    left = {id(p) for _, p in self.untaught()}
+    return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in left]
 
 # %% ../../nbs/02_model/05_embedder.ipynb #dcc6c69a
 def _drops(model):
@@ -452,9 +463,11 @@ def _recompute(embedder):
     They are computed again with the adapters of their own view, whichever were switched on last."""
     how = dict(use_reentrant=False)
     if embedder.adapters:
-        from peft.tuners.lora import LoraLayer
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils.other import AuxiliaryTrainingWrapper
 
-        layers = [m for m in embedder.model.modules() if isinstance(m, LoraLayer)]
+        kinds = BaseTunerLayer, AuxiliaryTrainingWrapper
+        layers = [m for m in embedder.model.modules() if isinstance(m, kinds)]
         how['context_fn'] = partial(_contexts, layers)  # a copy has its own, and the model does not hold itself
     model = embedder.model
     enable = getattr(model, 'activation_checkpointing_enable', None)  # as newer versions of transformers call it

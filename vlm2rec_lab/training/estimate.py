@@ -181,6 +181,7 @@ def estimate(
     seed = checked_seed(seed)
     (speed,), _ = sort_options(options, speed)
     named, bank = embedder.adapter_parameters(), embedder.bank(split.catalogue)
+    trained = {id(p) for _, p in named}
     if not named or not len(split.train):
         raise ValueError(
             f'{split.name}: nothing to train; load the embedder with lora=8, and give the split training rows'
@@ -197,7 +198,7 @@ def estimate(
         tokens=step['tokens'],
         seconds=cost['seconds'] * step['tokens'],
         steps=steps,
-        weights=_size(p for n, p in embedder.model.named_parameters() if 'lora_' not in n),
+        weights=_size(p for p in embedder.model.parameters() if id(p) not in trained),
         adapters=_size(p for _, p in named) * (3 + len(bank.views)),
         features=_features(bank),
         graph=int(cost['bytes'] * held + cost['pass_bytes'] * passes),

@@ -13,7 +13,7 @@ import torch
 
 from ..base.errors import known
 from ..model.encode import forward
-from ..model.family import language_model, sight
+from ..model.family import is_added, language_model, sight
 from .step import Work
 
 # %% ../../nbs/02_training/04_shard.ipynb #d74ff896
@@ -148,7 +148,7 @@ def shard(
             'weights in four bits cannot be split over processes: leave quantise= out, '
             'or use distributed_type MULTI_GPU'
         )
-    whole = {p for n, p in embedder.model.named_parameters() if 'lora_' in n}
+    whole = {p for n, p in embedder.model.named_parameters() if is_added(n)}
     _split(core, layers, whole, plugin, accelerator)
     for t in (*whole, *_seeing(core), *core.buffers()):
         t.data = t.data.to(accelerator.device)
