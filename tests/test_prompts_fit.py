@@ -101,6 +101,7 @@ def begun(tmp_path_factory):
         ('words', dict(wording=called(VECTORS, words=1))),
         ('about', dict(about='other lessons')),
         ('start', dict(model=dict(seed=1))),
+        ('start', dict(model=dict(dropout=0.2))),
         ('epochs', dict(epochs=4)),
         ('batch', dict(batch=8)),
         ('warm', dict(warm=0.5)),

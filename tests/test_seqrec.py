@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.data import PAD, Catalogue, Dataset, Interactions, leave_one_out
 from vlm2rec_lab.metrics import with_negatives
 from vlm2rec_lab.recommenders.fit import draw_negatives, figures, fit, rank_rows, represent
@@ -330,6 +331,28 @@ def course(folder, callback=None):  # -> (losses and figures, sum of the weights
     model = net('SASRec', split, dropout=0.3)
     run = fit(model, split, 'bce', epochs=5, patience=None, batch=16, progress=False, folder=folder, callback=callback)
     return run.frame[['loss', 'NDCG@10']].values.tolist(), float(sum(p.double().sum() for p in model.parameters()))
+
+
+@pytest.mark.parametrize(
+    'name, one, other',
+    [
+        ('SASRec', dict(heads=2), dict(heads=4)),
+        ('SASRec', dict(dropout=0.3), dict(dropout=0.6)),
+        ('BERT4Rec', dict(share=0.3), dict(share=0.6)),
+        ('GRU4Rec', dict(dropout=0.3), dict(dropout=0.6)),
+        ('GRU4Rec', dict(layers=2, dropout=0.3), dict(layers=2, dropout=0.0)),
+    ],
+)
+def test_a_folder_of_another_network_is_refused_though_their_weights_begin_alike(name, one, other, tmp_path):
+    split = leave_one_out(shop(5), history=6)
+
+    def run(made):
+        model = MODELS[name](ItemTable(len(split.catalogue), 8), length=6, **made)
+        return fit(model, split, epochs=1, progress=False, folder=tmp_path)
+
+    assert run(one).frame.equals(run(one).frame)
+    with pytest.raises(DataError, match='folder= holds a run with start=.*give it another folder'):
+        run(other)
 
 
 def test_training_looks_at_no_test_row():

@@ -155,7 +155,7 @@ def fit_prompts(
     settings = dict(model=type(model).__name__, loss='answers', batch=batch, lr=lr, decay=decay, warm=warm, clip=clip)
     settings |= dict(epochs=epochs, metric=metric, every=every, seed=seed, autocast=autocast, about=about)
     settings |= dict(words=wording.words, named=wording.named, vectors=weights_key(wording.vectors)[:16])
-    settings |= dict(names=mark_of(wording.names), start=weights_key(model.state_dict())[:16])
+    settings |= dict(names=mark_of(wording.names), start=weights_key(model.state_dict(), model)[:16])
     optimiser = adam(parameters, lr, decay)
 
     def teach(e):

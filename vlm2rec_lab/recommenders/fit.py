@@ -190,7 +190,7 @@ def fit(
     objective = _objective(loss, negatives, len(split.catalogue), owned, autocast)
     settings = dict(model=type(model).__name__, loss=how, negatives=None if loss == 'ce' else negatives, batch=batch)
     settings |= dict(lr=lr, metric=metric, every=every, seed=seed, pool=pool, even=even, decay=decay, clip=clip)
-    settings |= dict(autocast=autocast, split=split.fingerprint, start=weights_key(model.state_dict())[:16])
+    settings |= dict(autocast=autocast, split=split.fingerprint, start=weights_key(model.state_dict(), model)[:16])
     optimiser = adam(parameters, lr, decay)
 
     def teach(e):

@@ -168,6 +168,10 @@ class Block(nn.Module):
         x = x + self.drop(self.out(read.transpose(1, 2).reshape(B, L, d)))
         return x + self.drop(self.feed(self.between(x)))
 
+    def extra_repr(self):
+        "In words."
+        return f'{self.heads} heads'
+
 # %% ../../nbs/06_recommenders/00_seqrec.ipynb #42da2af4
 class Encoder(nn.Module):
     "A list of blocks and a last normalisation; any number of places, any mask."
@@ -287,6 +291,10 @@ class BERT4Rec(SASRec):
     def ask(self, x):
         "A hidden item after each sequence."
         return torch.cat([x, x.new_full((len(x), 1), self.items.n)], 1)
+
+    def extra_repr(self):
+        "In words."
+        return f'hides {self.share:g} of the items'
 
 # %% ../../nbs/06_recommenders/00_seqrec.ipynb #bfb86698
 MODELS = {'SASRec': SASRec, 'BERT4Rec': BERT4Rec, 'GRU4Rec': GRU4Rec}
