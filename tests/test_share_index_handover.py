@@ -47,6 +47,23 @@ def test_the_order_of_the_modalities_is_of_no_matter(made):
         ].tolist()
 
 
+def test_a_column_called_as_the_fused_vectors_is_handed_over_beside_them(tmp_path):
+    vectors, table = shop(20, (('text', 4), ('image', 3)))
+    table['fused'] = [f'colour {k}' for k in range(20)]
+    index = build_index(tmp_path / 'i', vectors, table)
+    with pytest.warns(UserWarning, match='is called fused_column in the file'):
+        export_items(index, tmp_path / 'both.parquet')
+    frame = pd.read_parquet(tmp_path / 'both.parquet')
+    assert frame.fused_column.tolist() == index.table.fused.tolist()
+    assert np.allclose(np.stack(frame.fused), fused_items(index))
+    export_items(index, tmp_path / 'alone.parquet', fused=False)
+    assert read_catalogue(tmp_path / 'alone.parquet')[1].fused.tolist() == index.table.fused.tolist()
+    index = build_index(tmp_path / 'j', vectors, table.assign(fused_column=1))
+    with pytest.raises(DataError, match='give one another name, or pass fused=False'):
+        export_items(index, tmp_path / 'none.parquet')
+    assert not (tmp_path / 'none.parquet').exists()
+
+
 def test_who_has_nothing_that_counts_has_no_fused_vector(made, tmp_path):
     "A score of 0 would stand before all that are unlike the query; the index does not answer with such an item."
     index, queries = made

@@ -62,8 +62,8 @@ def _cells(x):
 _VECTORS = {b'vlm2rec': b'vectors'}  # what the file says of a column; others may hold lists of numbers, too
 
 # %% ../../nbs/10_share/03d_handover.ipynb #69ae2181
-def _groups(index, weights, fused):
-    "Tables of some rows each."
+def _groups(index, weights, fused, names):
+    "Tables of some rows each; columns that are called otherwise there are {name: new name}."
     import pyarrow as pa
 
     shares = check_weights(weights, index.modalities)
@@ -71,11 +71,22 @@ def _groups(index, weights, fused):
         about = segment.table()
         for a in range(0, len(segment), ROWS):
             unit = {m: np.asarray(segment.take(m, slice(a, a + ROWS))) for m in shares}
-            columns = {c: about[c].slice(a, ROWS) for c in about.column_names}
+            columns = {names.get(c, c): about[c].slice(a, ROWS) for c in about.column_names}
             made = {m: _cells(x) for m, x in unit.items()} | ({'fused': _cells(_fused(unit, shares))} if fused else {})
             kinds = [pa.field(c, x.type) for c, x in columns.items() if c not in made]
             kinds += [pa.field(c, x.type, metadata=_VECTORS) for c, x in made.items()]
             yield pa.table(columns | made, pa.schema(kinds))
+
+# %% ../../nbs/10_share/03d_handover.ipynb #5c9574de
+def _beside_fused(columns):
+    "{name: new name} of a column that is called as the fused vectors. Raises DataError where the new name is taken."
+    if 'fused' not in columns:
+        return {}
+    if 'fused_column' in columns:
+        said = "the items have the columns fused and fused_column, and fused is the name of vectors"
+        raise DataError(f'{said}: give one another name, or pass fused=False')
+    warn([], 'the column fused of the items is called fused_column in the file: fused is the name of vectors')
+    return {'fused': 'fused_column'}
 
 # %% ../../nbs/10_share/03d_handover.ipynb #7aed35c0
 def export_items(
@@ -84,7 +95,8 @@ def export_items(
     weights=None,  # {modality: weight} of the column `fused`; None: all alike
     fused=True,  # write that column
 ):  # -> int: rows
-    "Write the items as Parquet. Raises DataError for another ending, for weights that do not fit, and for no items."
+    """Write the items as Parquet. A column of theirs that is called `fused` becomes `fused_column`, with a warning.
+    Raises DataError for another ending, for weights that do not fit, for no items, and where both names are taken."""
     import pyarrow.parquet as pq
 
     path = Path(path)
@@ -93,11 +105,12 @@ def export_items(
     if not len(index):
         raise DataError(f'{index.folder} has no items to hand over')
     check_weights(weights, index.modalities)
+    names = _beside_fused(index._version.segments[0].table().column_names) if fused else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}-'))
     try:
         writer = None
-        for part in _groups(index, weights, fused):
+        for part in _groups(index, weights, fused, names):
             writer = writer or pq.ParquetWriter(draft / path.name, part.schema)
             writer.write_table(part)
         writer.close()
