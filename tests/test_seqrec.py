@@ -355,6 +355,34 @@ def test_a_folder_of_another_network_is_refused_though_their_weights_begin_alike
         run(other)
 
 
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        dict(epochs=0),
+        dict(every=0),
+        dict(every=-1),
+        dict(patience=0),
+        dict(patience=-3),
+        dict(clip=-1.0),  # gradients that are cut so point the other way
+        dict(clip=0),
+        dict(lr=-1.0),
+        dict(lr=float('nan')),
+        dict(decay=-0.1),
+        dict(negatives=0, loss='bce'),
+        dict(negatives=0, loss='sampled'),
+        dict(negatives=-1, loss='gbce'),
+        dict(negatives=1.5, loss='bce'),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_their_name(wrong):
+    split = leave_one_out(shop(5), history=6)
+    model, name = net('SASRec', split), next(iter(wrong))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(DataError, match=f'^{name}={wrong[name]}: give '):
+        fit(model, split, progress=False, **dict(epochs=2) | wrong)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
 def test_training_looks_at_no_test_row():
     "Whatever the test rows ask for, the run and the vectors are the same."
     from dataclasses import replace

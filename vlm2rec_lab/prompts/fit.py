@@ -22,7 +22,7 @@ from .scores import all_scores
 from ..ranking.baseline_scores import ranks_of_scores
 from ..ranking.candidates import given_negatives, seen_items
 from ..ranking.sets import figure_at_k
-from ..training.course import adam, cut_of, mixed, run_course, trained_parts
+from ..training.course import adam, check_clip, cut_of, mixed, run_course, trained_parts
 from ..training.lengths import pooled_batches
 
 # %% ../../nbs/08_prompts/06_fit.ipynb #d86e6a74
@@ -100,7 +100,8 @@ def _epoch(model, optimiser, wording, questions, batches, rate, clip, seed, auto
                 value = model(asked).mean()
             optimiser.zero_grad()
             value.backward()
-            nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g['params']], clip)
+            if clip is not None:
+                nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g['params']], clip)
             optimiser.step()
             total, done = total + value.detach() * len(at), done + len(at)
     found = float(total) / done
@@ -131,7 +132,7 @@ def fit_prompts(
     lr=1e-3,  # highest rate of AdamW
     decay=0.01,  # weight decay
     warm=0.1,  # part of the epochs in which the rate rises
-    clip=5.0,  # largest norm of a gradient
+    clip=5.0,  # largest norm of a gradient; None: any
     epochs=20,  # of the whole training, by which the rate falls
     patience=None,  # looks without a rise before it ends; None: all epochs
     metric='NDCG@10',  # of the looks
@@ -147,8 +148,9 @@ def fit_prompts(
     folder, `Interrupted`, with the run, after the epoch in which it was interrupted."""
     seed = checked_seed(seed)
     (name, cut), parameters = cut_of(metric), trained_parts(model)
-    if min(batch, epochs, every, 1 if patience is None else patience) < 1:
-        raise DataError(f'batch={batch}, epochs={epochs}, every={every}, patience={patience}: at least one of each')
+    check_clip(clip)
+    if batch < 1:
+        raise DataError(f'batch={batch}: at least one question')
     known(autocast or 'bfloat16', ('bfloat16', 'float16'), 'type', ', autocast=')
     if not 0 <= warm < 1:
         raise DataError(f'warm={warm}: give a part of the epochs, from 0 and below 1')

@@ -23,7 +23,17 @@ from ..ranking.ranks import GAINS
 from ..ranking.sets import figure_at_k, ranks_of_rows
 from .seqrec import LOSSES, MODELS, ItemTable, lessons, to_left
 from ..shop.splits import cold_rows
-from ..training.course import Fit, adam, cut_of, draw_negatives, mixed, owned_keys, run_course, trained_parts
+from vlm2rec_lab.training.course import (
+    Fit,
+    adam,
+    check_clip,
+    cut_of,
+    draw_negatives,
+    mixed,
+    owned_keys,
+    run_course,
+    trained_parts,
+)
 from ..training.history import entire
 from ..training.lengths import pooled_batches
 
@@ -104,6 +114,8 @@ def _objective(loss, k, n, owned, autocast=None):
     if callable(loss):
         return lambda model, inputs, asked, users, epoch, generator: loss(model, inputs, asked, epoch)
     task = LOSSES[known(loss, LOSSES, 'loss')]
+    if loss != 'ce' and (k < 1 or int(k) != k):
+        raise DataError(f'negatives={k}: give a whole number, 1 or more')
 
     def extras(asked, there, users, generator, device):
         "What the loss takes beside the places."
@@ -137,7 +149,7 @@ def _epoch(model, optimiser, objective, data, batches, epoch, seed, clip):
             value = objective(model, inputs, asked, users[at], epoch, g)
             optimiser.zero_grad()
             value.backward()
-            if clip:
+            if clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimiser.step()
             n = int((asked != PAD).sum())
@@ -185,6 +197,7 @@ def fit(
     """Train in place, choosing on validation alone. Raises `DataError` for unknown names or another run's folder,
     `Interrupted`, with the run, after the epoch in which it was interrupted."""
     seed = checked_seed(seed)
+    check_clip(clip)
     (name, cut), parameters, (data, owned) = cut_of(metric), trained_parts(model), _checked(model, split)
     how = loss if isinstance(loss, str) else getattr(loss, '__name__', repr(loss))
     objective = _objective(loss, negatives, len(split.catalogue), owned, autocast)
