@@ -4,6 +4,7 @@ gone on with, verified, and named where they fail."""
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def test_a_shop_of_ones_own(tmp_path, tiny):
     assert (own['condition'], len(own['cold'])) == ('shop', 8)
     assert str(tmp_path) not in json.dumps(own)
     training = {k: SMALL[k] for k in ('steps', 'batch', 'rank')}
-    asked = [dict(condition='shop', remedy='sft', seed=0, data=str(shop), **training)]
+    asked = [dict(condition='shop', remedy='sft', seed=0, data=str(shop), model=str(tiny), **training)]
     (tmp_path / 'cells').mkdir()
     name = cell_name(**asked[0])
     (tmp_path / 'cells' / name).write_text(json.dumps(own))
@@ -121,6 +122,25 @@ def test_a_cell_of_another_studio_or_split_is_not_taken(tmp_path, other):
     assert run_study(tmp_path, [asked | other], progress=False) == [cell]
     with pytest.raises(ValueError, match='was made with'):
         run_study(tmp_path, [asked], progress=False)
+
+
+def test_a_cell_of_another_model_is_not_taken(tmp_path, tiny):
+    "Neither for a shipped one nor the other way round; the model is known by its files, wherever it lies."
+    other, there = tmp_path / 'other', tmp_path / 'there'
+    for folder in (other, there):
+        shutil.copytree(tiny, folder)
+    config = json.loads((other / 'config.json').read_text())
+    (other / 'config.json').write_text(json.dumps(config | {'note': 'another'}))
+    asked = dict(condition='text-easy', remedy='before', seed=1, **SMALL, model=str(tiny))
+    cell = run_cell(**asked)
+    assert str(tiny) not in json.dumps(cell)
+    (tmp_path / cell_name(**asked)).write_text(json.dumps(cell))
+    assert run_study(tmp_path, [asked | {'model': str(there)}], progress=False) == [cell]
+    for model in (None, str(other), 'some/model'):
+        with pytest.raises(ValueError, match="was made with {'model': "):
+            run_study(tmp_path, [asked | {'model': model}], progress=False)
+    with pytest.raises(ValueError, match='pass the model'):
+        verify_cells(tmp_path)
 
 
 def test_a_cell_is_run_again_with_all_that_it_was_made_with(tmp_path, monkeypatch):

@@ -252,6 +252,11 @@ def test_stored_cells_are_of_these_data_and_encoders(studio, encoders, tmp_path)
         run_shop(tmp_path, encoders | dict(text=HashedWords(seed=5)), studio, **how)
     with pytest.raises(DataError, match='other data, encoders or effort'):
         run_shop(tmp_path, encoders, studio, **how | dict(effort=0.1))
+    inter = studio.interactions
+    turned = np.concatenate([part[::-1] for part in np.split(inter.items, inter.offsets[1:-1])])
+    for bought in (replace(inter, items=turned), replace(inter, user_ids=inter.user_ids[::-1])):
+        with pytest.raises(DataError, match='other data, encoders or effort: bought='):
+            run_shop(tmp_path, encoders, replace(studio, interactions=bought), **how)
     with pytest.raises(DataError, match="did you mean 'small'"):
         run_shop(tmp_path, encoders, studio, worlds=['smal'])
 

@@ -157,9 +157,10 @@ def test_cells_of_the_study_keep_to_one_text(shop, tmp_path, checkpoint):
     from vlm2rec_lab.studies.workers import run_study
 
     cell = dict(condition='own', remedy='before', seed=1, data=str(shop), columns=dict(text=['title', 'maker']))
-    found = run_cell(**cell, model=checkpoint)
+    cell['model'] = str(checkpoint)
+    found = run_cell(**cell)
     assert found['columns'] == dict(text=['title', 'maker'])
-    assert found['inputs'] != run_cell(**cell | dict(columns=None), model=checkpoint)['inputs']
+    assert found['inputs'] != run_cell(**cell | dict(columns=None))['inputs']
     (tmp_path / cell_name(**cell)).write_text(json.dumps(found))
     assert run_study(tmp_path, [cell], progress=False) == [json.loads(json.dumps(found))]
     with pytest.raises(ValueError, match='was made with.*columns'):

@@ -10,6 +10,7 @@ __all__ = ['LONG', 'SHOP_REMEDIES', 'FIRST', 'WORLDS', 'COLD', 'COLD_SHARE', 'SM
            'without_model', 'write_shop']
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20003
+import hashlib
 import json
 import math
 import time
@@ -207,6 +208,15 @@ def _bounds(dataset):
     felt = rows * LONG['epochs'] > MOST_STEPS * LONG['batch']
     return [MOST_STEPS, MOST_BATCH, MOST_ASKED] if felt else None
 
+# %% ../../nbs/11_studies/06_shops.ipynb #d7def444
+def _bought(dataset):
+    "What the customers of a shop are known by, and what they bought: 16 hex digits."
+    inter = dataset.interactions
+    h = hashlib.sha256(json.dumps([inter.user_ids, dataset.catalogue.ids], default=list).encode())
+    for numbers in (inter.offsets, inter.items):
+        h.update(np.ascontiguousarray(numbers, '<i8').data)
+    return h.hexdigest()[:16]
+
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20011
 def _trained(embedder, split, remedy, seed, effort):
     "Train in place; which step was kept."
@@ -343,6 +353,7 @@ def shop_cell(
     said |= dict(bounds=bounds) if (bounds := _bounds(dataset)) else {}
     said |= {k: v for k, v in dict(rank=rank, lora=lora).items() if v}
     said |= dict(device=str(device)) if str(device) != 'cpu' else {}
+    said |= dict(bought=_bought(dataset))
     said |= dict(contents={m: mark[:16] for m, mark in dataset.catalogue.marks().items()})
     return said | dict(encoders=marks, kept=kept, figures=found, seconds=round(time.process_time() - start, 1))
 
@@ -362,7 +373,7 @@ def _asked(dataset, encoders, effort, columns):
     marks = {m: encoders[m].mark[:16] for m in dataset.catalogue.modalities}
     contents = {m: mark[:16] for m, mark in dataset.catalogue.marks().items()}
     said = dict(data=dataset.name, encoders=marks, effort=effort, columns=columns or None, contents=contents)
-    return said | dict(bounds=_bounds(dataset))
+    return said | dict(bounds=_bounds(dataset), bought=_bought(dataset))
 
 # %% ../../nbs/11_studies/06_shops.ipynb #5e1a0d01
 def _one_thread(arguments):
@@ -406,7 +417,7 @@ def _stored(file, asked):
     if not file.exists():
         return None
     found = json.loads(file.read_text())
-    older = () if 'contents' in found else ('contents',)  # of a version that kept no marks of them
+    older = [k for k in ('contents', 'bought') if k not in found]  # of a version that kept no marks of them
     if other := differing({k: found.get(k) for k in asked}, asked, older):
         raise DataError(
             f'{file} is of other data, encoders or effort: {other}; choose another folder, or remove the file'

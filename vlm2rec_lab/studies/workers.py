@@ -21,7 +21,7 @@ import numpy as np
 
 from ..base.files import write_bytes
 from ..shop.drawn import CONDITIONS
-from .cell import TRAINING, run_cell, shop_inputs, shop_tasks
+from .cell import TRAINING, model_mark, run_cell, shop_inputs, shop_tasks
 from .remedies import REMEDIES
 
 # %% ../../nbs/11_studies/02_workers.ipynb #5959b026
@@ -54,6 +54,7 @@ def _asked(cell):
         settings=cell.get('settings') or {},
         control=cell.get('control'),
         **{k: cell.get(k) or None for k in ('columns', 'world', 'split')},
+        model=model_mark(cell.get('model')),
         training={k: cell.get(k, v) for k, v in TRAINING.items()},
     )
     return json.loads(json.dumps(asked, default=str))
@@ -198,11 +199,12 @@ def stored_cells(
     return sorted(cells, key=lambda c: (_place(c['condition'], CONDITIONS), _place(c['remedy'], REMEDIES), c['seed']))
 
 # %% ../../nbs/11_studies/02_workers.ipynb #491756f7
-def _again(cell, out, data):
+def _again(cell, out, **given):
     "A stored cell, computed once more into the folder `out`."
     asked = {k: cell[k] for k in ('condition', 'remedy', 'seed', 'missing', 'settings')} | cell['training']
     asked |= {k: cell[k] for k in ('control', 'columns', 'world', 'split') if k in cell}
-    (new,) = run_study(out, [asked | ({'data': str(data)} if data else {})], 1, progress=False)
+    asked |= {k: str(v) for k, v in given.items() if v}
+    (new,) = run_study(out, [asked], 1, progress=False)
     return new
 
 # %% ../../nbs/11_studies/02_workers.ipynb #cd86ec2f
@@ -211,15 +213,18 @@ def verify_cells(
     n=1,  # how many
     seed=0,  # which
     data=None,  # folder that the cells were made from, if not the studio
+    model=None,  # checkpoint that they were made with, if not the shipped one
 ):  # -> list of str
     """Run n stored cells again in fresh processes; the names of those whose digits differ. Raises ValueError for a
-    folder without cells."""
+    folder without cells, and for cells of another model."""
     cells = stored_cells(out)
     differ = []
     with tempfile.TemporaryDirectory() as fresh:
         for i in np.random.default_rng(seed).permutation(len(cells))[:n]:
             old = cells[i]
-            if {**old, 'seconds': 0} != {**_again(old, fresh, data), 'seconds': 0}:
+            if old.get('model') != model_mark(model):
+                raise ValueError(f"a cell was made with model={old.get('model')}: pass the model that it was made with")
+            if {**old, 'seconds': 0} != {**_again(old, fresh, data=data, model=model), 'seconds': 0}:
                 differ.append(f"{old['condition']}, {old['remedy']}, seed {old['seed']}")
     return differ
 
