@@ -16,6 +16,7 @@ from vlm2rec_lab.diagnosis.inputs import read_fusion
 from vlm2rec_lab.diagnosis.report import collapse_report
 from vlm2rec_lab.diagnosis.verdict import REASONS, VERDICTS, Lift, judge, rivals, severity
 from vlm2rec_lab.diagnosis.worlds import hurt, world
+from vlm2rec_lab.ranking.evaluate import Estimate
 
 SIDES = ('items', 'sequences')
 QUICK = dict(permutations=5, bootstrap=400, progress=False)
@@ -127,6 +128,36 @@ def selling(seed, content=0.0, zipf=0.5, users=1000, n_items=300):
     sequences = way + 0.05 * rng.normal(size=(users, 24)) + content * known['sequences']
     out = {'items': {**w['items'], 'image': items}, 'sequences': {**w['sequences'], 'image': sequences}}
     return out | dict(targets=w['targets'], fuse='concat'), w
+
+
+@pytest.mark.parametrize('seed', [0, 2, 4])
+@pytest.mark.parametrize('known', [False, True])
+def test_what_may_be_best_sellers_alone_is_not_called_healthy(known, seed):
+    "Where a few items make nearly all sales, nobody can tell whether the image knows who asks: it does not."
+    w, whole = selling(seed, zipf=1.2, users=500)
+    x = image(w, before(whole) if known else None, missing=())
+    assert (x['verdict'], x['reason']) == ('undecided', 'popular unclear')
+    assert x['evidence']['personal_ratio']['low'] <= 0 and 'users apart at all' in x['sentence']
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+@pytest.mark.parametrize('content', [0, 0.3])
+def test_who_knows_users_is_not_dead_beside_who_knows_sales(content, seed):
+    "The image ranks ten times as well, by what sells; the text says far more of who asks."
+    w, _ = selling(seed, content=content, zipf=1.2, users=2000)
+    text = judged(w, missing=()).modalities['text']
+    assert text['verdict'] == 'healthy', text['sentence']
+    if text['reason'] == 'apart':
+        assert 'goes to every user alike' in text['sentence'] and text['evidence']['personal_ratio']['low'] > 0.25
+
+
+def test_a_weak_one_that_tells_users_apart_is_told_from_a_silent_one():
+    asked = dict(best=sure(1.0), fused=sure(1.0), drop=exactly(0.0), share=exactly(0.05))
+    much, little = Estimate(0.8, 0.5, 1.1), Estimate(0.3, 0.1, 0.5)
+    assert judge(sure(0.1), **asked)[0] == judge(sure(0.1), **asked, apart=little)[0] == 'silent'
+    assert judge(sure(0.1), **asked, apart=much)[0] == 'apart unheard'
+    assert judge(sure(0.1), **asked | dict(share=exactly(0.5)), apart=much)[0] == 'apart'
+    assert judge(sure(0.1, False), **asked, apart=much)[0] == 'silent'
 
 
 @pytest.mark.parametrize('seed', [0, 1, 2])

@@ -21,7 +21,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..base.errors import known
-from ..base.files import write_bytes
+from ..base.files import ends_with, write_bytes
 from .decision import reasons
 from .measure import measure, modality_evidence
 from .memory_settings import MEMORIES, MEMORY_SIZES, judge_memory
@@ -121,7 +121,7 @@ def _spread_out(f, calls, jobs, bar):
             bar.update()
         return
     os.environ.setdefault('OMP_NUM_THREADS', '1')
-    with ProcessPoolExecutor(jobs, get_context('spawn')) as pool:
+    with ProcessPoolExecutor(jobs, get_context('spawn'), ends_with, (os.getpid(),)) as pool:
         try:
             for done in as_completed([pool.submit(_importable(f), *c) for c in calls]):
                 yield done.result()

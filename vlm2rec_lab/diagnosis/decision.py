@@ -71,16 +71,28 @@ def _facts_to_judge(found, m, e):
         probe=found['probe', m],
         added=e.get('added'),
         common=e.get('added_common'),
+        apart=e.get('personal_ratio'),
         known=found.get(('reference probe', m)),
         living=any(x.above for n, x in found.items() if not isinstance(n, tuple) and n not in (m, 'fused')),
     )
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #e29bb477
-def _by_popularity(ceiling, why):
-    "The reason of a modality that says the same to every user, and its ratio, unless it is collapsed anyway."
-    if REASONS[why[0]][0] == 'collapsed':
+def _by_popularity(alike, ceiling, why):
+    "The reason of a modality that says, or may say, the same to every user, and its ratio, unless it is ill anyway."
+    verdict = REASONS[why[0]][0]
+    if alike == 'no' or verdict == 'collapsed' or (alike == 'open' and verdict != 'healthy'):
         return why
+    if alike == 'open':
+        return 'popular unclear', why[1]
     return 'popular' if ceiling is None or not ceiling.above else 'lost to popularity', why[1]
+
+# %% ../../nbs/04_diagnosis/07_decision.ipynb #9c8c83ee
+def _may_be_best(lifts, alike):
+    "Names of what may be best, of those better than chance: none that says the same to all, if another does not."
+    alive = {m: x for m, x in lifts.items() if x.above} or lifts
+    told = rivals({m: x for m, x in alive.items() if alike[m] != 'yes'} or alive)
+    sure = {m: x for m, x in alive.items() if alike[m] == 'no'}
+    return [*told, *(m for m in (rivals(sure) if sure else []) if m not in told)]
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0006
 def reasons(
@@ -97,15 +109,15 @@ def reasons(
     if not any(x.above for x in views):
         return dict.fromkeys(evidence, ('nothing', None)), best
     level = 0.95 if expected_hits(evidence, users) >= rules['hits'] else 0.99
-    alike = [m for m, e in evidence.items() if says_the_same(found[m], e, rules['adds'] * found[best].value, rules)]
-    names = rivals({m: found[m] for m in evidence if m not in alike} or {m: found[m] for m in evidence})
+    alike = {m: says_the_same(found[m], e, rules['adds'] * found[best].value, rules) for m, e in evidence.items()}
+    names = _may_be_best({m: found[m] for m in evidence}, alike)
     several, best = [found[m] for m in names], names[0]
     scale, out, usable = max(map(_size, views)), {}, not out_of_order(found, rules)
     for m, e in evidence.items():
         ceiling = found.get(('reference', m)) if usable else None
         shared = several, found['fused'], e['drop_mean'], e['variance_share'], ceiling, scale
         out[m] = judge(found[m], *shared, rules=rules, level=level, **_facts_to_judge(found, m, e))
-        out[m] = _by_popularity(ceiling, out[m]) if m in alike else out[m]
+        out[m] = _by_popularity(alike[m], ceiling, out[m])
     return out, best
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #3996782d
@@ -136,6 +148,7 @@ def _facts(m, e, ratio, best, users, rules):
     said = dict(added=signed(e.get('added')), common=signed(e.get('added_common')))
     said |= dict(drop=signed(e['drop_mean'], turned=True), share=_percent(e['variance_share'].value))
     said |= dict(personal=_percent(max(e['personal'].high, 0.01)) if 'personal' in e else 'n/a')
+    said |= dict(beside=_percent(e['personal_ratio'].value) if 'personal_ratio' in e else 'n/a')
     return dict(m=m, users=f'{users:,}', rule_users=rules['users'], best=best, **said, **ends)
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0010

@@ -142,18 +142,20 @@ def _of_reference(task, ceilings, seed):
 # %% ../../nbs/04_diagnosis/04_measure.ipynb #f6d95b74
 def _personal(task, ceilings, gains, seed, low=0.25, weak=0.5):
     """Modality -> [users] gain that depends on who asks, and the largest such gain, of the reference or else of any
-    other modality; of those that rank well, and for exchanged users nearly as well."""
+    other modality; of those that rank well, and for exchanged users nearly as well, and of those that are weak beside
+    them and not by this gain."""
     others = np.random.default_rng(seed).permutation(len(task.targets))
     own = {m: gains[m] - _for_others(task, m, others) for m in task.items}
     lift, out = {m: _mean(gains[m] - task.chance) for m in task.items}, {}
-    for m in task.items:
-        if not (lift[m] >= low * max(lift.values()) and own[m].mean() < weak * lift[m]):
-            continue
-        if m in ceilings:
+    most = {m: max((x for n, x in own.items() if n != m), key=np.mean, default=None) for m in own}
+    strong = [m for m in task.items if lift[m] >= low * max(lift.values())]
+    for m in strong:
+        if own[m].mean() < weak * lift[m] and m in ceilings:
             out[m] = own[m], gains['reference', m] - _for_others(ceilings[m], m, others)
-        elif len(own) > 1:
-            out[m] = own[m], max((x for n, x in own.items() if n != m), key=np.mean)
-    return out
+        elif own[m].mean() < weak * lift[m] and len(own) > 1:
+            out[m] = own[m], most[m]
+    apart = [m for m in own if m not in strong and own[m].mean() > low * most[m].mean() > 0]
+    return out | {m: (own[m], most[m]) for m in apart if out}
 
 # %% ../../nbs/04_diagnosis/04_measure.ipynb #b1f4b804
 def measure(

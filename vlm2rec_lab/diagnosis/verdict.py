@@ -208,13 +208,18 @@ def says_the_same(
     evidence,  # name -> Estimate, of `modality_evidence`
     floor,  # least gain that counts
     rules=RULES,  # thresholds
-):  # -> bool
-    "Whether a modality that ranks better than chance surely says the same to every user, while another does not."
-    parts = [evidence.get(n) for n in ('personal', 'personal_ratio')]
-    if not own.above or any(x is None or not x.high <= rules['collapsed'] for x in parts):
-        return False
+):  # -> 'yes', 'open' or 'no'
+    """Whether a modality that ranks better than chance surely says the same to every user, while another does not;
+    'open' where it hardly depends on who asks and nobody can tell that it does at all."""
+    own_part, beside = (evidence.get(n) for n in ('personal', 'personal_ratio'))
+    if not own.above or own_part is None or beside is None or not own_part.high <= rules['collapsed']:
+        return 'no'
     added, common, drop = (evidence.get(n) for n in ('added', 'added_common', 'drop_mean'))
-    return _knows_alone(own, added, common, drop, floor, rules) in ('no', 'liked')
+    if _knows_alone(own, added, common, drop, floor, rules) not in ('no', 'liked'):
+        return 'no'
+    if beside.high <= rules['collapsed']:
+        return 'yes'
+    return 'open' if beside.low <= 0 else 'no'
 
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #b7e21a09
 def _weak_but_alone(added, drop, share, rules):
@@ -231,12 +236,15 @@ def _finds_less(own, probe, limit, level=0.95):
     return probe is not None and probe.above and own.over(probe, level).high <= limit
 
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #b7e21a10
-def _silence(own, ratio, probe, added, common, drop, share, floor, rules, level):
+def _silence(own, ratio, probe, added, common, drop, share, apart, floor, rules, level):
     "The reason without a reference ('' if nothing is wrong), and the ratio that it speaks of."
     if ratio.low < rules['collapsed']:
         alone = _knows_alone(own, added, common, drop, floor, rules)
         if alone == 'yes':
             return _weak_but_alone(added, drop, share, rules), ratio
+        if own.above and apart is not None and apart.low >= rules['collapsed']:
+            unheard = share.high < rules['unused'] and drop.high < rules['unused'] * own.value
+            return 'apart unheard' if unheard else 'apart', ratio
         if ratio.high >= rules['collapsed']:
             return 'silence unclear', ratio
         if alone == 'open':
@@ -314,13 +322,14 @@ def judge(
     added=None,  # Estimate: what it adds to the others beyond what it says to everyone, if it is weak
     common=None,  # Estimate: what it adds by what it says to everyone
     known=None,  # Lift of a linear probe on the reference
+    apart=None,  # Estimate: its gain that depends on who asks over the most that another has, if it is weak
     living=True,  # whether another modality ranks better than chance
     level=0.95,  # of the intervals of ratios
 ):  # -> reason (a key of REASONS), Estimate of lift / ceiling or lift / best
     "Reason of one modality's verdict; assumes enough users and at least one view above chance."
     several = list(best) if isinstance(best, (list, tuple)) else [best]
     ratio, floor = own.beside(several, level), rules['adds'] * several[0].value
-    scale, alone = several[0].value if scale is None else scale, (probe, added, common, drop, share, floor)
+    scale, alone = several[0].value if scale is None else scale, (probe, added, common, drop, share, apart, floor)
     early, ratio = _before_use(own, ratio, ceiling, known, scale, alone, rules, level)
     if early:
         return early, ratio
@@ -451,6 +460,25 @@ REASONS |= {
         'when users are exchanged. It says the same to every user, as a list of best sellers would: there is no '
         'content in it.',
         'To tell collapsed from uninformative, ' + _again + '. If it did carry content, ' + _train + '.',
+    ),
+    'popular unclear': (
+        'undecided',
+        'Alone, {m} ranks better than chance, but of what it gains at most {personal} is lost when users are '
+        'exchanged. Whether it tells users apart at all, or shows everyone the best sellers, these rows cannot tell.',
+        'Bring more users whose next items are not among the best sellers.',
+    ),
+    'apart': (
+        'healthy',
+        'Alone, {m} gains {ratio} of what {best} gains over chance, but much of that goes to every user alike, as a '
+        'list of best sellers does. Of what depends on who asks, {m} gains {beside} of the most that another gains.',
+        'Nothing to repair; judge {m} by what depends on who asks.',
+    ),
+    'apart unheard': (
+        'under-used',
+        'Alone, {m} gains {ratio} of what {best} gains over chance, but of what depends on who asks {beside} of the '
+        'most that another gains. This fusion does not use it: leaving it out changes NDCG by {drop}, and its items '
+        'move {share} of the score.',
+        "Give {m} another weight (fuse={{'{m}': 2, ...}}), score on concatenation, or train with loss='per-modality'.",
     ),
     'unique': (
         'healthy',
