@@ -7,7 +7,7 @@ import exported
 import numpy as np
 import pytest
 import torch
-from family_checkpoints import FAST, write
+from family_checkpoints import FAST, OTHERS, write
 
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.embed import VLMEmbedder
@@ -115,6 +115,21 @@ def test_what_cannot_be_merged_is_told(base, tmp_path, how):
     place = foreign(base, tmp_path / 'foreign', **how)
     embedder = VLMEmbedder.from_pretrained(place, base=str(base), device='cpu', dtype=torch.float32)
     with pytest.raises(ValueError, match='merge=False'):
+        embedder.export(tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.filterwarnings('ignore:.*general path')
+def test_a_model_of_no_listed_family_is_read_elsewhere_as_here(catalogue, tmp_path):
+    embedder = exported.taught(write(OTHERS['llava_next'], tmp_path / 'base'))
+    assert gaps(embedder, embedder.export(tmp_path / 'out'), catalogue) < CLOSE
+
+
+@pytest.mark.filterwarnings('ignore:.*general path')
+def test_a_processor_that_writes_pictures_otherwise_is_told(tmp_path):
+    "That of Idefics2 puts a space behind a picture."
+    embedder = exported.taught(write(OTHERS['idefics2'], tmp_path / 'base'))
+    with pytest.raises(DataError, match="'idefics2' cannot be exported: in a chat, its processor writes other tokens"):
         embedder.export(tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
 

@@ -15,6 +15,7 @@ from ..base.errors import DataError
 from ..base.ragged import PAD
 from .embedder import checked_history
 from .families import checked_note, family_of, naming
+from .family import Family
 from .messages import item_messages, sequence_messages, views_of
 from .objects import is_sentence_object
 from .saved import read_prompts, said_in_template
@@ -48,7 +49,8 @@ class ChatEmbedder:
         with naming('a chat template', 'its prompts'):
             self.prompts = read_prompts(note['prompts'])
         self.max_pixels, self.max_text_tokens, self.view = note['max_pixels'], note['max_text_tokens'], note.get('view')
-        self.family = family_of(model[0].model.config)
+        config = model[0].model.config
+        self.family = family_of(config) or Family(config.model_type)
         self.image_processor = getattr(model[0].processor, 'image_processor', None)
 
     def __repr__(self):

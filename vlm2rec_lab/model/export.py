@@ -19,7 +19,7 @@ from .embedder import VLMEmbedder
 from .encode import vector_size
 from .families import read_object
 from .family import hidden_size
-from .messages import chat_template, template_gap, with_breaks
+from .messages import chat_template, picture_gap, template_gap, with_breaks
 from .saved import check_not_base, note_of, write_embedder
 
 # %% ../../nbs/02_model/14_export.ipynb #e0fc7b2c
@@ -100,6 +100,16 @@ def _write_processors(embedder, folder):
     if films := embedder.family.films:
         (folder / 'video_preprocessor_config.json').write_text(json.dumps(dict(video_processor_type=films)))
     (folder / 'processor_config.json').write_text(json.dumps(_processor_note(embedder), indent=1))
+
+# %% ../../nbs/02_model/14_export.ipynb #dde01ae7
+def _check_pictures(embedder, folder, view):
+    "Raises DataError where a processor that was learned from writes pictures otherwise in a chat."
+    if hasattr(embedder.family, 'processor') and picture_gap(embedder, folder, view):
+        kind = embedder.core.config.model_type
+        raise DataError(
+            f'a {kind!r} cannot be exported: in a chat, its processor writes other tokens around a picture than were '
+            'trained; save_pretrained keeps the embedder for this library'
+        )
 
 # %% ../../nbs/02_model/14_export.ipynb #f9f096bc
 GEMMA_MARKS = dict(boi_token='<start_of_image>', eoi_token='<end_of_image>', image_token='<image_soft_token>')
@@ -228,7 +238,8 @@ def export(
     """Write a folder that sentence-transformers, transformers (adapters: peft) and `from_pretrained` load.
 
     Raises ValueError for a view that has to be named and for a model that cannot be exported, `DataError` for a folder
-    that holds anything else or the base of the adapters, and for a tokenizer that would read prompts otherwise.
+    that holds anything else or the base of the adapters, and for a tokenizer or a processor that would read prompts
+    otherwise.
     """
     view = _checked_view(self, view, merge)
     if hasattr(self.model, 'get_base_model'):
@@ -237,6 +248,7 @@ def export(
     def put(draft):
         _write_tokenizer(self, draft, view)
         _write_processors(self, draft)
+        _check_pictures(self, draft, view)
         _write_modules(self, draft)
         _put_weights(self, draft, merge, view)
 

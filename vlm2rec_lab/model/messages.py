@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BREAK', 'TEMPLATE', 'with_breaks', 'special_tokens', 'disarmed', 'reading_note', 'chat_template', 'views_of',
-           'item_messages', 'sequence_messages', 'template_gap']
+           'item_messages', 'sequence_messages', 'template_gap', 'picture_gap']
 
 # %% ../../nbs/02_model/13_messages.ipynb #a0e3d587
 import json
@@ -19,6 +19,8 @@ from ..base.errors import DataError, few, known
 from ..base.ragged import PAD
 from ..base.store import content_key
 from .bank import encode_text, whole_tokens
+from .check import made_up_picture
+from .general import load_processor
 from .saved import template_note
 
 # %% ../../nbs/02_model/13_messages.ipynb #0e166f5c
@@ -250,3 +252,22 @@ def template_gap(
     alone = [encode_text(there, there.apply_chat_template(chat[:1] + [c], tokenize=False), True) for c in chat[1:]]
     wrong = [t for t, ids, x in zip(texts, alone, read) if ids != [*before, *x, *after]]
     return few(list(map(repr, wrong))) or 'what stands between two items'
+
+# %% ../../nbs/02_model/13_messages.ipynb #ac343ce4
+def picture_gap(
+    embedder,  # VLMEmbedder of a family that is not listed
+    folder,  # pathlib.Path of an export
+    view=None,  # as in `chat_template`
+):  # -> bool
+    "Does the processor of a folder write two pictures of a history otherwise than the embedder reads them?"
+    family, tokenizer, p = embedder.family, embedder.tokenizer, embedder.prompts_for(view)
+    picture = made_up_picture(64, 48, 0)
+    grid = family.look(embedder.core, embedder.image_processor, [picture], {})[1][0].tolist()
+    lead = encode_text(tokenizer, p.lead) if p.lead else []
+    piece = family.piece(family.marks(tokenizer, embedder.core.config), grid, 0, lead)[0]
+    before, after = (encode_text(tokenizer, t, True) for t in _words(embedder, view)['sequence'])
+    wanted = [*before, *piece, *encode_text(tokenizer, p.separator, True), *piece, *after]
+    shown = dict(role='user', content=[dict(type='image', image=picture)])
+    chat = [dict(role='system', content=[dict(type='text', text='sequence')]), shown, shown]
+    read = load_processor(folder).apply_chat_template([chat], tokenize=True, return_dict=True)
+    return list(read['input_ids'][0]) != wanted
