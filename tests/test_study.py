@@ -254,3 +254,44 @@ def test_a_row_says_how_much_is_content():
 
 
 SHARES = (0.5, 0.3, 0.5, 0.5, 0.5), (0.06, 0.3, 0.1, 0.1, 0.1)  # of customers, as it is and with contents exchanged
+
+
+# ---- ended
+
+
+SLOW = """
+import os, sys, time
+from vlm2rec_lab.diagnosis import calibrate
+from vlm2rec_lab.studies import shops
+
+class Slow:
+    @property
+    def interactions(self):
+        os.write(1, b'here\\n')
+        time.sleep(600)
+
+def slow():
+    os.write(1, b'here\\n')
+    time.sleep(600)
+
+calibrate.slow = slow
+if __name__ == '__main__':
+    todo = [dict(encoders={}, dataset=Slow())] * 2
+    either = dict(
+        shop=lambda: list(shops._made(iter(todo), 2)),
+        calibrate=lambda: list(calibrate._spread_out(slow, [()] * 2, 2, None)),
+    )
+    either[sys.argv[1]]()
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize('study', ['shop', 'calibrate'])
+def test_processes_of_a_study_end_with_it(tmp_path, study):
+    "However it was ended: what they make would be taken by nobody, and they hold what a pipe waits for."
+    (tmp_path / 'slow.py').write_text(SLOW)
+    how = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    with subprocess.Popen([sys.executable, tmp_path / 'slow.py', study], **how) as process:
+        assert [process.stdout.readline() for _ in range(2)] == [b'here\n'] * 2
+        process.kill()
+        assert process.stdout.read() == b''  # comes when the last of them has gone

@@ -149,6 +149,7 @@ def _note(flags, told, message, *rest, **kw):
 # %% ../nbs/12_cli.ipynb #0abd9322
 GO_ON = {
     'train': '; go on with --resume',
+    'study': '; the same command goes on',
     'downstream': '; the same command goes on',
     'graph': '; the same command goes on',
     'federated': '; the same command goes on',

@@ -13,9 +13,12 @@ __all__ = ['LONG', 'SHOP_REMEDIES', 'FIRST', 'WORLDS', 'COLD', 'COLD_SHARE', 'SM
 import hashlib
 import json
 import math
+import os
+import threading
 import time
 import warnings
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,7 @@ import pandas as pd
 
 from ..base.cells import csv_bytes
 from ..base.errors import DataError, differing, known
-from ..base.files import sole_writer, write_bytes
+from ..base.files import ends_with, sole_writer, write_bytes
 from ..base.ragged import gather, is_member
 from ..diagnosis.memory import exchanged
 from ..diagnosis.missing import one_left, taken_out, without_contents
@@ -375,11 +378,21 @@ def _asked(dataset, encoders, effort, columns):
     said = dict(data=dataset.name, encoders=marks, effort=effort, columns=columns or None, contents=contents)
     return said | dict(bounds=_bounds(dataset), bought=_bought(dataset))
 
-# %% ../../nbs/11_studies/06_shops.ipynb #5e1a0d01
-def _one_thread(arguments):
+# %% ../../nbs/11_studies/06_shops.ipynb #47e55d82
+@cache
+def _own_process(parent):
+    "What a process that makes cells does once: it ends with its parent, and leaves no semaphore where it is killed."
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())
+    ends_with(parent)
+
+# %% ../../nbs/11_studies/06_shops.ipynb #faacdf95
+def _one_thread(parent, arguments):
     "`shop_cell` in a process of its own."
     import torch
 
+    _own_process(parent)
     torch.set_num_threads(1)
     return shop_cell(**arguments)
 
@@ -394,7 +407,7 @@ def _made(
     from joblib import Parallel, delayed
 
     many = Parallel(n_jobs=jobs, return_as='generator_unordered', batch_size=1, pre_dispatch='n_jobs')
-    return many(delayed(_one_thread)(arguments) for arguments in todo)
+    return many(delayed(_one_thread)(os.getpid(), arguments) for arguments in todo)
 
 # %% ../../nbs/11_studies/06_shops.ipynb #5e1a0d03
 def _encoded_once(encoders, dataset, store, said):
