@@ -24,6 +24,8 @@ def item_vectors(
     if which != 'fused':
         known(which, list(vectors), 'modality')
     parts = [torch.as_tensor(np.asarray(v)).double() for m, v in vectors.items() if which in (m, 'fused')]
+    if flat := [list(p.shape) for p in parts if p.dim() != 2]:
+        raise DataError(f'vectors are of shape {flat[0]}: give a row of numbers for each item, [items, D]')
     if len({len(p) for p in parts}) != 1:
         raise DataError(f'the modalities have {[len(p) for p in parts]} rows: give one for each item')
     x = torch.cat([F.normalize(p, dim=-1) for p in parts], 1)
