@@ -480,7 +480,11 @@ def test_movielens_25m(tmp_path):
 @pytest.mark.parametrize(
     'name, content, why',
     [
-        ('ratings.csv', 'userId,movieId,rating,timestamp\n1,296,5.0,x\n', 'row 2'),
+        (
+            'ratings.csv',
+            'userId,movieId,rating,timestamp\n1,296,5.0,x\n',
+            "of column 'timestamp' without a readable time: row 2",
+        ),
         ('ratings.csv', 'userId,movie,rating,timestamp\n1,296,5.0,1\n', "did you mean 'movie'"),
         ('movies.csv', 'movieId,title\n1,a\n1,b\n', 'more than once'),
     ],

@@ -200,7 +200,8 @@ def _movielens(folder, rated, tags, notes):
     for files, read in LAYOUTS.items():
         if all((folder / file).is_file() for file in files):
             (table, rows), films = read(folder, roles, tags, notes)
-            return as_log(table, files[0], rows, notes), films
+            time = 'timestamp' if files[0] == 'ratings.csv' else 'time'  # the others have no header
+            return as_log(table, files[0], rows, notes, time=time), films
     layouts = ', '.join(' + '.join(files) for files in LAYOUTS)
     raise DataError(f"'{folder.name}' has none of the layouts {layouts}; it has: {_contents(folder)}")
 
