@@ -1,5 +1,6 @@
 """The tests that stand in the notebooks, a case per section, so that a failure names what broke."""
 
+import ast
 import functools
 import json
 import re
@@ -184,3 +185,32 @@ def test_a_table_of_a_notebook_that_is_run_is_whole(tmp_path):
     path = a_notebook(tmp_path, "import pandas\npandas.DataFrame({'said': ['a long sentence, ' * 12]})")
     (shown,) = execute(path).cells[0].outputs
     assert 'a long sentence, ' * 11 in shown.data['text/html'].replace('\n', '')
+
+
+def imported(source):
+    "The modules that some lines of Python import, wherever they do."
+    for node in ast.walk(ast.parse(source)):
+        yield from [a.name for a in node.names] if isinstance(node, ast.Import) else ()
+        yield from [node.module] if isinstance(node, ast.ImportFrom) and not node.level else ()
+
+
+def missing(source, places):
+    "Modules of tests and tools that some lines need, and that are in none of these places."
+    ours, found, ahead = {p.stem for d in ('tests', 'tools') for p in (ROOT / d).glob('*.py')}, set(), [source]
+    while ahead:
+        for name in {*imported(ahead.pop())} & ours - found:
+            found.add(name)
+            ahead += [(d / f'{name}.py').read_text() for d in places if (d / f'{name}.py').exists()]
+    return {name for name in found if not any((d / f'{name}.py').exists() for d in places)}
+
+
+def test_what_notebooks_borrow_from_tests_is_found_in_a_fresh_kernel():
+    "Which looks nowhere but where the notebook says; here a test runner has added places."
+    asked = 0
+    for name, path in NOTEBOOKS.items():
+        cells = [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code']
+        places = {path.parent / d for c in cells for d in re.findall(r"'(\.\./\.\./(?:tests|tools))'", c)}
+        lines = [c for c in cells if places and 'import' in c and not c.lstrip().startswith(('%', '!'))]
+        asked += bool(places)
+        assert not missing('\n'.join(lines), places), f'{name}: say where {missing(chr(10).join(lines), places)} is'
+    assert asked > 9
