@@ -212,7 +212,7 @@ def test_the_command_takes_vectors_of_others(tmp_path, monkeypatch, capsys):
     assert 'CPU s' not in capsys.readouterr().out
     assert main([*ask, '--encoders', 'theirs.npz', '--control']) == 0
     said = capsys.readouterr().out
-    assert 'MMGCL--theirs%2C%20exchanged--0' in said and 'LightGCN--' not in said
+    assert 'MMGCL--theirs, exchanged--0' in said and 'LightGCN--' not in said
     assert 'theirs, exchanged against theirs: better in ' in said and ' of 2 cases' in said
     kept = [json.loads((Path('runs/graph') / f'MMGCL--{name}--0.json').read_text()) for name in THEIRS]
     assert kept[0]['asked']['vectors'] != kept[1]['asked']['vectors'] and kept[0]['figures'] != kept[1]['figures']

@@ -144,7 +144,7 @@ def run_graph(
                 how = dict(device=device, folder=folder, **sizes, **training)
                 return graph_cell(split, model, vectors, encoder, seed, **how)
 
-            def tell(cell, stem=file.stem):
+            def tell(cell, stem='--'.join(filter(None, (model, encoder, f'{seed}')))):
                 said(f'{stem}: {cell["kept"]["best"]} epochs, {cell["seconds"]:.0f} CPU s')
 
             cells.append(kept_cell(file, asked, make, said and tell))

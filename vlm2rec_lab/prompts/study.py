@@ -294,7 +294,7 @@ def run_prompts(
             def make(seed=seed, model=model, folder=out / 'training' / file.stem):
                 return prompt_cell(split, vectors, seed=seed, model=model, folder=folder, **plain)
 
-            def tell(cell, stem=file.stem):
+            def tell(cell, stem=f'{name}--{seed}'):
                 said(f'{stem}: {cell["kept"]["epochs"]} epochs, {cell["seconds"]:.0f} CPU s')
 
             cells.append(kept_cell(file, asked, make, said and tell) | dict(way=name))
