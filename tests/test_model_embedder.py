@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vlm2rec_lab import embed
+from vlm2rec_lab.base.errors import warned
 from vlm2rec_lab.base.store import Store
 from vlm2rec_lab.model.embedder import VLMEmbedder, item_keys
 from vlm2rec_lab.model.pieces import Prompts
@@ -33,6 +34,15 @@ def load(checkpoint, **kw):
 def test_no_history_gives_no_vector(checkpoint, cat):
     found = load(checkpoint).encode_sequences(cat, np.zeros((0, 4)))
     assert {m: tuple(z.shape) for m, z in found.items()} == {'text': (0, 32), 'image': (0, 32)}
+
+
+def test_histories_that_are_too_long_for_the_model_are_said(checkpoint, cat):
+    embedder, history = load(checkpoint), np.zeros((3, 60), int)
+    history[0, 2:] = -1
+    assert not warned(lambda: embedder.encode_sequences(cat, history))
+    embedder.core.config.get_text_config().max_position_embeddings = 100
+    with pytest.warns(UserWarning, match='2 of 3 prompts have more than the 100 tokens that the model was made for'):
+        embedder.encode_sequences(cat, history)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .family import hidden_size
+from ..base.errors import warn
+from .family import context_size, hidden_size
 from .pieces import assemble, plan_sizes
 
 # %% ../../nbs/02_model/04_encode.ipynb #a79b5c11
@@ -115,6 +116,17 @@ def _encode_groups(embedder, bank, view, plan, groups, idle, bar):
             forward(embedder, bank, view, plan[:1])
     return z
 
+# %% ../../nbs/02_model/04_encode.ipynb #53c25095
+def _warn_of_long(embedder, sizes, label):
+    "Warn of prompts with more tokens than the model was made for."
+    limit = context_size(embedder.core)
+    if long := int((sizes > limit).sum()):
+        warn(
+            [],
+            f'{label}: {long:,} of {len(sizes):,} prompts have more than the {limit:,} tokens that the model was made '
+            f'for (the longest {int(sizes.max()):,}): give it shorter histories, or a smaller max_text_tokens',
+        )
+
 # %% ../../nbs/02_model/04_encode.ipynb #95d70ac4
 def encode_plan(
     embedder,  # VLMEmbedder
@@ -126,14 +138,16 @@ def encode_plan(
     label='rows',  # what the bar calls them
     accelerator=None,  # accelerate.Accelerator: each process encodes its share, all get everything
 ):  # -> {view: float32 [rows, hidden]} on the CPU
-    "Unit vectors of planned prompts in every view."
+    "Unit vectors of planned prompts in every view. Warns, with counts, of those that are too long for the model."
     from tqdm.auto import tqdm
 
     process, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     out = {}
     for view, pieces in bank.views.items():
         plan = plans[view]
-        groups, counts = _shares(plan_sizes(pieces, plan), batch, process, processes)
+        sizes = plan_sizes(pieces, plan)
+        _warn_of_long(embedder, sizes, f'{label}: {view}')
+        groups, counts = _shares(sizes, batch, process, processes)
         idle = max(counts) - len(groups) if embedder.sharded else 0
         quiet = not progress or len(plan) < 8 * batch or process > 0
         total = sum(map(len, groups))
