@@ -100,6 +100,22 @@ def test_weights_and_diversity_change_what_is_offered(page, running):
     assert 'All weights are 0' in page.inner_text('#said')
 
 
+def test_a_long_title_leaves_room_for_other_items(page, tmp_path):
+    titles = ['x' * 3000, 'word ' * 600, *(f'thing {k}' for k in range(2, 40))]
+    small_index(tmp_path / 'index', title=titles)
+    with server(tmp_path / 'index', '--port', 0) as found:
+        page.goto(found.address)
+        page.wait_for_selector('#found li')
+        heights = [h.bounding_box()['height'] for h in page.locator('#found h3').all()[:3]]
+        for k in range(3):
+            page.locator('#found button').nth(k).click()
+        page.wait_for_selector(FIRST)
+        page.click(f'{FIRST} button:has-text("Why?")')
+        page.wait_for_selector(f'{FIRST} table')
+        rows = [r.bounding_box()['height'] for r in page.locator(f'{FIRST} tbody tr').all()[:3]]
+    assert max(heights) < 4 * heights[2] and max(rows) < 4 * rows[2]
+
+
 def test_by_keyboard_alone(page, running):
     page.goto(running.address)
     page.wait_for_selector('#found li')

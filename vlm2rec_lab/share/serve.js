@@ -206,7 +206,7 @@ async function why(item, reason, from) {
 }
 
 function cells(head, parts, names) {
-  const row = make('tr', '', null, Object.assign(make('th', '', head), { scope: 'row' }));
+  const row = make('tr', '', null, Object.assign(make('th', '', null, make('span', '', head)), { scope: 'row' }));
   names.forEach((m) => row.append(make('td', '', signed(parts[m]))));
   row.append(make('td', '', signed(names.reduce((sum, m) => sum + parts[m], 0))));
   return row;
