@@ -235,6 +235,7 @@ def test_a_cell_is_made_once(made, tmp_path):
     cells = run_prompts(tmp_path, SPLIT, vectors(), ways, 2, said=lines.append, **QUICK)
     assert made == [(0, ways['a']), (0, ways['b/c, d']), (1, ways['a']), (1, ways['b/c, d'])] and len(lines) == 4
     assert [(c['way'], c['seed']) for c in cells] == [('a', 0), ('b/c, d', 0), ('a', 1), ('b/c, d', 1)]
+    assert [x.partition(':')[0] for x in lines] == ['a--0', 'b/c, d--0', 'a--1', 'b/c, d--1']
     assert len({c['kept']['folder'] for c in cells}) == 4
     other = QUICK | dict(device='cuda', progress=True)
     assert run_prompts(tmp_path, SPLIT, vectors(), ways, 3, said=lines.append, **other)[:4] == cells
