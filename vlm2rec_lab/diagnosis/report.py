@@ -106,11 +106,12 @@ def _named(ms, value, key='verdict'):
 # %% ../../nbs/04_diagnosis/08_report.ipynb #8e9f0002
 def _healthy_said(ms):
     "One sentence where no modality is ill: which ranks well, which is weak but needed, and whose leaving would help."
-    weak, hurts, loud = (_named(ms, r, 'reason') for r in ('unique', 'hurts', 'misheard'))
+    weak, hurts, loud, apart = (_named(ms, r, 'reason') for r in ('unique', 'hurts', 'misheard', 'apart'))
     said = 'Every modality ranks well alone and takes part in the fused ranking'
     if weak:
         said = f'Weak alone, but alone in what it knows, and needed: {weak}. Otherwise every modality ranks well alone'
     said += f', but the ranking is better without {hurts}.' if hurts else '.'
+    said += f' Weak only beside what shows every user the best sellers: {apart}.' if apart else ''
     return said + (f' Weak alone, and badly fused: {loud}.' if loud else '')
 
 # %% ../../nbs/04_diagnosis/08_report.ipynb #8e9f0003
