@@ -153,6 +153,13 @@ def test_who_knows_users_is_not_dead_beside_who_knows_sales(content, seed):
         assert 'goes to every user alike' in text['sentence'] and text['evidence']['personal_ratio']['low'] > 0.25
 
 
+def test_one_modality_below_chance():
+    w = world(300, 100, 0, noise={'image': 0.3})
+    w['sequences'] = {'image': -w['sequences']['image']}
+    x = image(w)
+    assert (x['verdict'], x['reason']) == ('undecided', 'nothing') and x['evidence']['lift']['value'] < 0
+
+
 def test_a_weak_one_that_tells_users_apart_is_told_from_a_silent_one():
     asked = dict(best=sure(1.0), fused=sure(1.0), drop=exactly(0.0), share=exactly(0.05))
     much, little = Estimate(0.8, 0.5, 1.1), Estimate(0.3, 0.1, 0.5)

@@ -154,8 +154,8 @@ def _personal(task, ceilings, gains, seed, low=0.25, weak=0.5):
             out[m] = own[m], gains['reference', m] - _for_others(ceilings[m], m, others)
         elif own[m].mean() < weak * lift[m] and len(own) > 1:
             out[m] = own[m], most[m]
-    apart = [m for m in own if m not in strong and own[m].mean() > low * most[m].mean() > 0]
-    return out | {m: (own[m], most[m]) for m in apart if out}
+    apart = [m for m in own if out and m not in strong and own[m].mean() > low * most[m].mean() > 0]
+    return out | {m: (own[m], most[m]) for m in apart}
 
 # %% ../../nbs/04_diagnosis/04_measure.ipynb #b1f4b804
 def measure(
