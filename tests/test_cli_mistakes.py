@@ -180,6 +180,7 @@ MISTAKES = [  # what is typed, how the one line begins after the command's name,
     (['index', 'query', 'x', '--like', 'a', '--k', '0'], "argument --k: '0'"),
     (['index', 'query', 'empty', '--like', 'a'], 'there is no index in empty: make one with `vlm2rec index build`'),
     (['index', 'show', 'x', '--replace'], '--replace: show has no use for it, it belongs to add'),
+    (['report', 'v.npz', '--out', 'd.html'], '--out d.html is a folder: name a file that ends in .html, .json or .md'),
     (['index', 'export', 'x', '--to', 'x.csv'], '--to x.csv: name a file that ends in .parquet'),
     (['index', 'remove', 'x'], 'remove needs --ids'),
 ]
@@ -207,6 +208,7 @@ def answers(tmp_path_factory):
     (work / 'used/sft').mkdir(parents=True)
     (work / 'used/sft/embedder.json').write_text('{}')
     (work / 'damaged').mkdir()
+    (work / 'd.html').mkdir()
     (work / 'damaged/run.json').write_text('[')
     (work / 'prompts.json').write_text('{')
     done = subprocess.run(

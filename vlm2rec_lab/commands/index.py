@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from ..base.errors import DataError, counted, known
-from .parser import check_ending, command, count, fusion
+from .parser import command, count, fusion
 from ..share.conditions import parse_where
 
 # %% ../../nbs/11a_commands/12_index.ipynb #3202afdf
@@ -129,10 +129,8 @@ def check_ending_of(
     *endings,  # that can be read or written
 ):
     "Raises ValueError for a file with another ending."
-    try:
-        check_ending(Path(file).name.lower(), *endings)
-    except ValueError:
-        raise ValueError(f'{flag} {file}: name a file that ends in {" or ".join(endings)}') from None
+    if Path(file).suffix.lower() not in endings:
+        raise ValueError(f'{flag} {file}: name a file that ends in {" or ".join(endings)}')
 
 
 def _check_query(o):

@@ -161,10 +161,12 @@ def check_ending(
     *endings,  # that the command can write, such as '.html'
     option='--out',  # that names the file
 ):
-    "Raises ValueError for a file with another ending."
+    "Raises ValueError for a file with another ending, and for a folder."
+    said = ' or '.join(filter(None, [', '.join(endings[:-1]), endings[-1]]))
     if Path(out).suffix not in endings:
-        said = ' or '.join(filter(None, [', '.join(endings[:-1]), endings[-1]]))
         raise ValueError(f'{option} {out}: name a file that ends in {said}')
+    if Path(out).is_dir():
+        raise ValueError(f'{option} {out} is a folder: name a file that ends in {said}')
 
 # %% ../../nbs/11a_commands/01_parser.ipynb #69e2ff40
 METAVARS = {int: 'N', count: 'N', float: 'X'}  # what the help writes for a value; else the option's name
