@@ -140,14 +140,15 @@ def test_what_may_be_best_sellers_alone_is_not_called_healthy(known, seed):
     assert x['evidence']['personal_ratio']['low'] <= 0 and 'users apart at all' in x['sentence']
 
 
-@pytest.mark.parametrize('seed', [0, 1, 2])
+@pytest.mark.parametrize('seed', [0, 3, 4])
 @pytest.mark.parametrize('content', [0, 0.3])
 def test_who_knows_users_is_not_dead_beside_who_knows_sales(content, seed):
     "The image ranks ten times as well, by what sells; the text says far more of who asks."
     w, _ = selling(seed, content=content, zipf=1.2, users=2000)
     said = judged(w, missing=())
-    text = said.modalities['text']
+    text, shown = (said.modalities[m] for m in ('text', 'image'))
     assert text['verdict'] == 'healthy', text['sentence']
+    assert content == 0 or (shown['verdict'] == 'healthy') == (seed != 3), 'seed 3: not surely better than chance'
     if text['reason'] == 'apart':
         assert said.verdict != 'healthy' or 'Weak only beside what shows' in said.data['summary']
         assert 'goes to every user alike' in text['sentence'] and text['evidence']['personal_ratio']['low'] > 0.25

@@ -90,9 +90,7 @@ def _by_popularity(alike, ceiling, why):
 def _may_be_best(lifts, alike):
     "Names of what may be best, of those better than chance: none that says the same to all, if another does not."
     alive = {m: x for m, x in lifts.items() if x.above} or lifts
-    told = rivals({m: x for m, x in alive.items() if alike[m] != 'yes'} or alive)
-    sure = {m: x for m, x in alive.items() if alike[m] == 'no'}
-    return [*told, *(m for m in (rivals(sure) if sure else []) if m not in told)]
+    return rivals({m: x for m, x in alive.items() if alike[m] != 'yes'} or alive)
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0006
 def reasons(
