@@ -135,8 +135,10 @@ def selling(seed, content=0.0, zipf=0.5, users=1000, n_items=300):
 def test_what_may_be_best_sellers_alone_is_not_called_healthy(known, seed):
     "Where a few items make nearly all sales, nobody can tell whether the image knows who asks: it does not."
     w, whole = selling(seed, zipf=1.2, users=500)
-    x = image(w, before(whole) if known else None, missing=())
+    said = judged(w, before(whole) if known else None, missing=())
+    x = said.modalities['image']
     assert (x['verdict'], x['reason']) == ('undecided', 'popular unclear')
+    assert 'depends on who asks' in headline(said.data)['said']
     assert x['evidence']['personal_ratio']['low'] <= 0 and 'users apart at all' in x['sentence']
 
 
@@ -150,6 +152,7 @@ def test_who_knows_users_is_not_dead_beside_who_knows_sales(content, seed):
     assert text['verdict'] == 'healthy', text['sentence']
     assert content == 0 or (shown['verdict'] == 'healthy') == (seed != 3), 'seed 3: not surely better than chance'
     if text['reason'] == 'apart':
+        assert 'relative to' not in text['sentence']
         assert said.verdict != 'healthy' or 'Weak only beside what shows' in said.data['summary']
         assert 'goes to every user alike' in text['sentence'] and text['evidence']['personal_ratio']['low'] > 0.25
 

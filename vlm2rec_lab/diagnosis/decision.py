@@ -150,10 +150,12 @@ def _facts(m, e, ratio, best, users, rules):
     return dict(m=m, users=f'{users:,}', rule_users=rules['users'], best=best, **said, **ends)
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0010
-def _relative(m, best, several):
+def _relative(m, best, several, reason):
     "To what a modality without a reference is healthy, in words."
     if not several:
         return ' Without a reference it is healthy relative to a linear probe on the same vectors only.'
+    if reason == 'apart':
+        return ' Without a reference, a loss that struck all modalities alike cannot be seen.'
     it = 'It is the best modality here, and healthy' if m == best else f'Healthy relative to the best modality ({best})'
     return f' {it}: without a reference, a loss that struck all modalities alike cannot be seen.'
 
@@ -204,7 +206,7 @@ def _say_in_words(task, m, e, why, best, known, rules):
         e['lift_ratio'] = ratio
     verdict, sentence, advice = explain(reason, **_facts(m, e, ratio, best, len(task.targets), rules))
     if verdict == 'healthy' and not known:
-        sentence += _more_in_it(e) + _relative(m, best, len(task.items) > 1)
+        sentence += _more_in_it(e) + _relative(m, best, len(task.items) > 1, reason)
     return dict(verdict=verdict, reason=reason, sentence=sentence, advice=advice, evidence=e)
 
 # %% ../../nbs/04_diagnosis/07_decision.ipynb #d70a0016

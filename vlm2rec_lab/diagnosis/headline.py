@@ -168,7 +168,7 @@ HAPPENED = {
 def _kept(d, x):
     "What a modality kept of its reference, or gains beside the best; '' where nobody knows."
     e, ratio, k = x['evidence'], x['evidence'].get('lift_ratio'), d['k']
-    if x['reason'] in ('popular', 'lost to popularity'):
+    if x['reason'] in ('popular', 'popular unclear', 'lost to popularity'):
         who = e['personal']
         who = f'{round(100 * who["value"])} % [{round(100 * who["low"])}, {round(100 * who["high"])}]'
         return f': of what it gains alone over chance, {who} depends on who asks'
