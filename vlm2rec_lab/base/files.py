@@ -146,14 +146,17 @@ def ends_with(
     parent,  # number of the process that began this one
     wait=1.0,  # seconds between looks
 ):
-    "End this process soon after the one that began it, however that ended."
+    "End this process soon after the one that began it, however that ended. Asked again, it does nothing more."
+    name = f'ends with {parent}'
+    if any(t.name == name for t in threading.enumerate()):
+        return
 
     def watch():
         while os.getppid() == parent:
             time.sleep(wait)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, name=name, daemon=True).start()
 
 # %% ../../nbs/00_base/01_files.ipynb #5fe0c302
 def stored_cell(

@@ -18,7 +18,6 @@ import threading
 import time
 import warnings
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -379,9 +378,8 @@ def _asked(dataset, encoders, effort, columns):
     return said | dict(bounds=_bounds(dataset), bought=_bought(dataset))
 
 # %% ../../nbs/11_studies/06_shops.ipynb #47e55d82
-@cache
 def _own_process(parent):
-    "What a process that makes cells does once: it ends with its parent, and leaves no semaphore where it is killed."
+    "What a process that makes cells does: it ends with its parent, and leaves no semaphore where it is killed."
     from tqdm import tqdm
 
     tqdm.set_lock(threading.RLock())
