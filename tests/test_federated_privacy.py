@@ -285,6 +285,12 @@ def test_the_noise_keeps_epsilon_and_little_more(epsilon, accountant):
     assert exact_delta(epsilon, 0.75 * sigma, rounds) > delta
 
 
+def test_a_large_epsilon_is_found_on_a_coarser_grid():
+    "Its noise still keeps it, by an accountant that looks closely."
+    sigma = sigma_for(120.0, 20, 1e-3)
+    assert 0.98 * 120 < epsilon_of(sigma, 20, 1e-3) <= 120
+
+
 def test_epsilon_is_what_opacus_says():
     from opacus.accountants import RDPAccountant
 
@@ -305,8 +311,10 @@ def test_more_rounds_and_all_clients_need_more_noise():
     assert protection_for(None, clip=2.0, rounds=1, users=2) == Protection(2.0, 0.0)
 
 
-@pytest.mark.parametrize('bad', [dict(epsilon=0.0), dict(epsilon=math.nan), dict(rounds=0), dict(rounds=1.5),
-                                 dict(delta=0.0), dict(delta=1.0), dict(share=2.0)])  # fmt: skip
+@pytest.mark.parametrize(
+    'bad', [*({'epsilon': x} for x in (0.0, math.nan, 1000.0)), *({'rounds': x} for x in (0, 1.5)),
+            *({'delta': x} for x in (0.0, 1.0)), {'share': 2.0}]
+)  # fmt: skip
 def test_what_cannot_be_accounted_is_told(bad):
     with pytest.raises(DataError, match=f'{next(iter(bad))}='):
         sigma_for(**dict(epsilon=1.0, rounds=2, delta=1e-3) | bad)
