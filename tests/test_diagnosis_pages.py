@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from vlm2rec_lab.base.theme import figures_html
 from vlm2rec_lab.diagnosis import pages
 from vlm2rec_lab.diagnosis.compare import side_by_side
 from vlm2rec_lab.diagnosis.decision import signed
 from vlm2rec_lab.diagnosis.headline import by_how_much
+from vlm2rec_lab.diagnosis.missing_shown import HIGH, TOP, curve_chart, missing_html
 from vlm2rec_lab.diagnosis.pages import figure
 from vlm2rec_lab.diagnosis.report import collapse_report
 from vlm2rec_lab.diagnosis.verdict import VERDICTS
@@ -64,6 +66,7 @@ def test_a_stored_line_that_is_no_longer_there_is_shown_by_its_name():
 
 LONG = 'title_and_description_in_three_languages'
 TITLES = [f'A rather long title of a product, number {i}, with a matching bag' for i in range(200)]
+TITLES[::2] = ['https://' + 'x' * 300] * 100  # nothing to break a line at
 
 
 @pytest.fixture(scope='module')
@@ -75,6 +78,7 @@ def saved(tmp_path_factory):
         'two': {'text': 0.3, 'image': 6},
         'three': {'text': 0.3, 'image': 0.5, 'audio': 0.4},
         'four': {LONG: 0.3, 'photograph_of_the_front_side': 0.5, 'audio': 0.4, 'video_embedding_v2': 6},
+        'six': {m: 0.3 + 0.01 * k for k, m in enumerate(('text', 'image', 'audio', 'video', 'price', 'brand'))},
     }
     names = {'four': 'a_very_long_name_without_any_space_' * 4}
     made = {k: collapse_report(**world(noise=noise), name=names.get(k, k), **how) for k, noise in noises.items()}
@@ -110,7 +114,7 @@ FAULTS = """() => {
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize('name', ['two', 'three', 'four', 'pair'])
+@pytest.mark.parametrize('name', ['two', 'three', 'four', 'six', 'pair'])
 @pytest.mark.parametrize('where', ['telephone', 'paper', 'desk, dark'])
 def test_nothing_is_cut_and_nothing_overprints(saved, open_page, name, where):
     width = {'telephone': 390, 'paper': 718, 'desk, dark': 1280}[where]
@@ -121,6 +125,49 @@ def test_nothing_is_cut_and_nothing_overprints(saved, open_page, name, where):
         page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
     assert page.evaluate(FAULTS) == []
     assert not page.outside and not page.errors
+
+
+# figures of a folded table that are broken over more than one line, though they would fit in one
+BROKEN = """() => [...document.querySelectorAll('.v2r .folds td:not(:first-child)')].filter(td => {
+  const words = document.createRange()
+  words.selectNodeContents(td)
+  return td.textContent.length < 30 && words.getBoundingClientRect().height > 30
+}).map(td => td.textContent)"""
+
+
+@pytest.mark.browser
+def test_a_figure_beside_a_long_name_stays_whole(saved, open_page):
+    page = open_page(width=390)
+    page.goto((saved / 'four.html').as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    assert page.locator('.folds').count() and page.evaluate(BROKEN) == []
+
+
+def drawn_figures(**layout):
+    "A page with a figure of plotly."
+    import plotly.graph_objects as go
+
+    figure = go.Figure(go.Scatter(x=[1, 2], y=[3, 4], name='a'), dict(title='Some title', showlegend=True) | layout)
+    figure.add_scatter(x=[1, 2], y=[4, 3], name='b')
+    return pages.page('x', ''.join(figures_html({'a figure': figure}).values()))
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
+@pytest.mark.parametrize('template', ['plotly_white', 'simple_white'])
+def test_a_figure_of_plotly_can_be_read_on_any_paper(tmp_path, open_page, template, dark):
+    "Its letters have the colour of the page's, it has no ground of its own, and it is as wide as it is."
+    (tmp_path / 'x.html').write_text(drawn_figures(template=template))
+    page = open_page(dark=dark)
+    page.goto((tmp_path / 'x.html').as_uri())
+    page.wait_for_selector('.js-plotly-plot .legend text')
+    style = "(es, what) => [...new Set(es.map(e => getComputedStyle(e)[what]))]"
+    ink = page.locator('.v2r').evaluate('e => getComputedStyle(e).color')
+    assert page.locator('.js-plotly-plot text').evaluate_all(style, 'fill') == [ink]
+    assert page.locator('.js-plotly-plot .main-svg').evaluate_all(style, 'backgroundColor') == ['rgba(0, 0, 0, 0)']
+    assert page.locator('.js-plotly-plot rect.bg').evaluate_all(style, 'fill') == ['none']
+    whole, drawing = page.locator('.js-plotly-plot').bounding_box(), page.locator('.main-svg').first.bounding_box()
+    assert drawing['width'] == pytest.approx(whole['width'], abs=2)
 
 
 @pytest.mark.browser
@@ -142,6 +189,27 @@ def test_no_zero_has_a_minus():
         figure(tiny, percent=True),
     ]
     assert not [x for x in said if re.search(r'-0\.?0*(?![\d.])', x)], said
+
+
+def six_alike():
+    "What `missing_curve` gives, of six modalities whose lines end at one place near the floor."
+    each = [dict(ndcg=dict(value=v, low=v - 0.01, high=v + 0.01), lost=ESTIMATE) for v in (0.3, 0.02)]
+    curve = {m: each for m in ('text', 'image', 'audio', 'video', 'price', 'brand')}
+    return dict(shares=[0.0, 1.0], curve=curve, one_each=None, k=10, sides='items', draws=1, users=9, seed=0)
+
+
+def test_every_line_leads_to_its_name_in_its_colour_and_names_stay_in_the_field():
+    svg = curve_chart(six_alike())
+    leads = re.findall(r'<path d="M\S+ (\S+)L\S+ (\S+)" class="leads" style="[^"]*var\(--c(\d)\)"', svg)
+    names = [float(y) for y in re.findall(r'y="(\S+)" class="lab"', svg)]
+    assert sorted(int(c) for *_, c in leads) == [1, 2, 3, 4, 5, 6] and len({y for y, *_ in leads}) == 1
+    assert len(set(names)) == 6 and max(names) < TOP + HIGH + 10
+
+
+def test_lines_of_missing_contents_stand_on_one_scale_beside_each_other_and_their_table_has_intervals(saved):
+    assert '0.300 [0.290, 0.310]' in missing_html(dict(missing=six_alike()))
+    tops = re.findall(rf'y="{TOP + 4}" text-anchor="end" class="note">([\d.]+)<', (saved / 'pair.html').read_text())
+    assert len(tops) == 3 and len(set(tops)) == 1
 
 
 def test_figures_with_a_sign_are_written_without_a_minus_before_zero_everywhere():

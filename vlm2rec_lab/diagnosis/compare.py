@@ -287,7 +287,10 @@ def _common_scales(ds):
 
     modalities = [x['evidence'] for d in ds for x in d['modalities'].values()]
     alone = [e.get('ndcg') for e in modalities] + [d['evidence']['fused_ndcg'] for d in ds]
-    return dict(alone=ends(alone), lost=ends([e.get('drop_mean') for e in modalities]))
+    missing = [x for d in ds if d.get('missing') for xs in d['missing']['curve'].values() for x in xs]
+    fused = [e for x in missing for key, e in x.items() if key in ('ndcg', 'reference_ndcg')]
+    lost = ends([e.get('drop_mean') for e in modalities])
+    return dict(alone=ends(alone), lost=lost, missing=ends(fused)[1])
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #df17560e
 def pair_html(

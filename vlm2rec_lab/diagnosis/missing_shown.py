@@ -107,13 +107,13 @@ def missing_markdown(
     found = d.get('missing')
     if not found:
         return []
-    rows, said = missing_rows(found), missing_said(found)
+    rows, said = missing_rows(found, _score_and_ends), missing_said(found)
     head = f'**When contents are missing.** {safe(said)}'.strip()
     also = [y for x in two_answers(d) for y in (safe(x), '')]
     return [head, '', *markdown_table(rows), safe(missing_note(found)), '', *also]
 
 # %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #33112231
-LEFT, TOP, WIDE, HIGH = 44, 12, 180, 150  # where the lines begin, and how large their field is
+LEFT, TOP, WIDE, HIGH = 44, 12, 170, 150  # where the lines begin, and how large their field is
 
 # %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #10ffaed3
 def _ends_of(figures):
@@ -146,32 +146,45 @@ def _line(xs, key, shares, y, colour):
 
 # %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #aaf03163
 def _names_apart(ends, least=15):
-    "The heights of names beside the lines' ends, at least so far apart: [(y, name)] from the top."
-    out = []
-    for y, name in sorted(ends):
-        out.append((max(y, out[-1][0] + least) if out else y, name))
-    return out
+    "Heights of names beside the lines' ends, at least so far apart where the field has room: [(y, ...)] from the top."
+    out, floor = [], TOP + HIGH
+    least = min(least, HIGH / max(len(ends) - 1, 1))
+    for y, *rest in sorted(ends):
+        out.append([max(y, out[-1][0] + least) if out else y, *rest])
+    for k, place in enumerate(reversed(out)):
+        place[0] = min(place[0], floor - k * least)
+    return [tuple(place) for place in out]
+
+# %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #271c3773
+def _named_end(place, m, y, colour):
+    "The name of a line beside its end, and a stroke of the line's colour from the one to the other."
+    short = m if len(m) < 17 else f'{m[:8]}…{m[-7:]}'
+    stroke = f'<path d="M{LEFT + WIDE + 2} {y:.1f}L{LEFT + WIDE + 16} {place:.1f}" class="leads"'
+    name = f'<title>{escape(m)}</title>{escape(short)}'
+    return (
+        f'{stroke} style="fill:none;stroke-width:2;stroke:var(--c{colour})"/>'
+        f'<text x="{LEFT + WIDE + 20}" y="{place + 4:.1f}" class="lab">{name}</text>'
+    )
 
 # %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #df57591f
 def curve_chart(
     found,  # of `missing_curve`
+    top=None,  # score at the top of the field, to draw several charts alike; None: what it must hold
 ):  # -> SVG text
     "The fused score over the share of items that lack a modality, a line per modality."
     keys = [k for k in ('ndcg', 'reference_ndcg') if k in next(iter(found['curve'].values()))[0]]
     numbers = _ends_of(x[k] for xs in found['curve'].values() for x in xs for k in keys) or [0]
-    lo, top = 0, max(*numbers, 1e-9)
+    lo, top = 0, max(*numbers, top or 1e-9)
 
     def y(value):
         return TOP + HIGH * (1 - (value - lo) / (top - lo))
 
     body, ends = _axes(found, lo, top), []
-    for c, (m, xs) in enumerate(found['curve'].items(), 1):
-        body += ''.join(_line(xs, k, found['shares'], y, (c - 1) % 8 + 1) for k in keys)
-        ends.append((y(xs[-1]['ndcg']['value'] or 0), m))
-    for place, m in _names_apart(ends):
-        short = m if len(m) < 17 else f'{m[:8]}…{m[-7:]}'
-        name = f'<title>{escape(m)}</title>{escape(short)}'
-        body += f'<text x="{LEFT + WIDE + 8}" y="{place + 4:.1f}" class="lab">{name}</text>'
+    for c, (m, xs) in enumerate(found['curve'].items()):
+        colour, end = c % 8 + 1, y(xs[-1]['ndcg']['value'] or 0)
+        body += ''.join(_line(xs, k, found['shares'], y, colour) for k in keys)
+        ends.append((end, m, end, colour))
+    body += ''.join(_named_end(*each) for each in _names_apart(ends))
     spoken = '; '.join(' '.join(row) for row in missing_rows(found))
     label = escape(f'Fused NDCG@{found["k"]} when contents are missing. {spoken}')
     return f'<svg viewBox="0 0 356 {TOP + HIGH + 26}" role="img" aria-label="{label}">{body}</svg>'
@@ -179,18 +192,19 @@ def curve_chart(
 # %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #880f0f8c
 def missing_html(
     d,  # report dictionary
+    top=None,  # score at the top of the figure, as in `curve_chart`
 ):  # -> HTML, '' without
     "The cost of missing contents: a sentence, the figure, and the table on demand."
     found = d.get('missing')
     if not found:
         return ''
-    rows, said = missing_rows(found), missing_said(found)
+    rows, said = missing_rows(found, _score_and_ends), missing_said(found)
     heads, *body = (list(map(escape, row)) for row in rows)
     dashed = ' Dashed: the reference.' if any('reference_ndcg' in xs[0] for xs in found['curve'].values()) else ''
     lead = f'<p class="finding">{escape(said)}</p>' if said else ''
     title = f'Fused NDCG@{found["k"]} as contents go missing'
     note = f'<figcaption>{escape(missing_note(found))}{dashed}</figcaption>'
-    figure = f'<figure class="beside"><div><h4>{title}</h4>{curve_chart(found)}</div>{note}</figure>'
+    figure = f'<figure class="beside"><div><h4>{title}</h4>{curve_chart(found, top)}</div>{note}</figure>'
     also = ''.join(f'<p>{escape(x)}</p>' for x in two_answers(d))
     figures = f'<details><summary>The figures of the lines</summary>{table(heads, body)}</details>'
     return f'<div><h3>When contents are missing</h3>{lead}{figure}{figures}{also}</div>'

@@ -600,7 +600,7 @@ def _protocol_section(d, level, scales):
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a0f1
 def _missing_section(d, level, scales):
     "What missing contents cost."
-    return missing_html(d)
+    return missing_html(d, (scales or {}).get('missing'))
 
 
 def _memory_section(d, level, scales):
