@@ -14,6 +14,7 @@ from vlm2rec_lab.diagnosis.evidence import Task, fused_gain
 from vlm2rec_lab.diagnosis.headline import headline
 from vlm2rec_lab.diagnosis.inputs import read_fusion
 from vlm2rec_lab.diagnosis.report import collapse_report
+from vlm2rec_lab.diagnosis.settings import judged_case
 from vlm2rec_lab.diagnosis.verdict import REASONS, VERDICTS, Lift, judge, rivals, severity
 from vlm2rec_lab.diagnosis.worlds import hurt, world
 from vlm2rec_lab.ranking.evaluate import Estimate
@@ -157,6 +158,33 @@ def test_who_knows_users_is_not_dead_beside_who_knows_sales(content, seed):
         assert 'goes to every user alike' in text['sentence'] and text['evidence']['personal_ratio']['low'] > 0.25
 
 
+@pytest.mark.parametrize('m, seed', [('image', 0), ('image', 4), ('text', 1), ('text', 2)])
+def test_what_another_gains_below_nothing_hides_nobody(m, seed):
+    "By luck the list of best sellers ranks better for exchanged users; that is no reason to call the other one dead."
+    task, _, truth, _ = judged_case(f'sales alone without reference: popularity 1.2, {m}', 1000, seed)
+    said = judged(dict(items=task.items, sequences=task.sequences, targets=task.targets, fuse=task.fuse), missing=())
+    found = said.modalities
+    (well,) = set(found) - {m}
+    assert truth[m] == 'collapsed' and found[m]['evidence']['personal']['value'] < 0.02
+    if (m, seed) == ('text', 2):  # not surely better than shuffled items, among which luck finds a best seller
+        assert (found[well]['verdict'], found[well]['reason']) == ('undecided', 'apart unclear')
+    else:
+        assert (found[well]['verdict'], found[well]['reason']) == ('healthy', 'apart')
+        assert 'who asks, ' + well + ' gains more than any other.' in found[well]['sentence']
+    assert (found[m]['verdict'], found[m]['reason']) == ('undecided', 'popular unclear')
+
+
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('names', [('text',), ('text', 'image')])
+def test_best_sellers_and_nothing_else_are_not_healthy(names, seed):
+    w = world(1000, 300, seed, zipf=1)
+    for m in names:
+        w = hurt(w, m, 'sales alone')
+    w = w | {side: {m: w[side][m] for m in names} for side in SIDES}
+    for x in judged(w | dict(fuse='concat'), missing=()).modalities.values():
+        assert (x['verdict'], x['reason']) == ('undecided', 'popular unclear'), x['sentence']
+
+
 def test_one_modality_below_chance():
     w = world(300, 100, 0, noise={'image': 0.3})
     w['sequences'] = {'image': -w['sequences']['image']}
@@ -166,11 +194,13 @@ def test_one_modality_below_chance():
 
 def test_a_weak_one_that_tells_users_apart_is_told_from_a_silent_one():
     asked = dict(best=sure(1.0), fused=sure(1.0), drop=exactly(0.0), share=exactly(0.05))
-    much, little = Estimate(0.8, 0.5, 1.1), Estimate(0.3, 0.1, 0.5)
+    much, little, either = Estimate(0.8, 0.5, 1.1), Estimate(0.1, 0.0, 0.2), Estimate(0.3, 0.1, 0.5)
     assert judge(sure(0.1), **asked)[0] == judge(sure(0.1), **asked, apart=little)[0] == 'silent'
+    assert judge(sure(0.1), **asked, apart=either)[0] == 'apart unclear'
     assert judge(sure(0.1), **asked, apart=much)[0] == 'apart unheard'
     assert judge(sure(0.1), **asked | dict(share=exactly(0.5)), apart=much)[0] == 'apart'
-    assert judge(sure(0.1, False), **asked, apart=much)[0] == 'silent'
+    assert judge(sure(0.1, False), **asked, apart=much)[0] == 'apart unclear'
+    assert judge(sure(0.1, False), **asked, apart=either)[0] == 'silent'
 
 
 @pytest.mark.parametrize('seed', [0, 1, 2])

@@ -55,7 +55,18 @@ def test_a_damage_keeps_form_and_leaves_the_others(healthy, how):
 @pytest.mark.parametrize('how', DAMAGES)
 def test_what_is_left_at_the_end(big, how):
     left = lift(hurt(big, 'image', how, 1), 'image') / lift(big, 'image')
-    assert left > 0.85 if how == 'cone' else left < 0.2
+    assert left > 0.85 if how == 'cone' else left < (0.5 if how == 'sales alone' else 0.2)
+
+
+def test_sales_alone_rank_by_sales():
+    w = world(zipf=1)
+    h = hurt(w, 'image', 'sales alone', sold=np.arange(200))
+    length = h['items']['image'] @ h['sequences']['image'][0]
+    assert np.corrcoef(np.argsort(np.argsort(length)), np.arange(200))[0, 1] > 0.85
+    assert lift(hurt(w, 'image', 'sales alone'), 'image') > 2 * lift(w, 'image')
+    others = w | dict(sequences={m: x[::-1] for m, x in w['sequences'].items()})
+    left = [lift(hurt(x, 'image', 'sales alone'), 'image') for x in (w, others)]
+    assert left[0] == pytest.approx(left[1], rel=0.05)
 
 
 def test_the_seed_decides_the_damage(healthy):

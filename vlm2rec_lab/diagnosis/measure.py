@@ -147,14 +147,15 @@ def _personal(task, ceilings, gains, seed, low=0.25, weak=0.5):
     others = np.random.default_rng(seed).permutation(len(task.targets))
     own = {m: gains[m] - _for_others(task, m, others) for m in task.items}
     lift, out = {m: _mean(gains[m] - task.chance) for m in task.items}, {}
-    most = {m: max((x for n, x in own.items() if n != m), key=np.mean, default=None) for m in own}
+    nobody = np.zeros(len(task.targets))
+    most = {m: max((x for n, x in own.items() if n != m), key=np.mean, default=nobody) for m in own}
     strong = [m for m in task.items if lift[m] >= low * max(lift.values())]
     for m in strong:
         if own[m].mean() < weak * lift[m] and m in ceilings:
             out[m] = own[m], gains['reference', m] - _for_others(ceilings[m], m, others)
-        elif own[m].mean() < weak * lift[m] and len(own) > 1:
+        elif own[m].mean() < weak * lift[m]:
             out[m] = own[m], most[m]
-    apart = [m for m in own if out and m not in strong and own[m].mean() > low * most[m].mean() > 0]
+    apart = [m for m in own if out and m not in strong and own[m].mean() > low * max(most[m].mean(), 0)]
     return out | {m: (own[m], most[m]) for m in apart}
 
 # %% ../../nbs/04_diagnosis/04_measure.ipynb #b1f4b804

@@ -411,9 +411,22 @@ def _by_heart():
         alive = Setting(_truth({}), base | dict(alive=0.5), fuse='concat', make='memorised')
         yield f'learned by heart, half alive: {dims} dimensions', alive
 
+# %% ../../nbs/04_diagnosis/09a_settings.ipynb #91dc607e
+def _sales_alone():
+    "Settings of one modality that knows how items sell and nothing else, at sales that are more and more uneven."
+    for kind, reference in (('without', None), ('with', NEAR)):
+        for zipf, right in ((0.3, 'healthy'), (0.6, 'healthy/under-used'), (1.2, 'healthy/under-used')):
+            for m in ('text', 'image'):
+                base, hurts = dict(zipf=zipf), ((m, 'sales alone', 1),)
+                truth = _truth(base) | {'text': right, 'image': right, m: 'collapsed'}
+                yield (
+                    f'sales alone {kind} reference: popularity {zipf:g}, {m}',
+                    Setting(truth, base, hurts, reference, 'concat'),
+                )
+
 # %% ../../nbs/04_diagnosis/09a_settings.ipynb #624c9543
 LISTS = (_healthy, _damaged, _uninformative, _under_used, _as_trained, _hurt_after_training)
-LISTS += (_weak_but_needed, _partly_dead, _odd_references, _of_all_shapes, _by_heart)
+LISTS += (_weak_but_needed, _partly_dead, _odd_references, _of_all_shapes, _by_heart, _sales_alone)
 SETTINGS = {name: setting for settings in LISTS for name, setting in settings()}
 HALVES = ('set', 'report')
 

@@ -219,7 +219,9 @@ def says_the_same(
         return 'no'
     if beside.high <= rules['collapsed']:
         return 'yes'
-    return 'open' if beside.low <= 0 else 'no'
+    # where nobody else tells users apart there is no ratio
+    surely = own_part.low > 0 if math.isnan(beside.value) else beside.low >= rules['collapsed']
+    return 'no' if surely else 'open'
 
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #b7e21a09
 def _weak_but_alone(added, drop, share, rules):
@@ -235,6 +237,16 @@ def _finds_less(own, probe, limit, level=0.95):
     "Whether a probe that is above chance surely finds so much that the modality has `limit` of it at most."
     return probe is not None and probe.above and own.over(probe, level).high <= limit
 
+# %% ../../nbs/04_diagnosis/03_verdict.ipynb #e8126df7
+def _tells_apart(own, apart, drop, share, rules):
+    "The reason of a weak modality that tells users apart beside what goes to all of them alike; '' where none does."
+    much = apart is not None and apart.low >= rules['collapsed']
+    if own.above and much:
+        unheard = share.high < rules['unused'] and drop.high < rules['unused'] * own.value
+        return 'apart unheard' if unheard else 'apart'
+    might = own.above and apart is not None and apart.high >= rules['collapsed']
+    return 'apart unclear' if much or might else ''
+
 # %% ../../nbs/04_diagnosis/03_verdict.ipynb #b7e21a10
 def _silence(own, ratio, probe, added, common, drop, share, apart, floor, rules, level):
     "The reason without a reference ('' if nothing is wrong), and the ratio that it speaks of."
@@ -242,9 +254,9 @@ def _silence(own, ratio, probe, added, common, drop, share, apart, floor, rules,
         alone = _knows_alone(own, added, common, drop, floor, rules)
         if alone == 'yes':
             return _weak_but_alone(added, drop, share, rules), ratio
-        if own.above and apart is not None and apart.low >= rules['collapsed']:
-            unheard = share.high < rules['unused'] and drop.high < rules['unused'] * own.value
-            return 'apart unheard' if unheard else 'apart', ratio
+        told = _tells_apart(own, apart, drop, share, rules)
+        if told:
+            return told, ratio
         if ratio.high >= rules['collapsed']:
             return 'silence unclear', ratio
         if alone == 'open':
@@ -322,7 +334,7 @@ def judge(
     added=None,  # Estimate: what it adds to the others beyond what it says to everyone, if it is weak
     common=None,  # Estimate: what it adds by what it says to everyone
     known=None,  # Lift of a linear probe on the reference
-    apart=None,  # Estimate: its gain that depends on who asks over the most that another has, if it is weak
+    apart=None,  # Estimate: its gain that depends on who asks over the most that another has, or over its lift
     living=True,  # whether another modality ranks better than chance
     level=0.95,  # of the intervals of ratios
 ):  # -> reason (a key of REASONS), Estimate of lift / ceiling or lift / best
@@ -470,13 +482,20 @@ REASONS |= {
     'apart': (
         'healthy',
         'Alone, {m} gains {ratio} of what {best} gains over chance, but much of that goes to every user alike, as a '
-        'list of best sellers does. Of what depends on who asks, {m} gains {beside} of the most that another gains.',
+        'list of best sellers does. Of what depends on who asks, {m} gains {beside}.',
         'Nothing to repair; judge {m} by what depends on who asks.',
+    ),
+    'apart unclear': (
+        'undecided',
+        'Alone, {m} gains {ratio} of what {best} gains over chance, but much of that goes to every user alike, as a '
+        'list of best sellers does. Of what depends on who asks, these rows cannot tell whether {m} gains much or '
+        'little beside the others.',
+        'Bring more users whose next items are not among the best sellers.',
     ),
     'apart unheard': (
         'under-used',
-        'Alone, {m} gains {ratio} of what {best} gains over chance, but of what depends on who asks {beside} of the '
-        'most that another gains. This fusion does not use it: leaving it out changes NDCG by {drop}, and its items '
+        'Alone, {m} gains {ratio} of what {best} gains over chance, but of what depends on who asks {beside}. '
+        'This fusion does not use it: leaving it out changes NDCG by {drop}, and its items '
         'move {share} of the score.',
         "Give {m} another weight (fuse={{'{m}': 2, ...}}), score on concatenation, or train with loss='per-modality'.",
     ),

@@ -265,6 +265,15 @@ def _turned(x, degree, rng):
     "`x` that gives way to itself in another space."
     return _mixed(x, x @ _rotation(x.shape[1], x.shape[1], rng), degree)
 
+# %% ../../nbs/04_diagnosis/00_worlds.ipynb #6f44b0f2
+def _sales_alone(x, degree, rng, rows=None):
+    "`x` that gives way to one direction: users to the direction, items to their place in it, the first of `rows` last."
+    way, height = normalise(np.cos(np.arange(x.shape[1]))[None]), np.ones(len(x))
+    if rows is not None:
+        height[rows] = -np.log(np.arange(len(x), 0, -1) / len(x)) / np.log(len(x))
+    alike = height[:, None] * way + 0.05 * normalise(rng.normal(size=x.shape))
+    return (1 - degree) * normalise(x) + degree * alike
+
 # %% ../../nbs/04_diagnosis/00_worlds.ipynb #eee46de7
 BOTH = ('items', 'sequences')
 
@@ -281,12 +290,13 @@ DAMAGES = {
     'some items': (BOTH[:1], _drowned_rows),
     'some users': (BOTH[1:], _drowned_rows),
     'cold items': (BOTH[:1], _drowned_rows),
+    'sales alone': (BOTH, _sales_alone),
     'turned': (BOTH[:1], _turned),
     'other order': (BOTH[1:], _exchanged),
 }
 
-# those that begin with the items that sell least
-BY_SALES = ('cold items',)
+# those that go by how items sell
+BY_SALES = ('cold items', 'sales alone')
 
 # %% ../../nbs/04_diagnosis/00_worlds.ipynb #a1c0de13
 def _least_sold(w, sold, rng):
@@ -312,7 +322,8 @@ def hurt(
     if not 0 <= degree <= 1:
         raise ValueError(f'degree={degree}: take 0 (nothing happened) to 1 (nothing is left)')
     rng, out = np.random.default_rng(seed + 99), {**w, **{side: dict(w[side]) for side in BOTH}}
-    more = dict(rows=_least_sold(w, sold, rng)) if how in BY_SALES else {}
+    by_sales = dict(rows=_least_sold(w, sold, rng)) if how in BY_SALES else {}
     for side in sides:
+        more = by_sales if side == 'items' else {}
         out[side][modality] = np.asarray(f(np.asarray(w[side][modality]), degree, rng, **more), np.float32)
     return out
