@@ -1,7 +1,11 @@
 """The catalogue and the interactions: what is refused, and the cases at the edge."""
 
 import io
+from datetime import date, datetime
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -52,3 +56,25 @@ def test_three_modalities_of_two_kinds():
 def test_users_without_interactions():
     assert len(Interactions(['a', 'b'], [0, 0, 2], [0, 1], [1, 2])) == 2
     assert len(Interactions.of_sequences([])) == 0
+
+
+FAR = {'1500-01-01': -14831769600.0, '2500-01-01': 16725225600.0}  # seconds since 1970, beyond what nanoseconds reach
+KEPT = {  # kind of a column of Arrow: how it holds a date
+    'texts': lambda d: pa.array(d),
+    'dictionary': lambda d: pa.array(d).dictionary_encode(),
+    'days': lambda d: pa.array([date.fromisoformat(x) for x in d]),
+    'moments': lambda d: pa.array([datetime.fromisoformat(x) for x in d], pa.timestamp('us')),
+    'moments of a zone': lambda d: pa.array([datetime.fromisoformat(x) for x in d], pa.timestamp('us', 'UTC')),
+}
+
+
+@pytest.mark.parametrize('kind', KEPT)
+def test_a_table_that_pandas_keeps_in_arrow_has_its_dates(kind):
+    "Of any year, as the same table of numpy has them."
+    dates = list(FAR)
+    table = pd.DataFrame(dict(user_id=['a', 'b'], item_id=['x', 'x'], timestamp=dates))
+    items = Catalogue(['x'], {}, {})
+    np.testing.assert_array_equal(Interactions.from_frame(table, items).times, list(FAR.values()))
+    table = table.convert_dtypes(dtype_backend='pyarrow')
+    table['timestamp'] = pd.arrays.ArrowExtensionArray(KEPT[kind](dates))
+    np.testing.assert_array_equal(Interactions.from_frame(table, items).times, list(FAR.values()))

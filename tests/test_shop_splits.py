@@ -107,6 +107,8 @@ def test_units_and_moments():
     assert time_unit([]) == 's'
     for cut in ('2024-03-01', pd.Timestamp('2024-03-01'), np.datetime64('2024-03-01'), '2024-03-01T02:00+02:00'):
         assert _moment(cut, when, 'ms', 'test') == 1709251200000.0
+    for cut in ('2500-01-01', pd.Timestamp('2500-01-01'), np.datetime64('2500-01-01')):  # more than nanoseconds reach
+        assert _moment(cut, when, 's', 'test') == 16725225600.0
     assert _moment(np.float32(2), when, 's', 'test') == 2.0
     assert _date(1.7e9, 's') == '2023-11-14 22:13:20'
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from fastcore.basics import patch
 from PIL import Image
 
@@ -351,9 +352,20 @@ def _time_cell(value):
         return None
     return None if isinstance(value, (list, tuple, set, dict, np.ndarray)) else value
 
+# %% ../../nbs/00_shop/01_catalogue.ipynb #c4d634f3
+def _out_of_arrow(column):
+    "A column that pandas keeps in Arrow as numpy keeps it, dates as moments; others as they are."
+    if not isinstance(column.dtype, pd.ArrowDtype):
+        return column
+    values = pa.array(column.array)
+    if pa.types.is_date(values.type):
+        values = values.cast(pa.timestamp('ms'))
+    return pd.Series(values.to_pandas().array, column.index)
+
 # %% ../../nbs/00_shop/01_catalogue.ipynb #9a0f3788
 def _moments(column):
     "A column of numbers or dates as one of the two, of which there are more; missing where a cell is not of them."
+    column = _out_of_arrow(column)
     if pd.api.types.is_datetime64_any_dtype(column):
         return column
     if pd.api.types.is_bool_dtype(column):

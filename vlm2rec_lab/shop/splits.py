@@ -367,8 +367,9 @@ def _moment_of_date(value, unit, what):
         raise DataError(
             f'{what}={value!r} is neither a date such as 2024-05-31, nor a time, nor a share between 0 and 1'
         )
-    seconds = (date.tz_localize('UTC') if date.tz is None else date.tz_convert('UTC')) - pd.Timestamp(0, tz='UTC')
-    return float(seconds / pd.Timedelta(seconds=1) * UNITS[unit][0] / UNITS[unit][1])
+    since = pd.Timestamp(0, unit='s', tz='UTC').as_unit('s')  # in nanoseconds, no year after 2262 would fit
+    passed = (date.tz_localize('UTC') if date.tz is None else date.tz_convert('UTC')) - since
+    return float(passed.total_seconds() * UNITS[unit][0] / UNITS[unit][1])
 
 # %% ../../nbs/00_shop/04_splits.ipynb #363295d2
 def _moment(
