@@ -12,7 +12,7 @@ from shell import own_shop, said
 from small_encoders import image_models, save, sentence_folder
 
 from vlm2rec_lab.commands import fit as fits
-from vlm2rec_lab.commands import train as commands
+from vlm2rec_lab.commands import plan as commands
 from vlm2rec_lab.model.encoders import Encoder, load_encoder
 from vlm2rec_lab.model.packaged import is_packaged
 from vlm2rec_lab.model.pair import PairEmbedder

@@ -17,7 +17,7 @@ from shell import said
 from vlm2rec_lab import embed
 from vlm2rec_lab.base.errors import DataError, DataWarning
 from vlm2rec_lab.base.ragged import PAD
-from vlm2rec_lab.commands import train as commands_train
+from vlm2rec_lab.commands import plan as commands_plan
 from vlm2rec_lab.diagnosis.memory import exchanged
 from vlm2rec_lab.diagnosis.report import collapse_report
 from vlm2rec_lab.model import loading, packaged, pair_bank, pair_saved
@@ -861,7 +861,7 @@ def test_several_modalities_of_one_kind(monkeypatch, studio):
 
 
 def test_the_plan_knows_the_rank(tmp_path):
-    plan = commands_train.Plan()
-    assert commands_train._rank(plan, 'Qwen/x') == 8 and commands_train._rank(plan, 'real') is None
-    assert commands_train._rank(commands_train.Plan(lora=4), 'real') == 4
-    assert commands_train._rank(plan, Path(moved(make()).save_pretrained(tmp_path / 'pair'))) is None
+    plan = commands_plan.Plan()
+    assert commands_plan.fresh_rank(plan, 'Qwen/x') == 8 and commands_plan.fresh_rank(plan, 'real') is None
+    assert commands_plan.fresh_rank(commands_plan.Plan(lora=4), 'real') == 4
+    assert commands_plan.fresh_rank(plan, Path(moved(make()).save_pretrained(tmp_path / 'pair'))) is None
