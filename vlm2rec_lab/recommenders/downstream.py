@@ -243,6 +243,7 @@ def write_downstream(
     from html import escape
 
     from vlm2rec_lab.diagnosis.pages import page
+    from vlm2rec_lab.diagnosis.tables import frame_html
 
     table, out = downstream_table(runs, metric), Path(out)
     for file, frame in (('runs.csv', runs), ('table.csv', table)):
@@ -251,8 +252,9 @@ def write_downstream(
         f'{name}. Test rows, full ranking of the items that the user has not seen; mean and standard deviation over '
         f'{table["seeds"].max()} seeds; chosen by NDCG@10 of validation rows. {command}'
     )
-    shown = f'<div style="overflow-x:auto">{table.round(4).to_html(escape=True, index=False, na_rep="")}</div>'
-    parts = figures_html({metric: downstream_figure(table)}) | {'Table': shown}
+    shown = with_spread(table)
+    shown = shown[['items', *(c for c in shown if c != 'items')]]
+    parts = figures_html({metric: downstream_figure(table)}) | {'Table: mean ± spread': frame_html(shown)}
     body = f'<h1>vlm2rec downstream</h1><p>{escape(about)}</p>'
     body += ''.join(f'<h2>{escape(k)}</h2>{html}' for k, html in parts.items())
     write_bytes(out / 'downstream.html', page('vlm2rec downstream', body).encode())

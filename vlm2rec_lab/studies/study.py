@@ -14,6 +14,7 @@ from ..base.cells import csv_bytes
 from ..base.errors import known
 from ..base.files import write_bytes
 from ..base.theme import figures_html
+from ..diagnosis.tables import frame_html
 from ..shop.drawn import CONDITIONS
 from .remedies import REMEDIES, get_remedy
 from .table import label_cells, readable, study_figure, study_table
@@ -144,21 +145,27 @@ def study_cells(
     grid = _grid_cells(conditions or VARIED, choosing, remedies)
     return _candidate_cells(everywhere, choosing, remedies) + grid
 
-# %% ../../nbs/11_studies/04_study.ipynb #6be71f98
-def _scrolled(table):
-    "A wide table as HTML that scrolls by itself."
-    return f'<div style="overflow-x:auto">{table.to_html(escape=True, index=False, na_rep="")}</div>'
-
 # %% ../../nbs/11_studies/04_study.ipynb #af7751e4
+def _drawn(table):
+    "{heading: HTML} of the figure, which scrolls where its cells would be too narrow; {} with nothing to compare."
+    compared = table.get('gain', pd.Series(dtype=float)).notna() & (table.remedy != 'sft')
+    if not compared.any():
+        return {}
+    least = 320 + 36 * table.remedy[compared].nunique()
+    html = figures_html({'Gain over SFT': study_figure(table)})
+    wide = f'<div class="scroll" tabindex="0" role="group" aria-label="the figure"><div style="min-width:{least}px">'
+    return {h: f'{wide}{x}</div></div>' for h, x in html.items()}
+
+# %% ../../nbs/11_studies/04_study.ipynb #ac762248
 def _sections(table):
     "{heading: HTML}: the figure, where there is anything to compare, the results, and the terms of the sum."
-    compared = table.get('gain', pd.Series(dtype=float)).notna() & (table.remedy != 'sft')
-    parts = figures_html({'Gain over SFT': study_figure(table)}) if compared.any() else {}
     view, key = readable(table), ['condition', 'remedy', 'seeds']
     terms = [c for c in view if c.endswith((' alone', ' worth'))]
-    return parts | {
-        'Results': _scrolled(view.drop(columns=terms)),
-        'Terms of the sum: NDCG@10 alone, and what the sum loses without': _scrolled(view[key + terms]),
+    first = [*key, *(c for c in view if c == 'gain over sft, %')]
+    results = view[first + [c for c in view if c not in first + terms]]
+    return _drawn(table) | {
+        'Results': frame_html(results),
+        'Terms of the sum: NDCG@10 alone, and what the sum loses without': frame_html(view[key + terms]),
     }
 
 # %% ../../nbs/11_studies/04_study.ipynb #0238f11a
@@ -177,7 +184,8 @@ def write_study(
     about = (
         'Means over seeds, full ranking of the products not bought before, targets of customers that nothing was '
         'trained or chosen on. Gain: fused NDCG@10 over SFT on the same customers, bootstrapped over seeds and '
-        f'customers. {command}'
+        'customers. Columns named by a modality, a fusion or a kind of product are NDCG@10, seed sd its spread over '
+        f'seeds (fused). {command}'
     )
     parts = ''.join(f'<h2>{escape(name)}</h2>{html}' for name, html in _sections(table).items())
     body = f'<h1>vlm2rec study</h1><p>{escape(about)}</p>{parts}'
