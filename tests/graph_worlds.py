@@ -30,3 +30,25 @@ def planted(users=200, items=60, each=10, noise=None, weight=None, shared=0.0, s
     lists = np.argsort(-liked, 1)[:, :each]
     catalogue = Catalogue([f'i{k}' for k in range(items)], {}, {})
     return shares(Dataset(catalogue, Interactions.of_sequences(lists.tolist()), f'planted, seed {seed}')), vectors
+
+
+def selling(users=400, items=120, each=12, like=2.0, sells=1.5, text=0.3, image='sales', seed=0, traits=3, dims=12):
+    """A split and {modality: float32 [items, dims]} of a shop where some items sell more than others.
+
+    Customers buy by how much they like what the text says and, `sells` times, by how an item sells. The image is a
+    picture of how it sells, which says nothing of who asks; noise; or a copy of the text. For `text=None` the text is
+    noise, too.
+    """
+    rng = np.random.default_rng(seed)
+    appeal, trait = rng.normal(size=items), rng.normal(size=(items, traits))
+    liked = rng.gumbel(size=(users, items)) + sells * appeal
+    liked += like * rng.normal(size=(users, traits)) @ trait.T / traits**0.5
+    said = trait @ rng.normal(size=(traits, dims)) / traits**0.5
+    noise = {m: rng.normal(size=said.shape) for m in ('text', 'image')}
+    told = noise['text'] if text is None else said + text * noise['text']
+    sold = 2 * appeal[:, None] * np.eye(1, dims) + 3 * np.eye(1, dims, 1) + 0.2 * noise['image']
+    vectors = {'text': told, 'image': {'sales': sold, 'noise': noise['image'], 'copy': told}[image]}
+    lists = np.argsort(-liked, 1)[:, :each]
+    catalogue = Catalogue([f'i{k}' for k in range(items)], {}, {})
+    split = shares(Dataset(catalogue, Interactions.of_sequences(lists.tolist()), f'selling, seed {seed}'))
+    return split, {m: v.astype(np.float32) for m, v in vectors.items()}

@@ -2,13 +2,14 @@
 ways to ask."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from graph_worlds import planted
+from graph_worlds import planted, selling
 from test_graph_multi import BATCH, GRAPH, MAKERS, VIEWS, seeded, shaken
 
 from vlm2rec_lab.base.errors import DataError
@@ -30,6 +31,7 @@ from vlm2rec_lab.graph.graph import graph_of
 from vlm2rec_lab.graph.make import GRAPH_MODELS, make_model, reads_contents
 from vlm2rec_lab.graph.models import VBPR, LightGCN
 from vlm2rec_lab.metrics import evaluate
+from vlm2rec_lab.shop.rows import Rows
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore::vlm2rec_lab.base.errors.DataWarning'),
@@ -288,8 +290,6 @@ def test_memory_is_not_called_content():
 
 
 def test_few_rows_say_nothing(shop, model):
-    import dataclasses
-
     split = dataclasses.replace(shop[0], test=shop[0].test.take(np.arange(12)))
     assert {v for v, _ in verdicts(graph_report(model, split, **FEW)).values()} == {'undecided'}
     empty = dataclasses.replace(shop[0], test=shop[0].test.take(np.arange(0)))
@@ -301,6 +301,106 @@ def test_a_model_that_knows_nothing(shop):
     split, vectors = shop
     report = graph_report(make_model('VBPR', graph_of(split), vectors, dim=4), split, **FEW)
     assert {v for v, _ in verdicts(report).values()} <= {'undecided', 'collapsed'}
+
+
+# ---- who asks, and what sells
+
+
+def sold(name='VBPR', report=None, alone=False, **kw):
+    "What is said of a model of a shop where some items sell more than others."
+    split, vectors = selling(**kw)
+    shop = split, vectors
+    before = {m: trained(shop, name, {m: v}) for m, v in vectors.items()} if alone else None
+    return graph_report(trained(shop, name), split, before, **FEW | (report or {}))
+
+
+@pytest.mark.parametrize('seed', [1, 2])
+@pytest.mark.parametrize('alone', [False, True])
+def test_what_sells_is_not_who_asks(seed, alone):
+    report = sold(seed=seed, alone=alone)
+    assert verdicts(report) == {'text': ('healthy', 'used'), 'image': ('collapsed', 'popular')}
+    x = report.data['modalities']['image']
+    assert 'the same to every user' in x['sentence'] and 'than what sells' in x['advice']
+    assert x['evidence']['personal']['high'] < 0.25 < report.data['modalities']['text']['evidence']['personal']['low']
+    assert 'listens to' in report.data['headline'] and 'image' in report.data['headline']
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_who_knows_users_is_not_dead_beside_what_sells(seed):
+    found = verdicts(sold(sells=4, like=1, seed=seed))
+    assert found['text'][0] in ('healthy', 'undecided')
+    assert found['image'] in [('collapsed', 'popular'), ('undecided', 'popular unclear')]
+    known = verdicts(sold(sells=4, like=1, seed=seed, alone=True))
+    assert known['text'][0] in ('healthy', 'undecided') and known['image'][0] != 'healthy'
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_where_nobody_tells_users_apart_nobody_is_healthy(seed):
+    for image in ('sales', 'noise'):
+        found = verdicts(sold(sells=2, like=0, text=None, image=image, seed=seed))
+        assert {v for v, _ in found.values()} <= {'collapsed', 'undecided'}, image
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_two_that_say_the_same_are_both_heard(seed):
+    found = verdicts(sold(sells=0, image='copy', seed=seed))
+    assert {v for v, _ in found.values()} == {'healthy'}
+
+
+def test_one_that_another_drowns_is_not_heard(shop, model):
+    assert verdicts(graph_report(changed(model, image=1e3), shop[0], **FEW))['text'] == ('under-used', 'ignored')
+
+
+def test_one_that_is_needed_is_not_called_weak_for_want_of_rows():
+    split, vectors = planted(users=60, items=120, each=12, noise={'text': 0.3, 'image': 0.3}, seed=2)
+    for x in graph_report(trained((split, vectors)), split, **FEW).data['modalities'].values():
+        assert x['reason'] != 'unique' or x['evidence']['ratio']['value'] < 0.5
+
+
+class Table:
+    "A model whose scores are written out, by modality."
+
+    weights = {'bpr': 1.0}
+
+    def __init__(self, parts):
+        self.parts, self.modalities, self.training = parts, tuple(parts), False
+
+    def eval(self):
+        "As it is."
+
+    def train(self, mode):
+        "As it is."
+
+    def vectors(self, modality):
+        "Its scores."
+        return self.parts[modality]
+
+    def alone(self):
+        "Each by itself."
+        return {m: (x, torch.eye(x.shape[1])) for m, x in self.parts.items()}
+
+    def without(self, *left):
+        "The sum of the others."
+        parts = [0 * x if m in left else x for m, x in self.parts.items()]
+        return sum(parts), torch.eye(parts[0].shape[1])
+
+    def tables(self):
+        "The sum of all."
+        return self.without()
+
+
+@pytest.mark.parametrize('many, said', [(100, ('under-used', 'ignored')), (140, ('undecided', 'at chance'))])
+def test_what_is_not_better_than_chance_measures_nobody(shop, many, said):
+    """Many customers want one item, which the image finds for them, and nothing else: nobody knows whether by chance.
+    The text finds all a little, and the image is louder."""
+    rng = np.random.default_rng(0)
+    wish = np.where(np.arange(200) < many, 0, rng.integers(1, 80, 200))
+    none = dict(history=np.zeros((200, 0), int), seen_offsets=np.zeros(201, int), seen_items=[])
+    split = dataclasses.replace(shop[0], test=Rows(users=np.arange(200), targets=wish, **none))
+    wanted, noise = np.eye(80)[wish], rng.normal(size=(2, 200, 80))
+    parts = {'text': 0.6 * wanted + noise[0], 'image': 90 * wanted * (wish == 0)[:, None] + 10 * noise[1]}
+    model = Table({m: torch.tensor(x).float() for m, x in parts.items()})
+    assert verdicts(graph_report(model, split, **FEW)) == {'text': said, 'image': ('undecided', 'at chance')}
 
 
 # ---- figures

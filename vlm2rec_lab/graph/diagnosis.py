@@ -11,6 +11,7 @@ import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,11 +20,12 @@ import torch
 from fastcore.basics import patch
 
 from ..base.errors import DataError, checked_seed, known
-from ..diagnosis.decision import signed
+from ..diagnosis.decision import by_popularity, may_be_best, signed
 from ..diagnosis.inputs import gradient_shares
+from ..diagnosis.measure import estimates
 from ..diagnosis.memory import SAID, content_share, exchange, kind_of
 from ..diagnosis.tables import markdown_table, safe, table, text_table
-from ..diagnosis.verdict import RULES, explain, judge, lifts, rivals, worst
+from ..diagnosis.verdict import RULES, explain, judge, lifts, rivals, says_the_same, worst
 from .fit import figure_of, step_loss
 from vlm2rec_lab.ranking.evaluate import (
     Estimate,
@@ -60,10 +62,10 @@ def _check_model(model, split, name):
         raise DataError(f'{name} has {shape[0]} users and {shape[1]} items, the split {want[0]} and {want[1]}')
 
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #807ca9e5
-def _ranked(rows, tables):
-    "Ranks of rows by tables of tensors or arrays."
+def _ranked(rows, tables, asking=None):
+    "Ranks of rows by tables of tensors or arrays, as if others asked where these are given."
     users, items = (np.asarray(torch.as_tensor(t).cpu(), np.float32) for t in tables)
-    return ranks_of_rows(rows, users[rows.users], items)
+    return ranks_of_rows(rows, users[rows.users if asking is None else asking], items)
 
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #1cd2902b
 def alone_gains(
@@ -228,18 +230,21 @@ class _Asked:
 
     ranks: object  # of the whole model
     gains: dict  # 'fused', modality or ('reference', modality) -> [rows] NDCG@k
+    others: dict  # the same -> [rows] when users are exchanged
     nulls: dict  # the same -> [permutations]
-    without: dict  # modality, and None for no content at all -> [rows]
+    without: dict  # modality, a set of two, and None for no content at all -> [rows]
     moved: dict  # modality -> [some rows]
     hits: float  # rows that find an item among the first k by the best modality
 
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #f0da859a
 def _ask(model, rows, before, k, permutations, seed):
     "Ask a model and its references everything that a verdict needs."
-    gains, nulls, hits = {}, {}, 0.0
+    gains, others, nulls, hits = {}, {}, {}, 0.0
+    exchanged = np.random.default_rng(seed).permutation(rows.users)
 
     def ask(view, tables):
         found = _ranked(rows, tables)
+        others[view] = figure_of(_ranked(rows, tables, exchanged), k, 'NDCG')
         gains[view], nulls[view] = figure_of(found, k, 'NDCG'), _luck(rows, tables, k, permutations, seed)
         return found
 
@@ -248,11 +253,14 @@ def _ask(model, rows, before, k, permutations, seed):
         for m, tables in model.alone().items():
             hits = max(hits, figure_of(ask(m, tables), k, 'HR').sum())
         without = {None: figure_of(_ranked(rows, model.without(*model.modalities)), k, 'NDCG')}
+        for two in combinations(model.modalities, 2):
+            without[frozenset(two)] = figure_of(_ranked(rows, model.without(*two)), k, 'NDCG')
     for m, other in before.items():
         with _standing(other):
             ask(('reference', m), other.alone()[m])
     some = np.sort(np.random.default_rng(seed).permutation(len(rows))[:1000])
-    return _Asked(whole, gains, nulls, without | left_gains(model, rows, k), moved_by(model, rows.users[some]), hits)
+    without |= left_gains(model, rows, k)
+    return _Asked(whole, gains, others, nulls, without, moved_by(model, rows.users[some]), hits)
 
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #1e58a5c1
 def _evidence(asked, m, bootstrap, seed):
@@ -266,24 +274,88 @@ def _evidence(asked, m, bootstrap, seed):
     found['change'] = Estimate(*map(float, relative_gain(left, whole, bootstrap, seed)))
     return found | dict(moves=of(asked.moved[m]))
 
+# %% ../../nbs/07_graph/08_diagnosis.ipynb #e788097c
+def _by_who_asks(asked, modalities, chance, bootstrap, seed):
+    """{modality or ('reference', modality): name -> Estimate}: what is lost when users are exchanged, of its lift,
+    relative to the most that the model or anything else has, and relative to other modalities alone."""
+    own, out = {v: g - asked.others[v] for v, g in asked.gains.items()}, {}
+    for v in (v for v in own if v != 'fused'):
+        most = max((x for n, x in own.items() if n != v), key=np.mean)
+        others = [own[n] for n in modalities if n != v]
+        pairs = dict(personal=(own[v], asked.gains[v] - chance), personal_ratio=(own[v], most))
+        pairs |= dict(personal_beside=(own[v], max(others, key=np.mean))) if others else {}
+        out[v] = estimates({}, pairs, bootstrap, seed)
+    return out
+
+# %% ../../nbs/07_graph/08_diagnosis.ipynb #e26c006f
+def _says_alike(asked, m, evidence, limit, bootstrap, seed):
+    """Whether another modality stands in for one: without both much is surely lost, without either less than half of
+    it, and the score stands on neither."""
+    for n in (n for n in evidence if n != m):
+        both = paired_difference(asked.gains['fused'], asked.without[frozenset((m, n))], bootstrap, seed)
+        one = max(evidence[x]['drop'].value for x in (m, n))
+        if both.low >= limit and one < both.value / 2 and evidence[n]['moves'].value < 0.5:
+            return True
+    return False
+
+# %% ../../nbs/07_graph/08_diagnosis.ipynb #198c5d5f
+def _in_company(why, asked, m, evidence, own, best, fused, bootstrap, seed, rules):
+    """The reason and ratio of a modality. One that is needed is not called weak for want of rows; none is called silent
+    beside what is not better than chance, nor one that is not missed unheard where another says the same."""
+    reason, ratio = why
+    if reason == 'unique' and ratio.value >= rules['dim']:
+        return 'used' if own.above else 'at chance', ratio
+    if reason == 'silent' and not best.above:
+        return 'at chance', ratio
+    limit = rules['unused'] * max(fused.value, own.value)
+    if reason in ('ignored', 'use unclear') and _says_alike(asked, m, evidence, limit, bootstrap, seed):
+        return 'spare', ratio
+    return why
+
+# %% ../../nbs/07_graph/08_diagnosis.ipynb #002c379b
+def _alike(own, evidence, floor, rules):
+    "As `says_the_same`; 'open', too, where nobody can tell that what a modality gains depends on who asks."
+    found = says_the_same(own, evidence, floor, rules)
+    return 'open' if found == 'no' and own.above and not evidence['personal'].low > 0 else found
+
+# %% ../../nbs/07_graph/08_diagnosis.ipynb #e328ebc4
+def _apart(evidence, rules):
+    "What `judge` is told of what depends on who asks; None where it is little beside other modalities."
+    found = evidence.get('personal_beside')
+    return found if found is not None and found.value > rules['collapsed'] else None
+
+# %% ../../nbs/07_graph/08_diagnosis.ipynb #051e0da0
+def _scale(asked, found, alike):
+    "The largest lift of any view; where a modality may say the same to all, the largest part that depends on who asks."
+    if all(x == 'no' for x in alike):
+        return max(x.value for x in found.values())
+    return max(float((asked.gains[v] - asked.others[v]).mean()) for v in found)
+
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #32ce124b
-def _reasons(asked, rows, k, evidence, bootstrap, seed, rules):
+def _reasons(asked, rows, k, evidence, who, flows, bootstrap, seed, rules):
     "{modality: (reason, Estimate of the ratio or None)}, and the best modality alone."
     chance = SimpleNamespace(chance=chance_of(asked.ranks, k), targets=rows.targets, k=k)
     found = lifts(asked.gains, chance, asked.nulls, bootstrap, seed, rules)
-    order = rivals({m: found[m] for m in evidence})
+    own = {m: found[m] for m in evidence}
+    best = rivals(own)[0]
     if len(rows) < rules['users']:
-        return dict.fromkeys(evidence, ('few users', None)), order[0]
+        return dict.fromkeys(evidence, ('few users', None)), best
     if not any(x.above for x in found.values()):
-        return dict.fromkeys(evidence, ('nothing', None)), order[0]
-    scale, out = max(x.value for x in found.values()), {}
+        return dict.fromkeys(evidence, ('nothing', None)), best
+    alike = {v: _alike(found[v], e, rules['adds'] * own[best].value, rules) for v, e in who.items()}
+    order = may_be_best(own, {m: 'no' if alike[m] == 'no' else 'yes' for m in own})
+    scale, out = _scale(asked, found, [alike[m] for m in own]), {}
     level = 0.95 if asked.hits >= rules['hits'] else 0.99
     nobody = Estimate(0.0, 0.0, 0.0)
     for m, e in evidence.items():
-        given = [found[n] for n in order], found['fused'], e['drop'], e['moves'], found.get(('reference', m)), scale
-        living = any(found[n].above for n in evidence if n != m)
-        extra = dict(added=e['drop'], common=nobody, living=living, level=level)
-        out[m] = judge(found[m], *given, rules=rules, **extra)
+        ceiling, living = found.get(('reference', m)), any(own[n].above for n in own if n != m)
+        given = [own[n] for n in order], found['fused'], e['drop'], e['moves'], ceiling, scale
+        # along purchases the ranking misses what was never content, too
+        extra = dict(added=e['drop'] if own[m].above or not flows else None, common=nobody, apart=_apart(e, rules))
+        why = judge(own[m], *given, rules=rules, living=living, level=level, **extra)
+        why = _in_company(why, asked, m, evidence, own[m], given[0][0], found['fused'], bootstrap, seed, rules)
+        told = ('reference', m) in who and who['reference', m]['personal'].low > rules['collapsed']
+        out[m] = by_popularity(alike[m], ceiling if told else None, why)
     return out, order[0]
 
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #e93e007e
@@ -296,6 +368,9 @@ ADVICE = {
     'collapsed': 'Give {m} a loss of its own (fit_graph with remedy=per_modality_bpr), and compare this report before '
     'and after.',
     'silent': "Train the same model on {m} alone and pass it as before={{'{m}': ...}}: it tells lost from never there.",
+    'popular': 'Bring contents of {m} that tell more than what sells; a model trained on {m} alone (before=) tells '
+    'lost from never there.',
+    'popular unclear': 'Bring more customers, whose items are not all among the best sellers.',
     'uninformative': 'Leave {m} out, or bring contents that differ between items.',
     'undecided': 'Bring more customers, or a model trained on {m} alone as a reference (before=).',
     'damaged': 'Part of it was lost: give {m} a loss of its own (fit_graph with remedy=per_modality_bpr). More '
@@ -336,7 +411,11 @@ def _judged(m, e, reason, ratio, best, users):
         e = e | dict(ratio=ratio)
         ends = {n: _share(x) for n, x in zip(ends, (ratio.value, ratio.low, ratio.high))}
     said = dict(drop=signed(e['drop'], turned=True), added=signed(e['drop']), common='n/a', best=best)
-    said |= dict(share=_share(e['moves'].value), users=f'{users:,}')
+    said |= dict(
+        share=_share(e['moves'].value), users=f'{users:,}', personal=_share(min(max(e['personal'].high, 0.01), 1.0))
+    )
+    beside = _share(e['personal_beside'].value) if 'personal_beside' in e else 'n/a'
+    said |= dict(beside=f'{beside} of the most that another gains')
     verdict, sentence, _ = explain(reason, m=m, **said, **ends)
     sentence = SENTENCES.get(reason, sentence).replace('{m}', m)
     advice = ADVICE.get(reason, ADVICE[verdict]).replace('{m}', m).replace('{{', '{').replace('}}', '}')
@@ -528,10 +607,12 @@ def _checked(model, split, before, control, part, k, permutations, bootstrap):
     return rows, _references(model, before)
 
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #f3c2ec5d
-def _found(asked, rows, before, history, modalities, k, draws, rules):
+def _found(asked, rows, before, history, model, k, draws, rules):
     "Verdict, sentences and evidence of each modality, no control being known."
-    evidence = {m: _evidence(asked, m, *draws) for m in modalities}
-    why, best = _reasons(asked, rows, k, evidence, *draws, rules)
+    modalities = model.modalities
+    who = _by_who_asks(asked, modalities, chance_of(asked.ranks, k), *draws)
+    evidence = {m: _evidence(asked, m, *draws) | who[m] for m in modalities}
+    why, best = _reasons(asked, rows, k, evidence, who, hasattr(model, 'graph'), *draws, rules)
     for m in before:
         own = asked.gains['reference', m]
         evidence[m]['reference'] = Estimate(float(own.mean()), *bootstrap_interval(own, *draws))
@@ -588,7 +669,7 @@ def graph_report(
     with kept_draws():
         asked = _ask(model, rows, before, k, permutations, seed)
         chance = chance_of(asked.ranks, k)
-        found = _found(asked, rows, before, history, model.modalities, k, draws, rules)
+        found = _found(asked, rows, before, history, model, k, draws, rules)
         head = _headline(called, found, k)
         found = _remembered(found, asked, chance, control, swapped, rows, k, *draws)
         said = _ranking_said(asked, chance, _whole_gain(control, rows, k), swapped, k, seed, bootstrap)
