@@ -1,7 +1,9 @@
 """The training notebook as a user steps through it: JupyterLab on loopback, all cells, the widgets by hand.
 
-VLM2REC_SHOTS=nbs/images python -m pytest tests/test_lab.py makes the pictures of the docs again."""
+VLM2REC_SHOTS=nbs/images python -m pytest tests/test_lab.py makes the pictures of the docs again. That of the gradients
+is the one that the training notebook keeps: the training is shorter here, and what is drawn while it goes on moves."""
 
+import base64
 import os
 import shutil
 from pathlib import Path
@@ -30,6 +32,22 @@ def shot(what, name):
         what.screenshot(path=Path(os.environ['VLM2REC_SHOTS']) / f'{name}.png')
 
 
+def kept_gradients():
+    "The picture of the gradients that the training notebook keeps."
+    nb = nbformat.read(ROOT / 'nbs' / '03_train.ipynb', 4)
+    (cell,) = [c for c in nb.cells if c.cell_type == 'code' and 'live = GradientWidget(' in c.source]
+    return base64.b64decode(cell.outputs[0].data['image/png'])
+
+
+def test_the_docs_show_the_gradients_that_the_training_notebook_keeps():
+    if os.environ.get('VLM2REC_SHOTS'):
+        (Path(os.environ['VLM2REC_SHOTS']) / 'gradients.png').write_bytes(kept_gradients())
+    shown = (ROOT / 'nbs' / 'images' / 'gradients.png').read_bytes()
+    assert shown == kept_gradients(), (
+        'VLM2REC_SHOTS=nbs/images python -m pytest tests/test_lab.py -k gradients takes it over'
+    )
+
+
 def test_training_notebook(page, lab):
     url, root = lab
     (root / 'nbs').mkdir()
@@ -56,11 +74,9 @@ def test_training_notebook(page, lab):
     )
     assert (root / 'report.html').stat().st_size > 1e6
 
-    # the gradients, drawn while it trained; a product in one space and its place in the others;
-    # a lasso, of which Python hears
+    # a product in one space and its place in the others; a lasso, of which Python hears
     charts = page.locator('.v2l:not(.v2r-saved *)')  # of the story: curves, bench; below: curves, bench
     assert charts.count() == 4
-    shot(charts.nth(2), 'gradients')
     page.wait_for_function(f'() => {VIEW}.length >= 2')
     look(page, 0, 5)
     until(page, "() => /^p\\d{4}/.test(document.querySelector('.t-ids').textContent)", circle, 0, 5, r=12)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from access import hindrances
 
+from vlm2rec_lab.show.gradients import GradientWidget
+
 ROOT = Path(__file__).resolve().parent.parent
 TITLE = '<script>window.planted = 1</script>'
 START = (
@@ -233,3 +235,13 @@ def test_saved_pages(saved, open_page, axe, dark, width):
     shot(page, f'shelf_{"dark" if dark else "light"}_{width}')
     harmless(page)
     page.context.close()
+
+
+@pytest.mark.browser
+def test_a_modality_without_gradient_in_several_seeds_is_drawn_without_errors(tmp_path, page):
+    "On a scale of powers there is no place for zero, and so no band."
+    shown = GradientWidget()
+    for seed in range(2):
+        shown.add('sft', [{'step': s, 'loss': 1.0, 'grad/text': 1.0 + seed, 'grad/image': 0.0} for s in range(5)], seed)
+    page.goto(shown.to_html(tmp_path / 'x.html').as_uri())
+    assert page.locator('[data-line="grad/text"]').count() == 1 and not page.errors

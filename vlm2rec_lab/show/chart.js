@@ -67,7 +67,7 @@ function panelLine(svg, axis, panel, l, {y, fit}) {
   const fill = colour(l.tint)
   if (l.low) {
     const edge = [...text(points(l.high)), ...text(points(l.low)).reverse()]
-    add(svg, 'path', {d: `M${edge.join('L')}Z`, fill, opacity: 0.16})
+    if (edge.length) add(svg, 'path', {d: `M${edge.join('L')}Z`, fill, opacity: 0.16})
   }
   const mid = points(l.mid)
   if (mid.length) {
