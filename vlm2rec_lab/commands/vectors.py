@@ -130,9 +130,6 @@ def _report_options(add):
 # %% ../../nbs/11a_commands/07_vectors.ipynb #221f4460
 REFERENCE = ('--reference', '--reference-items', '--reference-sequences')
 
-# %% ../../nbs/11a_commands/07_vectors.ipynb #9dbfbff9
-DAMAGED = 'damaged'  # what a report calls a modality that is under-used or collapsed, and nobody knows which
-
 # %% ../../nbs/11a_commands/07_vectors.ipynb #6b7b00f1
 def _sides(found, targets, flag):
     "Items and sequences of a file about the same users. Raises DataError where its next items are others."
@@ -149,9 +146,14 @@ def _sides(found, targets, flag):
     return {k: found[k] for k in ('items', 'sequences')}
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #0ec70a02
+def _before(o):
+    "Files of the vectors to hold the others against: of both sides, of items, of sequences."
+    return o.reference, o.reference_items, o.reference_sequences
+
+# %% ../../nbs/11a_commands/07_vectors.ipynb #0332d1e2
 def _reference(o, targets):
     "Vectors to hold the others against, where the options name some."
-    before = (o.reference, o.reference_items, o.reference_sequences)
+    before = _before(o)
     if not any(before):
         return None
     found, _ = given_vectors(*before, names=REFERENCE, targets=targets)
@@ -161,6 +163,17 @@ def _reference(o, targets):
 def _control(o, targets):
     "Vectors of the same training with exchanged contents, such as `train --control` writes; None without."
     return _sides(given_vectors(o.control, None, None)[0], targets, '--control') if o.control else None
+
+# %% ../../nbs/11a_commands/07_vectors.ipynb #9dbfbff9
+DAMAGED = 'damaged'  # what a report calls a modality that is under-used or collapsed, and nobody knows which
+
+# %% ../../nbs/11a_commands/07_vectors.ipynb #83248e74
+def _worst(word):
+    "The verdict that `--fail-on` means; None without. Raises ValueError for a word that is none."
+    if not word:
+        return None
+    known(word, [*names('verdicts'), DAMAGED], 'verdict')
+    return 'under-used' if word == DAMAGED else word
 
 # %% ../../nbs/11a_commands/07_vectors.ipynb #5dd0eee6
 def _check_watch(o):
@@ -188,15 +201,11 @@ def _earlier(o):
 # %% ../../nbs/11a_commands/07_vectors.ipynb #0ec70a03
 def _check_report(o):
     "Raises what makes the options of `report` unusable."
-    if o.fail_on:
-        known(o.fail_on, [*names('verdicts'), DAMAGED], 'verdict')
-        o.fail_on = 'under-used' if o.fail_on == DAMAGED else o.fail_on
     _check_watch(o)
     check_ending(o.out, '.html', '.json', '.md')
     check_vectors(o.vectors, o.items, o.sequences)
-    before = (o.reference, o.reference_items, o.reference_sequences)
-    if any(before):
-        check_vectors(*before, REFERENCE)
+    if any(_before(o)):
+        check_vectors(*_before(o), REFERENCE)
     if o.control:
         check_vectors(o.control, None, None)
 
@@ -208,7 +217,7 @@ def _watched(o, found, before):
     found = with_users(found) if o.keep_users else found
     return found if before is None else with_drift(found, before, o.fail_on_drift or 0.0)
 
-
+# %% ../../nbs/11a_commands/07_vectors.ipynb #29f890cd
 def _told(o, found, said):
     "Print the report, with annotations where they are asked for, and write JUnit; the checks."
     from vlm2rec_lab.diagnosis.alarms import annotations, checks_of, not_obeyed, write_junit
@@ -221,7 +230,7 @@ def _told(o, found, said):
         print(*annotations(checks, (found.data.get('drift') or {}).get('said') or found.data['summary']), sep='\n')
     return checks
 
-
+# %% ../../nbs/11a_commands/07_vectors.ipynb #2b78833c
 def _status(o, found, checks):
     "The exit status, with a line on the error stream where it is not 0."
     from vlm2rec_lab.diagnosis.verdict import VERDICTS, severity
@@ -249,6 +258,7 @@ def report(
     """`vlm2rec report`: the collapse report of the vectors in a file.
 
     3 where the verdict is `fail_on` or worse, 4 where a modality contributes less than in an earlier report."""
+    o.fail_on = _worst(o.fail_on)
     _check_report(o)
     before = _earlier(o)
     from vlm2rec_lab.diagnosis.headline import by_command
