@@ -75,10 +75,10 @@ def _serve_options(add):
     made = 'columns that the text of a modality is made of, for --model (default: text=title,description, if there)'
     add('--text', type=texts, nargs='+', metavar='MODALITY=COLUMN,...', help=made)
 
-# %% ../../nbs/11a_commands/13_serve.ipynb #21d6afe3
+# %% ../../nbs/11a_commands/13_serve.ipynb #4fc820db
 LIBRARIES, INSTALL = ('fastapi', 'uvicorn', 'prometheus-client'), 'pip install "vlm2rec_lab[serve]"'
 
-
+# %% ../../nbs/11a_commands/13_serve.ipynb #2cc4c94e
 def _is_there(package):
     "Whether a package is installed; it is not imported."
     try:
@@ -86,7 +86,7 @@ def _is_there(package):
     except PackageNotFoundError:
         return False
 
-
+# %% ../../nbs/11a_commands/13_serve.ipynb #f5e16478
 def check_libraries():
     "Raises ImportError where a library of the service is missing."
     if lacking := [name for name in LIBRARIES if not _is_there(name)]:
