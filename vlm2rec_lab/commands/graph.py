@@ -31,6 +31,11 @@ def _is_file(encoder):
     "Does a name stand for a file of vectors?"
     return str(encoder).endswith('.npz')
 
+# %% ../../nbs/11a_commands/08_graph.ipynb #22aa75af
+def _name(encoder):
+    "What an encoder is called in tables."
+    return '' if encoder is None else Path(encoder).stem if _is_file(encoder) else Path(encoder).name
+
 # %% ../../nbs/11a_commands/08_graph.ipynb #ca6e9c61
 def _opened(where, kinds):
     "Encoders that can learn, {modality: encoder} or one of `load_unified`, or None; and the embedder, where it is one."
@@ -109,12 +114,7 @@ def _graph_options(add):
     )
     add('--out', default='runs/graph', metavar='DIR', help='where everything is kept (default: runs/graph)')
 
-# %% ../../nbs/11a_commands/08_graph.ipynb #d4610d93
-def _name(encoder):
-    "What an encoder is called in tables."
-    return '' if encoder is None else Path(encoder).stem if _is_file(encoder) else Path(encoder).name
-
-
+# %% ../../nbs/11a_commands/08_graph.ipynb #60d83910
 def _learning(o):
     "The paradigms by which encoders learn."
     return [way for way in dict.fromkeys(o.paradigms) if way != 'pre-trained']
@@ -235,6 +235,22 @@ def _pairs(encoders):
     own = [(e, e.rpartition(', ')[0]) for e in others if e.rpartition(', ')[0] in encoders]
     return list(dict.fromkeys([(e, first) for e in others] + own))
 
+# %% ../../nbs/11a_commands/08_graph.ipynb #c5339a08
+def _cells(o, split, models, encoders, learn):
+    "Train what is not there yet, on vectors as they are and with encoders that learn; all cells."
+    from vlm2rec_lab.graph.make import reads_contents
+    from vlm2rec_lab.graph.paradigms import run_together
+    from vlm2rec_lab.graph.study import run_graph
+
+    how = dict(dim=o.dim, width=o.width, cut=o.k, device=o.device, said=partial(print, flush=True))
+    how |= dict(batch=o.batch, lr=o.lr, epochs=o.epochs, patience=o.patience, progress=sys.stderr.isatty())
+    fixed = models if encoders else [m for m in models if not reads_contents(m)]
+    cells = run_graph(o.out, split, encoders, fixed, o.seeds, **how) if fixed else []
+    for name, own in learn.items():
+        folder, learned = Path(o.out) / 'together' / name, dict(name=f'{name}, end-to-end', lora=o.lora)
+        cells += run_together(folder, split, own, models, o.seeds, **learned, **how)
+    return cells
+
 # %% ../../nbs/11a_commands/08_graph.ipynb #64cf312a
 @command(
     'does an encoder help a graph recommender, and does that listen to every modality? resumable',
@@ -249,24 +265,16 @@ def graph(
     _check_graph(o)
     check_device(o.device)
     from vlm2rec_lab.graph.make import reads_contents
-    from vlm2rec_lab.graph.paradigms import run_together
-    from vlm2rec_lab.graph.study import cases_said, graph_cases, graph_markdown, run_graph, write_graph
+    from vlm2rec_lab.graph.study import cases_said, graph_cases, graph_markdown, write_graph
     from vlm2rec_lab.shop.shares import shares
 
     whole = open_dataset(o.data, o.core, o.images, **columns_of(o))
     split = shares(whole, exclude=o.exclude, seed=o.seed)
     print(split, flush=True)
     models = o.models or names('graph models')
-    reads = any(map(reads_contents, models))
-    encoders, learn = _encoders(o, whole.catalogue) if reads else _unread(o, whole.catalogue)
-    sizes = dict(dim=o.dim, width=o.width, cut=o.k, device=o.device)
-    training = dict(batch=o.batch, lr=o.lr, epochs=o.epochs, patience=o.patience, progress=sys.stderr.isatty())
-    said = partial(print, flush=True)
-    fixed = models if encoders else [m for m in models if not reads_contents(m)]
-    cells = run_graph(o.out, split, encoders, fixed, o.seeds, said=said, **sizes, **training) if fixed else []
-    for name, own in learn.items():
-        how = dict(name=f'{name}, end-to-end', lora=o.lora, said=said, **sizes, **training)
-        cells += run_together(Path(o.out) / 'together' / name, split, own, models, o.seeds, **how)
+    read = _encoders if any(map(reads_contents, models)) else _unread
+    encoders, learn = read(o, whole.catalogue)
+    cells = _cells(o, split, models, encoders, learn)
     pairs = _pairs([*encoders, *(f'{name}, end-to-end' for name in learn)]) if encoders or learn else []
     table = write_graph(cells, o.out, split.name, o.command, pairs)
     print(f'\n{markdown_text(graph_markdown(table))}', *cases_said(graph_cases(cells, pairs=pairs)), sep='\n\n')
