@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -214,3 +215,46 @@ def test_the_steps_of_numbers_are_those_of_the_view():
 def test_a_text_without_a_letter_has_a_word_in_the_legend():
     column, code = colour_column(pd.Series(['a', '', ' ', None, 'a']))
     assert set(column['labels']) == {'a', 'empty', 'missing'} and len(set(code)) == 3
+
+
+INKS = """() => [...document.querySelectorAll('.v2w .plot canvas')].map(c => c.toDataURL())"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize('kind', ['spaces', 'topology'])
+def test_what_is_printed_from_a_dark_screen_is_light_maps_and_words(shop, two, tmp_path, open_page, kind):
+    "A canvas keeps the colours it was drawn in, when all around it has become light."
+    made = spaces_drawing(two, shop.catalogue) if kind == 'spaces' else topology_drawing(two, shop.catalogue)
+    url = made.to_html(tmp_path / 'x.html').as_uri()
+
+    def opened(dark):
+        page = open_page(dark=dark)
+        page.goto(url)
+        page.wait_for_selector('.v2w .panel')
+        page.wait_for_timeout(500)
+        return page
+
+    light, dark = opened(False), opened(True)
+    on_screen = dark.evaluate(INKS)
+    dark.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert dark.evaluate(INKS) == light.evaluate(INKS) != on_screen
+    dark.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert dark.evaluate(INKS) == on_screen and dark.evaluate('document.documentElement.dataset.theme') is None
+
+
+@pytest.mark.browser
+def test_a_long_name_of_a_colour_stays_in_the_window(shop, two, tmp_path, open_page):
+    kinds = ['x' * 90 if i % 2 else 'short' for i in range(60)]
+    named = replace(shop.catalogue, table=shop.catalogue.table.assign(kind=kinds))
+    page = open_page(width=390)
+    page.goto(spaces_drawing(two, named, colour='kind').to_html(tmp_path / 'x.html').as_uri())
+    page.locator('.v2w .legend button', has_text='xxx').wait_for()
+    assert page.evaluate('document.documentElement.scrollWidth') == 390
+
+
+@pytest.mark.browser
+def test_of_more_than_two_spaces_it_is_said_which_two_are_compared(shop, two, tmp_path, open_page):
+    three = two | {'audio': two['text'][:, ::-1] + 1}
+    page = open_page()
+    page.goto(topology_drawing(three, shop.catalogue).to_html(tmp_path / 'x.html').as_uri())
+    page.get_by_text('Consistency and agreement are those of text and image.').wait_for()

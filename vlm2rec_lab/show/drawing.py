@@ -775,6 +775,8 @@ def _topology_note(t, items, seed):  # Topology, {space: [items, d]} -> str
     if t.r is None:
         return f'{note} Nothing can be compared with {" and ".join(m for m in t.between if m in t.flat)}.'
     a = agreement_test(*(_unit(items[m]) for m in t.between), seed=seed)
+    if len(t.names) > 2:
+        note += f' Consistency and agreement are those of {first} and {second}.'
     return (
         f'{note} Agreement per product runs from -1 to 1. Of the 10 nearest products, {100 * a["value"]:.0f} % '
         f'are the same in {first} and {second}; chance gives {100 * a["chance"]:.1f} % '

@@ -857,7 +857,7 @@ function spaces(root, src) {
 
   // start
   colourBy.value = st.column
-  const untheme = theme(paint)
+  const untheme = theme(paint, paint.now)
   const sizes = new ResizeObserver(paint)
   panels.forEach(p => sizes.observe(p.box))
   const chosen = () => {

@@ -286,12 +286,11 @@ function topology(root, src) {
       live.textContent = 'cleared'
     }
   })
-  const untheme = theme(() => {
-    panels.forEach(p => {
-      p.small = null
-    })
-    paint()
-  })
+  const anew = draw => () => {
+    for (const p of panels) p.small = null
+    draw()
+  }
+  const untheme = theme(anew(paint), anew(paint.now))
   const sizes = new ResizeObserver(paint)
   panels.forEach(p => sizes.observe(p.box))
   const chosen = () => {

@@ -58,9 +58,10 @@ const ramp = (stops, t) => {
   return mix(stops[k], stops[k + 1], x - k)
 }
 const word = x => x.toLocaleString('en-US')
+// Draws with the next picture of the screen, however often it is asked; `now` draws at once.
 function later(draw) {
   let asked = false
-  return () => {
+  const ask = () => {
     if (!asked) {
       asked = true
       requestAnimationFrame(() => {
@@ -69,13 +70,34 @@ function later(draw) {
       })
     }
   }
+  return Object.assign(ask, {now: draw})
 }
 
 // A colour of the theme, such as tone(root, '--bg'), as CSS text.
 const tone = (root, name) => getComputedStyle(root).getPropertyValue(name).trim()
 
-// Draw again where JupyterLab, the docs site or the system changes from light to dark. Returns how to stop that.
-function theme(changed) {
+// Paper is light, and a browser tells so only when it is too late to draw: all is light from before it prints.
+function paper(printing) {
+  const {dataset} = document.documentElement
+  if (printing === 'onScreen' in dataset) return
+  if (printing) {
+    dataset.onScreen = dataset.theme ?? ''
+    dataset.theme = 'light'
+  } else {
+    dataset.theme = dataset.onScreen
+    if (!dataset.theme) delete dataset.theme
+    delete dataset.onScreen
+  }
+}
+
+// Draw again where JupyterLab, the docs site or the system changes from light to dark, and for paper, at once.
+// Returns how to stop that.
+function theme(changed, now) {
+  const printed = e => {
+    paper(e.type === 'beforeprint')
+    now()
+  }
+  for (const when of ['beforeprint', 'afterprint']) addEventListener(when, printed)
   const media = matchMedia('(prefers-color-scheme: dark)')
   const watch = new MutationObserver(changed)
   media.addEventListener('change', changed)
@@ -85,6 +107,7 @@ function theme(changed) {
   changed()
   return () => {
     media.removeEventListener('change', changed)
+    for (const when of ['beforeprint', 'afterprint']) removeEventListener(when, printed)
     watch.disconnect()
   }
 }
