@@ -31,6 +31,8 @@ COUNTS = (  # option, default, what it is
     ('components', 32, 'principal components of each modality, for items made of contents'),
     ('length', 30, 'items that a client remembers at most (ARM)'),
 )
+
+# %% ../../nbs/11a_commands/09_federated.ipynb #f1fa2073
 LEVELS = (
     ('eps', 0.006, 'how fast a memory fades as the ranking moves (ARM)'),
     ('weight', 0.1, "of the memory's loss (ARM)"),
@@ -116,6 +118,19 @@ def _protected(o, cut):
         print('all rounds are gone; figures of validation and test, as printed, have no noise')
     return dict(protect=protect)
 
+# %% ../../nbs/11a_commands/09_federated.ipynb #f8a5d8c6
+def _settings(o):
+    "What every run of the study is given."
+    sizes = dict(dim=o.dim, cut=o.k, batch=o.batch, negatives=o.negatives, rounds=o.rounds, patience=o.patience)
+    memory = dict(length=o.length, eps=o.eps, weight=o.weight, beta=o.beta)
+    return sizes | memory | dict(lr=o.lr, said=partial(print, flush=True), progress=sys.stderr.isatty())
+
+# %% ../../nbs/11a_commands/09_federated.ipynb #db682ad3
+ABOUT = (
+    '{}, all that a customer has had by then left out. LA: each block when it was learned; RA: all blocks after the '
+    'last one; HM: the harmonic mean of both. In brackets 95 % intervals, bootstrapped over customers.'
+)
+
 # %% ../../nbs/11a_commands/09_federated.ipynb #632d2852
 @command(
     'does a federation that keeps learning keep what it learned? resumable',
@@ -134,19 +149,9 @@ def federated(
     dataset = open_dataset(o.data, o.core, o.images, **columns_of(o))
     cut = blocks(dataset, o.base, o.parts, o.least, seed=o.seed)
     print(cut, flush=True)
-    sizes = dict(dim=o.dim, cut=o.k, batch=o.batch, negatives=o.negatives, rounds=o.rounds, patience=o.patience)
-    sizes |= dict(length=o.length, eps=o.eps, weight=o.weight, beta=o.beta, lr=o.lr)
-    how = dict(said=partial(print, flush=True), progress=sys.stderr.isatty())
-    sizes |= _protected(o, cut)
-    features = _features(o, dataset.catalogue, cut)
-    cells = run_federated(o.out, cut, o.backbones, o.methods, o.seeds, o.items, features=features, **sizes, **how)
+    how = _settings(o) | _protected(o, cut) | dict(features=_features(o, dataset.catalogue, cut))
+    cells = run_federated(o.out, cut, o.backbones, o.methods, o.seeds, o.items, **how)
     table = write_federated(cells, o.out, cut.name, o.command)
     keys = 2 + (table['items'].nunique() > 1)
     print(f'\n{markdown_text(federated_markdown(table), keys=keys)}\n\n{ABOUT.format(table.metric[0])}')
     print(f'\nfederated.csv and federated.md: {o.out}\n{o.command}')
-
-# %% ../../nbs/11a_commands/09_federated.ipynb #db682ad3
-ABOUT = (
-    '{}, all that a customer has had by then left out. LA: each block when it was learned; RA: all blocks after the '
-    'last one; HM: the harmonic mean of both. In brackets 95 % intervals, bootstrapped over customers.'
-)
