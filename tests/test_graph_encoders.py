@@ -10,6 +10,7 @@ from pair_encoders import Colours, HashedWords
 from small_encoders import dual_models, image_models, save, text_models, tokenizer, unified_model
 
 from vlm2rec_lab.base.errors import DataError
+from vlm2rec_lab.diagnosis.memory import exchanged
 from vlm2rec_lab.graph.encoders import ItemReader, dual_encoders, encoder_vectors, learning, mark_of
 from vlm2rec_lab.graph.fit import evaluate_graph, fit_graph, tables_of
 from vlm2rec_lab.graph.graph import graph_of
@@ -471,5 +472,7 @@ def test_three_paradigms_in_one_table(split, shop, places, tmp_path):
     assert run_paradigms(tmp_path, split, encoders, tuned, ['LightGCN', 'VBPR'], 1, lora=2, **quick) == cells
     with pytest.raises(DataError, match='lora=2'):
         run_paradigms(tmp_path, split, encoders, tuned, ['VBPR'], 1, **quick)
+    with pytest.raises(DataError, match='contents='):
+        run_together(tmp_path / 'together', exchanged(split), encoders, ['VBPR'], 1, lora=2, **quick)
     model = make_together('VBPR', graph_of(split), shop, encoders, **SIZES)
     assert list(paradigm_vectors(shop, encoders, tuned, model)) == list(ways)

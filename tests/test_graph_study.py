@@ -1,6 +1,7 @@
 "The study of encoders in graph recommenders: cells, tables and the command."
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.cli import main
 from vlm2rec_lab.graph import study
 from vlm2rec_lab.graph.make import GRAPH_MODELS, reads_contents
+from vlm2rec_lab.graph.remedies import per_modality_bpr, weakest_bpr
 from vlm2rec_lab.graph.study import (
     NOTHING,
     WHOLE,
@@ -146,6 +148,17 @@ def test_cells_are_kept_and_floors_are_trained_once(split, tmp_path, monkeypatch
         run_graph(tmp_path, split, encoders, seeds=1, **how | dict(lr=0.1))
     with pytest.raises(DataError, match="did you mean 'VBPR'"):
         run_graph(tmp_path, split, encoders, models=['VBRP'])
+
+
+def test_cells_of_a_remedy_are_known_by_it(split, tmp_path):
+    how = dict(models=['VBPR'], seeds=1, **QUICK)
+    loud = partial(weakest_bpr, alpha=2.0)
+    cells = run_graph(tmp_path, split, {'one': vectors(0)}, remedy=loud, **how)
+    assert cells[0]['asked']['remedy'] == 'weakest_bpr'
+    assert run_graph(tmp_path, split, {'one': vectors(0)}, remedy=loud, **how) == cells
+    for other, said in ((None, 'remedy'), (per_modality_bpr, 'remedy'), (partial(weakest_bpr, alpha=1.0), 'given')):
+        with pytest.raises(DataError, match=said):
+            run_graph(tmp_path, split, {'one': vectors(0)}, remedy=other, **how)
 
 
 def cell_of(model, encoder, seed, **figures):

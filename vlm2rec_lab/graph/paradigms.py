@@ -6,13 +6,14 @@
 __all__ = ['PARADIGMS', 'paradigm_vectors', 'together_cell', 'run_together', 'run_paradigms']
 
 # %% ../../nbs/07_graph/11_paradigms.ipynb #66ebcc2f
+import hashlib
 import json
 import time
 from pathlib import Path
 
-from ..base.errors import known
+from ..base.errors import checked_whole, known
 from ..base.files import kept_cell, sole_writer
-from .encoders import encoder_vectors, mark_of
+from .encoders import encoder_vectors, mark_of, parts_of
 from .fit import fit_graph
 from .graph import graph_of
 from .make import GRAPH_MODELS, check_items, reads_contents
@@ -82,13 +83,22 @@ def together_cell(
     asked = _asked(split, encoders, lora, views, reach, share, dim, width, cut, training)
     return said | dict(asked=asked, kept=kept, seconds=round(time.process_time() - start, 1))
 
+# %% ../../nbs/07_graph/11_paradigms.ipynb #65e0a76d
+def _contents_key(catalogue, encoders):
+    "A fingerprint of what encoders read of a catalogue, which a split's does not hold."
+    h = hashlib.sha256()
+    for part in parts_of(catalogue, encoders):
+        h.update(b''.join(part.keys) + part.row.numpy().tobytes())
+    return h.hexdigest()[:16]
+
 # %% ../../nbs/07_graph/11_paradigms.ipynb #4bf4e82d
 def _asked(split, encoders, lora, views, reach, share, dim, width, cut, training):
     "What a cell must have been made with."
     several = encoders if isinstance(encoders, dict) else {'both': encoders}
     marks = {m: mark_of(e)[:16] for m, e in several.items()}
     sizes = dict(dim=dim, width=width, cut=cut, lora=lora, views=views and list(views), reach=reach, share=share)
-    return sizes | dict(split=split.fingerprint[:16], encoders=marks, **plain_settings(training))
+    made = dict(split=split.fingerprint[:16], contents=_contents_key(split.catalogue, encoders), encoders=marks)
+    return sizes | made | plain_settings(training)
 
 # %% ../../nbs/07_graph/11_paradigms.ipynb #ffcff218
 def run_together(
@@ -114,6 +124,7 @@ def run_together(
 ):  # -> list of dict, of `together_cell`
     "Make the cells of models that learn with their encoders which are not there yet, seed by seed."
     check_items(list(models), len(split.catalogue))
+    seeds = checked_whole(seeds, 'seeds')
     how = dict(lora=lora, views=views, reach=reach, share=share, dim=dim, width=width, cut=cut)
     asked, cells = _asked(split, encoders, **how, training=training), []
     how |= dict(name=name, most=most, device=device, memory={} if memory is None else memory)

@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 
 from ..base.cells import csv_bytes
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_whole, known
 from ..base.files import kept_cell, sole_writer, write_bytes
 from ..base.store import weights_key
 from ..diagnosis.tables import markdown_table
-from .fit import figure_of, fit_graph, rank_graph
+from .fit import _remedy_settings, figure_of, fit_graph, rank_graph
 from .graph import graph_of
 from .make import GRAPH_MODELS, check_items, make_model, reads_contents
 from ..ranking.evaluate import bootstrap_means, relative_gain
@@ -96,8 +96,9 @@ def graph_cell(
 def plain_settings(
     training,  # {name: value}, of `fit_graph`
 ):  # -> dict of those that change a figure
-    "Settings by which a cell is known again."
-    return {k: v for k, v in training.items() if k not in ('progress', 'callback')}
+    "Settings by which a cell is known again, a remedy by its name and what it was given."
+    plain = {k: v for k, v in training.items() if k not in ('progress', 'callback', 'remedy')}
+    return plain | _remedy_settings(training.get('remedy'))
 
 # %% ../../nbs/07_graph/10_study.ipynb #d3a834f1
 def _asked(split, model, vectors, dim, width, cut, training):
@@ -133,7 +134,7 @@ def run_graph(
     models = [known(m, GRAPH_MODELS, 'graph model') for m in dict.fromkeys(models or GRAPH_MODELS)]
     check_items(models, len(split.catalogue))
     each = [(m, e) for m in models for e in (encoders if reads_contents(m) else ('',))]
-    wanted = [(m, e, s) for s in range(seeds) for m, e in each]
+    wanted = [(m, e, s) for s in range(checked_whole(seeds, 'seeds')) for m, e in each]
     out, cells, sizes = Path(out), [], dict(dim=dim, width=width, cut=cut)
     with sole_writer(out):
         for model, encoder, seed in wanted:
