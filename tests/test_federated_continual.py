@@ -55,7 +55,7 @@ def test_blocks_that_could_not_be_learned_are_told_before_anything_is(monkeypatc
         run_blocks(few, **QUICK)
     shop = blocks(drawn_shop(items=40, users=120, length=12), core=5, parts=2)
     for name in ('dim', 'rounds'):
-        with pytest.raises(DataError, match=f'{name}=0: give 1 or more'):
+        with pytest.raises(DataError, match=f'{name} is 0: give a whole number, 1 or more'):
             run_blocks(shop, **QUICK | {name: 0})
 
 

@@ -183,7 +183,7 @@ def test_the_best_round_is_left_and_the_last_is_given_back(shop):
 
 
 @pytest.mark.parametrize(
-    'how, said', [(dict(batch=0), 'batch=0'), (dict(negatives=1.5), 'negatives=1.5'), (dict(lr=-1), 'lr=-1')]
+    'how, said', [(dict(batch=0), 'batch is 0'), (dict(negatives=1.5), 'negatives is 1.5'), (dict(lr=-1), 'lr=-1')]
 )
 def test_what_cannot_be_is_refused(shop, how, said):
     with pytest.raises(DataError, match=said):

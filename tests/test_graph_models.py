@@ -207,7 +207,7 @@ def test_errors_of_the_graph():
         drop_edges(drawn()[1], -0.1)
     with pytest.raises(DataError, match='k=20: choose 1 to 19'):
         item_graph(np.ones((20, 2)), 20)
-    with pytest.raises(DataError, match='layers=1.5'):
+    with pytest.raises(DataError, match='layers is 1.5'):
         propagate(drawn()[1], torch.zeros(7, 1), torch.zeros(9, 1), 1.5)
 
 
@@ -412,5 +412,5 @@ def test_a_model_that_draws_ranks_exactly():
     for bad in (0, 10.0, float('nan')):
         with pytest.raises(DataError, match=f'fanout={bad}'):
             LightGCN(graph, 4, fanout=bad)
-    with pytest.raises(DataError, match='layers=-1'):
+    with pytest.raises(DataError, match='layers is -1'):
         propagate_rows(graph, exact.user.detach(), exact.item.detach(), torch.tensor([0]), torch.tensor([0]), -1)

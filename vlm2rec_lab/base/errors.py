@@ -163,9 +163,9 @@ def checked_whole(
     least=1,  # it can be
     instead='',  # what else can be given, such as ', or None for all'
 ):  # -> int
-    "A whole number of at least `least`. Raises ValueError that names the argument for anything else."
+    "A whole number of at least `least`. Raises DataError that names the argument for anything else."
     if not is_whole(value) or value < least:
-        raise ValueError(f'{name} is {value!r}: give a whole number, {least:,} or more{instead}')
+        raise DataError(f'{name} is {value!r}: give a whole number, {least:,} or more{instead}')
     return int(value)
 
 # %% ../../nbs/00_base/00_errors.ipynb #7c1d0a02

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..base.errors import DataError, checked_seed, known
+from ..base.errors import DataError, checked_seed, checked_whole, known
 from ..base.store import weights_key
 from .backbones import get_backbone, rates_of
 from .blocks import PARTS, check_blocks, joined
@@ -209,9 +209,8 @@ def _check(backbone, lr, dim, rounds, look_back, torn):
         raise DataError(
             'scratch=True begins anew in every block: memory, temporal and distil have nothing to look back on'
         )
-    for name, n in (('dim', dim), ('rounds', rounds)):
-        if n < 1:
-            raise DataError(f'{name}={n}: give 1 or more')
+    checked_whole(dim, 'dim')
+    checked_whole(rounds, 'rounds')
     rates_of(backbone, lr, 1)
     check_memory(*(look_back[name] for name in ('length', 'eps', 'weight')))
     check_beta(look_back['beta'])
@@ -262,7 +261,7 @@ def run_blocks(
 ):  # -> Continued
     """Learn all blocks in their order, and ask about all of them after each. Raises DataError for unknown names, and
     for what looks back, with a fresh start; Interrupted where a block was not learned to its end."""
-    seed = checked_seed(seed)
+    seed, cut = checked_seed(seed), checked_whole(cut, 'cut')
     b, look_back = get_backbone(backbone), dict(length=length, eps=eps, weight=weight, beta=beta, strength=strength)
     check_blocks(blocks)
     _check(b, lr, dim, training.get('rounds', 1), look_back, scratch and (memory or temporal or distil))

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from ..base.checkpoint import read_checkpoint
-from ..base.errors import DataError
+from ..base.errors import DataError, checked_whole
 from ..base.store import weights_key
 from .backbones import rates_of
 from .contents import made_of, moves_of, only_shared, rows_of
@@ -287,9 +287,7 @@ def train_rounds(
 
     if protect is not None:
         protect.check(rounds)
-    for name, value in (('batch', batch), ('negatives', negatives)):
-        if value < 1 or int(value) != value:
-            raise DataError(f'{name}={value}: give a whole number, 1 or more')
+    batch, negatives = checked_whole(batch, 'batch'), checked_whole(negatives, 'negatives')
     shared, rates = items[: rows_of(contents) + task.clients.n_items], rates_of(backbone, lr, task.clients.n_items)
     named, last = [('items', shared), *private.items()], {}
     (kind, cut), how = metric.split('@'), dict(batch=batch, negatives=negatives, memory=memory)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..base.cells import csv_bytes
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_whole, known
 from ..base.files import kept_cell, sole_writer, write_bytes
 from ..base.store import weights_key
 from ..diagnosis.tables import markdown_table
@@ -85,6 +85,7 @@ def run_federated(
 ):  # -> list of dict, of `federated_cell`
     "Make the cells that are not there yet, seed by seed. Raises DataError for unknown names and for foreign files."
     backbones = [known(b, BACKBONES, 'backbone') for b in dict.fromkeys(backbones or BACKBONES)]
+    seeds = checked_whole(seeds, 'seeds')
     methods = [known(m, METHODS, 'method') for m in dict.fromkeys(methods or METHODS)]
     items = [items] if isinstance(items, str) else items
     if 'fitted' in items and any(METHODS[m].get('scratch') for m in methods):

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..base.errors import DataError, checked_seed, known
+from ..base.errors import DataError, checked_seed, checked_whole, known
 from ..base.store import weights_key
+from ..ranking.evaluate import cut_offs
 from ..ranking.ranks import GAINS
 from ..ranking.sets import SHARES, SetRanks, figure_at_k, ranks_of_rows
 from vlm2rec_lab.training.course import (
@@ -26,6 +27,7 @@ from vlm2rec_lab.training.course import (
     run_course,
     trained_parts,
 )
+from ..training.options import check_number
 
 # %% ../../nbs/07_graph/02_fit.ipynb #8173299b
 def tables_of(
@@ -94,9 +96,10 @@ def evaluate_graph(
     "Figures of a part. Raises DataError for an unknown part or metric."
     for m in metrics:
         known(m, METRICS, 'metric')
+    cuts = cut_offs(k)
     r, cold = rank_graph(model, split, part, tables), _cold(split, part)
     groups = {'all': np.ones(len(r), bool)} | ({'warm': ~cold, 'cold': cold} if cold.any() else {})
-    value = {f'{m}@{c}': figure_of(r, c, m) for m in metrics for c in np.atleast_1d(k).tolist()}
+    value = {f'{m}@{c}': figure_of(r, c, m) for m in metrics for c in cuts}
 
     def means(at):
         return {name: float(v[at].mean()) if at.any() else math.nan for name, v in value.items()}
@@ -267,10 +270,9 @@ def fit_graph(
     """Train in place, choosing on validation alone. Raises `DataError` for unknown names, a model of another shape or
     another run's folder, for losses that several processes cannot share and processes that begin differently,
     `Interrupted`, with the run, after the epoch in which it was interrupted."""
-    seed = checked_seed(seed)
+    seed, batch = checked_seed(seed), checked_whole(batch, 'batch')
+    check_number('fall', fall, zero=False)
     (name, cut), parameters, pairs = cut_of(metric, METRICS), trained_parts(model), _pairs(model, split)
-    if batch < 1:
-        raise DataError(f'batch={batch}: at least one pair')
     weights, optimiser = _weights(model, weights), adam(parameters, lr, decay, getattr(model, 'rates', None))
     settings = dict(
         model=type(model).__name__, loss=' + '.join(weights), weights=weights, batch=batch, lr=lr, fall=fall

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 
-from ..base.errors import DataError
+from ..base.errors import DataError, checked_whole, is_whole
 from ..base.store import weights_key
 
 # %% ../../nbs/07_graph/00_graph.ipynb #8de5ba69
@@ -207,12 +207,6 @@ class _Propagation(torch.autograd.Function):
     def backward(ctx, of_users, of_items):
         return *_mean_of_layers(ctx.graph, of_users.contiguous(), of_items.contiguous(), ctx.layers), None, None
 
-# %% ../../nbs/07_graph/00_graph.ipynb #3e0c2260
-def _check_layers(layers):
-    "Raises DataError where it is no whole number from 0 on."
-    if layers < 0 or int(layers) != layers:
-        raise DataError(f'layers={layers}: give a whole number, 0 or more')
-
 # %% ../../nbs/07_graph/00_graph.ipynb #7bb4981d
 def propagate(
     graph,  # Graph
@@ -223,7 +217,7 @@ def propagate(
     "Vectors after they have flowed. Raises DataError for tables of other sizes than the graph's."
     if (len(users), len(items)) != (graph.users, graph.items):
         raise DataError(f'{len(users)} users and {len(items)} items for a {graph!r}: give a row for each')
-    _check_layers(layers)
+    checked_whole(layers, 'layers', 0)
     return _Propagation.apply(users, items, graph, int(layers))
 
 # %% ../../nbs/07_graph/00_graph.ipynb #5d0b7a09
@@ -311,7 +305,7 @@ def propagate_rows(
     layers=3,  # how far vectors flow
 ):  # -> users [B, d], items [C, d]; and the same rows before anything flowed: users [B, d], items [C, d]
     "Rows of what `propagate` gives, for less, and of what it is given."
-    _check_layers(layers)
+    checked_whole(layers, 'layers', 0)
     found = _PropagationOfRows.apply(users, items, graph, layers, at_users, at_items)
     return found[:2], found[2:]
 
@@ -388,7 +382,7 @@ def check_fanout(
     fanout,  # neighbours that a node asks at most
 ):
     "Raises DataError where it is no whole number from 1 on."
-    if not isinstance(fanout, int) or fanout < 1:
+    if not is_whole(fanout) or fanout < 1:
         raise DataError(f'fanout={fanout}: let a node ask one neighbour or more, or leave it out to ask all')
 
 # %% ../../nbs/07_graph/00_graph.ipynb #5d0b7a16
@@ -476,7 +470,7 @@ def item_graph(
     "The sparse normalised graph of near items. Raises DataError for too many neighbours and for what is not finite."
     x = torch.as_tensor(vectors).float()
     n, key = len(x), vectors_key(vectors, k, itself)
-    if not 1 <= k <= n - (not itself):
+    if not is_whole(k) or not 1 <= k <= n - (not itself):
         raise DataError(f'k={k}: choose 1 to {n - (not itself)} neighbours among {n} items')
     if not x.isfinite().all():
         bad = int((~x.isfinite()).any(1).nonzero()[0])

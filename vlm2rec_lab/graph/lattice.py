@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_seed, checked_whole, known
 from .graph import item_graph, moved, nearest_items, propagate, vectors_key
 from .modalities import OnModalities, matrix
 from .models import content_tables, pair_losses, random_rows
@@ -80,9 +80,10 @@ class LATTICE(OnModalities):
         seed=0,  # of where everything begins
     ):
         super().__init__(graph, vectors)
+        dim = checked_whole(dim, 'dim')
         if not 0 <= original < 1:
             raise DataError(f'original={original}: give a share from 0 to below 1, so that something is learned')
-        g, several = torch.Generator().manual_seed(seed), len(self.modalities) > 1
+        g, several = torch.Generator().manual_seed(checked_seed(seed)), len(self.modalities) > 1
         self.weights, self.near = {'bpr': 1.0, 'norm': 1e-4}, None
         self.layers, self.k, self.original = layers, k, original
         self.user, self.item = random_rows(graph.users, dim, g), random_rows(graph.items, dim, g)

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_seed, checked_whole, known
 from .graph import drop_edges, propagate
 from .modalities import OnModalities, contrast, matrix
 from .models import pair_losses, random_rows
+from ..training.options import check_number
 
 # %% ../../nbs/07_graph/04_mmgcl.ipynb #d27821ca
 def shares_of(
@@ -62,9 +63,11 @@ class MMGCL(OnModalities):
         seed=0,  # of where everything begins
     ):
         super().__init__(graph, vectors)
+        check_number('tau', tau, zero=False)
+        dim = checked_whole(dim, 'dim')
         if not 0 <= nodes < 1:
             raise DataError(f'nodes={nodes}: leave out a share of the nodes from 0 to below 1')
-        g, parts = torch.Generator().manual_seed(seed), 1 + len(self.modalities)
+        g, parts = torch.Generator().manual_seed(checked_seed(seed)), 1 + len(self.modalities)
         self.weights = {'bpr': 1.0, 'norm': 1e-4, 'contrast': 0.01}
         self.layers, self.tau, self.left_out = layers, tau, (edges, nodes)
         self.chances = shares_of(chances, self.modalities)

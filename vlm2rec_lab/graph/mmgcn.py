@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..base.errors import DataError, known
+from ..base.errors import checked_seed, checked_whole, known
 from .graph import moved, sparse
 from .modalities import OnModalities, matrix
 from .models import pair_losses, random_rows
@@ -65,11 +65,10 @@ class MMGCN(OnModalities):
         seed=0,  # of where everything begins
     ):
         super().__init__(graph, vectors)
-        if layers < 1 or int(layers) != layers:
-            raise DataError(f'layers={layers}: give a whole number, 1 or more')
+        dim, layers = checked_whole(dim, 'dim'), checked_whole(layers, 'layers')
         for m in widths or {}:
             known(m, self.modalities, 'modality of widths=')
-        g = torch.Generator().manual_seed(seed)
+        g = torch.Generator().manual_seed(checked_seed(seed))
         self.weights, self.steps = {'bpr': 1.0, 'norm': 1e-4}, mean_steps(graph)
         self.user, self.item = random_rows(graph.users, dim, g), random_rows(graph.items, dim, g)
         self.networks = nn.ModuleList(

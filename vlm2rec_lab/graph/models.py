@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_seed, checked_whole, known
 from .graph import Graph, check_fanout, moved, propagate, propagate_drawn, propagate_rows
 from ..training.contents import item_vectors
 
@@ -92,7 +92,7 @@ class BPRMF(nn.Module):
         seed=0,  # of where vectors begin
     ):
         super().__init__()
-        g = torch.Generator().manual_seed(seed)
+        dim, g = checked_whole(dim, 'dim'), torch.Generator().manual_seed(checked_seed(seed))
         self.weights = {'bpr': 1.0, 'norm': 1e-4}
         self.user, self.item = random_rows(users, dim, g), random_rows(items, dim, g)
         self.bias = nn.Parameter(torch.zeros(items)) if bias else None
@@ -144,7 +144,7 @@ class LightGCN(OnGraph):
         super().__init__(graph)
         if fanout is not None:
             check_fanout(fanout)
-        g = torch.Generator().manual_seed(seed)
+        dim, g = checked_whole(dim, 'dim'), torch.Generator().manual_seed(checked_seed(seed))
         self.weights, self.layers, self.fanout = {'bpr': 1.0, 'norm': 1e-4}, layers, fanout
         self.user, self.item = random_rows(graph.users, dim, g), random_rows(graph.items, dim, g)
 
@@ -249,7 +249,7 @@ class VBPR(nn.Module):
         seed=0,  # of where everything begins
     ):
         super().__init__()
-        g = torch.Generator().manual_seed(seed)
+        dim, g = checked_whole(dim, 'dim'), torch.Generator().manual_seed(checked_seed(seed))
         self.weights = {'bpr': 1.0, 'norm': 1e-4}
         self.user, self.item = random_rows(users, 2 * dim, g), random_rows(items, dim, g)
         self.contents = Contents(vectors, items, dim, g)

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..base.errors import checked_seed, checked_whole
 from .graph import propagate
 from .modalities import OnModalities, contrast, matrix
 from .models import bpr, half_norm, picked, random_rows
+from ..training.options import check_number
 
 # %% ../../nbs/07_graph/05_slmrec.ipynb #c3b2abaa
 class Agreement(nn.Module):
@@ -51,7 +53,9 @@ class SLMRec(OnModalities):
         seed=0,  # of where everything begins
     ):
         super().__init__(graph, vectors)
-        g, parts = torch.Generator().manual_seed(seed), 1 + len(self.modalities)
+        check_number('tau', tau, zero=False)
+        dim = checked_whole(dim, 'dim')
+        g, parts = torch.Generator().manual_seed(checked_seed(seed)), 1 + len(self.modalities)
         self.weights = {'bpr': 0.0, 'norm': 1e-4, 'pairs': 1.0, 'agreement': 0.1}
         self.layers, self.tau, self.raw = layers, tau, raw
         self.user, self.item = random_rows(graph.users, dim, g), random_rows(graph.items, dim, g)

@@ -16,7 +16,7 @@ from transformers.models.t5.modeling_t5 import (
     T5LayerSelfAttention,
 )
 
-from ..base.errors import DataError
+from ..base.errors import DataError, is_whole
 
 # %% ../../nbs/08_prompts/00_adapters.ipynb #db408d87
 class Adapter(nn.Module):
@@ -64,7 +64,7 @@ def add_adapters(
     "Put an adapter behind every sublayer of a kind. Raises DataError for unknown kinds and for adapters put twice."
     dims = t5.config.d_model
     odd = [k for k in behind if k not in SUBLAYERS]
-    if odd or not 1 <= reduction <= dims:
+    if odd or not is_whole(reduction) or not 1 <= reduction <= dims:
         raise DataError(
             f'behind={odd or behind}, reduction={reduction}: give some of {list(SUBLAYERS)}, and 1 to {dims}'
         )

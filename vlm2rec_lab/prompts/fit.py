@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..base.errors import DataError, checked_seed, known
+from ..base.errors import DataError, checked_seed, checked_whole, known
 from ..base.store import weights_key
 from .answers import make_trie
 from .lessons import ask, next_questions
@@ -34,6 +34,7 @@ def item_scores(
     batch=64,  # questions at a time
 ):  # -> float32 [questions, N]
     "The log probability of every item, for each question."
+    batch = checked_whole(batch, 'batch')
     trie, device = trie or make_trie(wording.names, wording.end), next(model.parameters()).device
     with standing(model):
         parts = [questions[a : a + batch] for a in range(0, len(questions), batch)]
@@ -146,11 +147,10 @@ def fit_prompts(
 ):  # -> Fit; the model has its best state
     """Train in place, choosing on what is looked at alone. Raises `DataError` for an unknown metric or another run's
     folder, `Interrupted`, with the run, after the epoch in which it was interrupted."""
-    seed = checked_seed(seed)
+    seed, batch = checked_seed(seed), checked_whole(batch, 'batch')
+    epochs = checked_whole(epochs, 'epochs')
     (name, cut), parameters = cut_of(metric), trained_parts(model)
     check_clip(clip)
-    if batch < 1:
-        raise DataError(f'batch={batch}: at least one question')
     known(autocast or 'bfloat16', ('bfloat16', 'float16'), 'type', ', autocast=')
     if not 0 <= warm < 1:
         raise DataError(f'warm={warm}: give a part of the epochs, from 0 and below 1')

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..base.errors import DataError, warn
+from ..base.errors import DataError, checked_whole, is_whole, warn
 from ..base.ragged import PAD, gather
 from .model import Asked
 from .templates import TEMPLATES, filled, templates_for, tokens_of
@@ -77,8 +77,7 @@ def make_wording(
     for m, v in found.items():
         if len(v) != len(names):
             raise DataError(f'vectors[{m!r}] has {len(v)} rows for {len(names)} items: give one for each')
-    if words < 1:
-        raise DataError(f'words={words}: show an item in one word or more')
+    words = checked_whole(words, 'words')
     if not named and not found:
         raise DataError('named=False and no vectors: a prompt would say nothing of its items')
     there = {m: np.asarray(vectors[m]).any(1) for m in found}  # those that are given: a mean of all is 0 later
@@ -212,6 +211,7 @@ def next_lessons(
     "Raises DataError where there are no training rows."
     if not len(split.train):
         raise DataError(f'{split.name}: no training rows; customers need two purchases or more in the training part')
+    draws = checked_whole(draws, 'draws')
     return partial(_next_drawn, split.train, users, draws, templates_for('next', templates=templates))
 
 # %% ../../nbs/08_prompts/05_lessons.ipynb #9202a24d
@@ -229,7 +229,8 @@ def shown_lessons(
     templates=TEMPLATES,  # to choose from
 ):  # -> function of a numpy Generator -> list of Question
     "Raises DataError for fewer than two candidates, and where there are no training rows."
-    if not 2 <= candidates <= len(split.catalogue):
+    draws = checked_whole(draws, 'draws')
+    if not is_whole(candidates) or not 2 <= candidates <= len(split.catalogue):
         raise DataError(f'candidates={candidates}: give 2 to {len(split.catalogue)}, the whole catalogue')
     if not len(split.train):
         raise DataError(f'{split.name}: no training rows; customers need two purchases or more in the training part')

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_seed, checked_whole, known
 from ..model.lean import lean_adapters
 from .adapters import SUBLAYERS, ItemWords, add_adapters
 
@@ -50,8 +50,7 @@ def _add_lora(t5, rank):
     "LoRA beside queries and values of every attention of a T5, changed in place. Raises DataError for a rank below 1."
     from peft import LoraConfig, inject_adapter_in_model
 
-    if rank < 1:
-        raise DataError(f'rank={rank}: low-rank matrices need a rank of 1 or more')
+    rank = checked_whole(rank, 'rank')
     targets = r'.*\.(SelfAttention|EncDecAttention)\.(q|v)'
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, lora_dropout=0.0, bias='none')
     lean_adapters(inject_adapter_in_model(config, t5))
@@ -85,6 +84,8 @@ class PromptModel(nn.Module):
         super().__init__()
         known(learn, LEARN, 'way of learning')
         _check_bare(t5)
+        seed, kinds = checked_seed(seed), checked_whole(kinds, 'kinds')
+        item_words, whole_words = checked_whole(item_words, 'item_words'), checked_whole(whole_words, 'whole_words')
         self.settings = dict(features=dict(features), item_words=item_words, reduction=reduction, behind=list(behind))
         self.settings |= dict(whole_words=whole_words, kinds=kinds, seed=seed, learn=learn, rank=rank)
         if len(features) >= kinds:

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from ..base.cells import csv_bytes
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_whole, known
 from ..base.files import kept_cell, sole_writer, write_bytes
 from ..base.ragged import PAD
 from ..base.store import weights_key
@@ -283,7 +283,7 @@ def run_prompts(
     "Make the cells that are not there yet, seed by seed. Raises DataError for foreign files."
     from urllib.parse import quote
 
-    out, cells = Path(out), []
+    out, cells, seeds = Path(out), [], checked_whole(seeds, 'seeds')
     plain = dict(draws=5, candidates=None, cut=10, negatives=99, reasons=None) | how
     rest = {k: v for k, v in plain.items() if k not in ('device', 'base', 'report')}
     with sole_writer(out):

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from ..base.errors import DataError
+from ..base.errors import DataError, checked_seed, checked_whole
 from ..base.files import shipped, whole_folder
 from ..model.families import check_index, load_weights, naming
 from ..model.saved import HUB_ID
@@ -128,7 +128,8 @@ def t5_corpus(
     seed=0,  # numpy seed
 ):  # -> list of str
     "Sentences to learn from."
-    rng, kinds = np.random.default_rng([seed, 29]), (_prompt,) * 4 + (_opinion,) * 2
+    rng, kinds = np.random.default_rng([checked_seed(seed), 29]), (_prompt,) * 4 + (_opinion,) * 2
+    n = checked_whole(n, 'products')
     made = [write(rng) for _ in range(n) for write in kinds]
     twice = [f'{numbers} , again {numbers}' for numbers in (_numbers(rng, 8) for _ in range(2 * n))]
     return studio_corpus(n, seed) + made + twice
@@ -142,12 +143,13 @@ def build_t5(
     seed=0,  # of the weights
 ):  # -> T5ForConditionalGeneration in float32, eval
     "An untaught T5. Raises DataError for heads that do not divide the dims."
+    dims, layers, heads = checked_whole(dims, 'dims'), checked_whole(layers, 'layers'), checked_whole(heads, 'heads')
     if dims % heads:
         raise DataError(f'dims={dims}, heads={heads}: give a number of heads that divides the dims')
     sizes = dict(d_model=dims, d_kv=dims // heads, d_ff=4 * dims, num_layers=layers, num_heads=heads, dropout_rate=0.0)
     marks = dict(pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(checked_seed(seed))
         return T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **sizes, **marks)).eval()
 
 # %% ../../nbs/08_prompts/03a_t5.ipynb #ba9684b8
@@ -240,7 +242,7 @@ def pretrain_t5(
     "Pre-train a tiny T5."
     from tqdm.auto import trange
 
-    texts = t5_corpus(products, seed)
+    steps, texts = checked_whole(steps, 'steps'), t5_corpus(products, seed)
     tokenizer = build_t5_tokenizer(texts)
     sentences = [s for s in sentences_of(texts, tokenizer) if len(s) > 1]
     t5, rng = build_t5(tokenizer, seed=seed, **sizes).train(), np.random.default_rng([seed, 37])

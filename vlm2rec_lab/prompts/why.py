@@ -19,7 +19,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
-from ..base.errors import DataError, counted, few, known, warn
+from ..base.errors import DataError, checked_whole, counted, few, known, warn
 from ..base.ragged import PAD
 from .lessons import _bought, _some_rows, ask, question
 from .model import standing
@@ -302,7 +302,7 @@ def why_lessons(
     templates=TEMPLATES,  # to choose from
 ):  # -> function of a numpy Generator -> list of Question
     "Raises DataError where no training row has a reason."
-    rows = split.train
+    rows, draws = split.train, checked_whole(draws, 'draws')
     there = np.array([bool(reason) for reason in reasons(rows, np.random.default_rng(0))], bool)
     if not there.any():
         raise DataError(f'{split.name}: no training row has a reason: give reasons of its purchases')

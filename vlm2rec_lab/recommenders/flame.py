@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_whole, is_whole, known
 from ..base.ragged import PAD
 from ..base.store import weights_key
 from .fit import fit
@@ -27,7 +27,7 @@ def split_points(
     modules=2,  # to cut it into
 ):  # -> tuple of the number of blocks before each cut
     "The first cut is behind the embedding, the others evenly between the blocks. DataError for too many modules."
-    if not 1 <= modules <= layers + 1:
+    if not is_whole(modules) or not 1 <= modules <= layers + 1:
         raise DataError(
             f'modules={modules}: a network of {layers} blocks and an embedding can be cut into 1 to {layers + 1}'
         )
@@ -216,7 +216,7 @@ def _alike(one, other):
 def _cuts_of(layers, modules, cuts):
     "Split points, made or checked. Raises DataError for some that do not rise."
     cuts = split_points(layers, modules) if cuts is None else tuple(cuts)
-    if any(a >= b for a, b in zip((-1, *cuts), (*cuts, layers))):
+    if not all(map(is_whole, cuts)) or any(a >= b for a, b in zip((-1, *cuts), (*cuts, layers))):
         raise DataError(f'cuts={cuts}: rising numbers from 0 to {layers - 1}, of blocks before each cut')
     return cuts
 
@@ -224,7 +224,7 @@ def _cuts_of(layers, modules, cuts):
 def _train(model, nets, anchor, split, modules, cuts, rounds, shares, agree, training):
     "Train a network, or two peers, with FLAME's loss."
     _alike(*nets)
-    cuts = _cuts_of(len(nets[0].encoder.blocks), modules, cuts)
+    cuts, rounds = _cuts_of(len(nets[0].encoder.blocks), modules, cuts), checked_whole(rounds, 'rounds')
     if len(shares) != 2 or shares[0] and min(shares) <= 0:
         raise DataError(f'shares={shares}: two positive numbers (an exponential never gets to 0), or two zeros')
     known(agree, AGREE, 'agreement')

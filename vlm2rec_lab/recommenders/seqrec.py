@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_seed, checked_whole, known
 from ..base.ragged import PAD
 from ..training.batches import training_rows
 from ..training.contents import item_vectors, reduce_vectors
@@ -67,13 +67,14 @@ class ItemTable(nn.Module):
         seed=0,  # of the random rows and the adapter
     ):
         super().__init__()
+        dim = checked_whole(dim, 'dim')
         self.n, self.dim, self.how = n, dim, known(how, ITEMS, 'way to represent items')
         if (vectors is None) != (how == 'ids'):
             raise DataError(f"how='{how}' " + ('takes no vectors' if how == 'ids' else 'needs vectors='))
         x = None if vectors is None else item_vectors(vectors, which)
         if x is not None and len(x) != n:
             raise DataError(f'{len(x)} vectors for {n} items: give one row for each')
-        g = torch.Generator().manual_seed(seed)
+        g = torch.Generator().manual_seed(checked_seed(seed))
         if how == 'frozen':
             self.register_buffer('vectors', x.float())
             self.adapter = _adapter(x.shape[1], dim, g)
@@ -108,7 +109,7 @@ class Embedding(nn.Module):
         dropout=0.5,
     ):
         super().__init__()
-        self.places = nn.Parameter(torch.randn(length, dim) * 0.02)
+        self.places = nn.Parameter(torch.randn(checked_whole(length, 'length'), dim) * 0.02)
         self.norm, self.drop = nn.LayerNorm(dim), Dropout(dropout)
 
     def forward(
@@ -149,6 +150,7 @@ class Block(nn.Module):
         wide=4,  # inner width of the two layers, in dims
     ):
         super().__init__()
+        heads, wide = checked_whole(heads, 'heads'), checked_whole(wide, 'wide')
         if dim % heads:
             raise DataError(f'dim={dim} cannot be cut into heads={heads}')
         self.heads, self.dropout, self.drop = heads, dropout, Dropout(dropout)
@@ -178,7 +180,7 @@ class Encoder(nn.Module):
 
     def __init__(self, dim, layers=2, heads=2, dropout=0.5, wide=4):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(dim, heads, dropout, wide) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(dim, heads, dropout, wide) for _ in range(checked_whole(layers, 'layers', 0)))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x, mask):
@@ -206,7 +208,7 @@ class SASRec(nn.Module):
         super().__init__()
         self.items, self.length = items, length
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(checked_seed(seed))
             self.embedding = Embedding(items.dim, length, dropout)
             self.encoder = Encoder(items.dim, layers, heads, dropout, wide)
 
@@ -240,9 +242,9 @@ class GRU4Rec(nn.Module):
         seed=0,
     ):
         super().__init__()
-        self.items, self.length = items, length
+        self.items, self.length, layers = items, checked_whole(length, 'length'), checked_whole(layers, 'layers')
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(checked_seed(seed))
             between = dropout if layers > 1 else 0.0
             self.gru = nn.GRU(items.dim, items.dim, layers, batch_first=True, dropout=between)
             self.drop, self.out = Dropout(dropout), nn.Linear(items.dim, items.dim)
@@ -273,9 +275,13 @@ class BERT4Rec(SASRec):
         wide=4,  # inner width of the two linear layers, in dims
         share=0.3,  # of the items hidden in a lesson; the last one always is
     ):
-        super().__init__(items, layers, heads, dropout, length + 1, seed, wide)
+        if not 0 <= share <= 1:
+            raise DataError(f'share={share}: hide a share of the items, from 0 to 1')
+        super().__init__(items, layers, heads, dropout, checked_whole(length, 'length') + 1, seed, wide)
         self.length, self.share = length, share
-        self.hidden = nn.Parameter(torch.randn(1, items.dim, generator=torch.Generator().manual_seed(seed)) * 0.02)
+        self.hidden = nn.Parameter(
+            torch.randn(1, items.dim, generator=torch.Generator().manual_seed(checked_seed(seed))) * 0.02
+        )
 
     def forward(self, sequences, table=None):  # item number n: hidden
         "A vector per place, [B, L, d]."

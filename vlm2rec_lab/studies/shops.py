@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from ..base.cells import csv_bytes
-from ..base.errors import DataError, differing, known
+from ..base.errors import DataError, checked_whole, differing, known
 from ..base.files import ends_with, sole_writer, write_bytes
 from ..base.ragged import gather, is_member
 from ..diagnosis.memory import exchanged
@@ -500,6 +500,7 @@ def run_shop(
     worlds = [known(w, WORLDS, 'world of a shop') for w in worlds or WORLDS]
     began, out, asked = time.monotonic(), Path(out), _asked(dataset, encoders, effort, columns)
     how = dict(store=out / 'vectors', effort=effort, columns=columns, device=device)
+    seeds = checked_whole(seeds, 'seeds')
     each = ((s, w, r, k) for s in range(seeds) for w in worlds for r in remedies for k in ranks)
     wanted = [dict(remedy=r, world=w, seed=s, rank=k, lora=lora) for s, w, r, k in each]
     with sole_writer(out):

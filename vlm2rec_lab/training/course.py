@@ -7,6 +7,7 @@ __all__ = ['draw_negatives', 'owned_keys', 'Fit', 'cut_of', 'mixed', 'trained_pa
            'check_alike', 'run_course']
 
 # %% ../../nbs/02_training/08_course.ipynb #8652ac59
+import json
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ import torch
 from tqdm.auto import tqdm
 
 from ..base.checkpoint import load_checkpoint, previous, read_checkpoint, save_checkpoint
-from ..base.errors import DataError, differing, known
+from ..base.errors import DataError, checked_whole, differing, known
 from ..base.files import sole_writer
 from ..ranking.ranks import GAINS
 from .history import Interrupted, heed_interrupt
+from .options import check_number
 
 # %% ../../nbs/02_training/08_course.ipynb #73e2907f
 def _other_than(drawn, target):
@@ -100,9 +102,9 @@ def cut_of(
     names=tuple(GAINS),  # metrics that there are
 ):  # -> name, cut-off
     "Name and cut-off of a metric. Raises DataError for one that is unknown or has no cut-off."
-    name, _, cut = metric.partition('@')
+    name, _, cut = str(metric).partition('@')
     known(name, names, 'metric')
-    if not cut.isdecimal():
+    if not cut.isdecimal() or not int(cut):
         raise DataError(f"metric='{metric}': say the cut-off, '{name}@10'")
     return name, int(cut)
 
@@ -207,9 +209,8 @@ def adam(
     rates=None,  # {beginning of a name: what such parameters get of the rate}; None: all get all of it
 ):  # -> torch.optim.AdamW, whose groups have that share as 'share'
     "AdamW, fused where the device has that. Raises DataError for a rate or a decay that cannot be."
-    for name, value in (('lr', lr), ('decay', decay)):
-        if not 0 <= value < float('inf'):
-            raise DataError(f'{name}={value}: give a finite number, 0 or more')
+    check_number('lr', lr)
+    check_number('decay', decay)
     fused, groups = parameters[0][1].device.type in ('cpu', 'cuda'), {}
     for name, p in parameters:
         share = next((s for start, s in (rates or {}).items() if name.startswith(start)), 1.0)
@@ -249,6 +250,11 @@ def check_alike(
     if agreed(abs(mean - number) > 1e-12 * abs(number), accelerator):
         raise DataError(f'{what} is not the same in all processes')
 
+# %% ../../nbs/02_training/08_course.ipynb #45e86f17
+def _as_kept(settings):
+    "Settings as JSON gives them back, numbers of numpy as Python's own."
+    return json.loads(json.dumps(settings, default=lambda value: value.item()))
+
 # %% ../../nbs/02_training/08_course.ipynb #ddd762eb
 def run_course(
     parameters,  # list of (name, parameter) that are trained
@@ -268,10 +274,9 @@ def run_course(
 ):  # -> Fit; the parameters have their best values
     """Epochs until validation no longer rises. Raises `DataError` for another run's folder and for less than one epoch,
     `Interrupted`, with the run, after the epoch in which it was interrupted."""
-    for name, n in (('epochs', epochs), ('every', every), ('patience', 1 if patience is None else patience)):
-        if not n >= 1:
-            raise DataError(f'{name}={n}: give 1 or more')
-    best = {a: p.detach().clone() for a, p in parameters}
+    epochs, every = checked_whole(epochs, 'epochs'), checked_whole(every, 'every')
+    patience = None if patience is None else checked_whole(patience, 'patience', instead=', or None for all epochs')
+    best, settings = {a: p.detach().clone() for a, p in parameters}, _as_kept(settings)
     kept, path = parameters + [(f'best/{a}', v) for a, v in best.items()], folder and Path(folder) / 'fit.safetensors'
     records, first = [], accelerator is None or accelerator.is_main_process
 

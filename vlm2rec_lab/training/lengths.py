@@ -8,7 +8,7 @@ __all__ = ['EVEN', 'pooled_batches']
 # %% ../../nbs/02_training/08a_lengths.ipynb #7e38c270
 import numpy as np
 
-from ..base.errors import DataError, known
+from ..base.errors import checked_whole, known
 
 # %% ../../nbs/02_training/08a_lengths.ipynb #03184ff2
 EVEN = ('places', 'sequences')
@@ -32,8 +32,7 @@ def pooled_batches(
 ):  # -> list of int64 arrays
     """Every sequence once, in batches of like lengths, in random order. Raises DataError for sizes below 1 or an
     unknown `even`."""
-    if min(size, pool) < 1:
-        raise DataError(f'batch={size}, pool={pool}: at least one sequence and one batch')
+    size, pool = checked_whole(size, 'batch'), checked_whole(pool, 'pool')
     known(even, EVEN, 'way to cut batches')
     rng, n, wide = np.random.default_rng(seed), len(lengths), size * pool
     order, group = rng.permutation(n), np.arange(n) // wide
