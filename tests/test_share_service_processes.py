@@ -315,6 +315,15 @@ def test_mistakes_are_told_before_anything_heavy_is_imported(folder, argv, said)
     assert done.stdout == '2 []\n' and said in done.stderr and done.stderr.count('\n') == 1, done
 
 
+def test_a_folder_without_a_picture_of_any_item_is_refused_with_the_names_that_were_looked_for(
+    folder, tmp_path, capsys
+):
+    (tmp_path / 'x.png').write_bytes(b'')
+    assert main(['serve', str(folder), '--port', '0', '--images', str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert 'has a picture there, called by ids, such as' in said and '--image' in said and said.count('\n') == 1
+
+
 @pytest.mark.parametrize('proxy', ['*', 'nginx', '127.0.0.1,*'])
 def test_a_proxy_is_an_address(folder, proxy, capsys):
     with pytest.raises(SystemExit):
