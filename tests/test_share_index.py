@@ -6,6 +6,7 @@ import pickle
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -730,6 +731,28 @@ def test_what_killed_writers_left_goes_before_anything_is_written(tmp_path, monk
             index.remove(['i0'])
     assert not any(f.exists() for f in left)
     assert len(Index(tmp_path / 'shop')) == 6
+
+
+@pytest.mark.parametrize('full', ['write_matrices', 'write_table'])
+def test_a_full_disk_leaves_no_half_of_an_index_and_names_the_file(tmp_path, monkeypatch, full):
+    "Neither of a new one, nor beside one that is there."
+
+    def half(path, *_):
+        path.write_bytes(b'half')
+        raise OSError(28, 'No space left on device')
+
+    def build(name):
+        return build_index(tmp_path / name, dict(text=np.eye(6)), odd_table())
+
+    build('old')
+    monkeypatch.setattr(f'vlm2rec_lab.share.segments.{full}', half)
+    for name in ('new', 'old'):
+        before = {f.name for f in (tmp_path / name).glob('*')} | {'writer.lock'}
+        with pytest.raises(OSError, match='No space.*seg-') as told:
+            build(name)
+        assert Path(told.value.filename).parent == tmp_path / name
+        assert {f.name for f in (tmp_path / name).glob('*')} == before
+    assert len(Index(tmp_path / 'old')) == 6
 
 
 @pytest.mark.parametrize('table', [odd_table().head(5), odd_table().drop(columns='item_id'), None])

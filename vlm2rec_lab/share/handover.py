@@ -115,6 +115,10 @@ def export_items(
             writer.write_table(part)
         writer.close()
         os.replace(draft / path.name, path)
+    except OSError as e:
+        if e.errno and e.filename is None:
+            e.filename = str(path)  # a write that finds no room does not say where
+        raise
     finally:
         (draft / path.name).unlink(missing_ok=True)
         draft.rmdir()

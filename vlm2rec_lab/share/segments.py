@@ -246,9 +246,19 @@ def write_segment(
     matrices,  # as in `write_matrices`
     table,  # pyarrow.Table
 ):  # -> dict: its entry in the manifest
-    "Write a segment; nobody reads it before a manifest names it."
-    write_matrices(Path(folder) / f'{name}.safetensors', matrices)
-    write_table(Path(folder) / f'{name}.parquet', table)
+    "Write a segment; nobody reads it before a manifest names it. Where it cannot be written, nothing of it is left."
+    vectors, rows = (Path(folder) / f'{name}.{end}' for end in ('safetensors', 'parquet'))
+    path = vectors
+    try:
+        write_matrices(vectors, matrices)
+        path = rows
+        write_table(rows, table)
+    except BaseException as e:
+        for file in (vectors, rows):
+            file.unlink(missing_ok=True)
+        if isinstance(e, OSError) and e.errno and e.filename is None:
+            e.filename = str(path)  # a write that finds no room does not say where
+        raise
     return dict(name=name, rows=table.num_rows, file=None, gone=0)
 
 # %% ../../nbs/10_share/03_segments.ipynb #2b0c805b
