@@ -210,14 +210,17 @@ def says_the_same(
     rules=RULES,  # thresholds
 ):  # -> 'yes', 'open' or 'no'
     """Whether a modality that ranks better than chance surely says the same to every user, while another does not;
-    'open' where it hardly depends on who asks and nobody can tell that it does at all."""
+    'open' where nobody can tell that what it gains depends on who asks, or more than hardly."""
     own_part, beside = (evidence.get(n) for n in ('personal', 'personal_ratio'))
-    if not own.above or own_part is None or beside is None or not own_part.high <= rules['collapsed']:
+    if not own.above or own_part is None or beside is None:
+        return 'no'
+    hardly = own_part.high <= rules['collapsed']
+    if not hardly and own_part.low > 0:
         return 'no'
     added, common, drop = (evidence.get(n) for n in ('added', 'added_common', 'drop_mean'))
     if _knows_alone(own, added, common, drop, floor, rules) not in ('no', 'liked'):
         return 'no'
-    if beside.high <= rules['collapsed']:
+    if hardly and beside.high <= rules['collapsed']:
         return 'yes'
     # where nobody else tells users apart there is no ratio
     surely = own_part.low > 0 if math.isnan(beside.value) else beside.low >= rules['collapsed']
