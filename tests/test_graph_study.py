@@ -184,6 +184,16 @@ def test_the_table_by_hand(tmp_path):
     assert graph_table(flat).gain.isna().all()  # no share of nothing
 
 
+def test_cells_of_several_shops_are_not_averaged():
+    here, there = (
+        cell_of('VBPR', 'a', 0, **{WHOLE: v}) | dict(world=w) for w, v in (('x', [0.1, 0.3]), ('y', [0.9, 0.5]))
+    )
+    assert graph_table([here]).value.tolist() == [0.2]
+    with pytest.raises(DataError, match='two cells of VBPR on the vectors of a, seed 0: make a table for each shop'):
+        graph_table([here, there])
+    assert len(graph_cases([here, there])) == 0
+
+
 def test_cases_by_hand():
     def cell(model, encoder, seed, values):
         figures = {WHOLE: {'Recall@5': values, 'NDCG@5': [v / 2 for v in values]}}

@@ -156,16 +156,26 @@ def _values(cells, left, metric):
     "[rows] of a metric, each row the mean over the seeds."
     return np.mean([c['figures'][left][metric] for c in cells], 0)
 
+# %% ../../nbs/07_graph/10_study.ipynb #7c2ab1d1
+def _check_once(cells):
+    "Raises DataError where the last cell of a model and encoder has the seed of another: of two shops, or given twice."
+    *others, last = cells
+    if last['seed'] in [c['seed'] for c in others]:
+        said = ' on the vectors of '.join(filter(None, (last['model'], last['encoder'])))
+        raise DataError(f'two cells of {said}, seed {last["seed"]}: make a table for each shop, of cells given once')
+
 # %% ../../nbs/07_graph/10_study.ipynb #6df7e173
 def graph_table(
     cells,  # of `run_graph`
     metric='Recall',  # or 'NDCG'
     draws=2000,  # of the bootstrap
 ):  # -> DataFrame
-    "A row per model, encoder and what is left: value with interval, spread over seeds, gain and loss."
+    """A row per model, encoder and what is left: value with interval, spread over seeds, gain and loss.
+    Raises DataError for two cells of one model, encoder and seed."""
     groups = {}
     for c in cells:
         groups.setdefault((c['model'], c['encoder']), []).append(c)
+        _check_once(groups[c['model'], c['encoder']])
     key = f'{metric}@{cells[0]["cut"]}'
     floor = next((own for (model, _), own in groups.items() if model == 'LightGCN'), None)
     rows = []
