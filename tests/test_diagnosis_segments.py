@@ -165,3 +165,12 @@ def test_reports_without_segments_and_tiny_ones():
         alone = Task.of({'text': w['items']['text']}, {'text': w['sequences']['text']}, w['targets'])
     found = segment_figures(alone, measure(alone, {}, 2, progress=False), {})
     assert segment_notes(found) == [] and found[0]['figures']['text']['kept'] is None
+
+
+def test_no_share_is_told_of_a_modality_that_gains_nothing():
+    "A ratio of what is there and nothing is any number: it stood in the table as 9900 %."
+    report = collapse_report(**world(noise={'text': 0.3, 'image': 6}), bootstrap=100, permutations=2, progress=False)
+    (everybody,) = [s for s in report.data['segments'] if s['segment'] == 'all users']
+    kept = {m: everybody['figures'][m]['kept'] for m in ('text', 'image')}
+    assert kept['text']['value'] is None and -0.1 < kept['image']['low'] <= kept['image']['high'] < 0.1
+    assert 'n/a of image' in report._repr_html_() and '9900' not in report._repr_html_()

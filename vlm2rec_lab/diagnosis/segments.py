@@ -249,7 +249,8 @@ def _figures_of(f, s, m):
     if base is None:
         return dict(ndcg=ndcg, reference=None, kept=None, against='', dead=False)
     (top, above), (bottom, below) = f.lift(s, m), f.lift(s, base)
-    kept = _interval(_ratio_of(top, bottom), _ratio_of(above, below))
+    something = _surely_below(-below, 2)  # of nothing, no share can be told
+    kept = _interval(_ratio_of(top, bottom), _ratio_of(above, below)) if something else _interval(np.nan, np.empty(0))
     referred = isinstance(base, tuple)
     reference = f.ndcg(s, base) if referred else None
     return dict(
