@@ -13,7 +13,7 @@ from vlm2rec_lab.shop.pictures import image_trouble, open_image
 
 KINDS = {  # type -> what may be white
     np.float32: (1.0, 255.0, 65535.0),
-    np.uint16: (255, 65535),
+    np.uint16: (65535,),
     np.int32: (255, 65535),
 }
 
@@ -42,7 +42,18 @@ def test_what_resizing_adds_beyond_white_is_white():
     assert low < 0 and high > 1 and found.max() == 255 and found.min() == 0 and 40 < found.mean() < 90
 
 
-@pytest.mark.parametrize('numbers', [[-1, 1], [0, np.nan], [0, np.inf], [0, 1e6], [-1000.0, 3000.0]], ids=str)
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'PPM'])
+def test_a_dark_picture_of_sixteen_bits_is_dark(kind):
+    "What is white is said by the format, not by the brightest number."
+    found = np.asarray(open_image(stored(np.array([[0, 257 * 2, 200]], np.uint16), kind)))
+    assert found[0, :, 0].tolist() == [0, 2, 0]
+
+
+@pytest.mark.parametrize(
+    'numbers',
+    [[-1, 1], [0, 1.5], [0, 5], [0, 40], [0, 1000], [0, np.nan], [0, np.inf], [0, 1e6], [-1000.0, 3000.0]],
+    ids=str,
+)
 def test_numbers_that_are_no_shades_are_refused(numbers, tmp_path):
     (tmp_path / 'x.tif').write_bytes(stored(np.array([numbers], np.float32)))
     assert 'shades of grey from' in image_trouble(tmp_path / 'x.tif')

@@ -32,13 +32,22 @@ class LazyImage:
 WHITES = (1, 255, 65535)  # white among numbers with a fraction, of 8 bits, of 16 bits
 
 
-def _eight_bits(img):
+def _white(mode, form, high):
+    "What is white among numbers up to `high`; None where nothing says it."
+    if mode.startswith('I;16') or form in ('PNG', 'PPM'):  # 16 bits, however dark the picture is
+        return WHITES[-1]
+    if mode == 'I':
+        return next((w for w in WHITES[1:] if high <= w), None)
+    # resizing overshoots; what is much brighter than 1 and much darker than the next white may be of either
+    return next((w for w in WHITES if high <= 1.3 * w and (w == 1 or high >= w / 4)), None)
+
+
+def _eight_bits(img, form):
     "Grey of other numbers as 8-bit grey, clear on white. Raises ValueError for numbers that are no shades of grey."
     a = np.asarray(img, np.float32)
     low, high = float(a.min(initial=0)), float(a.max(initial=0))
-    whites, slack = (WHITES, 0.3) if img.mode == 'F' else (WHITES[1:], 0)  # resizing overshoots
-    white = next((w for w in whites if high <= (1 + slack) * w), None)
-    if white is None or not low >= -slack * high:
+    white = _white(img.mode, form, high)
+    if white is None or not low >= (-0.3 * high if img.mode == 'F' else 0):
         raise ValueError(f'shades of grey from {low:g} to {high:g}, where 0 to 1, 255 or 65,535 is read: scale them')
     grey = np.clip(a * (255 / white), 0, 255).astype(np.uint8)
     clear = img.info.get('transparency')
@@ -50,9 +59,9 @@ def to_rgb(
 ):  # -> PIL image, RGB
     """Turn upright by the EXIF flag, lay transparency on white, bring grey of other numbers to 8 bits and every other
     mode to RGB. Raises ValueError for numbers that are no shades of grey."""
-    img = ImageOps.exif_transpose(img)
+    form, img = img.format, ImageOps.exif_transpose(img)
     if img.mode[0] in 'IF':
-        img = _eight_bits(img)
+        img = _eight_bits(img, form)
     if img.mode in ('LA', 'PA', 'La', 'RGBA', 'RGBa') or 'transparency' in img.info:
         img = img.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', img.size, 'white'), img).convert('RGB')
