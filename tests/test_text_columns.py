@@ -102,6 +102,16 @@ def test_a_run_keeps_its_columns_and_goes_on_with_them(shop, tmp_path, checkpoin
     assert any('people' in k for k in marks)
 
 
+def test_a_run_on_texts_without_html_goes_on_without_html(shop, tmp_path, checkpoint):
+    out = tmp_path / 'run'
+    argv = ['train', '--data', shop, '--model', checkpoint, *SIZE, '--out', out]
+    status, _, err = said(*argv, '--clean', '--text', 'none', '--image', 'image')
+    assert status == 0, err
+    status, words, err = said(*argv, '--resume')
+    assert status == 0, err
+    assert f'columns as in {out / "run.json"}: --text-columns none --image image --clean' in words
+
+
 def test_a_trained_model_reads_what_it_was_trained_on(shop, tmp_path, checkpoint):
     out = tmp_path / 'run'
     first = ['train', '--data', shop, '--model', checkpoint, *SIZE, '--out', out]

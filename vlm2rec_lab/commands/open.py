@@ -168,15 +168,20 @@ def columns_of(
     return getattr(o, 'recalled', {}) | how
 
 # %% ../../nbs/11a_commands/02_open.ipynb #5e1a0c03
+def _words(value):
+    "Columns, or columns by modality, as they are typed behind their option; nothing for an option that stands alone."
+    if value is True:
+        return ''
+    if value == {}:
+        return ' none'
+    named = value.items() if isinstance(value, dict) else [('', value)]
+    each = (([c] if isinstance(c, str) else c, m) for m, c in named)
+    return ' ' + ' '.join((f'{m}=' if m else '') + ','.join(map(str, c)) for c, m in each)
+
+# %% ../../nbs/11a_commands/02_open.ipynb #8446065c
 def _typed(how):
     "Columns as they are typed: `--text-columns title,plot`."
-    words = []
-    for name, value in how.items():
-        named = value.items() if isinstance(value, dict) else [('', value)]
-        each = (([c] if isinstance(c, str) else c, m) for m, c in named)
-        said = ' '.join((f'{m}=' if m else '') + ','.join(map(str, c)) for c, m in each) if value != {} else 'none'
-        words.append(_flag(SHOWN.get(name, name)) + ('' if value is True else f' {said}'))
-    return ' '.join(words)
+    return ' '.join(_flag(SHOWN.get(name, name)) + _words(value) for name, value in how.items())
 
 # %% ../../nbs/11a_commands/02_open.ipynb #5e1a0c04
 def run_columns(
