@@ -347,6 +347,14 @@ def test_two_that_say_the_same_are_both_heard(seed):
     assert {v for v, _ in found.values()} == {'healthy'}
 
 
+def test_contents_that_tell_what_sells_are_not_called_content():
+    shop = split, vectors = selling(seed=1)
+    control = trained(shop, given=exchanged_vectors(vectors))
+    said = graph_report(trained(shop), split, control=control, **FEW).data['modalities']
+    assert said['image']['reason'] == 'popular' and said['image']['memory'].endswith('it knows what sells.')
+    assert said['text']['memory'].endswith('so this is content.')
+
+
 def test_one_that_another_drowns_is_not_heard(shop, model):
     assert verdicts(graph_report(changed(model, image=1e3), shop[0], **FEW))['text'] == ('under-used', 'ignored')
 

@@ -422,12 +422,14 @@ def _judged(m, e, reason, ratio, best, users):
     return dict(verdict=verdict, reason=reason, sentence=sentence, advice=advice, evidence=e)
 
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #71f57dab
-def _memory_said(own, control, share, kind):
+def _memory_said(own, control, share, kind, reason):
     "Content or memory of a modality, in one sentence."
-    part = _part(share)
+    part, said = _part(share), SAID[kind]
+    if kind in ('content', 'both') and reason in ('popular', 'popular unclear', 'lost to popularity'):
+        said = 'so it is from the contents that it knows what sells'
     return (
         f'Trained with contents exchanged it ranks {control:.3f} of {own:.3f} alone, which leaves {part} of its gain '
-        f'over chance to content, {SAID[kind]}.'
+        f'over chance to content, {said}.'
     )
 
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #c05c36ce
@@ -447,7 +449,7 @@ def _remembered(found, asked, chance, control, swapped, rows, k, bootstrap, seed
         e = x['evidence'] | dict(control=Estimate(float(own.mean()), *bootstrap_interval(own, bootstrap, seed)))
         if share is not None:
             e, x = e | dict(content=share), x | dict(kind=kind_of(share))
-            x |= dict(memory=_memory_said(asked.gains[m].mean(), own.mean(), share, x['kind']))
+            x |= dict(memory=_memory_said(asked.gains[m].mean(), own.mean(), share, x['kind'], x['reason']))
         if x.get('kind') == 'memory' and x['verdict'] in ('healthy', 'under-used'):
             x = x | _judged(m, e, 'memory, cold unknown', None, m, len(rows))
         elif x.get('kind') == 'unclear' and x['verdict'] == 'healthy':
