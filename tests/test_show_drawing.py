@@ -258,3 +258,18 @@ def test_of_more_than_two_spaces_it_is_said_which_two_are_compared(shop, two, tm
     page = open_page()
     page.goto(topology_drawing(three, shop.catalogue).to_html(tmp_path / 'x.html').as_uri())
     page.get_by_text('Consistency and agreement are those of text and image.').wait_for()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize('width', [1200, 800, 640])
+def test_bars_of_agreement_stand_beside_the_rows_of_the_maps(shop, two, tmp_path, open_page, width):
+    "Names that take two lines move the maps down, and the bars with them."
+    named = dict(zip(('title and description in three languages', 'photograph of the front side'), two.values()))
+    page = open_page(width=width)
+    page.goto(topology_drawing(named, shop.catalogue).to_html(tmp_path / 'x.html').as_uri())
+    page.wait_for_function("() => document.querySelector('.v2w .thin .plot').style.height")
+    page.wait_for_timeout(200)
+    last, bars = page.locator('.v2w .plot').nth(-2).bounding_box(), page.locator('.v2w .thin .plot').bounding_box()
+    assert bars['height'] == pytest.approx(max(last['height'], 150), abs=1)
+    if bars['y'] < last['y'] + last['height']:  # in one row
+        assert bars['y'] == pytest.approx(last['y'], abs=1)

@@ -173,6 +173,7 @@ function topology(root, src) {
       return
     }
     again = false
+    if (agree) panels.at(-1).box.style.height = `${panels.at(-2).box.offsetHeight}px` // bars stand beside their rows
     panels.forEach(heat)
     over()
   })
