@@ -219,6 +219,11 @@ def test_another_run_is_refused(split, tmp_path):
             fit_graph(make('LightGCN', split), split, **how | change, folder=tmp_path)
     with pytest.raises(DataError, match='start='):  # one layer more is another model, though its numbers are the same
         fit_graph(LightGCN(graph_of(split), 8, 3), split, **how, folder=tmp_path)
+    with pytest.raises(DataError, match=r"item='\d+ x 8' \(now '\d+ x 6'\)"):
+        fit_graph(LightGCN(graph_of(split), 6), split, **how, folder=tmp_path)
+    other = shares(two_tastes(seed=5))
+    with pytest.raises(DataError, match=r'split=other than now \(rows or contents of the split\)'):
+        fit_graph(make('LightGCN', other), other, **how, folder=tmp_path)
 
 
 # ---- odd data
