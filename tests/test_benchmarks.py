@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import warm
 
-from vlm2rec_lab.commands.train import PAIRS
+from vlm2rec_lab.commands.plan import PAIRS
 from vlm2rec_lab.model.families import FAMILIES
 from vlm2rec_lab.model.pair import PairEmbedder
 from vlm2rec_lab.shop.drawn import make_studio
