@@ -13,7 +13,7 @@ from vlm2rec_lab.base.checkpoint import read_checkpoint
 from vlm2rec_lab.base.errors import DataError, warned
 from vlm2rec_lab.base.ragged import is_member
 from vlm2rec_lab.cli import main, make_parser
-from vlm2rec_lab.commands.plan import Plan, plan_of
+from vlm2rec_lab.commands.train import Plan, plan_of
 from vlm2rec_lab.model.heads import SEQUENCES
 from vlm2rec_lab.model.pair import PairEmbedder
 from vlm2rec_lab.shop.drawn import make_studio
