@@ -22,9 +22,9 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 # A shell starts its background jobs deaf to interrupts: a test of an interrupt would wait for ever.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# The same commit tries the same cases: pytest --hypothesis-profile=search looks for new ones.
-hypothesis.settings.register_profile('same', derandomize=True, print_blob=True)
-hypothesis.settings.register_profile('search', print_blob=True)
+# The same commit tries the same cases: pytest --hypothesis-profile=search looks for new ones. None fails by the clock.
+hypothesis.settings.register_profile('same', derandomize=True, print_blob=True, deadline=None)
+hypothesis.settings.register_profile('search', print_blob=True, deadline=None)
 hypothesis.settings.load_profile('same')
 
 
