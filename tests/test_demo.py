@@ -22,7 +22,7 @@ def test_demo_prints_and_writes(demo):
     assert 'sft' in html and 'vlm2rec' in html and 'class="headline' in html
     for text in (printed, html):
         assert 'with contents exchanged between items the same training reaches' in text
-    assert len(html) < 3e6 and 'plotly' not in html
+    assert len(html) < 3e6 and not re.search(r'Plotly\.|plotly\.js v', html), 'a figure that needs a library'
     assert len(re.findall('data-blob="sheet0"', html)) == 1, "the products' pictures are there once"
     print(f'demo took {seconds:.0f} s')
 
