@@ -15,7 +15,7 @@ from vlm2rec_lab.diagnosis.headline import headline
 from vlm2rec_lab.diagnosis.inputs import read_fusion
 from vlm2rec_lab.diagnosis.report import collapse_report
 from vlm2rec_lab.diagnosis.settings import judged_case
-from vlm2rec_lab.diagnosis.verdict import REASONS, VERDICTS, Lift, judge, rivals, severity
+from vlm2rec_lab.diagnosis.verdict import REASONS, RULES, VERDICTS, Lift, judge, rivals, says_the_same, severity
 from vlm2rec_lab.diagnosis.worlds import hurt, world
 from vlm2rec_lab.ranking.evaluate import Estimate
 
@@ -156,6 +156,26 @@ def test_who_knows_users_is_not_dead_beside_who_knows_sales(content, seed):
         assert 'relative to' not in text['sentence']
         assert said.verdict != 'healthy' or 'Weak only beside what shows' in said.data['summary']
         assert 'goes to every user alike' in text['sentence'] and text['evidence']['personal_ratio']['low'] > 0.25
+
+
+@pytest.mark.parametrize(
+    'own, beside, said',
+    [
+        ((-0.1, 0.2), (-0.1, 0.2), 'yes'),
+        ((-0.1, 0.2), (-0.5, 0.6), 'open'),
+        ((-0.1, 0.3), (-0.1, 0.2), 'open'),  # no hardly: it may be more
+        ((0.05, 0.2), (0.1, 0.5), 'open'),
+        ((0.05, 0.2), (0.3, 0.9), 'no'),
+        ((0.05, 0.3), (0.05, 0.2), 'no'),
+        ((-0.1, 0.2), (np.nan, np.nan), 'open'),  # nobody else tells users apart
+        ((0.05, 0.2), (np.nan, np.nan), 'no'),
+    ],
+)
+def test_whether_all_users_are_told_the_same(own, beside, said):
+    "By the interval of what depends on who asks: as a part of its own gain, and beside the most that another has."
+    evidence = dict(personal=Estimate(sum(own) / 2, *own), personal_ratio=Estimate(sum(beside) / 2, *beside))
+    assert RULES['collapsed'] == 0.25 and says_the_same(sure(1.0), evidence, 0.02) == said
+    assert says_the_same(sure(1.0, False), evidence, 0.02) == says_the_same(sure(1.0), {}, 0.02) == 'no'
 
 
 @pytest.mark.parametrize('m, seed', [('image', 0), ('image', 4), ('text', 1), ('text', 2)])

@@ -39,11 +39,12 @@ from .commands.index import index
 from .commands.names import REGISTRIES, listed
 from .commands.open import SCHEMES, cut, load_split, open_data, open_dataset
 from .commands.parser import COMMANDS, Parser, count, fusion, in_flags, unlike
+from .commands.plan import SPEED, read_prompts
 from .commands.prompts import prompts
 from .commands.push import push
 from .commands.serve import serve
 from .commands.studies import calibrate, study
-from .commands.train import SPEED, demo, read_prompts, train
+from .commands.train import demo, train
 from .commands.vectors import bench, downstream, evaluate, given_vectors, report
 
 # %% ../nbs/12_cli.ipynb #54a96338
