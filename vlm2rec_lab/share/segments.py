@@ -193,7 +193,8 @@ class Segment:
 
         if 'whole' in vars(self):
             return self.whole if columns is None else self.whole.select(columns)
-        found = pq.read_table(pa.BufferReader(pa.py_buffer(self.raw)), columns=columns)
+        # by this thread alone: one of Arrow's that still holds the file ends a process that ends before it
+        found = pq.ParquetFile(pa.BufferReader(pa.py_buffer(self.raw))).read(columns, use_threads=False)
         return found if self.live is None else found.take(self.live)
 
     @cached_property
