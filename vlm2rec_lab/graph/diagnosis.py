@@ -20,7 +20,7 @@ import torch
 from fastcore.basics import patch
 
 from ..base.errors import DataError, checked_seed, known
-from ..diagnosis.decision import by_popularity, may_be_best, signed
+from ..diagnosis.decision import apart_of, beside_others, by_popularity, may_be_best, signed
 from ..diagnosis.inputs import gradient_shares
 from ..diagnosis.measure import estimates
 from ..diagnosis.memory import SAID, content_share, exchange, kind_of
@@ -312,16 +312,10 @@ def _in_company(why, asked, m, evidence, own, best, fused, bootstrap, seed, rule
         return 'spare', ratio
     return why
 
-# %% ../../nbs/07_graph/08_diagnosis.ipynb #002c379b
-def _alike(own, evidence, floor, rules):
-    "As `says_the_same`; 'open', too, where nobody can tell that what a modality gains depends on who asks."
-    found = says_the_same(own, evidence, floor, rules)
-    return 'open' if found == 'no' and own.above and not evidence['personal'].low > 0 else found
-
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #e328ebc4
 def _apart(evidence, rules):
     "What `judge` is told of what depends on who asks; None where it is little beside other modalities."
-    found = evidence.get('personal_beside')
+    found = apart_of(evidence, 'personal_beside')
     return found if found is not None and found.value > rules['collapsed'] else None
 
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #051e0da0
@@ -342,7 +336,7 @@ def _reasons(asked, rows, k, evidence, who, flows, bootstrap, seed, rules):
         return dict.fromkeys(evidence, ('few users', None)), best
     if not any(x.above for x in found.values()):
         return dict.fromkeys(evidence, ('nothing', None)), best
-    alike = {v: _alike(found[v], e, rules['adds'] * own[best].value, rules) for v, e in who.items()}
+    alike = {v: says_the_same(found[v], e, rules['adds'] * own[best].value, rules) for v, e in who.items()}
     order = may_be_best(own, {m: 'no' if alike[m] == 'no' else 'yes' for m in own})
     scale, out = _scale(asked, found, [alike[m] for m in own]), {}
     level = 0.95 if asked.hits >= rules['hits'] else 0.99
@@ -414,8 +408,7 @@ def _judged(m, e, reason, ratio, best, users):
     said |= dict(
         share=_share(e['moves'].value), users=f'{users:,}', personal=_share(min(max(e['personal'].high, 0.01), 1.0))
     )
-    beside = _share(e['personal_beside'].value) if 'personal_beside' in e else 'n/a'
-    said |= dict(beside=f'{beside} of the most that another gains')
+    said |= dict(beside=beside_others(e.get('personal_beside')))
     verdict, sentence, _ = explain(reason, m=m, **said, **ends)
     sentence = SENTENCES.get(reason, sentence).replace('{m}', m)
     advice = ADVICE.get(reason, ADVICE[verdict]).replace('{m}', m).replace('{{', '{').replace('}}', '}')
