@@ -621,7 +621,7 @@ def test_the_pages_of_the_api_begin_with_what_people_import(site):
 def test_widgets_live_without_a_kernel(tmp_path, page):
     "A notebook that was stored with its widgets: linked controls still work on the page, a FigureWidget is a figure."
     import nbformat
-    from nbclient import NotebookClient
+    from run_nbs import Runner
 
     try:
         docs.vendor(tmp_path / 'static', True, docs.BUILD / 'vendor')
@@ -647,7 +647,7 @@ def test_widgets_live_without_a_kernel(tmp_path, page):
             nbformat.v4.new_code_cell(own),
         ]
     )
-    nb = docs.convert(NotebookClient(nb, kernel_name='python3').execute(), {}, static=tmp_path / 'static')
+    nb = docs.convert(Runner(nb, kernel_name='python3').execute(), {}, static=tmp_path / 'static')
     assert 'widgets' in nb.metadata and len(json.dumps(nb)) < 100_000
     (tmp_path / 'src').mkdir()
     nbformat.write(nb, tmp_path / 'src' / 'index.ipynb')

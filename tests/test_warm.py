@@ -102,10 +102,14 @@ def test_nobody_outlives_who_asked(tmp_path):
 
 
 def test_a_kernel_begins_there_and_can_be_interrupted(tmp_path):
-    from jupyter_client.manager import start_new_kernel
+    from jupyter_client.manager import KernelManager
 
-    manager, client = start_new_kernel(kernel_name=warm.kernel(), cwd=str(tmp_path))
+    manager = KernelManager(kernel_name=warm.kernel(), transport='ipc', ip=f'{tmp_path}/k')
+    manager.start_kernel(cwd=str(tmp_path))
+    client = manager.client()
     try:
+        client.start_channels()
+        client.wait_for_ready(timeout=600)
         said = []
         asked = (
             'import os, sys',
