@@ -10,12 +10,14 @@ import pandas as pd
 import warm
 from PIL import Image
 
-from vlm2rec_lab.cli import main
+from vlm2rec_lab.commands.parser import make_parser
 from vlm2rec_lab.shop.drawn import make_studio
 
 
 def said(*argv):
     "Exit status, output and error stream of a command."
+    from vlm2rec_lab.cli import main  # it enters every command, and a notebook that borrows from here tests its own
+
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -23,6 +25,26 @@ def said(*argv):
         except SystemExit as e:
             status = e.code
     return status, out.getvalue(), err.getvalue()
+
+
+def typed_in(
+    folder,  # where commands are run
+    shown=None,  # function of what a command prints -> what is shown of it; None: it is shown as it comes
+):  # -> function of the words after `vlm2rec` -> the command's status
+    "Commands that are entered, run as a shell in a folder would; their errors are raised."
+
+    def vlm2rec(*argv):
+        kept = io.StringIO()
+        words = [str(a) for a in argv]
+        with contextlib.chdir(folder), contextlib.redirect_stdout(kept) if shown else contextlib.nullcontext():
+            o = make_parser().parse_args(words)
+            o.command = ' '.join(['vlm2rec', *words])
+            status = o.run(o)
+        if shown:
+            print(shown(kept.getvalue()))
+        return status
+
+    return vlm2rec
 
 
 def own_shop(folder, items=40, ending='png'):  # -> the folder

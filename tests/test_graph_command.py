@@ -1,15 +1,12 @@
 "`vlm2rec graph` with encoders that learn, as a shell would call it."
 
-import contextlib
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from shell import own_shop
+from shell import own_shop, typed_in
 from small_encoders import dual_models, save, tokenizer, unified_model
 
-from vlm2rec_lab.cli import make_parser
 from vlm2rec_lab.commands.graph import _pairs
 from vlm2rec_lab.graph.encoders import dual_encoders
 from vlm2rec_lab.model.pair import PairEmbedder
@@ -29,18 +26,10 @@ def work(tmp_path_factory):
     return folder
 
 
-def vlm2rec(work, *argv):
-    "Run a command there."
-    with contextlib.chdir(work):
-        o = make_parser().parse_args(list(argv))
-        o.command = ' '.join(['vlm2rec', *argv])
-        return o.run(o)
-
-
 def test_each_paradigm_is_an_encoder_of_its_own(work, capsys):
     ask = ['graph', '--data', '.', '--models', 'LightGCN', 'VBPR', '--encoders', 'clip', 'flava', *QUICK]
     ask += ['--paradigms', 'pre-trained', 'fine-tuned', 'end-to-end', '--out', 'all']
-    vlm2rec(work, *ask)
+    typed_in(work)(*ask)
     said = capsys.readouterr().out
     table = pd.read_csv(work / 'all' / 'graph.csv').fillna('')
     each = {f'{e}{how}' for e in ('clip', 'flava') for how in ('', ', fine-tuned', ', end-to-end')}
@@ -50,37 +39,37 @@ def test_each_paradigm_is_an_encoder_of_its_own(work, capsys):
     pairs = set(zip(cases.encoder, cases.against))
     assert {('clip, fine-tuned', 'clip'), ('flava, end-to-end', 'flava'), ('flava', 'clip')} <= pairs
     assert 'clip: Tuned: MRR' in said and 'VBPR with its encoders, seed 0' in said
-    vlm2rec(work, *ask)  # finds everything
+    typed_in(work)(*ask)  # finds everything
     assert pd.read_csv(work / 'all' / 'graph.csv').fillna('').equals(table)
 
 
 def test_only_what_is_asked_is_made(work):
     ask = ['graph', '--data', '.', '--models', 'VBPR', '--encoders', 'clip', *QUICK, '--out', 'one']
-    vlm2rec(work, *ask, '--paradigms', 'end-to-end', '--lora', '2')
+    typed_in(work)(*ask, '--paradigms', 'end-to-end', '--lora', '2')
     assert set(pd.read_csv(work / 'one' / 'graph.csv').encoder) == {'clip, end-to-end'}
 
 
 def test_what_cannot_learn_is_told(work):
     ask = ['graph', '--data', '.', '--models', 'VBPR', *QUICK, '--paradigms', 'fine-tuned', '--out', 'none']
     with pytest.raises(ValueError, match='theirs.npz: a file of vectors has no encoder that could learn'):
-        vlm2rec(work, *ask, '--encoders', 'theirs.npz')
+        typed_in(work)(*ask, '--encoders', 'theirs.npz')
     from vlm2rec_lab.model.tiny import tiny_vlm
 
     with pytest.raises(ValueError, match='learns by vlm2rec train'):
-        vlm2rec(work, *ask, '--encoders', str(tiny_vlm('even')))
+        typed_in(work)(*ask, '--encoders', str(tiny_vlm('even')))
 
 
 def test_mistakes_are_told_before_anything_learns(work):
     ask = ['graph', '--data', '.', '--models', 'VBPR', *QUICK, '--out', 'none']
     with pytest.raises(ValueError, match='called alike: clip, clip'):
-        vlm2rec(work, *ask, '--encoders', 'clip', './clip')
+        typed_in(work)(*ask, '--encoders', 'clip', './clip')
     with pytest.raises(ValueError, match='--lora: no encoder learns'):
-        vlm2rec(work, *ask, '--encoders', 'clip', '--lora', '2')
+        typed_in(work)(*ask, '--encoders', 'clip', '--lora', '2')
     with pytest.raises(ValueError, match='--control exchanges vectors'):
-        vlm2rec(work, *ask, '--encoders', 'clip', '--paradigms', 'end-to-end', '--control')
+        typed_in(work)(*ask, '--encoders', 'clip', '--paradigms', 'end-to-end', '--control')
     PairEmbedder(dual_encoders(work / 'clip', device='cpu')).save_pretrained(work / 'trained')
     with pytest.raises(ValueError, match='a trained pair has learned already'):
-        vlm2rec(work, *ask, '--encoders', 'clip', 'trained', '--paradigms', 'fine-tuned')
+        typed_in(work)(*ask, '--encoders', 'clip', 'trained', '--paradigms', 'fine-tuned')
     assert not (work / 'none').exists()
 
 

@@ -214,3 +214,17 @@ def test_what_notebooks_borrow_from_tests_is_found_in_a_fresh_kernel():
         asked += bool(places)
         assert not missing('\n'.join(lines), places), f'{name}: say where {missing(chr(10).join(lines), places)} is'
     assert asked > 9
+
+
+def test_what_notebooks_borrow_from_tests_leaves_their_commands_to_them():
+    "A command that a helper enters again is the installed one: the notebook would no longer run its own cells."
+    code = 'import shell; from vlm2rec_lab.commands.parser import COMMANDS; print(sorted(COMMANDS))'
+    code = f'import sys; sys.path[:0] = ["tests", "tools"]; {code}'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == '[]\n', done.stdout + done.stderr[-2000:]
+
+
+def test_no_notebook_has_a_shell_of_its_own():
+    "Commands are typed by `shell.typed_in`, so that all are run alike."
+    found = [name for name, path in NOTEBOOKS.items() if 'def vlm2rec(*argv' in path.read_text()]
+    assert not found, found
