@@ -202,7 +202,7 @@ def test_every_line_leads_to_its_name_in_its_colour_and_names_stay_in_the_field(
     svg = curve_chart(six_alike())
     leads = re.findall(r'<path d="M\S+ (\S+)L\S+ (\S+)" class="leads" style="[^"]*var\(--c(\d)\)"', svg)
     names = [float(y) for y in re.findall(r'y="(\S+)" class="lab"', svg)]
-    assert sorted(int(c) for *_, c in leads) == [1, 2, 3, 4, 5, 6] and len({y for y, *_ in leads}) == 1
+    assert len({c for *_, c in leads}) == 6 and len({y for y, *_ in leads}) == 1
     assert len(set(names)) == 6 and max(names) < TOP + HIGH + 10
 
 
@@ -235,3 +235,42 @@ def test_memory_folds_beside_a_report_without_it():
     folded = pages.report_html(known, 2)
     assert '<details><summary>Content or memory? &lt;b&gt; content</summary>' in folded
     assert '<h3>Content or memory?</h3>' not in folded and '<b>' not in folded
+
+
+def colours_in(html):
+    "modality -> class of its bar, of the first drawing of a report."
+    svg = html.partition('<svg')[2].partition('</svg>')[0]
+    names, bars = re.findall(r'</title>([^<]+)</text>', svg), re.findall(r'rx="4" class="(c\d)"', svg)
+    return dict(zip(names, bars, strict=True))
+
+
+def of(*modalities):
+    "A report of these modalities."
+    return {**REPORT, 'modalities': {m: REPORT['modalities']['text'] for m in modalities}}
+
+
+def test_a_modality_has_the_same_colour_in_every_report():
+    one, other = (colours_in(pages.charts_html(of(*m))) for m in (('text', 'image'), ('audio', 'image', 'text')))
+    assert one == {'text': 'c1', 'image': 'c2', 'fused': 'c0'}
+    assert one.items() <= other.items() and len(set(other.values())) == 4
+
+
+def test_reports_side_by_side_share_their_colours():
+    "Alone, `plot` and `sound` have the same colour; beside each other they do not."
+    alone = [colours_in(pages.charts_html(of('text', m)))[m] for m in ('plot', 'sound')]
+    scales = dict(modalities=['text', 'plot', 'sound'])
+    beside = [colours_in(pages.charts_html(of('text', m), scales))[m] for m in ('plot', 'sound')]
+    assert alone[0] == alone[1] and beside[0] != beside[1]
+
+
+def test_as_many_modalities_as_there_are_colours_are_told_apart():
+    assert len(set(colours_in(pages.charts_html(of('x', 'y', 'z', 'w', 'v', 'u', 'image', 'text'))).values())) == 9
+
+
+def test_the_lines_of_missing_contents_have_the_colours_of_their_modalities():
+    w = world(users=60, n_items=40)
+    found = collapse_report(**w, permutations=3, bootstrap=50).data["missing"]
+    turned = {**found, 'curve': dict(reversed(found['curve'].items()))}
+    for each in (found, turned):
+        ends = dict(re.findall(r'var\(--c(\d)\)"/><text [^>]*class="lab"><title>(\w+)<', curve_chart(each)))
+        assert ends == {'1': 'text', '2': 'image'}

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vlm2rec_lab.base.theme import PALETTE
+from vlm2rec_lab.base.theme import PALETTE, series_colour
 from vlm2rec_lab.show.chart import PANELS, panels_html, run_lines, still
 from vlm2rec_lab.show.figures import _sample, gradient_figure, spaces_figure, topology, topology_figure
+from vlm2rec_lab.show.gradients import GradientWidget
 
 
 def run(modalities=('text', 'image')):
@@ -31,6 +32,29 @@ def test_gradients_of_any_number_of_runs(n):
     ratios = [t.line.color for t in figure.data if ' / ' in t.name]
     assert len(ratios) == n and set(ratios) <= set(PALETTE)
     assert len(set(ratios)) == min(n, len(PALETTE))
+
+
+def test_a_modality_has_its_colour_in_whatever_order_the_runs_have_theirs():
+    runs = {'a': run(('image', 'text', 'plot')), 'b': run(('text', 'image')), 'c': run(('sound', 'text'))}
+    norms = {t.name.partition(': ')[::2]: t.line.color for t in gradient_figure(runs).data}
+    assert {norms[r, 'text'] for r in 'abc'} == {series_colour(0)}
+    assert {norms[r, 'image'] for r in 'ab'} == {series_colour(1)}
+    assert len({norms['a', 'plot'], norms['c', 'sound'], series_colour(0), series_colour(1)}) == 4
+
+
+def test_the_ratios_of_a_run_are_told_apart():
+    ratios = [t.line.color for t in gradient_figure(run(('text', 'image', 'audio'))).data if ' / ' in t.name]
+    assert ratios == [series_colour(1), series_colour(2)]
+
+
+def test_runs_of_a_live_chart_share_the_colours_of_modalities():
+    "Alone, `plot` and `sound` have the same colour; beside each other they do not."
+    shown = GradientWidget()
+    for name, modalities in {'a': ('plot', 'text'), 'b': ('image', 'sound', 'text')}.items():
+        shown.add(name, run(modalities).frame.to_dict('records'))
+    tints = {(r['name'], line['key']): line['tint'] for r in shown.scene()['runs'] for line in r['lines']}
+    assert tints['a', 'text'] == tints['b', 'text'] == 0 and tints['b', 'image'] == 1
+    assert tints['a', 'plot'] != tints['b', 'sound'] and tints['a', ''] == -1
 
 
 @pytest.mark.parametrize('n', [2, 6, 12])

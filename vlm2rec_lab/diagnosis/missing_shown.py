@@ -9,6 +9,7 @@ __all__ = ['LEFT', 'TOP', 'WIDE', 'HIGH', 'missing_rows', 'missing_note', 'two_a
 # %% ../../nbs/04_diagnosis/04c_missing_shown.ipynb #9aab664a
 from html import escape
 
+from ..base.theme import modality_places
 from .missing import missing_said
 from .tables import markdown_table, safe, table, text_table
 
@@ -170,6 +171,7 @@ def _named_end(place, m, y, colour):
 def curve_chart(
     found,  # of `missing_curve`
     top=None,  # score at the top of the field, to draw several charts alike; None: what it must hold
+    modalities=(),  # names of further modalities that the page shows
 ):  # -> SVG text
     "The fused score over the share of items that lack a modality, a line per modality."
     keys = [k for k in ('ndcg', 'reference_ndcg') if k in next(iter(found['curve'].values()))[0]]
@@ -180,8 +182,9 @@ def curve_chart(
         return TOP + HIGH * (1 - (value - lo) / (top - lo))
 
     body, ends = _axes(found, lo, top), []
-    for c, (m, xs) in enumerate(found['curve'].items()):
-        colour, end = c % 8 + 1, y(xs[-1]['ndcg']['value'] or 0)
+    places = modality_places(dict.fromkeys([*modalities, *found['curve']]))
+    for m, xs in found['curve'].items():
+        colour, end = places[m] + 1, y(xs[-1]['ndcg']['value'] or 0)
         body += ''.join(_line(xs, k, found['shares'], y, colour) for k in keys)
         ends.append((end, m, end, colour))
     body += ''.join(_named_end(*each) for each in _names_apart(ends))
@@ -193,6 +196,7 @@ def curve_chart(
 def missing_html(
     d,  # report dictionary
     top=None,  # score at the top of the figure, as in `curve_chart`
+    modalities=(),  # names of all modalities of the page, as in `curve_chart`
 ):  # -> HTML, '' without
     "The cost of missing contents: a sentence, the figure, and the table on demand."
     found = d.get('missing')
@@ -204,7 +208,7 @@ def missing_html(
     lead = f'<p class="finding">{escape(said)}</p>' if said else ''
     title = f'Fused NDCG@{found["k"]} as contents go missing'
     note = f'<figcaption>{escape(missing_note(found))}{dashed}</figcaption>'
-    figure = f'<figure class="beside"><div><h4>{title}</h4>{curve_chart(found, top)}</div>{note}</figure>'
+    figure = f'<figure class="beside"><div><h4>{title}</h4>{curve_chart(found, top, modalities)}</div>{note}</figure>'
     also = ''.join(f'<p>{escape(x)}</p>' for x in two_answers(d))
     figures = f'<details><summary>The figures of the lines</summary>{table(heads, body)}</details>'
     return f'<div><h3>When contents are missing</h3>{lead}{figure}{figures}{also}</div>'

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 
 from ..base.files import write_bytes
-from ..base.theme import DARK, LIGHT, PALETTE, asset, themed
+from ..base.theme import DARK, LIGHT, asset, modality_places, themed
 from .drift_shown import drift_html, drift_markdown, drift_text
 from .headline import headline
 from .measure import EVIDENCE, Line
@@ -472,12 +472,11 @@ CHARTS = {
 }
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #ba2c8630
-def _chart(d, key, scale):
+def _chart(d, key, scale, places):
     "One drawing of a report, with its heading and its note."
     name, title, note = CHARTS[key]
     title, none = title.format(k=d['k']), dict(value=None, low=None, high=None)
-    modalities = d['modalities'].items()
-    rows = [(m, x['evidence'].get(name, none), 1 + i % len(PALETTE)) for i, (m, x) in enumerate(modalities)]
+    rows = [(m, x['evidence'].get(name, none), 1 + places[m]) for m, x in d['modalities'].items()]
     mark, chance = None, d['evidence']['chance_ndcg']['value']
     if key == 'alone':
         rows += [('fused', d['evidence']['fused_ndcg'], 0)] if len(rows) > 1 else []
@@ -488,11 +487,12 @@ def _chart(d, key, scale):
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #413c785e
 def charts_html(
     d,  # report dictionary
-    scales=None,  # chart -> (left, right) ends, to draw several reports alike
+    scales=None,  # chart -> (left, right) ends, to draw several reports alike; 'modalities' -> those of all of them
 ):  # -> HTML
     "Drawings: what each ranks alone, what the ranking loses without it, and who moves the score."
     scales = {'moves': (0, 1), **(scales or {})}
-    return f'<div class="charts">{"".join(_chart(d, key, scales.get(key)) for key in CHARTS)}</div>'
+    places = modality_places(scales.get('modalities', d['modalities']))
+    return f'<div class="charts">{"".join(_chart(d, key, scales.get(key), places) for key in CHARTS)}</div>'
 
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10c001
 def _evidence_rows(d):
@@ -600,7 +600,7 @@ def _protocol_section(d, level, scales):
 # %% ../../nbs/04_diagnosis/05_pages.ipynb #7e10a0f1
 def _missing_section(d, level, scales):
     "What missing contents cost."
-    return missing_html(d, (scales or {}).get('missing'))
+    return missing_html(d, (scales or {}).get('missing'), (scales or {}).get('modalities', d['modalities']))
 
 
 def _memory_section(d, level, scales):

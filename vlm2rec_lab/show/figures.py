@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..base.errors import known
-from ..base.theme import PALETTE, colours, finish, series_colour
+from ..base.theme import PALETTE, colours, finish, modality_places, series_colour
 from ..ranking.task import as_matrix, normalise
 
 # %% ../../nbs/05_show/00_figures.ipynb #33e3e29b
@@ -63,12 +63,11 @@ def gradient_figure(
     histories = _by_name(histories)
     if not histories:
         raise ValueError("gradient_figure: pass at least one history, for example {'sft': train(...)}")
-    figure = _gradient_rows()
+    figure, places = _gradient_rows(), modality_places({m for h in histories.values() for m in h.modalities})
     for k, (name, h) in enumerate(histories.items()):
-        tints = {1: series_colour(3 + k), 3: PALETTE[-1]}
-        by_modality = colours(h.modalities)
+        ratio = series_colour(3 + k) if len(h.modalities) < 3 else None
         for row, what, values in _curves(h, smooth):
-            tint = tints.get(row) or by_modality[what]
+            tint = {1: ratio, 3: PALETTE[-1]}.get(row) or series_colour(places[what.split(' / ')[0]])
             line = dict(color=tint, dash=_DASHES[k % len(_DASHES)], width=2)
             figure.add_scatter(x=h.frame.step, y=values, name=escape(f'{name}: {what}'), line=line, row=row, col=1)
     figure.add_hline(y=1, line_dash='dot', line_color=PALETTE[-1], row=1, col=1)

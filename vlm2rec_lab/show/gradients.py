@@ -14,7 +14,16 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..diagnosis.pages import write_atomic
-from .chart import PANELS, live_fragment, live_page, panels_html, run_lines, view_class, widget_bundle
+from vlm2rec_lab.show.chart import (
+    PANELS,
+    live_fragment,
+    live_page,
+    panels_html,
+    run_lines,
+    tinted,
+    view_class,
+    widget_bundle,
+)
 from .chart import still as still_of
 from .figures import _by_name
 from .raster import svg_png
@@ -151,7 +160,8 @@ def scene(self: GradientWidget):  # -> dict of plain types
         seeds = [list(r) for r in list(seeds.values()) if r]
         if seeds:
             runs.append(self._lines(name, seeds))
-    return dict(title=self.title, status=self.status, error=self.error, total=self.total, panels=PANELS, runs=runs)
+    said = dict(title=self.title, status=self.status, error=self.error, total=self.total)
+    return said | dict(panels=PANELS, runs=tinted(runs))
 
 # %% ../../nbs/05_show/05_gradients.ipynb #1f33bcfd
 @patch
