@@ -1,5 +1,6 @@
 """Reports side by side."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,6 +70,34 @@ def test_of_two_that_help_alike_the_healthy_one_is_advised():
     assert _pair_action(stub).startswith('Go on with wpcl,')
 
 
+def changed(**changes):
+    "Side by side what each changed: {view: (value, low, high)}; all modalities are under-used."
+    found = {n: {v: dict(zip(('value', 'low', 'high'), d)) for v, d in x.items()} for n, x in changes.items()}
+    data = dict(modalities={'text': dict(verdict='under-used')})
+    return SimpleNamespace(changes=lambda: found, reports={n: SimpleNamespace(data=data) for n in ('sft', *found)})
+
+
+def test_the_larger_clear_gain_is_advised_and_not_the_larger_number_of_gains():
+    small, large, none = (0.005, 0.001, 0.009), (0.06, 0.04, 0.08), (0.01, -0.01, 0.03)
+    one_large = changed(vlm2rec={'text': small, 'image': small}, other={'text': none, 'image': large})
+    assert _pair_action(one_large).startswith('Go on with other,')
+    in_fused = changed(vlm2rec={'fused': small, 'image': large}, other={'fused': large, 'image': small})
+    assert _pair_action(in_fused).startswith('Go on with other,')
+    unclear = changed(vlm2rec={'fused': small, 'image': small}, other={'fused': (0.1, -0.1, 0.3), 'image': small})
+    assert _pair_action(unclear).startswith('Go on with vlm2rec,')
+
+
+def test_a_larger_gain_at_a_price_is_named():
+    small, large, loss = (0.005, 0.001, 0.009), (0.06, 0.04, 0.08), (-0.02, -0.03, -0.01)
+    with_price = changed(vlm2rec={'fused': small}, other={'fused': large, 'text': loss})
+    assert _pair_action(with_price).endswith('. other gains more in the fused ranking, at a price: a trade.')
+    assert _pair_action(with_price).startswith('Go on with vlm2rec,')
+    both = changed(vlm2rec={'fused': small, 'text': loss}, other={'fused': large, 'text': loss})
+    assert _pair_action(both).startswith('other is a trade')
+    less = changed(vlm2rec={'fused': large}, other={'fused': small, 'text': loss})
+    assert 'trade' not in _pair_action(less)
+
+
 def test_options_in_advice_are_not_broken_over_lines(three):
     told = {m: dict(x, advice='Give --text-columns.') for m, x in three.data['modalities'].items()}
     page = report_html(dict(three.data, modalities=told))
@@ -81,3 +110,17 @@ def test_a_row_without_a_figure_has_no_empty_line_where_a_table_folds():
     css = (Path(pages.__file__).parent / 'report.css').read_text()
     assert '.folds td:not(:first-child):empty {\n    display: none;' in css
     assert '.v2r .flag {\n  white-space: nowrap;' in css
+
+
+def test_a_modality_has_one_colour_in_all_reports_that_stand_side_by_side(one, three):
+    "Those of the one alone are given beside those of the other, which has more."
+    named = {'text': 'plot', 'image': 'sound', 'audio': 'text'}
+    data = three.data
+    other = {named[m]: x for m, x in data['modalities'].items()}
+    missing = {**data['missing'], 'curve': {named[m]: x for m, x in data['missing']['curve'].items()}}
+    html = pair_html(
+        side_by_side({'a': one, 'b': replace(three, data={**data, 'modalities': other, 'missing': missing})})
+    )
+    bars = re.findall(r'<title>(\w+)</title>\w+</text><rect [^>]*class="rail"/><rect [^>]*class="(c\d)"', html)
+    assert {m for m, _ in bars} == {'text', 'plot', 'sound', 'fused'} and len(set(bars)) == 4
+    assert dict(bars)['text'] == 'c1' and dict(bars)['fused'] == 'c0'

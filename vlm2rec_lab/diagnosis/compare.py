@@ -150,20 +150,43 @@ def _go_on(name, data):
     return f'Go on with {name}{typed}, and settle it on other users than these{others}.'
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #7e20a00b
+def _fused_gain(views):
+    "What the fused ranking gains where that is clear of zero, else 0."
+    d = views.get('fused')
+    return d['value'] if d and change(d) == 'better' else 0.0
+
+# %% ../../nbs/04_diagnosis/09_compare.ipynb #011b3000
+def _gains(views):
+    "What all views gain together, of what is clear of zero."
+    return sum(d['value'] for d in views.values() if change(d) == 'better')
+
+# %% ../../nbs/04_diagnosis/09_compare.ipynb #03a67c99
+def _best_of(names, pair):
+    """The run to go on with: of those whose fused ranking gains as much as the interval of the best allows, the
+    healthiest, and of these the one that gains most."""
+    changes = {n: pair.changes()[n] for n in names}
+    most = max(changes, key=lambda n: _fused_gain(changes[n]))
+    floor = changes[most]['fused']['low'] if _fused_gain(changes[most]) else 0.0
+    alike = [n for n in names if _fused_gain(changes[n]) >= floor]
+    return max(alike, key=lambda n: (-severity(pair.reports[n].data['modalities']), _gains(changes[n])))
+
+# %% ../../nbs/04_diagnosis/09_compare.ipynb #619f0b46
 def _pair_action(pair):
-    "One thing to do."
+    "One thing to do, and what would gain more at a price."
     changes, first = pair.changes(), next(iter(pair.reports))
     if not any(changes.values()):
         return 'Compare reports of the same users: these differ, so no difference can be told.'
     score = {n: _weighed(views) for n, views in changes.items() if views}
-    helps = {n: up for n, (up, down) in score.items() if up and not down}
+    helps = [n for n, (up, down) in score.items() if up and not down]
+    trades = [n for n, (up, down) in score.items() if up and down]
+    trade = _best_of(trades, pair) if trades else ''
     if helps:
-        hurt = {n: severity(pair.reports[n].data['modalities']) for n in helps}
-        best = max(helps, key=lambda n: (helps[n], -hurt[n]))
-        return _go_on(best, pair.reports[best].data)
-    trades = [n for n, (up, down) in score.items() if up]
+        best = _best_of(helps, pair)
+        dearer = trade and _fused_gain(changes[trade]) > _fused_gain(changes[best])
+        more = f' {trade} gains more in the fused ranking, at a price: a trade.' if dearer else ''
+        return _go_on(best, pair.reports[best].data) + more
     if trades:
-        return f'{trades[0]} is a trade: decide what counts more, the fused ranking or a modality.'
+        return f'{trade} is a trade: decide what counts more, the fused ranking or a modality.'
     if not any(down for _, down in score.values()):
         return in_words_of(_called(pair), 'Bring more users: nothing here is clear of zero.')
     return f'Keep {first}.'
@@ -279,7 +302,7 @@ def _pair_table(pair):
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #7fbe3b14
 def _common_scales(ds):
-    "Ends of the drawings that fit all reports."
+    "Ends of the drawings that fit all reports, and all modalities, which have one colour in all of them."
 
     def ends(figures):
         values = [x for e in figures if e for x in (e['value'], e['low'], e['high']) if x is not None] or [0]
@@ -290,7 +313,8 @@ def _common_scales(ds):
     missing = [x for d in ds if d.get('missing') for xs in d['missing']['curve'].values() for x in xs]
     fused = [e for x in missing for key, e in x.items() if key in ('ndcg', 'reference_ndcg')]
     lost = ends([e.get('drop_mean') for e in modalities])
-    return dict(alone=ends(alone), lost=lost, missing=ends(fused)[1])
+    names = dict.fromkeys(m for d in ds for m in d['modalities'])
+    return dict(alone=ends(alone), lost=lost, missing=ends(fused)[1], modalities=list(names))
 
 # %% ../../nbs/04_diagnosis/09_compare.ipynb #df17560e
 def pair_html(
