@@ -6,13 +6,12 @@
 __all__ = ['fused_items', 'fused_queries', 'export_items', 'beside_vectors', 'read_catalogue']
 
 # %% ../../nbs/10_share/03d_handover.ipynb #5079bbf1
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from ..base.errors import DataError, check_once, counted, few, warn
+from ..base.files import whole_file
 from ..ranking.vectors import read_side
 from .query import check_queries, check_weights
 from .segments import ROWS
@@ -106,22 +105,12 @@ def export_items(
         raise DataError(f'{index.folder} has no items to hand over')
     check_weights(weights, index.modalities)
     names = _beside_fused(index._version.segments[0].table().column_names) if fused else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}-'))
-    try:
+    with whole_file(path) as draft:
         writer = None
         for part in _groups(index, weights, fused, names):
-            writer = writer or pq.ParquetWriter(draft / path.name, part.schema)
+            writer = writer or pq.ParquetWriter(draft, part.schema)
             writer.write_table(part)
         writer.close()
-        os.replace(draft / path.name, path)
-    except OSError as e:
-        if e.errno and e.filename is None:
-            e.filename = str(path)  # a write that finds no room does not say where
-        raise
-    finally:
-        (draft / path.name).unlink(missing_ok=True)
-        draft.rmdir()
     return len(index)
 
 # %% ../../nbs/10_share/03d_handover.ipynb #512a0f24

@@ -15,7 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..base.errors import DataError, counted, few, is_whole, known, nearest
-from ..base.files import sole_writer
+from ..base.files import naming_file, sole_writer
 from ..ranking.task import as_matrix
 from .diverse import alike_by_column, alike_by_vectors, check_diverse, diversified
 from vlm2rec_lab.share.query import (
@@ -308,7 +308,8 @@ def _kept(folder, segment, number):
     if segment.entry['gone'] and not segment.entry['file']:
         name = f'{segment.entry["name"]}.gone-{number:08d}.npy'
         gone = np.setdiff1d(np.arange(segment.entry['rows']), segment.live)
-        np.save(Path(folder) / name, gone)
+        with naming_file(Path(folder) / name):
+            np.save(Path(folder) / name, gone)
         return dict(segment.entry, file=name)
     return segment.entry
 

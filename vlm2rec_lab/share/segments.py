@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.errors import DataError, few
-from ..base.files import LOCK, foreign_files, write_bytes
+from ..base.files import LOCK, foreign_files, naming_file, write_bytes
 from ..ranking.task import as_matrix
 
 # %% ../../nbs/10_share/03_segments.ipynb #778f2cee
@@ -249,16 +249,14 @@ def write_segment(
 ):  # -> dict: its entry in the manifest
     "Write a segment; nobody reads it before a manifest names it. Where it cannot be written, nothing of it is left."
     vectors, rows = (Path(folder) / f'{name}.{end}' for end in ('safetensors', 'parquet'))
-    path = vectors
     try:
-        write_matrices(vectors, matrices)
-        path = rows
-        write_table(rows, table)
-    except BaseException as e:
+        with naming_file(vectors):
+            write_matrices(vectors, matrices)
+        with naming_file(rows):
+            write_table(rows, table)
+    except BaseException:
         for file in (vectors, rows):
             file.unlink(missing_ok=True)
-        if isinstance(e, OSError) and e.errno and e.filename is None:
-            e.filename = str(path)  # a write that finds no room does not say where
         raise
     return dict(name=name, rows=table.num_rows, file=None, gone=0)
 

@@ -31,7 +31,7 @@ from urllib3.exceptions import HTTPError, NewConnectionError
 from urllib3.exceptions import TimeoutError as StepTimeout
 
 from ..base.errors import DataError, counted, few, known, warn
-from ..base.files import inside, sole_writer, write_bytes
+from ..base.files import inside, naming_file, sole_writer, write_bytes
 from .catalogue import Catalogue
 from vlm2rec_lab.shop.images import (
     MANIFEST,
@@ -545,7 +545,7 @@ def _fetch_all(links, folder, fetcher, workers, stop, progress):
     before, whole = _read_lines(path)
     old = {r['source']: r for r in before}
     results = _parallel(fetcher(old), links, workers, False, stop)
-    with open(path, 'ab') as f, warnings.catch_warnings(), closing(results) as rows:
+    with naming_file(path), open(path, 'ab') as f, warnings.catch_warnings(), closing(results) as rows:
         warnings.simplefilter('ignore')  # the decoder's own remarks; what fails is counted
         f.truncate(whole)  # half a line of a killed run
         for row in tqdm(rows, total=len(links), desc='fetch', disable=not progress, delay=1, leave=False):
