@@ -174,11 +174,11 @@ def keep_inputs(
     resume,  # go on with what is there
 ):
     "Write what a run is made of. Raises ValueError where it goes on and something differs; what is there stays."
-    from vlm2rec_lab.base.files import write_bytes
+    from vlm2rec_lab.base.files import read_kept, write_bytes
     from vlm2rec_lab.training.inputs import inputs_of
 
     file, now = Path(out) / 'inputs.json', inputs_of(embedder, split)
-    was = json.loads(file.read_text()) if resume and file.exists() else now
+    was = read_kept(file) if resume and file.exists() else now
     if other := differing(was, now):
         raise ValueError(f'{out} was started with {other}: use these, or another --out')
     write_bytes(file, json.dumps(now, indent=1).encode())

@@ -6,6 +6,7 @@
 __all__ = ['OF_SHOP', 'MINUTES', 'MANY', 'study', 'calibrate']
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #5f67fbb9
+import gzip
 import sys
 from functools import partial
 from pathlib import Path
@@ -272,7 +273,7 @@ def _calibration_size(o):
 def _say_others(table, file):
     "Write and print what other thresholds would have done."
     other = table.round(4)
-    other.to_csv(file, index=False)
+    write_bytes(file, other.to_csv(index=False).encode())
     print(f'\nother thresholds, each varied alone:\n{frame_text(other, index=False)}')
 
 # %% ../../nbs/11a_commands/05_studies.ipynb #c3e0fe05
@@ -304,9 +305,8 @@ def _calibrate_memory(o):
     seeds, out = range(o.seed, o.seed + (o.seeds or 6)), Path(o.out)
     print(f'{len(chosen)} settings; users {list(sizes)}; {len(seeds)} seeds from {o.seed}; {o.command}', flush=True)
     table = run_memory(chosen, sizes, seeds, o.jobs, sys.stderr.isatty())
-    out.mkdir(parents=True, exist_ok=True)
     file = out / f'memory-{o.half}.csv.gz'
-    table.to_csv(file, index=False)
+    write_bytes(file, gzip.compress(table.to_csv(index=False).encode(), mtime=0))
     for asked in ASKED:
         print(f'\n{markdown_text(memory_table(table, asked))}')
     print(f'\nall cases: {file}')
@@ -337,7 +337,7 @@ def calibrate(
     bar = sys.stderr.isatty()
     table = run_calibration(o.out, chosen, sizes, o.seed, o.jobs, varied=varied, progress=bar, make=trained_vectors)
     file = Path(o.out) / f'{o.half}.csv.gz'
-    table.drop(columns='other').to_csv(file, index=False)
+    write_bytes(file, gzip.compress(table.drop(columns='other').to_csv(index=False).encode(), mtime=0))
     _print_rates(table, Path(o.out) / f'{o.half}.md')
     wrong = errors(table)
     print(f'\nnot what is true:{chr(10) + frame_text(wrong, index=False) if len(wrong) else " none"}')

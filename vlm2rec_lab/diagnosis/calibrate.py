@@ -11,6 +11,7 @@ import json
 import math
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
 from multiprocessing import get_context
@@ -21,7 +22,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..base.errors import known
-from ..base.files import ends_with, write_bytes
+from ..base.files import ends_with, read_kept, sole_writer, write_bytes
 from .decision import reasons
 from .measure import measure, modality_evidence
 from .memory_settings import MEMORIES, MEMORY_SIZES, judge_memory
@@ -183,14 +184,15 @@ def run_calibration(
     progress=True,  # a bar
     make=None,  # function (model, seed, out) that makes missing vectors, such as `studies.trained.trained_vectors`
 ):  # -> DataFrame with a row per case and modality
-    """Judge every setting; what is there is read.
-    Raises ValueError for an unknown setting, FileNotFoundError without `make` for vectors that are missing."""
+    """Judge every setting; what is there is read. Raises ValueError for an unknown setting and for a folder that
+    another process writes, FileNotFoundError without `make` for vectors that are missing."""
     sizes, names = sizes or SIZES, [known(n, SETTINGS, 'setting') for n in names or SETTINGS]
-    done = {n: json.loads(_file(out, n).read_text()) for n in names if _file(out, n).exists()}
-    rows = [r for n, x in done.items() if x['asked'] == _asked(n, sizes, seed, rules, varied) for r in x['rows']]
+    done = {n: read_kept(_file(out, n)) for n in names if _file(out, n).exists()}
+    rows = [r for n, x in done.items() if x.get('asked') == _asked(n, sizes, seed, rules, varied) for r in x['rows']]
     todo = [n for n in names if n not in {r['setting'] for r in rows}]
     models = _needed_models(todo, sizes, seed) if make else []
-    with tqdm(total=len(models) + len(todo), desc='calibrate', disable=not progress) as bar:
+    shown = dict(total=len(models) + len(todo), desc='calibrate', disable=not progress)
+    with sole_writer(out) if todo else nullcontext(), tqdm(**shown) as bar:
         for _ in _spread_out(make, [(m, s, out) for m, s in models], jobs, bar):
             pass
         for found in _spread_out(_judge_setting, [(n, sizes, seed, out, rules, varied) for n in todo], jobs, bar):

@@ -25,7 +25,7 @@ import pandas as pd
 
 from ..base.cells import csv_bytes
 from ..base.errors import DataError, checked_whole, differing, known
-from ..base.files import ends_with, sole_writer, write_bytes
+from ..base.files import ends_with, read_kept, sole_writer, write_bytes
 from ..base.ragged import gather, is_member
 from ..diagnosis.memory import exchanged
 from ..diagnosis.missing import one_left, taken_out, without_contents
@@ -427,7 +427,7 @@ def _stored(file, asked):
     "A cell that is there, or None. Raises DataError for one of other data, columns, encoders or effort."
     if not file.exists():
         return None
-    found = json.loads(file.read_text())
+    found = read_kept(file)
     older = [k for k in ('contents', 'bought') if k not in found]  # of a version that kept no marks of them
     if other := differing({k: found.get(k) for k in asked}, asked, older):
         raise DataError(
@@ -538,7 +538,7 @@ def stored_shop(
     out,  # folder of cells
 ):  # -> list of dict, of `shop_cell`
     "The cells in a folder, in the order of worlds and remedies. Raises ValueError for a folder without."
-    cells = [json.loads(f.read_text()) for f in sorted(Path(out).glob('*--*--*.json'))]
+    cells = [read_kept(f) for f in sorted(Path(out).glob('*--*--*.json'))]
     if not cells:
         raise ValueError(f'{out} holds no cells of a shop')
     place = {r: i for i, r in enumerate(SHOP_REMEDIES)}
@@ -680,7 +680,7 @@ def shop_baselines(
         warnings.simplefilter('ignore', UserWarning)  # of gaps, which the cells are about
         split, _ = world_of(dataset)
         file, rows = Path(out) / 'baselines.json', split.fingerprint[:16]
-        found = json.loads(file.read_text()) if file.exists() else {}
+        found = read_kept(file) if file.exists() else {}
         if found.get('rows') != rows:
             base = baselines(split, dataset=dataset, seed=seed, progress=progress)
             each = {b: [base[b]['NDCG@10'], *base.interval(b, 'NDCG@10')] for b in base}
@@ -697,7 +697,7 @@ def without_model(
     file = Path(out) / 'baselines.json'
     if not file.exists():
         return ''
-    each = json.loads(file.read_text())['figures'].items()
+    each = read_kept(file)['figures'].items()
     said = (f'{b} {v:.4f} [{low:.3f}, {high:.3f}]' for b, (v, low, high) in each)
     return f'Without a model, NDCG@10, all there: {"; ".join(said)}'
 

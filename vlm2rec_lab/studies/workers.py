@@ -14,12 +14,12 @@ import sys
 import tempfile
 import threading
 import traceback
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
 
-from ..base.files import write_bytes
+from ..base.files import read_kept, sole_writer, write_bytes
 from ..shop.drawn import CONDITIONS
 from .cell import TRAINING, model_mark, run_cell, shop_inputs, shop_tasks
 from .remedies import REMEDIES
@@ -79,7 +79,7 @@ def _not_there(out, cells):
         if not file.exists():
             todo.append(cell)
             continue
-        done, asked = json.loads(file.read_text()), _asked(cell)
+        done, asked = read_kept(file), _asked(cell)
         other = {k: done.get(k) for k, v in asked.items() if done.get(k) != v} or _other_shop(done, cell, shops)
         if other:
             raise ValueError(f"{file} was made with {other}: choose another folder, or remove the file")
@@ -89,7 +89,7 @@ def _not_there(out, cells):
 def work(
     out,  # folder of the cells
 ):
-    "A worker: cells as JSON lines on stdin, `done` or a JSON traceback per line on stdout."
+    "A worker: cells as JSON lines on stdin, `done`, what a disk refused or a JSON traceback per line on stdout."
     import torch
     import transformers
 
@@ -101,6 +101,8 @@ def work(
         try:
             write_bytes(Path(out) / cell_name(**cell), json.dumps(run_cell(**cell)).encode())
             print('done', file=answers, flush=True)
+        except OSError as e:
+            print(json.dumps(dict(refused=str(e))), file=answers, flush=True)
         except Exception:
             print(json.dumps(traceback.format_exc(limit=-3)), file=answers, flush=True)
 
@@ -119,7 +121,7 @@ def _start_worker(out):
 
 # %% ../../nbs/11_studies/02_workers.ipynb #f9f1ece0
 def _ask(worker, cell):
-    "Have a worker compute a cell: None, or what went wrong."
+    "Have a worker compute a cell: None, or what went wrong, a dictionary where a file could not be read or written."
     worker.stdin.write(json.dumps(cell, default=str) + '\n')
     worker.stdin.flush()
     answer = worker.stdout.readline().strip()
@@ -141,7 +143,8 @@ def _feed(out, todo, finished):
 
 # %% ../../nbs/11_studies/02_workers.ipynb #c404fcfd
 def _compute(out, cells, jobs, told):
-    "Compute cells in parallel, `told(cell)` after each. Raises RuntimeError for the first that fails."
+    """Compute cells in parallel, `told(cell)` after each. Raises RuntimeError for the first that fails, OSError where
+    that was for want of a file or of room."""
     waiting, finished = queue.Queue(), queue.Queue()
     for cell in cells:
         waiting.put(cell)
@@ -152,6 +155,8 @@ def _compute(out, cells, jobs, told):
     try:
         for _ in cells:
             cell, error = finished.get()
+            if isinstance(error, dict):
+                raise OSError(f'{cell_name(**cell)}: {error["refused"]}')
             if error:
                 raise RuntimeError(f"{cell_name(**cell)} failed: {error}")
             told(cell)
@@ -169,19 +174,21 @@ def run_study(
     progress=True,  # show a bar
 ):  # -> list of dict, what `run_cell` returned for each
     """Run what is not there yet; the cells found and made, in order. Raises ValueError for a file made with other
-    settings, RuntimeError for a cell that fails."""
+    settings and for a folder that another process writes, RuntimeError for a cell that fails, OSError where one finds
+    no file or no room."""
     from tqdm.auto import tqdm
 
     out = Path(out)
     todo = _not_there(out, cells)
-    with tqdm(total=len(cells), initial=len(cells) - len(todo), desc='cells', disable=not progress) as bar:
+    shown = dict(total=len(cells), initial=len(cells) - len(todo), desc='cells', disable=not progress)
+    with sole_writer(out) if todo else nullcontext(), tqdm(**shown) as bar:
 
         def told(cell):
             bar.set_postfix_str(cell_name(**cell))
             bar.update()
 
         _compute(out, todo, jobs, told)
-    return [json.loads((out / cell_name(**cell)).read_text()) for cell in cells]
+    return [read_kept(out / cell_name(**cell)) for cell in cells]
 
 # %% ../../nbs/11_studies/02_workers.ipynb #ee6f2d77
 def _place(name, table):
@@ -193,7 +200,7 @@ def stored_cells(
     out,  # folder of cells
 ):  # -> list of dict
     "The cells in a folder, in the order of conditions, remedies and seeds. Raises ValueError for a folder without."
-    cells = [json.loads(f.read_text()) for f in sorted(Path(out).glob('*--*.json'))]
+    cells = [read_kept(f) for f in sorted(Path(out).glob('*--*.json'))]
     if not cells:
         raise ValueError(f'{out} holds no cells of a study')
     return sorted(cells, key=lambda c: (_place(c['condition'], CONDITIONS), _place(c['remedy'], REMEDIES), c['seed']))

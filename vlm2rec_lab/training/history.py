@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..base.files import write_bytes
+from ..base.files import read_kept, write_bytes
 from .options import SCHEDULES, Schedule
 
 # %% ../../nbs/02_training/06_history.ipynb #00131e20
@@ -127,8 +127,8 @@ def load(
     cls: History,
     path,  # file of `save`
 ):  # -> History
-    "Read what `save` wrote."
-    run = json.loads(Path(path).read_text())
+    "Read what `save` wrote. Raises DataError for a file that is damaged."
+    run = read_kept(Path(path), 'train again, or give another file of History.save')
     return cls(pd.DataFrame(run['steps']), run['settings'])
 
 # %% ../../nbs/02_training/06_history.ipynb #c2fb7476
