@@ -44,6 +44,16 @@ def test_a_modality_that_is_not_surely_above_chance():
     assert reason(sure(0.0, False), ceiling=sure(0.1, False)) == 'ceiling unclear'
 
 
+def test_nobody_is_silent_beside_a_best_that_is_not_surely_above_chance():
+    used = dict(fused=sure(0.25), drop=exactly(0.1), share=exactly(0.5))
+    assert judge(sure(0.01, False), sure(0.2), **used)[0] == 'silent'
+    assert judge(sure(0.01, False), sure(0.2, False), **used)[0] == 'at chance'
+    assert judge(sure(0.01, False), [sure(0.2, False), sure(0.19, False)], **used)[0] == 'at chance'
+    # what a probe finds, or a reference had, needs no other modality
+    assert judge(sure(0.01, False), sure(0.2, False), probe=sure(0.1), **used)[0] == 'hidden'
+    assert judge(sure(0.01, False), sure(0.2, False), ceiling=sure(0.1), **used)[0] == 'lost'
+
+
 @pytest.mark.parametrize(
     'own, probe, why', [(0.01, 0.1, 'hidden'), (0.01, 0.012, 'silent'), (0.1, 0.2, 'dimmed'), (0.19, 0.2, 'used')]
 )

@@ -346,7 +346,7 @@ def judge(
     ratio, floor = own.beside(several, level), rules['adds'] * several[0].value
     scale, alone = several[0].value if scale is None else scale, (probe, added, common, drop, share, apart, floor)
     early, ratio = _before_use(own, ratio, ceiling, known, scale, alone, rules, level)
-    if early:
+    if early and (early != 'silent' or several[0].above):
         return early, ratio
     if own.above:
         return _use(own, fused, drop, share, living, rules), ratio

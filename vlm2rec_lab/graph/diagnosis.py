@@ -299,14 +299,12 @@ def _says_alike(asked, m, evidence, limit, bootstrap, seed):
     return False
 
 # %% ../../nbs/07_graph/08_diagnosis.ipynb #198c5d5f
-def _in_company(why, asked, m, evidence, own, best, fused, bootstrap, seed, rules):
-    """The reason and ratio of a modality. One that is needed is not called weak for want of rows; none is called silent
-    beside what is not better than chance, nor one that is not missed unheard where another says the same."""
+def _in_company(why, asked, m, evidence, own, fused, bootstrap, seed, rules):
+    """The reason and ratio of a modality. One that is needed is not called weak for want of rows, nor one that is not
+    missed unheard where another says the same."""
     reason, ratio = why
     if reason == 'unique' and ratio.value >= rules['dim']:
         return 'used' if own.above else 'at chance', ratio
-    if reason == 'silent' and not best.above:
-        return 'at chance', ratio
     limit = rules['unused'] * max(fused.value, own.value)
     if reason in ('ignored', 'use unclear') and _says_alike(asked, m, evidence, limit, bootstrap, seed):
         return 'spare', ratio
@@ -347,7 +345,7 @@ def _reasons(asked, rows, k, evidence, who, flows, bootstrap, seed, rules):
         # along purchases the ranking misses what was never content, too
         extra = dict(added=e['drop'] if own[m].above or not flows else None, common=nobody, apart=_apart(e, rules))
         why = judge(own[m], *given, rules=rules, living=living, level=level, **extra)
-        why = _in_company(why, asked, m, evidence, own[m], given[0][0], found['fused'], bootstrap, seed, rules)
+        why = _in_company(why, asked, m, evidence, own[m], found['fused'], bootstrap, seed, rules)
         told = ('reference', m) in who and who['reference', m]['personal'].low > rules['collapsed']
         out[m] = by_popularity(alike[m], ceiling if told else None, why)
     return out, order[0]
