@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST', 'NEAR', 'SEEDS', 'UNSAFE', 'DataError', 'DataWarning', 'warn', 'warned', 'few', 'counted', 'nearest',
            'suggestion', 'no_such', 'known', 'differing', 'check_once', 'is_whole', 'checked_seed', 'checked_whole',
-           'printable']
+           'is_number', 'checked_number', 'printable']
 
 # %% ../../nbs/00_base/00_errors.ipynb #6abbb313
 import re
@@ -14,7 +14,7 @@ import warnings
 from collections import Counter
 from difflib import get_close_matches
 from itertools import islice
-from numbers import Integral
+from numbers import Integral, Real
 
 # %% ../../nbs/00_base/00_errors.ipynb #1fa43263
 class DataError(ValueError):
@@ -167,6 +167,30 @@ def checked_whole(
     if not is_whole(value) or value < least:
         raise DataError(f'{name} is {value!r}: give a whole number, {least:,} or more{instead}')
     return int(value)
+
+# %% ../../nbs/00_base/00_errors.ipynb #28ab0deb
+def is_number(
+    value,  # anything
+):  # -> bool
+    "Whether something is a finite number of any real type; True and False are none, nor are texts."
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+# %% ../../nbs/00_base/00_errors.ipynb #a5b443c2
+def checked_number(
+    value,  # what was given for one
+    name,  # of the argument
+    least=0,  # it can be
+    most=None,  # it can be; None: anything finite
+    above=False,  # must it be above `least`?
+    instead='',  # what else can be given, such as ', or None for none'
+):  # -> int or float
+    "A finite number within bounds, as a plain one. Raises DataError that names the argument for anything else."
+    if is_number(value) and (least < value or value == least and not above) and (most is None or value <= most):
+        return value.item() if hasattr(value, 'item') else value
+    lower = f'above {least:,}' if above else f'{least:,} or more'
+    upper = '' if most is None else f' and at most {most:,}'
+    said = f'from {least:,} to {most:,}' if upper and not above else lower + upper
+    raise DataError(f'{name} is {value!r}: give a finite number, {said}{instead}')
 
 # %% ../../nbs/00_base/00_errors.ipynb #7c1d0a02
 # control characters but for tab and line end, line separators, marks of direction, and halves of characters

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['CANDIDATES', 'KEEP', 'LOSS_NUMBERS', 'LOSS_WORDS', 'SCHEDULES', 'AUTOCASTS', 'POSITIONS', 'option', 'keywords',
-           'check_number', 'check_word', 'check_rows', 'check_candidates', 'candidates_of', 'check_best',
+           'check_number', 'check_word', 'check_whole', 'check_rows', 'check_candidates', 'candidates_of', 'check_best',
            'check_loss_setting', 'Schedule', 'Speed', 'Saving', 'sort_options', 'unusual']
 
 # %% ../../nbs/02_training/00_options.ipynb #08715b73
-import math
 from dataclasses import dataclass, field, fields, replace
 
-from ..base.errors import DataError, suggestion, warn
+from ..base.errors import DataError, is_number, is_whole, suggestion, warn
 
 # %% ../../nbs/02_training/00_options.ipynb #6a9b1c1a
 def option(
@@ -40,12 +39,9 @@ def check_number(
     zero=True,  # may it be 0?
 ):
     "Raises DataError unless a setting is a finite number above 0, or 0 itself where `zero` allows."
-    try:
-        right = 0 < value < math.inf or (zero and value == 0)
-    except TypeError:
-        right = False
-    if not right:
-        raise DataError(f'{name}={value}: give a finite number, ' + ('0 or more' if zero else 'above 0'))
+    plain = value.item() if getattr(value, 'shape', None) == () else value  # a temperature may be a tensor
+    if not is_number(plain) or plain < 0 or plain == 0 and not zero:
+        raise DataError(f'{name}={plain!r}: give a finite number, ' + ('0 or more' if zero else 'above 0'))
 
 # %% ../../nbs/02_training/00_options.ipynb #5b2e0c04
 def check_word(
@@ -54,9 +50,21 @@ def check_word(
     words,  # those that are allowed
 ):
     "Raises DataError, with the nearest right word, for a word that is not allowed."
-    if value not in words:
+    if not isinstance(value, str) or value not in words:
         hint = suggestion(value, words) or '.'
         raise DataError(f'{name}={value!r} is unknown{hint} There is: {", ".join(words)}')
+
+# %% ../../nbs/02_training/00_options.ipynb #b9c4fec1
+def check_whole(
+    name,  # keyword of the setting
+    value,  # what it was given
+    least=1,  # it can be
+    noun='',  # what is counted, such as ' of rows'
+    instead='',  # what else can be given, such as ', or None for never'
+):
+    "Raises DataError unless a setting is a whole number of at least `least`."
+    if not is_whole(value) or value < least:
+        raise DataError(f'{name}={value!r}: give a whole number{noun}, {least:,} or more{instead}')
 
 # %% ../../nbs/02_training/00_options.ipynb #5b2e0c07
 def check_rows(
@@ -64,8 +72,7 @@ def check_rows(
     alone=False,  # warn of one row?
 ):
     "Raises DataError for a batch below 1 or of no whole number of rows."
-    if batch < 1 or batch % 1:
-        raise DataError(f'batch={batch}: give a whole number of rows, 1 or more')
+    check_whole('batch', batch, noun=' of rows')
     if alone and batch == 1:
         why = 'a sequence is told apart from the other targets of its batch, and one alone has none'
         warn([], f'batch=1: {why}; the loss and its gradient are 0 at every step, nothing is learned: give 2 or more')
@@ -81,8 +88,8 @@ def check_candidates(
     "Raises DataError for candidates that are neither one of CANDIDATES nor a whole number of 1 or more."
     if isinstance(value, str) or value is None:
         check_word('candidates', value, CANDIDATES)
-    elif isinstance(value, bool) or not value >= 1 or value % 1:
-        raise DataError(f"candidates={value}: give 'batch', 'all', or a whole number of items, 1 or more")
+    elif not is_whole(value) or value < 1:
+        raise DataError(f"candidates={value!r}: give 'batch', 'all', or a whole number of items, 1 or more")
 
 # %% ../../nbs/02_training/00_options.ipynb #a7c10003
 def candidates_of(
@@ -97,8 +104,11 @@ def check_best(
     eval_every,  # steps between validations; None: at the end only; 0: never
     steps,  # of the run
 ):
-    "Raises DataError where the best step is to be kept and nothing says which it is."
+    "Raises DataError for no whole numbers, and where the best step is to be kept and nothing says which it is."
     check_word('keep', keep, KEEP)
+    check_whole('steps', steps, 0)
+    if eval_every is not None:
+        check_whole('eval_every', eval_every, 0, instead=', or None for the end only')
     if keep == 'best' and not 1 <= (eval_every or 0) <= steps:
         said = f'the last of {steps:,} steps alone' if eval_every is None else f'none of {steps:,} steps'
         raise DataError(
@@ -144,7 +154,7 @@ class Schedule:
 
     def __post_init__(self):
         check_number('lr', self.lr, zero=False)
-        check_number('warmup', self.warmup)
+        check_whole('warmup', self.warmup, 0)
         check_word('schedule', self.shape, SCHEDULES)
 
 # %% ../../nbs/02_training/00_options.ipynb #e399339d
@@ -168,9 +178,7 @@ class Speed:
         if self.autocast is not None:
             check_word('autocast', self.autocast, AUTOCASTS)
         if self.chunk is not None:
-            check_number('chunk', self.chunk, zero=False)
-            if self.chunk != int(self.chunk):
-                raise DataError(f'chunk={self.chunk}: give a whole number of prompts')
+            check_whole('chunk', self.chunk, noun=' of prompts', instead=', or None for all at once')
         check_number('waste', self.waste)
         if self.waste > 1:
             raise DataError(f'waste={self.waste}: give a share of padding, at most 1')
@@ -186,7 +194,7 @@ class Saving:
 
     def __post_init__(self):
         if self.every is not None:
-            check_number('save_every', self.every)
+            check_whole('save_every', self.every, 0)
 
 # %% ../../nbs/02_training/00_options.ipynb #48cd679f
 def _placed(value, given):
