@@ -1,6 +1,5 @@
 """Full disks, places that cannot be written and files that are damaged: what is said, and what is left."""
 
-import json
 import os
 import resource
 import signal
@@ -10,8 +9,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-import torch
-from shell import own_shop, said
+from shell import said
 
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.base.files import sole_writer, whole_file, whole_folder, write_bytes

@@ -2,6 +2,7 @@
 gradient, batches, cropping, runs cut off anywhere."""
 
 import itertools
+import re
 import signal
 import subprocess
 import sys
@@ -351,8 +352,36 @@ def test_a_folder_of_another_network_is_refused_though_their_weights_begin_alike
         return fit(model, split, epochs=1, progress=False, folder=tmp_path)
 
     assert run(one).frame.equals(run(one).frame)
-    with pytest.raises(DataError, match='folder= holds a run with start=.*give it another folder'):
+    with pytest.raises(DataError, match=r"holds a run with start=.*\(the model was '.*' \(now '") as told:
         run(other)
+    was, now = re.search(r"the model was '(.*?)' \(now '(.*?)'\)", str(told.value)).groups()
+    assert was != now
+
+
+def test_a_folder_says_which_tensor_began_otherwise(tmp_path):
+    split = leave_one_out(shop(5), history=6)
+    for seed, said in ((0, None), (3, 'other values of items.rows: another seed=')):
+        torch.manual_seed(0)
+        model = MODELS['SASRec'](ItemTable(len(split.catalogue), 8, seed=seed), length=6)
+        if said is None:
+            fit(model, split, epochs=1, progress=False, folder=tmp_path)
+            continue
+        with pytest.raises(DataError, match=said):
+            fit(model, split, epochs=1, progress=False, folder=tmp_path)
+
+
+def test_a_folder_of_before_goes_on_though_it_does_not_say_what_it_began_with(tmp_path, monkeypatch):
+    split = leave_one_out(shop(5), history=6)
+
+    def run(epochs):
+        torch.manual_seed(0)
+        model = MODELS['SASRec'](ItemTable(len(split.catalogue), 8), length=6)
+        return fit(model, split, epochs=epochs, progress=False, folder=tmp_path)
+
+    monkeypatch.setattr('vlm2rec_lab.recommenders.fit.begun', lambda *_: None)
+    run(1)
+    monkeypatch.undo()
+    assert len(run(2).frame) == 2
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,8 @@ def _other_inputs(path, was, now):
 def _same_run(path, was, now):
     "Raises ValueError where a checkpoint was trained with other settings."
     falls = now.get('schedule', 'constant') != 'constant'  # then the rate depends on the number of steps
-    others = [differing(was, now, ('inputs',) if falls else ('inputs', 'steps')), _other_inputs(path, was, now)]
+    apart = ('inputs', 'begun') if falls else ('inputs', 'begun', 'steps')
+    others = [differing(was, now, apart), _other_inputs(path, was, now)]
     if other := ', '.join(o for o in others if o):
         raise ValueError(f'{path} was trained with {other}: use these settings, another checkpoint=, or resume=False')
 

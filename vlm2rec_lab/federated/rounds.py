@@ -283,7 +283,7 @@ def train_rounds(
     """Round after round until validation no longer rises. Raises `DataError` for another run's folder, and
     `Interrupted`, with the run, after the round in which it was interrupted."""
     from vlm2rec_lab.federated.rank import figures  # what a client on its own machine does without
-    from vlm2rec_lab.training.course import mixed, run_course
+    from vlm2rec_lab.training.course import begun, mixed, run_course
 
     if protect is not None:
         protect.check(rounds)
@@ -313,5 +313,6 @@ def train_rounds(
         return None if callback is None else callback(records)
 
     course = dict(epochs=rounds, patience=patience, metric=metric, folder=folder, progress=progress, callback=heed)
+    course |= dict(begun=folder and begun(dict(named)))
     run = run_course(named, torch.optim.SGD([v for _, v in named], lr=lr), teach, look, settings, **course)
     return run, _last_state(named, last, folder)

@@ -21,7 +21,7 @@ from .encoders import ItemReader, learning
 from .unified import pair_of
 from ..model.heads import Head
 from ..model.pair_bank import keys_of
-from ..training.course import Fit, adam, mixed, run_course, trained_parts
+from ..training.course import Fit, adam, begun, mixed, run_course, trained_parts
 from ..training.losses import info_nce
 
 # %% ../../nbs/07_graph/06c_tuning.ipynb #9244c042
@@ -240,6 +240,7 @@ def tune_on_shop(
     settings = dict(model='encoders', loss='contrast', lora=lora, dims=dims, held=held, batch=batch, lr=lr)
     settings |= dict(head_lr=head_lr, tau=tau, seed=seed, start=weights_key(dict(parameters), rows.tolist())[:16])
     course = dict(epochs=epochs, patience=patience, metric='MRR', folder=folder, progress=progress, callback=callback)
+    course |= dict(begun=folder and begun(dict(parameters)))
     teacher = _teacher(model, teach, batch, optimiser, seed)
     run = run_course(parameters, optimiser, teacher, lambda: matching(model, kept), settings, **course)
     if not run.frame.MRR.max() > before:

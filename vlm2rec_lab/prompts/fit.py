@@ -22,7 +22,7 @@ from .scores import all_scores
 from ..ranking.baseline_scores import ranks_of_scores
 from ..ranking.candidates import given_negatives, seen_items
 from ..ranking.sets import figure_at_k
-from ..training.course import adam, check_clip, cut_of, mixed, run_course, trained_parts
+from ..training.course import adam, begun, check_clip, cut_of, mixed, run_course, trained_parts
 from ..training.lengths import pooled_batches
 
 # %% ../../nbs/08_prompts/06_fit.ipynb #d86e6a74
@@ -176,5 +176,6 @@ def fit_prompts(
 
     course = dict(epochs=epochs, patience=patience, metric=metric, every=every)
     course |= dict(folder=folder, progress=progress, callback=callback)
+    course |= dict(begun=folder and begun(model.state_dict(), model))
     with standing(model):
         return run_course(parameters, optimiser, teach, choose, settings, **course)

@@ -27,6 +27,7 @@ from ..shop.splits import cold_rows
 from vlm2rec_lab.training.course import (
     Fit,
     adam,
+    begun,
     check_clip,
     cut_of,
     draw_negatives,
@@ -219,6 +220,7 @@ def fit(
 
     course = dict(epochs=epochs, patience=patience, metric=metric, every=every)
     course |= dict(folder=folder, progress=progress, callback=callback)
+    course |= dict(begun=folder and begun(model.state_dict(), model))
     return run_course(parameters, optimiser, teach, look, settings, **course)
 
 # %% ../../nbs/06_recommenders/01_fit.ipynb #6e6e2e6a

@@ -19,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..base.checkpoint import load_checkpoint, previous, read_checkpoint, save_checkpoint
-from ..base.errors import DataError, checked_whole, is_number, differing, few, known
+from ..base.errors import DataError, checked_whole, differing, few, is_number, known
 from ..base.files import sole_writer
 from ..base.store import weights_key
 from ..ranking.ranks import GAINS
