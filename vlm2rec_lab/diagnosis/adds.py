@@ -8,7 +8,8 @@ __all__ = ['added_gain', 'popularity_gain']
 # %% ../../nbs/04_diagnosis/01b_adds.ipynb #ad000002
 import numpy as np
 
-from .evidence import _flat
+from ..base.errors import checked_whole, known
+from .evidence import _checked_factors, _flat
 from ..ranking.fusions import fuse_vectors
 from ..ranking.ranks import Ranks, levelled, metric_at_k, scores, tally
 
@@ -70,7 +71,7 @@ def _cross_fitted(
     times=20,  # divisions into halves
 ):  # -> [users]
     "Each user's gain by the option that ranks best for the other half, mean over divisions."
-    rng, out = np.random.default_rng(seed), np.zeros(len(got))
+    rng, out = np.random.default_rng(checked_whole(seed, 'seed', 0)), np.zeros(len(got))
     for _ in range(times if len(got) > 1 else 0):
         half = rng.permutation(len(got)) % 2 == 0
         for h in (half, ~half):
@@ -86,7 +87,8 @@ def added_gain(
 ):  # -> own, common: [users] each; None where there are no other modalities
     """What a modality adds to the fused ranking of the rest, in NDCG@k: beyond what it says to everyone alike, and
     what that adds. Weights are chosen on the other half of the users."""
-    rest = _rest(task, modality)
+    known(modality, task.items, 'modality')
+    factors, rest = _checked_factors(factors), _rest(task, modality)
     if rest is None:
         return None
     items, users = task.items[modality], task.sequences[modality]

@@ -8,13 +8,14 @@ __all__ = ['Task', 'can_share', 'fused_gain', 'knockout_mean', 'knockout_permute
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #5cf0efdd
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 from fastcore.basics import patch
 
+from ..base.errors import DataError, checked_number, checked_whole, is_whole, known
 from ..base.ragged import gather
 from .shuffles import exchanged_gains, own_fusion_gains, pieces_of, shuffled_ranks
 from ..ranking.candidates import seen_items
@@ -115,6 +116,8 @@ def fused_gain(
     "Each user's metric at k when these modalities are fused; chance where none takes part."
     items = task.items if items is None else items
     sequences = task.sequences if sequences is None else sequences
+    for m in () if modalities is None else modalities:
+        known(m, items, 'modality')
     fuse, names = _taking_part(task.fuse, list(items) if modalities is None else list(modalities))
     if not names:
         return chance_level(task.n_items - np.diff(task.seen[0]), task.k, metric)
@@ -130,6 +133,7 @@ def knockout_mean(
     modality,  # the one to take out
 ):  # -> [users] fused NDCG@k
     "Fused gain with every vector of `modality`, of items and users, replaced by the mean of its side."
+    known(modality, task.items, 'modality')
     if not len(task.targets):
         return np.zeros(0)
     items = {**task.items, modality: _flat(task.items[modality])}
@@ -139,7 +143,7 @@ def knockout_mean(
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0001
 def _orders_of_items(n_items, n, seed):
     "[n, items] random orders of the items."
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(checked_whole(seed, 'seed', 0))
     return np.stack([rng.permutation(n_items) for _ in range(n)])
 
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #5f0b0002
@@ -167,9 +171,10 @@ def knockout_permuted(
     bar=None,  # a tqdm bar, moved on by one per permutation
 ):  # -> [users] fused NDCG@k averaged over permutations, [n] mean over users of each permutation
     """Fused gain with the item vectors of `modality` permuted among what each user can be shown.
-    Raises ValueError for fewer than 2 permutations."""
-    if n < 2:
-        raise ValueError(f'permutations={n}: a single permutation misleads; take at least 2, better 20')
+    Raises ValueError for fewer than 2 permutations, DataError for a modality that there is not."""
+    known(modality, task.items, 'modality')
+    if not is_whole(n) or n < 2:
+        raise ValueError(f'permutations={n!r}: a single permutation misleads; take at least 2, better 20')
     orders = _orders_of_items(task.n_items, n, seed)
     gains = _permuted_gains(task, modality, orders)
     if bar is not None:
@@ -186,6 +191,7 @@ def shuffled_gain(
     bar=None,  # a tqdm bar, moved on by one per permutation
 ):  # -> [n] mean NDCG@k of vectors that are like these but know nothing
     "What a view ranks by luck: its NDCG with the item vectors permuted among what each user can be shown."
+    n, seed = checked_whole(n, 'n'), checked_whole(seed, 'seed', 0)
     found = shuffled_ranks(items, sequences, task.targets, _orders_of_items(len(items), n, seed + 1), task.seen)
     if bar is not None:
         bar.update(n)
@@ -402,6 +408,12 @@ def probe_gain(
 ):  # -> [users] NDCG@k
     """Gain of a linear probe on a modality's vectors; chance for fewer than 2 users per fold.
     Each user is judged by a probe that was fitted on other users with other next items."""
+    known(modality, task.items, 'modality')
+    folds, seed, shrink = (
+        checked_whole(folds, 'folds', 2),
+        checked_whole(seed, 'seed', 0),
+        checked_number(shrink, 'shrink'),
+    )
     if len(task.targets) < 2 * folds:
         return task.chance
     users, items = task.sequences[modality], np.asarray(task.items[modality], float)
@@ -433,6 +445,13 @@ def _weighted_gains(task, options):
     found = mixed_ranks(products, mixes, task.targets, task.seen, progress=False, enough=task.k)
     return np.stack([metric_at_k(r, task.k) for r in found], 1)
 
+# %% ../../nbs/04_diagnosis/01_evidence.ipynb #a27fef64
+def _checked_factors(factors):
+    "Weights as a tuple. Raises DataError for what are no finite numbers of 0 or more."
+    if isinstance(factors, (str, bytes)) or not isinstance(factors, Iterable):
+        raise DataError(f'factors is {factors!r}: give several weights, such as (0.5, 2)')
+    return tuple(checked_number(f, 'factors') for f in factors)
+
 # %% ../../nbs/04_diagnosis/01_evidence.ipynb #18fc7251
 def better_weights(
     task,  # Task
@@ -441,9 +460,10 @@ def better_weights(
 ):  # -> {modality: weight}, [users] NDCG@k
     """The weight of one modality that ranks best under concatenation: the best on all users, and each user's gain with
     the weights that the other half of the users chose."""
-    options = _weightings(list(task.items), factors)
+    options = _weightings(list(task.items), _checked_factors(factors))
     got = _weighted_gains(task, options)
-    half, out = np.random.default_rng(seed).permutation(len(got)) % 2, np.zeros(len(got))
+    rng, out = np.random.default_rng(checked_whole(seed, 'seed', 0)), np.zeros(len(got))
+    half = rng.permutation(len(got)) % 2
     for h in (0, 1):
         chosen = got[half != h].mean(0).argmax() if (half != h).any() else 0
         out[half == h] = got[half == h, chosen]

@@ -7,10 +7,12 @@ __all__ = ['effective_rank', 'mean_cosine', 'modality_gap', 'linear_cka', 'neare
 
 # %% ../../nbs/04_diagnosis/02_geometry.ipynb #ad6d6875
 import math
+import warnings
 
 import numpy as np
 
-from ..ranking.task import as_matrix
+from ..base.errors import checked_whole
+from ..ranking.task import as_matrix, normalise
 
 # %% ../../nbs/04_diagnosis/02_geometry.ipynb #d74f0c30
 def _longest(*matrices):
@@ -34,12 +36,24 @@ def effective_rank(
     p = p[p > 0] / p.sum()
     return float(np.exp(-(p * np.log(p)).sum()))
 
+# %% ../../nbs/04_diagnosis/02_geometry.ipynb #f8bd71f9
+def _directions(x):
+    "`x` with rows of length 1 or 0: the same array where they are so already, or longer than can be squared."
+    if not x.size or _longest(x) >= 1e100:
+        return x
+    squares = np.einsum('rd,rd->r', x, x, dtype=float)
+    if (np.isclose(squares, 1, atol=1e-3, rtol=0) | ~x.any(1)).all():
+        return x
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # zero rows are nobody's neighbours here and were counted where they came in
+        return normalise(x)
+
 # %% ../../nbs/04_diagnosis/02_geometry.ipynb #163b3514
 def mean_cosine(
     x,  # [rows, dims] normalised vectors
 ):  # -> mean cosine of two different rows; NaN for fewer than 2
     "Mean over all pairs, from the length of the sum of the vectors."
-    x = as_matrix(x)
+    x = _directions(as_matrix(x))
     if len(x) < 2 or _longest(x) >= 1e100:
         return math.nan
     return float((np.square(np.sum(x, 0, dtype=float)).sum() - len(x)) / (len(x) * (len(x) - 1)))
@@ -84,7 +98,7 @@ def linear_cka(
 # %% ../../nbs/04_diagnosis/02_geometry.ipynb #3fd6b302
 def _sample(a, b, most, seed):
     "Two matrices of the same rows: at most `most` of those that have a vector in both."
-    a, b = _of_same_items(a, b)
+    a, b = map(_directions, _of_same_items(a, b))
     there = a.any(1) & b.any(1)
     a, b = (a, b) if there.all() else (a[there], b[there])
     if len(a) <= most:
@@ -104,8 +118,8 @@ def nearest(
     chunk=500,  # rows of similarities at a time
 ):  # -> int [items, k]
     "The k nearest other items by cosine, in no order. Raises ValueError for too few items and too long vectors."
-    x = as_matrix(x)
-    if not 0 < k < len(x):
+    x, chunk = as_matrix(x), checked_whole(chunk, 'chunk')
+    if not checked_whole(k, 'k') < len(x):
         raise ValueError(f'k={k} neighbours among {len(x):,} items: from 1 to one less than there are')
     out = np.zeros((len(x), k), np.int64)
     for start in range(0, len(x), chunk):
@@ -133,10 +147,12 @@ def neighbour_agreement(
 ):  # -> share of common neighbours, what chance would give, items looked at
     """Mean share of the k nearest items (cosine) that two modalities have in common.
 
-    NaN below 3 items with a vector in both, and where all vectors of one are equal."""
+    NaN below 3 items with a vector in both, and where all vectors of one are equal.
+    Raises DataError for numbers that count nothing."""
+    most, seed, chunk = checked_whole(most, 'most'), checked_whole(seed, 'seed', 0), checked_whole(chunk, 'chunk')
     a, b = _sample(a, b, most, seed)
     n = len(a)
-    k = min(k, n - 2)
+    k = min(checked_whole(k, 'k'), n - 2)
     if k < 1 or _constant(a) or _constant(b):
         return math.nan, math.nan, n
     return _overlap(nearest(a, k, chunk), nearest(b, k, chunk)), k / (n - 1), n
@@ -179,7 +195,10 @@ def agreement_test(
     pairs=20_000,  # pairs of items whose similarities are compared
 ):  # -> dict: value, chance, corrected, p, spearman, items
     """Do two spaces agree on who is near whom? NaN below 3 items with a vector in both, or where all of one are equal.
-    Common neighbours against permuted items, and the rank correlation of similarities."""
+    Common neighbours against permuted items, and the rank correlation of similarities.
+    Raises DataError for numbers that count nothing."""
+    most, seed, pairs = checked_whole(most, 'most'), checked_whole(seed, 'seed', 0), checked_whole(pairs, 'pairs')
+    k, permutations = checked_whole(k, 'k'), checked_whole(permutations, 'permutations')
     a, b = _sample(a, b, most, seed)
     n, rng = len(a), np.random.default_rng(seed)
     k = min(k, n - 2)

@@ -92,7 +92,9 @@ def read_inputs(
     else:
         found = _from_arrays(items, sequences, targets, seen, titles, given)
     items, sequences, targets, seen, titles = found
-    n = len(next(iter(items.values())))
+    n = len(next(iter(items.values()))) if np.ndim(next(iter(items.values()))) else 0
+    if titles is not None and not (np.ndim(titles) or hasattr(titles, '__len__')):
+        raise TypeError(f'titles is {type(titles).__name__}: give a list of names, one for each item')
     if titles is not None and len(titles) != n:
         raise ValueError(f'titles has {len(titles)} entries but there are {n} items')
     return items, sequences, targets, seen, titles

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_whole, known
 from .evidence import fused_gain
 from ..ranking.evaluate import Estimate, bootstrap_means
 from ..ranking.ranks import ranks
@@ -248,9 +248,9 @@ def exchange(
     seed=0,  # of the order
 ):  # -> int [n] whose contents each item gets; none keeps its own
     "A random order in which nothing stays at its place. Raises DataError for fewer than two items."
-    if n < 2:
+    if checked_whole(n, 'n', 0) < 2:
         raise DataError(f'{n} items: contents can be exchanged between two or more')
-    some, out = np.random.default_rng(seed).permutation(n), np.empty(n, int)
+    some, out = np.random.default_rng(checked_whole(seed, 'seed', 0)).permutation(n), np.empty(n, int)
     out[some] = np.roll(some, 1)
     return out
 

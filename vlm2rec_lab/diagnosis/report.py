@@ -8,12 +8,13 @@ __all__ = ['SCHEMA', 'WEAK', 'LEAST', 'Report', 'as_data', 'collapse_report']
 # %% ../../nbs/04_diagnosis/08_report.ipynb #6738288a
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from fastcore.basics import patch
 
-from ..base.errors import DataError, checked_seed, is_whole, known
+from ..base.errors import DataError, checked_number, checked_seed, is_whole, known
 from .adds import popularity_gain
 from vlm2rec_lab.diagnosis.decision import (
     about_fusion,
@@ -248,11 +249,15 @@ def as_data(
 
 # %% ../../nbs/04_diagnosis/08_report.ipynb #cf2623a7
 def _check_rules(rules):
-    "Raises DataError for an unknown rule, ValueError for a missing one."
+    "Raises DataError for an unknown rule or no number, ValueError for a missing one, TypeError for no dictionary."
+    if not isinstance(rules, Mapping):
+        raise TypeError(f'rules={rules!r}: change some with dict(RULES, users=200)')
     for r in rules:
         known(r, RULES, 'rule')
     if missing := [r for r in RULES if r not in rules]:
         raise ValueError(f'rules lacks {missing}: change some with dict(RULES, users=200)')
+    for r, x in rules.items():
+        checked_number(x, f'rules[{r!r}]')
 
 # %% ../../nbs/04_diagnosis/08_report.ipynb #8e9f0004
 def _judged(task, raw, ceilings, gradients, permutations, bootstrap, seed, rules, progress):
@@ -385,6 +390,10 @@ def collapse_report(
     _check_rules(rules)
     _check_numbers(k=k, permutations=permutations, bootstrap=bootstrap)
     missing = _check_missing(missing)
+    if not isinstance(name, str):
+        raise TypeError(f'name={name!r}: give the heading of the report as a text')
+    if split is not None and not hasattr(split, 'catalogue'):
+        raise TypeError(f'split is {type(split).__name__}: give a Split, as leave_one_out makes one, or None')
     if history is not None and not hasattr(history, 'frame'):
         raise TypeError(f'history: pass what train() returned, with a table .frame, not {type(history).__name__}')
     with warnings.catch_warnings(record=True) as caught:

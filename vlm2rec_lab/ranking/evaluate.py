@@ -20,7 +20,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..base.columns import laid_out
-from ..base.errors import checked_seed, checked_whole, suggestion
+from ..base.errors import checked_number, checked_seed, checked_whole, suggestion
 from .candidates import given_negatives, sample_negatives, seen_items, target_sets
 from .fusions import FUSIONS, fuse_vectors
 from .ranks import at_a_time, ranks
@@ -75,8 +75,9 @@ def bootstrap_means(
     seed=0,  # of the draws; the same seed and number of users give the same draws
 ):  # -> [n] or [n, columns] means
     """Means of `values` over `n` resamples of the users; NaN with fewer than two users.
-    Raises ValueError for draws that are no whole number."""
+    Raises ValueError for draws or a seed that are no whole number."""
     n = checked_draws(n, 'n')
+    seed = None if seed is None else checked_whole(seed, 'seed', 0, ', or None for draws that nobody can repeat')
     v = np.asarray(values, float)
     users, rng = len(v), np.random.default_rng(seed)
     if users < 2:
@@ -96,8 +97,8 @@ def bootstrap_interval(
     level=0.95,  # share of the draws inside
 ):  # -> low, high
     """Percentile bootstrap interval of the mean over users; NaN at both ends with fewer than two users, or no draws.
-    Raises ValueError as `bootstrap_means`."""
-    n = checked_draws(n, 'n')
+    Raises ValueError as `bootstrap_means`, and for a level that is no share."""
+    n, level = checked_draws(n, 'n'), checked_number(level, 'level', above=True, most=1)
     draws = bootstrap_means(values, n, seed) if n else np.full((1, *np.shape(values)[1:]), np.nan)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..base.errors import suggestion
+from ..base.errors import is_whole, suggestion
 from ..base.ragged import PAD
 from .candidates import given_negatives, seen_items
 from vlm2rec_lab.ranking.ranks import (
@@ -26,6 +26,7 @@ from vlm2rec_lab.ranking.ranks import (
     ranks,
     scores,
     tally,
+    two_sides,
 )
 
 # %% ../../nbs/01_ranking/03b_sets.ipynb #5e75a107
@@ -115,7 +116,9 @@ def set_ranks(
     progress=True,  # a bar, if it lasts more than 2 seconds
     threads=None,  # that count (default: as many as the matrix product uses)
 ):  # -> SetRanks
-    "Ranks of all items of each set by inner product, by counting, without holding users x items."
+    """Ranks of all items of each set by inner product, by counting, without holding users x items.
+    Raises ValueError or TypeError for vectors that are not finite."""
+    items, sequences = two_sides(items, sequences)
     sequences = levelled(items, sequences)
     asked, (n, full) = padded(*sets), (len(sequences), negatives is None)
     wide = len(items) if full else 5 * (asked.shape[1] + negatives.shape[1]) * items.shape[1]
@@ -197,8 +200,8 @@ def figure_at_k(
     names = metric_names(ranks)
     if metric not in names:
         raise ValueError(f'metric {metric!r} is unknown{suggestion(metric, names, 0.6)}; choose one of {list(names)}')
-    if k < 1 or int(k) != k:
-        raise ValueError(f'k={k}: show a whole number of items, at least 1')
+    if not is_whole(k) or k < 1:
+        raise ValueError(f'k={k!r}: show a whole number of items, at least 1')
     if metric in SHARES:
         return SHARES[metric](ranks, k)
     return _first_gain(ranks, k, metric) if metric in FIRST_HIT else _against_ideal(ranks, k, metric)
