@@ -66,9 +66,14 @@ def _prompts_options(add):
     add('--device', type=device, default='cpu', metavar='DEVICE', help=where)
     add('--out', default='runs/prompts', metavar='DIR', help='where everything is kept (default: runs/prompts)')
 
-# %% ../../nbs/11a_commands/10_prompts.ipynb #5e4f2ed8
-def _check_prompts(o):
-    "Raises what makes the options of `prompts` unusable."
+# %% ../../nbs/11a_commands/10_prompts.ipynb #da05a3ff
+def _reads(o):
+    "Does anything read contents?"
+    return set(o.ways) != {'names'} or 'codes' in o.ids
+
+# %% ../../nbs/11a_commands/10_prompts.ipynb #a76a3054
+def _check_words(o):
+    "Raises ValueError for a word that is not among those of its option, and for an option that nothing would use."
     for name, kind, one, _, _ in CHOICES:
         for word in getattr(o, name):
             known(word, names(kind), one, f', --{name}')
@@ -79,9 +84,10 @@ def _check_prompts(o):
         raise ValueError('--coded: no id is made of contents; add codes to --ids')
     if o.encoder and not _reads(o):
         raise ValueError('--encoder: nothing reads contents; add both or contents to --ways, or codes to --ids')
-    check_out(o.out)
-    check_data(o.data, o.users, o.split, o.core, o.images, columns_of(o))
-    check_encoder('--encoder', o.encoder)
+
+# %% ../../nbs/11a_commands/10_prompts.ipynb #98670c5b
+def _check_lessons(o):
+    "Raises ValueError, FileNotFoundError for lessons that these data cannot give."
     if o.split == 'last-basket':
         raise ValueError('--split last-basket asks for sets of items, and a prompt asks for one: take another split')
     if o.candidates == 1:
@@ -92,17 +98,28 @@ def _check_prompts(o):
         )
     if o.reasons and o.reasons != 'studio' and not Path(o.reasons).is_file():
         raise FileNotFoundError(f'--reasons {o.reasons}: there is no such file')
-    if o.base and str(o.base).startswith(('.', '/')) and not Path(o.base).is_dir():
+
+# %% ../../nbs/11a_commands/10_prompts.ipynb #2aa1e65f
+def _check_base(o):
+    "Raises FileNotFoundError for a folder that is not there, or has no T5 in it."
+    if not o.base:
+        return
+    if str(o.base).startswith(('.', '/')) and not Path(o.base).is_dir():
         raise FileNotFoundError(f'--base {o.base}: there is no such folder')
-    if o.base and Path(o.base).is_dir() and not (Path(o.base) / 'config.json').is_file():
+    if Path(o.base).is_dir() and not (Path(o.base) / 'config.json').is_file():
         raise FileNotFoundError(
             f'--base {o.base}: no config.json lies there: give the folder of a T5, as save_pretrained writes it'
         )
 
-# %% ../../nbs/11a_commands/10_prompts.ipynb #f36aa626
-def _reads(o):
-    "Does anything read contents?"
-    return set(o.ways) != {'names'} or 'codes' in o.ids
+# %% ../../nbs/11a_commands/10_prompts.ipynb #661f65a2
+def _check_prompts(o):
+    "Raises what makes the options of `prompts` unusable."
+    _check_words(o)
+    check_out(o.out)
+    check_data(o.data, o.users, o.split, o.core, o.images, columns_of(o))
+    check_encoder('--encoder', o.encoder)
+    _check_lessons(o)
+    _check_base(o)
 
 # %% ../../nbs/11a_commands/10_prompts.ipynb #f561b27c
 def _ways(o):
