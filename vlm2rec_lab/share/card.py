@@ -57,7 +57,7 @@ def inline(
     "A text for a cell of `markdown_table`, with its marks of Markdown escaped."
     return MARKS.sub(r'\\\g<0>', one_line(text, most))
 
-
+# %% ../../nbs/10_share/01_card.ipynb #e846621e
 def plain(
     text,  # anything
     most=LONGEST,  # characters
@@ -65,7 +65,7 @@ def plain(
     "A text for a line of Markdown, as it was written and nothing more."
     return safe(inline(text, most))
 
-
+# %% ../../nbs/10_share/01_card.ipynb #ff83ebb9
 def sentence(
     text,  # anything
 ):  # -> str
@@ -167,7 +167,7 @@ ALWAYS = (
     'People: no test with customers who see the lists, and no look at whether all groups of them are served alike.',
 )  # what no run of the lab tries
 
-
+# %% ../../nbs/10_share/01_card.ipynb #80de62c2
 def _untried_training(t):
     "What a training leaves open."
     if not t:
@@ -233,12 +233,12 @@ def _number(e, percent=False):
 
     return figure(e, percent, digits=4)
 
-
+# %% ../../nbs/10_share/01_card.ipynb #e11e1bec
 def _listed(pairs):
     "Pairs of a name and a value as a table of two columns."
     return markdown_table([['', ''], *([inline(k), inline(v)] for k, v in pairs)])
 
-
+# %% ../../nbs/10_share/01_card.ipynb #62cdc5fb
 def _joined(parts):
     "Some words as `a, b and c`."
     parts = list(parts)
@@ -264,7 +264,7 @@ def _spaced(value):
     "A value; a text that begins or ends with a space in quotes, so that it can be seen."
     return json.dumps(value) if isinstance(value, str) and value != value.strip() else value
 
-
+# %% ../../nbs/10_share/01_card.ipynb #82ca1d0d
 def _base(f):
     "The base and how it is read."
     m, rows = f['model'], []
@@ -285,7 +285,7 @@ def _kind(x):
     "A modality's kind, and how many items lack it."
     return x['kind'] + (f', {100 * x["missing"]:.1f} % of the items lack it' if x['missing'] else ', no item lacks it')
 
-
+# %% ../../nbs/10_share/01_card.ipynb #81753eb7
 def _data(f):
     "The data and the split."
     d = f['data']
@@ -311,7 +311,7 @@ def _said(value):
     "A setting in words."
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
-
+# %% ../../nbs/10_share/01_card.ipynb #fb9736b9
 def _gradients(t):
     "The gradient ratio in a sentence for each modality."
     return [
@@ -357,7 +357,7 @@ SHOWN = {
     'variance_share': 'share of the score',
 }  # of evidence
 
-
+# %% ../../nbs/10_share/01_card.ipynb #fc638683
 def _verdicts(f):
     "The verdict of each modality with its evidence."
     from vlm2rec_lab.diagnosis.verdict import verdict_word  # which imports numpy
@@ -408,7 +408,7 @@ def _literal(value):
     "A value as Python writes it, with nothing in it that could end a block of code."
     return ascii(value).replace('`', '\\x60')
 
-
+# %% ../../nbs/10_share/01_card.ipynb #643fac98
 def _by_lab(f):
     "The lines that open a folder with this library."
     from_hub = f"folder = snapshot_download({f['repo']!r})" if f['repo'] else "folder = '.'  # of this card"
@@ -504,7 +504,7 @@ def to_dict(self: Card):  # -> dict, ready for JSON
     "The facts, and the front matter as `metadata`."
     return json.loads(json.dumps(self.facts | dict(metadata=self.metadata.to_dict()), default=str))
 
-
+# %% ../../nbs/10_share/01_card.ipynb #207f1518
 @patch
 def save(
     self: Card,
@@ -525,7 +525,7 @@ def _prompt_in(folder):
         return ''
     return 'item' if 'item' in found else ''
 
-
+# %% ../../nbs/10_share/01_card.ipynb #0c89ff77
 def _place_facts(folder, embedder):
     "The library, the prompt of items, and whether this library reads the folder; without one, of an embedder."
     if folder is None:
@@ -599,7 +599,7 @@ def _telling(place):
         what = ' '.join(repr(e).split())[:100]
         raise DataError(f'{place} holds files of a run that are damaged ({what}): write the run again') from None
 
-
+# %% ../../nbs/10_share/01_card.ipynb #bfdb51ce
 def card_from_run(
     folder,  # of a run of `vlm2rec train`, or of one of its embedders
     loss=None,  # whose embedder, where a run has several

@@ -27,7 +27,7 @@ def is_hub_id(
     ends = said.endswith(('.git', '.', '-'))
     return bool(OWNED.fullmatch(said)) and '..' not in said and '--' not in said and not ends
 
-
+# %% ../../nbs/10_share/00_facts.ipynb #4c7360c4
 def hub_id(
     where,  # folder, hub id, or anything else that a base is known by
 ):  # -> str, '' for what is no OWNER/NAME of the Hub, and for a folder that is there

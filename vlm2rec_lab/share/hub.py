@@ -47,6 +47,8 @@ MODEL = (  # what weights, settings, tokenizers and templates are called
     'chat_template.json',
     '*.jinja',
 )
+
+# %% ../../nbs/10_share/02_hub.ipynb #3dd17fa6
 TOP = (  # what lies at the top of a folder only
     'README.md',
     'LICENSE',
@@ -80,6 +82,8 @@ STAYS = {  # endings -> why such a file stays
     ('.py', '.ipynb', '.sh', '.so'): 'code: a model of this library needs none',
     ('.lock', '.log', '.html'): 'of the run, not of the model',
 }
+
+# %% ../../nbs/10_share/02_hub.ipynb #04117869
 NAMED = {  # names -> why such a file stays
     'history.json': 'the history of a training: the card tells what is to be known of it',
     'metrics.json': 'figures of a run: they stand in the card',
@@ -106,7 +110,7 @@ TOKEN = re.compile(rb'(?<![A-Za-z0-9])hf_(oauth_|jwt_)?[A-Za-z0-9]{16,}')  # of 
 HOLDS_TOKEN = 'it holds what looks like a token of the Hub: take it out'
 ROWS = re.compile(r'(train|valid|test)/(users|history|targets|seen_items)|user_items/|(items|sequences)/|optimiser')
 
-
+# %% ../../nbs/10_share/02_hub.ipynb #ee3042b6
 def _weights_wrong(file):
     "Why a file of weights stays; '' where it holds weights."
     from safetensors import SafetensorError, safe_open
@@ -155,7 +159,7 @@ def _size(n):
     "A number of bytes for people."
     return f'{n:,} B' if n < 10_000 else f'{n / 1000:,.0f} kB' if n < 10_000_000 else f'{n / 1e6:,.0f} MB'
 
-
+# %% ../../nbs/10_share/02_hub.ipynb #5e5dae60
 def _list_said(push):
     "The list as lines."
     wide = max((len(n) for n in (*push.send, *push.stays)), default=0)
@@ -176,7 +180,7 @@ def _files_of(folder):
         found |= {p.relative_to(folder).as_posix(): p for p in paths}
     return dict(sorted(found.items()))
 
-
+# %% ../../nbs/10_share/02_hub.ipynb #766de1b1
 def _parts_of(folder):
     "The folders that a model names as its own: of modules, of adapters, and of templates."
     modules, note = (_json_in(Path(folder) / name) for name in ('modules.json', 'embedder.json'))
@@ -184,7 +188,7 @@ def _parts_of(folder):
     named += note.get('adapters') or [] if isinstance(note, dict) else []
     return {str(n).strip('/') for n in named if n} | {'additional_chat_templates'}
 
-
+# %% ../../nbs/10_share/02_hub.ipynb #483853ee
 def _json_in(file):
     "What a JSON file holds; None where it holds none."
     try:
@@ -192,7 +196,7 @@ def _json_in(file):
     except (OSError, ValueError, RecursionError):
         return None
 
-
+# %% ../../nbs/10_share/02_hub.ipynb #e1b566f1
 def _stays(name, path, parts):
     "Why a file stays; '' for one that goes."
     if path.is_symlink():
@@ -204,7 +208,7 @@ def _stays(name, path, parts):
 # %% ../../nbs/10_share/02_hub.ipynb #0fc120d0
 UNWRITTEN = '[More Information Needed]'  # in templates of cards that nobody filled in
 
-
+# %% ../../nbs/10_share/02_hub.ipynb #e2b331a5
 def _notes_on(folder, send):
     "Sentences on a card that is missing, and on a base that others cannot have."
     found, card = [], Path(folder) / 'README.md'
@@ -218,7 +222,7 @@ def _notes_on(folder, send):
         found.append(f'{what}: they go as they stand, and whoever loads the model passes base=')
     return tuple(found)
 
-
+# %% ../../nbs/10_share/02_hub.ipynb #26b7ada1
 def _base_said(file):
     "The base that a note names; '' where it names none."
     found = _json_in(file)
@@ -255,7 +259,7 @@ ANSWERS = {  # status -> what it means, and the remedy
     429: 'the Hub has been asked too often: wait some minutes and push again',
 }
 
-
+# %% ../../nbs/10_share/02_hub.ipynb #08d0f3b4
 def _status(error):
     "The status that a request ended with, along the causes of an error; None where there was no answer."
     while error is not None:
@@ -268,7 +272,7 @@ def _status(error):
 class NotPushed(OSError):
     "The Hub did not take it; the message says why and what to do."
 
-
+# %% ../../nbs/10_share/02_hub.ipynb #d65099e2
 def _refusal(error, repo_id, token):
     "The sentence for what a request ended with."
     status, owner = _status(error), repo_id.partition('/')[0]
@@ -284,7 +288,7 @@ def _refusal(error, repo_id, token):
         said = f'the connection broke ({type(error).__name__}): push again; what was sent already is not sent twice'
     return NotPushed(f'{repo_id} was not pushed: {said}')
 
-
+# %% ../../nbs/10_share/02_hub.ipynb #c17ff91a
 def _hidden(error, token):
     "What an error says in one line, without the token."
     said = ' '.join(printable(error).split())
@@ -298,7 +302,7 @@ def is_offline():  # -> bool
 
     return is_offline_mode()
 
-
+# %% ../../nbs/10_share/02_hub.ipynb #a0387a0a
 OFFLINE = 'HF_HUB_OFFLINE forbids the Hub, so nothing was sent: unset it and push again'
 
 # %% ../../nbs/10_share/02_hub.ipynb #8a9baf92
