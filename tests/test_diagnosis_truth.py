@@ -166,7 +166,9 @@ def test_who_knows_users_is_not_dead_beside_who_knows_sales(content, seed):
         ((-0.1, 0.3), (-0.1, 0.2), 'open'),  # no hardly: it may be more
         ((0.05, 0.2), (0.1, 0.5), 'open'),
         ((0.05, 0.2), (0.3, 0.9), 'no'),
-        ((0.05, 0.3), (0.05, 0.2), 'no'),
+        ((0.05, 0.3), (0.05, 0.2), 'open'),  # some, and surely little beside the other's
+        ((0.26, 0.3), (0.05, 0.2), 'no'),
+        ((0.05, 0.3), (0.05, 0.3), 'no'),
         ((-0.1, 0.2), (np.nan, np.nan), 'open'),  # nobody else tells users apart
         ((0.05, 0.2), (np.nan, np.nan), 'no'),
     ],

@@ -214,13 +214,14 @@ def says_the_same(
     own_part, beside = (evidence.get(n) for n in ('personal', 'personal_ratio'))
     if not own.above or own_part is None or beside is None:
         return 'no'
-    hardly = own_part.high <= rules['collapsed']
-    if not hardly and own_part.low > 0:
+    hardly, little = (e.high <= rules['collapsed'] for e in (own_part, beside))
+    # beside what others tell of who asks, surely little: then some is not enough
+    if not hardly and own_part.low > (rules['collapsed'] if little else 0):
         return 'no'
     added, common, drop = (evidence.get(n) for n in ('added', 'added_common', 'drop_mean'))
     if _knows_alone(own, added, common, drop, floor, rules) not in ('no', 'liked'):
         return 'no'
-    if hardly and beside.high <= rules['collapsed']:
+    if hardly and little:
         return 'yes'
     # where nobody else tells users apart there is no ratio
     surely = own_part.low > 0 if math.isnan(beside.value) else beside.low >= rules['collapsed']
