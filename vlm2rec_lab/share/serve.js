@@ -46,7 +46,8 @@ async function ask(path, body) {
   return found;
 }
 
-// A picture beside its title, so it says nothing of its own to a screen reader; without one the place is empty.
+// A picture beside its title, so it says nothing of its own to a screen reader. Asked for where the service says that
+// there is one; should it be none that can be shown, its place is left out.
 function picture(id, side) {
   const img = make('img');
   const path = `pictures?id=${encodeURIComponent(id)}&side=${side}`;
@@ -71,7 +72,7 @@ function card(tag, item, side, heading, ...more) {
   const words = make('div', 'words', null, make(heading, '', item.title));
   if (item.id !== item.title) words.append(make('p', 'soft', item.id));
   const e = make(tag, 'card', null, words, ...more);
-  if (state.health.pictures) e.prepend(picture(item.id, side));
+  if (item.picture) e.prepend(picture(item.id, side));
   return e;
 }
 
@@ -81,7 +82,7 @@ function bars(parts, most) {
   const e = make('div', 'bars');
   state.health.modalities.forEach((m, n) => {
     if (!(m in parts)) return;
-    const bar = make('div', `bar m${(n % 8) + 1}${parts[m] < 0 ? ' below' : ''}`);
+    const bar = make('div', `bar m${state.health.colours[n]}${parts[m] < 0 ? ' below' : ''}`);
     bar.style.width = `${Math.min(100, (100 * Math.abs(parts[m])) / (most || 1))}%`;
     e.append(make('span', 'name', m), make('div', 'rail', null, bar), make('span', 'number', signed(parts[m])));
   });
@@ -112,8 +113,9 @@ async function look(more) {
 // ---- the history
 
 function add(item) {
-  if (!state.history.some((h) => h.id === item.id)) state.history.push({ id: item.id, title: item.title });
-  changed(`${item.title} is in the history.`);
+  const { id, title, picture: there } = item;
+  if (!state.history.some((h) => h.id === id)) state.history.push({ id, title, picture: there });
+  changed(`${title} is in the history.`);
 }
 
 function changed(said) {

@@ -21,6 +21,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import generate_latest
 
 from ..base.errors import DataError, no_such, printable
+from ..base.theme import modality_places
 from .album import SIDES
 from .answers import card, find, rows_of, why
 from .asked import Items, Recommend, Why
@@ -28,7 +29,7 @@ from .conditions import parse_where
 from .door import HANDLERS, SLOWEST, Guard, asked, may_write, protocol_of
 from .limits import Refused, check_size
 from .page import files, page
-from .stock import Shop, encoded, new_table, new_vectors, picture_of, recommended, watching
+from .stock import Shop, encoded, new_table, new_vectors, picture_of, pictured, recommended, watching
 
 _all_ = ['Shop', 'SLOWEST']  # of the rooms below, handed on
 
@@ -76,7 +77,7 @@ async def post_recommend(request: Request):
     shelf = shop.shelf
     vectors = await encoded(shop, shelf, q.history)
     how = dict(k=q.k, weights=q.weights, where=q.where, diversity=q.diversity, repeat=q.repeat, vectors=vectors)
-    return JSONResponse(await recommended(shop, shelf, q.history, **how))
+    return JSONResponse(await pictured(shop, shelf, await recommended(shop, shelf, q.history, **how)))
 
 # %% ../../nbs/10_share/04h_service.ipynb #59fe7174
 @router.post('/why', openapi_extra=schema_of(Why))
@@ -126,14 +127,17 @@ async def get_similar(
     how = dict(k=k, weights=weights_in(weights), diversity=diversity)
     how['where'] = [parse_where(w, columns) for w in where] or None
     found = await recommended(shop, shelf, [id], **how)
-    return JSONResponse(dict(item=id, version=found['version'], items=found['items']))
+    return JSONResponse(await pictured(shop, shelf, dict(item=id, version=found['version'], items=found['items'])))
 
 # %% ../../nbs/10_share/04h_service.ipynb #64aaad0c
 @router.get('/items/{id:path}', dependencies=READ)
 async def get_item(request: Request, id: str):
     "What is known of an item."
+    shop = request.app.state.shop
+    shelf = shop.shelf
     with named_by_address():
-        return JSONResponse(card(request.app.state.shop.shelf, id))
+        one = dict(items=[card(shelf, id)])
+    return JSONResponse((await pictured(shop, shelf, one))['items'][0])
 
 # %% ../../nbs/10_share/04h_service.ipynb #d21b4ef5
 @router.get('/items', dependencies=READ)
@@ -145,7 +149,8 @@ async def get_items(
 ):
     "Items whose titles or ids hold all words."
     shop = request.app.state.shop
-    return JSONResponse(await shop.desk.ask(find, shop.shelf, find_, start, count))
+    shelf = shop.shelf
+    return JSONResponse(await pictured(shop, shelf, await shop.desk.ask(find, shelf, find_, start, count)))
 
 # %% ../../nbs/10_share/04h_service.ipynb #c7b5c38a
 @router.post('/items', openapi_extra=schema_of(Items))
@@ -232,7 +237,9 @@ async def get_health(request: Request):
     said = dict(live=True, ready=not shop.trouble, locked=shop.locked)
     if not shop.locked or request.scope['has_token']:
         index = shop.shelf.index
-        said |= dict(version=index.version, items=len(index), modalities=list(index.modalities))
+        places = modality_places(index.modalities)
+        said |= dict(version=index.version, items=len(index), modalities=list(places))
+        said |= dict(colours=[k + 1 for k in places.values()])
         said |= dict(pictures=shop.album is not None, by='encoder' if shop.encoder else 'mean', trouble=shop.trouble)
     return JSONResponse(said, headers={'Cache-Control': 'no-store'})
 
