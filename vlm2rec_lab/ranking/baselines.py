@@ -19,6 +19,7 @@ from ..base.errors import DataError, checked_seed, known, warn
 from ..base.ragged import PAD
 from vlm2rec_lab.ranking.baseline_scores import (
     COUNTED,
+    check_half_life,
     choice_times,
     co_occurrence,
     last_items,
@@ -105,7 +106,8 @@ def make_task(
     chunk=None,  # rows ranked at a time
     progress=True,  # bars, where it lasts more than 2 seconds
 ):  # -> Task
-    "The task that a part of a split sets. Raises `DataError` for another part or way to count."
+    "The task that a part of a split sets. Raises `DataError` for another part, half-life or way to count."
+    check_half_life(half_life)
     past = past_choices(split, part, counted)
     rows, n = getattr(split, part), len(split.catalogue)
     sets = None if rows.sets is None else (rows.set_offsets, rows.set_items)

@@ -23,6 +23,8 @@ def as_matrix(
     if hasattr(x, 'detach'):
         x = x.detach().cpu()
         x = (x if str(x.dtype) == 'torch.float64' else x.float()).numpy()
+    if np.ma.is_masked(x):
+        raise ValueError(f'{name} is masked in places, and a mask is not kept: fill them in, or leave the rows out')
     try:
         x = np.asarray(x)
     except ValueError as e:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..base.errors import DataError, checked_seed, counted, warn
 from .leave_one_out import _leak, _named, _prefixes
-from .rows import Rows, Split, Windows, _had, _plain, warn_few
+from .rows import Rows, Split, Windows, _had, _plain, checked_history, warn_few
 from .splits import UNITS, _fates, _hash, _is_number, _mix, _owner, _pairs, _with_times, time_unit
 
 # %% ../../nbs/00_shop/04b_baskets.ipynb #ba5ce707
@@ -155,8 +155,9 @@ def last_basket(
     """Each user's last basket for test, the one before for validation, all before that for training.
     Raises `DataError` where there are no times, for an unknown `within`, and where nothing is left to test."""
     seed = checked_seed(seed)
-    if history < 1:
-        raise DataError(f'history={history}: a window needs at least 1 item')
+    history = checked_history(history)
+    if not isinstance(new, (bool, np.bool_)):
+        raise DataError(f'new={new!r}: give True to ask for new items alone, or False')
     inter, notes, number = dataset.interactions, list(dataset.notes), baskets(dataset, within, unit)
     train, asked, whole, reasons = _asked(inter, number, len(dataset.catalogue), new)
     if not asked['test'].any():

@@ -10,6 +10,7 @@ __all__ = ['KINDS', 'DAY_FORMS', 'Catalogue', 'Interactions', 'shown', 'as_ids',
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from html import escape
 from pathlib import Path
@@ -53,6 +54,11 @@ class Catalogue:
     clean: InitVar[bool] = False  # True takes HTML out of the texts and titles: entities become characters, tags go
 
     def __post_init__(self, clean):
+        for name in ('content', 'kinds'):
+            if not isinstance(getattr(self, name), Mapping):
+                raise DataError(f'{name} is {getattr(self, name)!r}: give a dictionary by modality')
+        if self.table is not None and not isinstance(self.table, pd.DataFrame):
+            raise DataError(f'table is {type(self.table).__name__}: give a DataFrame with one row per item, or None')
         table = pd.DataFrame(index=range(len(self.ids))) if self.table is None else self.table.reset_index(drop=True)
         made = dict(ids=tuple(self.ids), content=dict(self.content), kinds=dict(self.kinds), table=table)
         for name, value in (_cleaned(made) if clean else made).items():
@@ -183,6 +189,17 @@ def _repr_html_(self: Catalogue, n=5):
         rows += f'<tr><td>{i}</td><td>{escape(str(self.ids[i]))}</td>{cells}</tr>'
     return f'<p>{escape(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
+# %% ../../nbs/00_shop/01_catalogue.ipynb #fb47ef53
+def _numbers_of(times):
+    "Times as float64 [n]. Raises DataError for what are no numbers."
+    x = np.asarray(times.detach().cpu() if hasattr(times, 'detach') else times)
+    if x.ndim != 1 or x.size and x.dtype.kind not in 'fiuO':
+        raise DataError(f'times has shape {x.shape} of {x.dtype}: give one number for each interaction')
+    try:
+        return x.astype(np.float64)
+    except (TypeError, ValueError):
+        raise DataError('times holds something that is no number: give one for each interaction') from None
+
 # %% ../../nbs/00_shop/01_catalogue.ipynb #c2128ebc
 @dataclass(frozen=True, eq=False, repr=False)
 class Interactions:
@@ -195,7 +212,7 @@ class Interactions:
 
     def __post_init__(self):
         flat = Ragged(self.offsets, self.items)
-        times = None if self.times is None else np.asarray(self.times, np.float64)
+        times = None if self.times is None else _numbers_of(self.times)
         made = dict(user_ids=tuple(self.user_ids), offsets=flat.offsets, items=flat.items, times=times)
         for name, value in made.items():
             object.__setattr__(self, name, value)

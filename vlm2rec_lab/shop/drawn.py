@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from scipy.ndimage import minimum_filter
 
-from ..base.errors import checked_seed, no_such
+from ..base.errors import checked_number, checked_seed, checked_whole, is_number, is_whole, no_such
 from .catalogue import Catalogue, Interactions
 from .dataset import Dataset
 from .leave_one_out import hold_out_users
@@ -517,6 +517,7 @@ def split(
     """Disjoint customers for training, choosing and reporting; valid and test predict the last purchase.
     New products are in no training row. Raises ValueError where there are too few customers."""
     train = self.condition.train if train is None else train
+    train, valid, test = (checked_whole(n, a, 0) for a, n in dict(train=train, valid=valid, test=test).items())
     need, have = train + valid + test, len(self.interactions)
     if need > have:
         raise ValueError(f'the split wants {need} customers, the studio has {have}: make_studio(users={need})')
@@ -590,10 +591,12 @@ def make_studio(
     "A world to shop in. Raises ValueError for an unknown condition, or where the world is too small."
     seed = checked_seed(seed)
     c = get_condition(condition)
-    if items < 2 * length or users < 1 or length < 3 or not 0 <= new <= 0.5:
+    drift, image_size = checked_number(drift, 'drift', most=1), checked_whole(image_size, 'image_size', 5)
+    whole = all(map(is_whole, (items, users, length))) and is_number(new)
+    if not whole or items < 2 * length or users < 1 or length < 3 or not 0 <= new <= 0.5:
         raise ValueError(
-            f'items={items}, users={users}, length={length}, new={new}: '
-            'take length >= 3, items >= 2 * length, users >= 1, new in 0 to .5'
+            f'items={items!r}, users={users!r}, length={length!r}, new={new!r}: '
+            'take whole numbers, length >= 3, items >= 2 * length, users >= 1, new in 0 to .5'
         )
     goods, folk, late, specs_rng = (np.random.default_rng([seed, k]) for k in range(4))
     catalogue, attributes = _make_catalogue(items, c, goods, specs_rng, image_size)

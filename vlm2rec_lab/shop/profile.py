@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..base.errors import checked_seed, counted
+from ..base.errors import checked_number, checked_seed, checked_whole, counted
 from ..base.files import write_bytes
 from .pictures import thumbnail
 from vlm2rec_lab.shop.profile_figures import (
@@ -48,8 +48,9 @@ def sample_users(
     last=12,  # items of each
     seed=0,  # which users
 ):  # -> ([{'user', 'length', 'items': [{'id', 'title'}]}], item numbers of each)
-    "A few users with two or more interactions and the last items of each, oldest first."
-    seed = checked_seed(seed)
+    """A few users with two or more interactions and the last items of each, oldest first.
+    Raises `DataError` for numbers that count nothing."""
+    seed, users, last = checked_seed(seed), checked_whole(users, 'users', 0), checked_whole(last, 'last', 0)
     inter, catalogue = dataset.interactions, dataset.catalogue
     who = np.flatnonzero(inter.lengths >= 2) if (inter.lengths >= 2).any() else np.flatnonzero(inter.lengths)
     who = np.random.default_rng(seed).permutation(who)[:users]
@@ -236,8 +237,11 @@ def profile(
     now=None,  # seconds since 1970 after which dates are in the future; None for this moment
     progress=True,  # show a bar where it takes long
 ):  # -> Profile
-    "Look at a data set before training. Raises `DataError` for an unknown limit, bad tokenizer or split of other data."
-    seed = checked_seed(seed)
+    """Look at a data set before training. Raises `DataError` for an unknown limit, a wrong number, a bad tokenizer or a
+    split of other data."""
+    seed, users, last = checked_seed(seed), checked_whole(users, 'users', 0), checked_whole(last, 'last', 0)
+    budget, now = checked_whole(budget, 'budget'), None if now is None else checked_number(now, 'now')
+    max_images, max_texts = checked_whole(max_images, 'max_images', 0), checked_whole(max_texts, 'max_texts', 0)
     all_limits, catalogue = with_limits(limits), dataset.catalogue
     settings = dict(seed=seed, budget=budget, max_images=max_images, max_texts=max_texts)
     settings['now'] = float(pd.Timestamp.now('UTC').timestamp() if now is None else now)

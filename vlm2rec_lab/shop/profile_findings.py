@@ -7,10 +7,11 @@ __all__ = ['SEVERITY', 'LIMITS', 'FINDINGS', 'with_limits', 'Finding', 'finds', 
            'log_findings', 'split_findings', 'find']
 
 # %% ../../nbs/00_shop/05b_profile_findings.ipynb #0e322036
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..base.charts import number, percent
-from ..base.errors import counted, few, known
+from ..base.errors import DataError, counted, few, known
 from .profile_figures import counted_in, in_words
 
 # %% ../../nbs/00_shop/05b_profile_findings.ipynb #0dbf1565
@@ -54,6 +55,8 @@ def with_limits(
     limits=None,  # {name: limit} other than in `LIMITS`
 ):  # -> {name: limit} of all
     "All limits, with those that were changed. Raises `DataError` for an unknown one."
+    if limits is not None and not isinstance(limits, Mapping):
+        raise DataError(f'limits is {limits!r}: give a dictionary of those to change, such as dict(ties=0.5)')
     for name in limits or {}:
         known(name, LIMITS, 'limit')
     return {**{name: limit for name, (limit, _) in LIMITS.items()}, **(limits or {})}

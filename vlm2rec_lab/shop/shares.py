@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..base.errors import DataError, checked_seed, counted, known, warn
+from ..base.errors import DataError, checked_seed, counted, is_number, known, warn
 from .baskets import _size_note, _stand_ins
 from .catalogue import Interactions
 from .leave_one_out import _leak, _named
-from .rows import Rows, Split, Windows, _had, rows_at, warn_few
+from .rows import Rows, Split, Windows, _had, checked_history, rows_at, warn_few
 from .splits import _fates, _first, _hash, _mix, _owner, _training_items, repeated
 
 # %% ../../nbs/00_shop/04c_shares.ipynb #1d9d5621
@@ -88,12 +88,11 @@ def _share_notes(dataset, marks, notes):
 def _check_shares(valid, test, history):
     "Raises `DataError` for shares that leave nothing, and for an empty window."
     for name, share in (('valid', valid), ('test', test)):
-        if not 0 <= share < 1:
-            raise DataError(f'{name}={share}: give a share of the items from 0 to below 1')
+        if not (is_number(share) and 0 <= share < 1):
+            raise DataError(f'{name}={share!r}: give a share of the items from 0 to below 1')
     if test == 0 or valid + test >= 1:
         raise DataError(f'valid={valid}, test={test}: the test needs a share, and training what is left of 1')
-    if history < 1:
-        raise DataError(f'history={history}: a window needs at least 1 item')
+    checked_history(history)
 
 # %% ../../nbs/00_shop/04c_shares.ipynb #9e85ed31
 def shares(
@@ -109,6 +108,7 @@ def shares(
     Raises `DataError` for shares that leave nothing, an unknown `exclude`, and where nobody has two items."""
     seed = checked_seed(seed)
     _check_shares(valid, test, history)
+    history = int(history)
     known(exclude, EXCLUDED, 'choice of what is excluded')
     inter, notes = dataset.interactions, list(dataset.notes)
     marks = train, valids, tests = _cut(inter, dataset.catalogue.ids, valid, test, seed)

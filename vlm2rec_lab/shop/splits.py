@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pandas as pd
 
-from ..base.errors import DataError, checked_seed, known, warn
+from ..base.errors import DataError, checked_seed, is_number, is_whole, known, warn
 from .catalogue import Interactions
-from .rows import PARTS, Split, _places, _plain, rows_at, warm_items, warn_few
+from .leave_one_out import checked_length
+from .rows import PARTS, Split, _places, _plain, checked_history, rows_at, warm_items, warn_few
 
 # %% ../../nbs/00_shop/04_splits.ipynb #57ac425e
 def _owner(inter):
@@ -183,6 +184,7 @@ def settle_repeats(
     if repeats == 'first_only':
         raise DataError("repeats='first_only' changes the sequences: split first_only(dataset) instead")
     known(repeats, REPEATS[:2], 'choice of repeats')
+    parts = (parts,) if isinstance(parts, str) else tuple(known(p, PARTS, 'part') for p in parts)
     _check_single(split, parts)
     old = repeated(dataset.interactions)
     hit = dict(zip(parts, (old[p] for p in _places(split, dataset, *parts))))
@@ -454,6 +456,7 @@ def _by_time(
     train_seen,  # fill the lists of seen items of training rows too
 ):  # -> Split
     "The split between two moments."
+    history = checked_history(history)
     for what, names in CHOICES.items():
         known(choices[what], names, f'choice of {what}')
     inter, t, notes = dataset.interactions, dataset.interactions.times, []
@@ -525,8 +528,8 @@ def last_day(
     Raises `DataError` like `temporal_split`, and for days that are no whole number."""
     inter = _with_times(dataset, 'last_day', moments=True)
     for name, d in (('days', days), ('valid_days', valid_days)):
-        if int(d) != d or d < (name == 'days'):
-            raise DataError(f'{name}={d}: give a whole number of days')
+        if not is_whole(d) or d < (name == 'days'):
+            raise DataError(f'{name}={d!r}: give a whole number of days')
     unit = time_unit(inter.times, unit)
     day = 86400 * UNITS[unit][0] / UNITS[unit][1]
     end = np.floor(inter.times.max() / day) + 1
@@ -599,8 +602,10 @@ def cold_items(
     Raises `DataError` for shares that leave no item, no training or no cold row."""
     seed = checked_seed(seed)
     known(repeats, REPEATS, 'choice of repeats')
-    if min_length < 3:
-        raise DataError(f'min_length={min_length}: a history, a validation and a test item make 3')
+    history, min_length = checked_history(history), checked_length(min_length)
+    for name, s in dict(share=share, valid_share=valid_share).items():
+        if not (is_number(s) or name == 'valid_share' and s is None):
+            raise DataError(f'{name}={s!r}: give a share of the items, above 0 and below 1')
     valid_share = share if valid_share is None else valid_share
     cold, bought = _hold_out_items(dataset, share, valid_share, seed)
     train, valid, test, removed, left = _cold_marks(dataset, cold, repeats, min_length)
