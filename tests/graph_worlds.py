@@ -36,8 +36,8 @@ def selling(users=400, items=120, each=12, like=2.0, sells=1.5, text=0.3, image=
     """A split and {modality: float32 [items, dims]} of a shop where some items sell more than others.
 
     Customers buy by how much they like what the text says and, `sells` times, by how an item sells. The image is a
-    picture of how it sells, which says nothing of who asks; noise; or a copy of the text. For `text=None` the text is
-    noise, too.
+    picture of how it sells, which says nothing of who asks; noise; a copy of the text; or of both, what the text says
+    and how it sells. For `text=None` the text is noise, too.
     """
     rng = np.random.default_rng(seed)
     appeal, trait = rng.normal(size=items), rng.normal(size=(items, traits))
@@ -47,7 +47,8 @@ def selling(users=400, items=120, each=12, like=2.0, sells=1.5, text=0.3, image=
     noise = {m: rng.normal(size=said.shape) for m in ('text', 'image')}
     told = noise['text'] if text is None else said + text * noise['text']
     sold = 2 * appeal[:, None] * np.eye(1, dims) + 3 * np.eye(1, dims, 1) + 0.2 * noise['image']
-    vectors = {'text': told, 'image': {'sales': sold, 'noise': noise['image'], 'copy': told}[image]}
+    shown = {'sales': sold, 'noise': noise['image'], 'copy': told, 'both': told + sold}[image]
+    vectors = {'text': told, 'image': shown}
     lists = np.argsort(-liked, 1)[:, :each]
     catalogue = Catalogue([f'i{k}' for k in range(items)], {}, {})
     split = shares(Dataset(catalogue, Interactions.of_sequences(lists.tolist()), f'selling, seed {seed}'))

@@ -51,6 +51,7 @@ def scripts():
     import gpu
     import graph_films
     import graph_remedies
+    import graph_verdicts
     import lattice
     import pairs
     import published
@@ -61,7 +62,7 @@ def scripts():
     import train
 
     found = (common, decoders, encoders, flame, fusions, gpu, graph_films, graph_remedies, lattice, pairs, published)
-    found += (goals, scale, shapes, size, step, train)
+    found += (goals, graph_verdicts, scale, shapes, size, step, train)
     yield {m.__name__: m for m in found}
     sys.path.remove(str(BENCH))
 
@@ -1062,6 +1063,34 @@ def test_remedies_are_held_against_plain_training(scripts):
     assert [r['recall'] for r in rows if (r['remedy'], r['left']) == ('unimodal teachers', 'text alone')] == [
         round(float(mean), 5)
     ]
+
+
+def test_verdicts_of_graph_reports_are_held_against_the_truth(scripts, tmp_path, monkeypatch):
+    s = scripts['graph_verdicts']
+    monkeypatch.setitem(s.SIZES, 'planted', dict(users=150, items=40, each=10))
+    assert {t for _, _, truths in s.WORLDS.values() for t in truths.values()} == set(s.RIGHT)
+    rows = s.kept('the image was forgotten', 'VBPR', 0, tmp_path, 8)
+    assert [(r['reference'], r['modality'], r['truth']) for r in rows] == [
+        (known, m, truth) for known in (False, True) for m, truth in (('text', 'alive'), ('image', 'forgot'))
+    ]
+    assert rows[3]['verdict'] == 'collapsed' and rows[3]['reason'] == 'lost'
+    monkeypatch.setattr(s, 'judged', lambda *_: pytest.fail('it was judged before'))
+    assert s.kept('the image was forgotten', 'VBPR', 0, tmp_path, 8) == rows
+    said = [dict(rows[3], verdict=v, reason=v) for v in ('collapsed', 'undecided', 'healthy', 'healthy')]
+    (row,) = s.rates(pd.DataFrame(said))
+    counts = [row[k] for k in ('verdicts', 'right', 'undecided', 'wrong', 'wrong words')]
+    assert counts == [4, 1, 1, 2, 'healthy (healthy)']
+
+
+def test_what_was_learned_is_forgotten_or_made_quiet(scripts):
+    import torch
+
+    s = scripts['graph_verdicts']
+    now, before = (SimpleNamespace(path=lambda m, p=torch.full((2, 2), x): [p]) for x in (2.0, 5.0))
+    for truth, left in (('alive', 2.0), ('unheard', 0.1), ('forgot', 5.0)):
+        s.strike(now, {'image': truth}, before)
+        assert now.path('image')[0].tolist() == [[pytest.approx(left)] * 2] * 2
+        now.path('image')[0].fill_(2.0)
 
 
 def test_vectors_of_films_are_made_once(scripts, tmp_path):
