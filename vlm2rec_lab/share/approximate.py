@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import numpy as np
 from fastcore.basics import patch
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_seed, checked_whole, known
 from .handover import fused_items, fused_queries
 from .index import check_count
 from .query import check_queries, check_weights, found_of, pair_parts, seen_pairs, summed
@@ -59,7 +59,11 @@ class Approximate:
         k=10,  # answers that the recall is about
         seed=0,  # of the sample
     ):
-        self.kind, self.effort = known(kind, KINDS, 'kind of approximate search'), effort or KINDS[kind]
+        "Raises DataError for numbers that count nothing: faiss would end the process."
+        self.kind = known(kind, KINDS, 'kind of approximate search')
+        self.effort = KINDS[kind] if effort is None else checked_whole(effort, 'effort', instead=', or None')
+        links, sample, k = checked_whole(links, 'links', 2), checked_whole(sample, 'sample'), checked_whole(k, 'k')
+        seed = checked_seed(seed)
         _faiss()
         if not len(index):
             raise DataError('an index of no items needs no approximate search')

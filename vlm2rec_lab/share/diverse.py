@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, is_number, is_whole, known
 
 # %% ../../nbs/10_share/03b_diverse.ipynb #187a204b
 def marginal(
@@ -75,9 +75,9 @@ def check_diverse(
     how = DIVERSE | dict(diverse)
     if how['by'] is not None:
         known(how['by'], columns, 'column', ' in the index (diverse)')
-    if not isinstance(how['weight'], (int, float)) or not 0 <= how['weight'] <= 1:
+    if not is_number(how['weight']) or not 0 <= how['weight'] <= 1:
         raise DataError(f'diverse: the weight is {how["weight"]!r}: give a number from 0 (scores alone) to 1')
-    if isinstance(how['pool'], bool) or not isinstance(how['pool'], int) or how['pool'] < 1:
+    if not is_whole(how['pool']) or how['pool'] < 1:
         raise DataError(f'diverse: the pool is {how["pool"]!r}: give a whole number of at least 1')
     return how
 

@@ -11,17 +11,17 @@ import os
 import re
 import secrets
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from ipaddress import ip_address
 from math import ceil
 from pathlib import Path
 
-from ..base.errors import DataError
+from ..base.errors import DataError, checked_number, checked_whole
 
 # %% ../../nbs/10_share/04a_limits.ipynb #38082212
 @dataclass(frozen=True)
 class Limits:
-    "What a client may ask for at most."
+    "What a client may ask for at most. Raises DataError for what is no number, or none that lets anything through."
 
     body: int = 262_144  # bytes of a request
     upload: int = 8_388_608  # bytes of a request that brings items
@@ -35,6 +35,12 @@ class Limits:
     clients: int = 4096  # clients that are remembered
     waiting: int = 64  # questions that wait for a thread
     connections: int = 512  # at a time
+
+    def __post_init__(self):
+        for f in fields(self):
+            given = getattr(self, f.name)
+            found = checked_number(given, f.name, above=True) if f.type is float else checked_whole(given, f.name)
+            object.__setattr__(self, f.name, found)
 
 # %% ../../nbs/10_share/04a_limits.ipynb #9b74455a
 class Refused(Exception):
