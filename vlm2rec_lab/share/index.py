@@ -50,7 +50,7 @@ def _unit_blocks(x):
     "Unit rows of a matrix, block by block."
     return (unit_rows(x[a : a + ROWS]) for a in range(0, len(x), ROWS))
 
-
+# %% ../../nbs/10_share/03c_index.ipynb #ca457c31
 def item_matrices(
     vectors,  # {modality: [n, d]}
     n,  # rows that each must have
@@ -79,7 +79,7 @@ def _next_number(folder):
         pass  # there is none, or a damaged one is replaced
     return max(numbers, default=0) + 1
 
-
+# %% ../../nbs/10_share/03c_index.ipynb #c8fabf37
 def _name(number, part):
     "The name of a segment."
     return f'seg-{number:08d}{part:03d}'
@@ -186,7 +186,7 @@ def __repr__(self: Index):
     names = self._version.segments[0].schema().names
     return '\n'.join([*lines, f'  columns: {", ".join(names)}'])
 
-
+# %% ../../nbs/10_share/03c_index.ipynb #55d65a4e
 def _all(segment):
     "The rows of a segment that are there, as an index."
     return slice(None) if segment.live is None else segment.live
@@ -228,7 +228,7 @@ def check_count(
         raise DataError(f'k is {k!r}: give a whole number of at least 1')
     return int(k)
 
-
+# %% ../../nbs/10_share/03c_index.ipynb #6c11b39a
 def _likeness(version, how, shares):
     "A function of rows that says how alike they are."
     if how['by'] is not None:
@@ -288,7 +288,7 @@ def _without(segment, gone):
     entry = dict(segment.entry, file=None, gone=segment.entry['rows'] - len(live))
     return type(segment)(entry, segment.vectors, segment.raw, live)
 
-
+# %% ../../nbs/10_share/03c_index.ipynb #3e0790fb
 def _merged(folder, name, segments):
     "The live rows of some segments in a new one; its entry."
     import pyarrow as pa

@@ -110,7 +110,7 @@ def slack(
     "How far a score by products in float32 may be from the true one, at most: rounding of unit vectors, doubled."
     return (max(dims) + 32) * 2.0**-23
 
-
+# %% ../../nbs/10_share/03a_query.ipynb #fc04db17
 def _taken(x, rows):
     "Rows of a matrix for a product: a piece of the map where they lie close together; and which columns of it count."
     first, span = rows[0], rows[-1] - rows[0] + 1
@@ -201,7 +201,7 @@ def seen_pairs(
 # %% ../../nbs/10_share/03a_query.ipynb #837dfc66
 BLOCK = 4_194_304  # scores at once
 
-
+# %% ../../nbs/10_share/03a_query.ipynb #a128bf23
 def _chosen(segment, mask, start):
     "Rows of a segment's matrices that are searched, and the rows of the index that they are."
     live = np.arange(len(segment)) if mask is None else np.flatnonzero(mask[start : start + len(segment)])
@@ -301,7 +301,7 @@ def _value(value, kind, name):
         pass
     raise DataError(f"column '{name}' holds {kind}, and {value!r} is none: compare it with {EXAMPLES[kind]}")
 
-
+# %% ../../nbs/10_share/03a_query.ipynb #1041a7b5
 EXAMPLES = {'numbers': 'a number', 'yes or no': 'true or false', 'dates': 'a date like 2026-01-31', 'text': 'text'}
 
 # %% ../../nbs/10_share/03a_query.ipynb #7bf70059
@@ -334,7 +334,7 @@ def _is_numeric(text):
     except ValueError:
         return False
 
-
+# %% ../../nbs/10_share/03a_query.ipynb #ff43f7da
 def _check_values(column, kind, name, operator, values):
     "Raises DataError where a comparison would give an answer, and a wrong one."
     if (
@@ -407,7 +407,7 @@ def _hit(found, u, j):
     parts = {m: float(p[u, j]) for m, p in found.parts.items()}
     return dict(item_id=found.ids[u, j], score=float(found.scores[u, j]), parts=parts)
 
-
+# %% ../../nbs/10_share/03a_query.ipynb #031ec2af
 @patch
 def to_dict(self: Found):
     "Lists of answers, ready for JSON."
@@ -455,12 +455,12 @@ def title(self: Found):
     how = 'exact' if self.recall is None else f'approximate, recall {self.recall:.3f}'
     return f'{counted(int(self.there.sum()), "answer")} to {_queries(len(self))}, {how}{self.note}'
 
-
+# %% ../../nbs/10_share/03a_query.ipynb #5cf1b60b
 def _queries(n):
     "`1 query`, `2 queries`."
     return '1 query' if n == 1 else f'{n:,} queries'
 
-
+# %% ../../nbs/10_share/03a_query.ipynb #67ce09be
 @patch
 def __repr__(self: Found):
     return '\n'.join([self.title(), *laid_out(self.cells(), keys=3)])

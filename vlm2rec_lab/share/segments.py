@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..base.errors import DataError, few
 from ..base.files import LOCK, foreign_files, naming_file, write_bytes
@@ -39,7 +40,7 @@ def unit_rows(
 # %% ../../nbs/10_share/03_segments.ipynb #507fb4f8
 ROWS = 65_536  # written at once
 
-
+# %% ../../nbs/10_share/03_segments.ipynb #9deff96f
 def _head(shapes):
     "The head of a file of float32 matrices, padded to whole words."
     at, about = 0, {}
@@ -212,24 +213,6 @@ class Segment:
         "{id: live row}."
         return {i: row for row, i in enumerate(self.ids)}
 
-    def schema(self):
-        "Columns and their types: a pyarrow.Schema."
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        return pq.read_schema(pa.BufferReader(pa.py_buffer(self.raw)))
-
-    def lines(self):
-        "Rows of the Parquet file, -1 where it is no table of items."
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            found = pq.read_metadata(pa.BufferReader(pa.py_buffer(self.raw)))
-        except (pa.ArrowException, OSError):
-            return -1
-        return found.num_rows if 'item_id' in found.schema.names else -1
-
     def take(self, m, rows):
         "Vectors of live rows: float32 [.., d]."
         return self.vectors[m][rows if self.live is None else self.live[rows]]
@@ -239,6 +222,28 @@ class Segment:
         "{modality: bool [rows], or None where no item lacks it}."
         there = {m: x.any(1) for m, x in self.vectors.items()}
         return {m: None if h.all() else h for m, h in there.items()}
+
+# %% ../../nbs/10_share/03_segments.ipynb #3338c360
+@patch
+def schema(self: Segment):
+    "Columns and their types: a pyarrow.Schema."
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pq.read_schema(pa.BufferReader(pa.py_buffer(self.raw)))
+
+# %% ../../nbs/10_share/03_segments.ipynb #93a715de
+@patch
+def lines(self: Segment):
+    "Rows of the Parquet file, -1 where it is no table of items."
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found = pq.read_metadata(pa.BufferReader(pa.py_buffer(self.raw)))
+    except (pa.ArrowException, OSError):
+        return -1
+    return found.num_rows if 'item_id' in found.schema.names else -1
 
 # %% ../../nbs/10_share/03_segments.ipynb #b66e1065
 def write_segment(
@@ -281,7 +286,7 @@ def _stamps(folder, entry):
     found = [os.stat(Path(folder) / name) for name in names]
     return tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in found)
 
-
+# %% ../../nbs/10_share/03_segments.ipynb #db2057d6
 def open_segment(
     folder,  # of the index
     entry,  # of the manifest
@@ -306,7 +311,7 @@ OWN = re.compile(
     rf'index\.json|\.index\.json-\w+|{re.escape(LOCK)}|seg-\d{{8,19}}\.(safetensors|parquet|gone-\d{{8,19}}\.npy)'
 )
 
-
+# %% ../../nbs/10_share/03_segments.ipynb #a7e3dd1a
 def _whole(entry):
     "Whether an entry of the manifest is one."
     n, gone, file = entry['rows'], entry['gone'], entry['file']
@@ -341,7 +346,7 @@ def put_manifest(
     write_bytes(Path(folder) / MANIFEST, json.dumps(manifest, indent=1).encode())
     sweep(folder, manifest)
 
-
+# %% ../../nbs/10_share/03_segments.ipynb #47a20244
 def sweep(
     folder,  # of an index, whose lock one has
     manifest,  # dict
