@@ -245,3 +245,35 @@ def test_a_modality_without_gradient_in_several_seeds_is_drawn_without_errors(tm
         shown.add('sft', [{'step': s, 'loss': 1.0, 'grad/text': 1.0 + seed, 'grad/image': 0.0} for s in range(5)], seed)
     page.goto(shown.to_html(tmp_path / 'x.html').as_uri())
     assert page.locator('[data-line="grad/text"]').count() == 1 and not page.errors
+
+
+ORDER = """() => {
+  const words = [...document.querySelectorAll('.read span')].at(-1).firstChild
+  const left = what => {
+    const at = words.data.indexOf(what)
+    const range = document.createRange()
+    range.setStart(words, at)
+    range.setEnd(words, at + what.length)
+    return range.getBoundingClientRect().left
+  }
+  return left('\\u05e7\\u05d5\\u05dc') < left('/ text')
+}"""
+
+
+@pytest.mark.browser
+def test_a_ratio_reads_the_same_way_in_any_script(tmp_path, page):
+    "A name from right to left above the line does not change places with the one below it."
+    shown = GradientWidget()
+    shown.add('x', [{'step': s, 'loss': 1.0, 'grad/text': 1.0, 'grad/קול': 0.5} for s in range(5)])
+    page.goto(shown.to_html(tmp_path / 'x.html').as_uri())
+    assert '/ text' in page.locator('.read').inner_text() and page.evaluate(ORDER)
+
+
+@pytest.mark.browser
+def test_the_colours_of_modalities_are_there_where_colours_are_forced(tmp_path, page):
+    shown = GradientWidget()
+    shown.add('x', [{'step': s, 'loss': 1.0, 'grad/text': 1.0, 'grad/image': 0.5} for s in range(5)])
+    page.emulate_media(forced_colors='active')
+    page.goto(shown.to_html(tmp_path / 'x.html').as_uri())
+    marks = page.locator('.swatch').evaluate_all('x => x.map(e => getComputedStyle(e).backgroundColor)')
+    assert marks == ['rgb(0, 114, 178)', 'rgb(213, 94, 0)']

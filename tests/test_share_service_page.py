@@ -84,6 +84,9 @@ def test_a_modality_has_the_colour_that_it_has_in_a_report(page, tmp_path):
         page.wait_for_selector(FIRST)
         names = page.locator(f'{FIRST} .bars .name').all_inner_texts()
         bars = [b.get_attribute('class').split()[1] for b in page.locator(f'{FIRST} .bar').all()]
+        page.emulate_media(forced_colors='active')  # nothing else draws a bar
+        drawn = page.locator(f'{FIRST} .bar').evaluate_all('x => x.map(e => getComputedStyle(e).backgroundColor)')
+    assert 'rgb(255, 255, 255)' not in drawn
     assert dict(zip(names, bars)) == {'text': 'm1', 'image': 'm2', 'audio': 'm3'}
 
 

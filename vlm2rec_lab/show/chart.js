@@ -35,8 +35,12 @@ function fromFirst(lines) {
   return lines.map(l => ({...l, mid: share(l, 'mid'), low: share(l, 'low'), high: share(l, 'high')}))
 }
 
-// A name that keeps its own direction, and leaves the figures beside it where they are.
-const apart = name => (/[\u0590-\u08ff]/.test(name) ? `\u2068${name}\u2069` : name)
+// A name that keeps its own direction, and leaves the figures beside it where they are; of a ratio, each of the two.
+const apart = name =>
+  name
+    .split(' / ')
+    .map(part => (/[\u0590-\u08ff]/.test(part) ? `\u2068${part}\u2069` : part))
+    .join(' / ')
 
 // The headings, ticks and grid of one panel. Returns its upright scale.
 function panelFrame(svg, axis, panel, name, lines, top, tall) {

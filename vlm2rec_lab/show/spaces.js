@@ -338,7 +338,8 @@ function spaces(root, src) {
       paint()
       legend.children[k]?.focus()
     }
-    const props = {type: 'button', 'aria-pressed': st.lit === k, title: 'Bring these to the front', onclick}
+    const title = `${text}: bring these to the front` // a long name is cut
+    const props = {type: 'button', 'aria-pressed': st.lit === k, title, onclick}
     const dot = el('span', {class: 'dot', style: `background:rgb(${tints[k]})`})
     return el('button', props, dot, el('span', {textContent: text}))
   }
