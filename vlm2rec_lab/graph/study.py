@@ -21,7 +21,7 @@ from ..base.errors import DataError, checked_whole, known
 from ..base.files import kept_cell, sole_writer, write_bytes
 from ..base.store import weights_key
 from ..diagnosis.tables import markdown_table
-from .fit import _remedy_settings, figure_of, fit_graph, rank_graph
+from .fit import figure_of, fit_graph, rank_graph, remedy_settings
 from .graph import graph_of
 from .make import GRAPH_MODELS, check_items, make_model, reads_contents
 from ..ranking.evaluate import bootstrap_means, relative_gain
@@ -98,7 +98,7 @@ def plain_settings(
 ):  # -> dict of those that change a figure
     "Settings by which a cell is known again, a remedy by its name and what it was given."
     plain = {k: v for k, v in training.items() if k not in ('progress', 'callback', 'remedy')}
-    return plain | _remedy_settings(training.get('remedy'))
+    return plain | remedy_settings(training.get('remedy'))
 
 # %% ../../nbs/07_graph/10_study.ipynb #d3a834f1
 def _asked(split, model, vectors, dim, width, cut, training):
