@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..base.errors import DataError, check_once, counted, few, known, warn
@@ -289,55 +290,63 @@ class _Texts:
             self.work.result()
         self.work = None
 
-    def _encode(self, texts):
-        "Numbers for some texts, by first appearance."
-        texts = texts.combine_chunks()
-        if not self.shelves:
-            self.shelves = [_Shelf(self.kind) for _ in range(256 if len(texts) > self.few else 1)]
-        rows, whole = self._by_shelf(texts)
-        starts = np.cumsum([0, *map(len, rows)])
-        used = [k for k, r in enumerate(rows) if len(r)]
-        found = {k: self.shelves[k].look_up(whole.slice(starts[k], len(rows[k]))) for k in used}
-        self._number({k: rows[k][new] for k, (_, new) in found.items()})
-        numbers = np.empty(len(whole), np.int32)
-        for k, (places, _) in found.items():
-            numbers[rows[k]] = np.append(self.shelves[k].numbers, np.int32(-1))[places]
-        self.numbers.append(numbers)
-        known = sum(s.known.nbytes for s in self.shelves)  # those are looked up again, so that more have to wait for it
-        self.most = max(self.most, min(2 * known, 1 << 30))
+# %% ../../nbs/00_shop/08c_log_files.ipynb #252b3bf3
+@patch
+def _by_shelf(self: _Texts, texts):
+    "Rows of each shelf, rising, and the texts of one shelf after the other."
+    if len(self.shelves) == 1:
+        return [np.arange(len(texts))], texts
+    places, letters = _letters(texts)
+    shelf = _shelves(places, letters)
+    order = np.argsort(shelf, kind='stable')
+    rows = np.split(order, np.cumsum(np.bincount(shelf, minlength=len(self.shelves)))[:-1])
+    return rows, _reordered(texts, order, _table_of(places, letters))
 
-    def _by_shelf(self, texts):
-        "Rows of each shelf, rising, and the texts of one shelf after the other."
-        if len(self.shelves) == 1:
-            return [np.arange(len(texts))], texts
-        places, letters = _letters(texts)
-        shelf = _shelves(places, letters)
-        order = np.argsort(shelf, kind='stable')
-        rows = np.split(order, np.cumsum(np.bincount(shelf, minlength=len(self.shelves)))[:-1])
-        return rows, _reordered(texts, order, _table_of(places, letters))
+# %% ../../nbs/00_shop/08c_log_files.ipynb #c413ccce
+@patch
+def _number(self: _Texts, first):
+    "Give new texts their numbers: {shelf: rows that are the first with one}."
+    rows = np.concatenate(list(first.values()))
+    numbers = np.empty(len(rows), np.int32)
+    numbers[np.argsort(rows)] = np.arange(self.known, self.known + len(rows))
+    self.known += len(rows)
+    ends = np.cumsum([len(r) for r in first.values()])
+    for k, more in zip(first, np.split(numbers, ends[:-1])):
+        self.shelves[k].numbers = np.append(self.shelves[k].numbers, more)
 
-    def _number(self, first):
-        "Give new texts their numbers: {shelf: rows that are the first with one}."
-        rows = np.concatenate(list(first.values()))
-        numbers = np.empty(len(rows), np.int32)
-        numbers[np.argsort(rows)] = np.arange(self.known, self.known + len(rows))
-        self.known += len(rows)
-        ends = np.cumsum([len(r) for r in first.values()])
-        for k, more in zip(first, np.split(numbers, ends[:-1])):
-            self.shelves[k].numbers = np.append(self.shelves[k].numbers, more)
+# %% ../../nbs/00_shop/08c_log_files.ipynb #7b532bdd
+@patch
+def _encode(self: _Texts, texts):
+    "Numbers for some texts, by first appearance."
+    texts = texts.combine_chunks()
+    if not self.shelves:
+        self.shelves = [_Shelf(self.kind) for _ in range(256 if len(texts) > self.few else 1)]
+    rows, whole = self._by_shelf(texts)
+    starts = np.cumsum([0, *map(len, rows)])
+    used = [k for k, r in enumerate(rows) if len(r)]
+    found = {k: self.shelves[k].look_up(whole.slice(starts[k], len(rows[k]))) for k in used}
+    self._number({k: rows[k][new] for k, (_, new) in found.items()})
+    numbers = np.empty(len(whole), np.int32)
+    for k, (places, _) in found.items():
+        numbers[rows[k]] = np.append(self.shelves[k].numbers, np.int32(-1))[places]
+    self.numbers.append(numbers)
+    known = sum(s.known.nbytes for s in self.shelves)  # those are looked up again, so that more have to wait for it
+    self.most = max(self.most, min(2 * known, 1 << 30))
 
-    def column(self):
-        "All of it, with one dictionary. Nothing can be added after that."
-        self.encode()
-        self.settle()
-        self.pool.shutdown()
-        numbers, self.numbers = np.concatenate([np.zeros(0, np.int32), *self.numbers]), []
-        none = numbers < 0
-        texts = pa.concat_arrays([pa.array([], self.kind), *(s.known for s in self.shelves)])
-        order = np.empty(len(texts), np.int64)
-        order[np.concatenate([np.zeros(0, np.int32), *(s.numbers for s in self.shelves)])] = np.arange(len(texts))
-        numbers = pa.array(numbers, mask=none if none.any() else None)
-        return pa.chunked_array([pa.DictionaryArray.from_arrays(numbers, texts.take(pa.array(order)))])
+# %% ../../nbs/00_shop/08c_log_files.ipynb #cd0bbd01
+@patch
+def column(self: _Texts):
+    "All of it, with one dictionary. Nothing can be added after that."
+    self.encode()
+    self.settle()
+    self.pool.shutdown()
+    numbers, self.numbers = np.concatenate([np.zeros(0, np.int32), *self.numbers]), []
+    none = numbers < 0
+    texts = pa.concat_arrays([pa.array([], self.kind), *(s.known for s in self.shelves)])
+    order = np.empty(len(texts), np.int64)
+    order[np.concatenate([np.zeros(0, np.int32), *(s.numbers for s in self.shelves)])] = np.arange(len(texts))
+    numbers = pa.array(numbers, mask=none if none.any() else None)
+    return pa.chunked_array([pa.DictionaryArray.from_arrays(numbers, texts.take(pa.array(order)))])
 
 # %% ../../nbs/00_shop/08c_log_files.ipynb #06976a15
 def _one_dictionary(column):
