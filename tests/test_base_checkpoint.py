@@ -78,10 +78,10 @@ def test_both_damaged_says_what_to_do(two):
     named, optimiser = training()
     file.unlink()
     previous(file).write_bytes(bytes(len(first)))
-    with pytest.raises(ValueError, match='previous is damaged.*resume=False'):
+    with pytest.raises(ValueError, match='previous is damaged.*: remove both, and the run begins anew'):
         load_checkpoint(file, named, optimiser, {'lr': 1})
     previous(file).unlink()
-    with pytest.raises(ValueError, match='resume=False'):
+    with pytest.raises(ValueError, match='remove it, and the run begins anew'):
         load_checkpoint(file, named, optimiser, {'lr': 1})
 
 

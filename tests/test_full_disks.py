@@ -1,7 +1,10 @@
 """Full disks, places that cannot be written and files that are damaged: what is said, and what is left."""
 
+import json
 import os
+import re
 import resource
+import shutil
 import signal
 import sys
 import warnings
@@ -9,12 +12,13 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from shell import said
+from shell import own_shop, said
 
 from vlm2rec_lab.base.errors import DataError
 from vlm2rec_lab.base.files import sole_writer, whole_file, whole_folder, write_bytes
 from vlm2rec_lab.model.embedder import VLMEmbedder
 from vlm2rec_lab.ranking.vectors import write_vectors
+from vlm2rec_lab.recommenders.downstream import _read
 from vlm2rec_lab.studies import workers
 
 SIDES = {'items': 20, 'sequences': 40}
@@ -187,3 +191,69 @@ def test_a_report_without_room_is_one_line(tmp_path, vectors, ending):
     status, _, err = answer
     assert status == 2 and str(out) in err and 'choose a place' in err and 'Traceback' not in err
     assert out.read_text() == 'old' and names(tmp_path) == [out.name]
+
+
+# ---- a run that goes on
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, checkpoint):
+    "A shop and a finished run on it."
+    shop = own_shop(tmp_path_factory.mktemp('shop'))
+    argv = ['train', '--data', shop, '--model', checkpoint, '--losses', 'sft', '--steps', '2', '--batch', '4']
+    status, _, err = said(*argv, '--out', shop / 'run')
+    assert status == 0, err
+    return argv, shop / 'run'
+
+
+TORN = {  # file of a run: what is said where only half of it is there, '' where the run goes on
+    'run.json': 'run.json is damaged .*: remove it, or choose another --out',
+    'inputs.json': 'inputs.json is damaged .*: remove it',
+    'split.safetensors': 'run: split.safetensors is no saved split.* or remove split.safetensors and go on',
+    'checkpoint-sft.safetensors': 'there is none before it: remove it, and the run begins anew',
+    'sft/embedder.json': 'sft/embedder.json is damaged, .*: remove that folder, or choose another',
+    'sft/metrics.json': '',
+}
+MENDED = 'split.safetensors', 'sft/embedder.json'  # of which it is shown that the remedy is one
+
+
+@pytest.mark.parametrize('name', TORN)
+def test_a_torn_file_of_a_run_is_named_with_what_to_do(trained, tmp_path, name):
+    "And after that the run goes on, to what it was."
+    argv, run = trained
+    out = shutil.copytree(run, tmp_path / 'run')
+    whole = (out / name).read_bytes()
+    (out / name).write_bytes(whole[: len(whole) // 2])
+    status, _, err = said(*argv, '--out', out, '--resume')
+    assert 'Traceback' not in err and status == (2 if TORN[name] else 0), err
+    if TORN[name]:
+        (line,) = [line for line in err.splitlines() if line.startswith('vlm2rec train: ')]
+        assert re.search(TORN[name], line) and str(out) in line, line
+        shutil.rmtree(out / 'sft') if name == 'sft/embedder.json' else (out / name).unlink()
+    if name in MENDED:
+        status, _, err = said(*argv, '--out', out, '--resume')
+        assert status == 0, err
+    if not TORN[name] or name in MENDED:
+        assert json.loads((out / 'sft/metrics.json').read_text()) == json.loads((run / 'sft/metrics.json').read_text())
+
+
+def test_a_place_that_may_not_be_written_is_told_at_once(trained, tmp_path, vectors, monkeypatch):
+    "Not after an hour of work."
+    monkeypatch.setattr('os.access', lambda path, how: False)
+    argv, _ = trained
+    for more in ([*argv, '--out', tmp_path / 'run'], ['report', vectors, '--out', tmp_path / 'report.html']):
+        status, _, err = said(*more)
+        assert status == 2 and f'{tmp_path} may not be written' in err, err
+    assert names(tmp_path) == []
+    (tmp_path / 'notes').write_text('x')
+    status, _, err = said('report', vectors, '--out', tmp_path / 'notes' / 'report.html')
+    assert status == 2 and 'notes is a file' in err, err
+
+
+def test_damaged_vectors_of_a_source_are_named(tmp_path):
+    np.savez(tmp_path / 'raw-0.npz', about=np.array('{}'), text=np.ones(400))
+    data = (tmp_path / 'raw-0.npz').read_bytes()
+    for half in (b'', data[:40], data[: len(data) // 2]):
+        (tmp_path / 'raw-0.npz').write_bytes(half)
+        with pytest.raises(DataError, match='raw-0.npz is damaged .*remove it'):
+            _read(tmp_path / 'raw-0.npz', dict(inputs={}))

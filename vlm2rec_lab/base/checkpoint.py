@@ -105,11 +105,11 @@ def _last_whole(path):
     except ValueError as e:
         broken = e
     if not previous(path).exists():
-        raise ValueError(f'{path}: {broken}; there is none before it: start anew with resume=False') from None
+        raise ValueError(f'{path}: {broken}; there is none before it: remove it, and the run begins anew') from None
     try:
         state, run = read_checkpoint(previous(path))
     except ValueError as e:
-        raise ValueError(f'{path}: {broken}, and {e}: start anew with resume=False') from None
+        raise ValueError(f'{path}: {broken}, and {e}: remove both, and the run begins anew') from None
     warnings.warn(f"{broken}: going on from the checkpoint before it, after {len(run['records'])} steps")
     return state, run
 

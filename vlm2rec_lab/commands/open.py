@@ -63,10 +63,12 @@ def check_source(
 def check_out(
     out,  # folder that a command is to write, or None
 ):
-    "Raises ValueError where a file stands in its place, or in that of a folder around it."
+    "Raises ValueError where a file stands in its place or in that of a folder around it, or it may not be written."
     there = next((p for p in (Path(out), *Path(out).parents) if p.exists()), None) if out else None
     if there and not there.is_dir():
         raise ValueError(f'--out {out}: {there} is a file; name a folder that is there or can be made')
+    if there and not os.access(there, os.W_OK):
+        raise ValueError(f'--out {out}: {there} may not be written; name a folder that you may write to')
 
 # %% ../../nbs/11a_commands/02_open.ipynb #c0de0a04
 def check_scheme(

@@ -9,6 +9,7 @@ __all__ = ['METAVARS', 'KEYWORD', 'SHELL', 'DRAWS', 'COMMANDS', 'unlike', 'Help'
 
 # %% ../../nbs/11a_commands/01_parser.ipynb #dabe84cd
 import argparse
+import os
 import re
 import sys
 import textwrap
@@ -161,12 +162,17 @@ def check_ending(
     *endings,  # that the command can write, such as '.html'
     option='--out',  # that names the file
 ):
-    "Raises ValueError for a file with another ending, and for a folder."
+    "Raises ValueError for a file with another ending, for a folder, and for a place that may not be written."
     said = ' or '.join(filter(None, [', '.join(endings[:-1]), endings[-1]]))
     if Path(out).suffix not in endings:
         raise ValueError(f'{option} {out}: name a file that ends in {said}')
     if Path(out).is_dir():
         raise ValueError(f'{option} {out} is a folder: name a file that ends in {said}')
+    around = next(p for p in Path(out).absolute().parents if p.exists())
+    if not around.is_dir():
+        raise ValueError(f'{option} {out}: {around} is a file; name a folder that is there or can be made')
+    if not os.access(around, os.W_OK):
+        raise ValueError(f'{option} {out}: {around} may not be written; name a folder that you may write to')
 
 # %% ../../nbs/11a_commands/01_parser.ipynb #69e2ff40
 METAVARS = {int: 'N', count: 'N', float: 'X'}  # what the help writes for a value; else the option's name

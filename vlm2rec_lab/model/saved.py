@@ -147,8 +147,15 @@ def read_template_note(
 def own_files(
     folder,  # to be written, there or not
 ):  # -> tuple of names, as in `foreign_files`
-    "The files of a folder that a saved embedder consists of; none where it holds no embedder."
-    note = read_note(Path(folder) / NOTE)
+    """The files of a folder that a saved embedder consists of; none where it holds no embedder. Raises DataError where
+    the note that tells them is damaged."""
+    try:
+        note = read_note(Path(folder) / NOTE)
+    except ValueError as e:
+        raise DataError(
+            f'{Path(folder) / NOTE} is damaged, and nobody can tell which files of {folder} may be replaced: '
+            f'remove that folder, or choose another one ({e})'
+        ) from None
     return (NOTE, *note.get('files', OLD_FILES)) if note else ()
 
 # %% ../../nbs/02_model/04a_saved.ipynb #b4d20002

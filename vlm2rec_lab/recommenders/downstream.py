@@ -103,15 +103,20 @@ def _write(path, vectors, about):
 
 # %% ../../nbs/06_recommenders/03_downstream.ipynb #3333b702
 def _read(path, about):
-    "The vectors of a file. Raises DataError where they were made otherwise."
+    "The vectors of a file. Raises DataError where they were made otherwise, and for a file that is damaged."
     import json
+    from zipfile import BadZipFile
 
-    with np.load(path, allow_pickle=False) as file:
-        was = json.loads(str(file['about']))
-        others = differing(was, about, ('inputs',)), differing(was.get('inputs', about['inputs']), about['inputs'])
-        if other := ', '.join(o for o in others if o):
-            raise DataError(f'{path.name} holds vectors with {other}: give another folder, or the same settings')
-        return {k[3:]: file[k] for k in file.files if k.startswith('of/')}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            was = json.loads(str(file['about']))
+            found = {k[3:]: file[k] for k in file.files if k.startswith('of/')}
+    except (BadZipFile, EOFError, KeyError, ValueError) as e:
+        raise DataError(f'{path} is damaged ({e}): remove it, and the same call makes it again') from None
+    others = differing(was, about, ('inputs',)), differing(was.get('inputs', about['inputs']), about['inputs'])
+    if other := ', '.join(o for o in others if o):
+        raise DataError(f'{path.name} holds vectors with {other}: give another folder, or the same settings')
+    return found
 
 # %% ../../nbs/06_recommenders/03_downstream.ipynb #6921e42d
 def downstream_runs(
