@@ -8,6 +8,7 @@ __all__ = ['PAD', 'gather', 'row_numbers', 'Ragged', 'is_member']
 # %% ../../nbs/00_base/02_ragged.ipynb #ae0a9685
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from fastcore.basics import patch
@@ -32,6 +33,13 @@ def gather(
     out = np.concatenate([[0], np.cumsum(lengths)])
     return out, np.asarray(values)[np.repeat(offsets[rows] - out[:-1], lengths) + np.arange(out[-1])]
 
+# %% ../../nbs/00_base/02_ragged.ipynb #3789f09d
+def _in_64_bits(x, name):
+    "Whole numbers as int64. Raises DataError where one has no place there."
+    if x.dtype.kind != 'i' and x.size and not -(2**63) <= x.min() <= x.max() < 2**63:
+        raise DataError(f'{name} holds a number beyond 64 bits: row numbers are below the number of rows')
+    return x.astype(np.int64, copy=False)
+
 # %% ../../nbs/00_base/02_ragged.ipynb #3e280634
 def row_numbers(
     values,  # whole numbers of any type
@@ -45,15 +53,15 @@ def row_numbers(
     if np.ma.is_masked(values):
         raise DataError(f'{name} is masked in places: fill them in, or leave them out')
     if x.dtype.kind in 'iu' or not x.size:
-        return x.astype(np.int64, copy=False)
+        return _in_64_bits(x, name)
     if x.dtype.kind == 'O' and all(map(is_whole, x.flat)):
-        return x.astype(np.int64)
+        return _in_64_bits(x, name)
     if x.dtype.kind != 'f':
         raise DataError(f'{name} holds {x.dtype}, not row numbers: give whole numbers')
     odd = np.flatnonzero(x != np.floor(x)) if np.isfinite(x).all() else np.flatnonzero(~np.isfinite(x))
     if len(odd):
         raise DataError(f'{name}: entry {odd[0]} is {x.flat[odd[0]]}: give whole numbers')
-    return x.astype(np.int64)
+    return _in_64_bits(x, name)
 
 # %% ../../nbs/00_base/02_ragged.ipynb #bd98e756
 @dataclass(frozen=True, eq=False)
@@ -82,6 +90,27 @@ class Ragged(Sequence):
     def __repr__(self):
         return f'Ragged({len(self):,} lists, {len(self.items):,} items)'
 
+# %% ../../nbs/00_base/02_ragged.ipynb #1becdcc7
+def _end_to_end(lists):
+    "Lengths and numbers of lists of Python's own whole numbers, in one pass; None where anything else is among them."
+    try:
+        flat = [*chain.from_iterable(lists)]
+        if set(map(type, flat)) <= {int}:
+            return [len(x) for x in lists], np.array(flat, np.int64)
+    except (TypeError, OverflowError):
+        return None
+
+# %% ../../nbs/00_base/02_ragged.ipynb #2db2602f
+def _one_by_one(lists):
+    "Lengths and numbers of what may be arrays or sets. Raises DataError with the place of what is no flat list."
+    given = [
+        x if isinstance(x, Sequence) or hasattr(x, 'dtype') or not isinstance(x, Iterable) else [*x] for x in lists
+    ]
+    parts = [row_numbers(x, f'list {k}') for k, x in enumerate(given)]
+    if odd := [k for k, x in enumerate(parts) if x.ndim != 1]:
+        raise DataError(f'list {odd[0]} is no flat list of whole numbers')
+    return [len(x) for x in parts], np.concatenate([np.zeros(0, np.int64), *parts])
+
 # %% ../../nbs/00_base/02_ragged.ipynb #695d2932
 @patch(cls_method=True)
 def of(
@@ -91,11 +120,8 @@ def of(
     "From a list of lists. Raises DataError for a list that holds anything but whole numbers."
     if isinstance(lists, (str, bytes, Mapping)) or not isinstance(lists, Iterable):
         raise DataError(f'{lists!r} is no list of lists of whole numbers')
-    parts = [row_numbers(x, f'list {k}') for k, x in enumerate(lists)]
-    if odd := [k for k, x in enumerate(parts) if x.ndim != 1]:
-        raise DataError(f'list {odd[0]} is no flat list of whole numbers')
-    lengths = [len(x) for x in parts]
-    flat = np.concatenate([np.zeros(0, np.int64), *parts])
+    lists = [*lists]
+    lengths, flat = _end_to_end(lists) or _one_by_one(lists)
     return cls(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), flat)
 
 # %% ../../nbs/00_base/02_ragged.ipynb #579c2c7e
