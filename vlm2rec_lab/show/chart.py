@@ -16,6 +16,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 
+from ..base.errors import checked_whole
 from ..base.theme import LIGHT, PALETTE, asset, modality_places, series_colour, themed
 from .drawing import whole_page
 
@@ -27,7 +28,9 @@ def smoothed(
     frame,  # records of one run: step, loss, grad/<modality>, ...
     smooth,  # steps of the running median
 ):  # -> frame of ratio/<a / b>, grad/<modality>, loss, valid/<view> by step
-    "The curves of one run. Where there is nothing to divide by, a ratio has no point."
+    """The curves of one run. Where there is nothing to divide by, a ratio has no point.
+    Raises DataError for steps that are no whole number."""
+    smooth = checked_whole(smooth, 'smooth')
     frame = frame.set_index('step')
     first, *others = [c[5:] for c in frame if c.startswith('grad/')]
     with np.errstate(divide='ignore', invalid='ignore'):

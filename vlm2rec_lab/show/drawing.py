@@ -21,7 +21,7 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
-from ..base.errors import DataError, known
+from ..base.errors import DataError, checked_whole, known
 from ..base.theme import DARK, DARK_RAMP, LIGHT, RAMP, asset, css_variables, series_colour, themed
 from ..diagnosis.geometry import agreement_test, nearest
 from ..diagnosis.pages import write_atomic
@@ -717,6 +717,7 @@ def spaces_drawing(
     """The spaces side by side, as a page or a still picture. Items without a vector in one of them are left out.
 
     Raises ValueError for spaces of different length, DataError for an unknown column or modality."""
+    k = checked_whole(k, 'k')
     matrices, rows, lacking = _shared(items)
     n, total = len(rows), len(next(iter(matrices.values())))
     left_out = _left_out(lacking, total, n)

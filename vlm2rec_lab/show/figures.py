@@ -7,13 +7,14 @@ __all__ = ['FLAT', 'gradient_figure', 'flat_map', 'trust_said', 'spaces_figure',
 
 # %% ../../nbs/05_show/00_figures.ipynb #02bd93f5
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 
 import numpy as np
 from fastcore.basics import patch
 
-from ..base.errors import known
+from ..base.errors import checked_seed, checked_whole, known
 from ..base.theme import PALETTE, colours, finish, modality_places, series_colour
 from ..ranking.task import as_matrix, normalise
 
@@ -60,7 +61,7 @@ def gradient_figure(
     smooth=15,  # steps of a running median
 ):  # -> plotly Figure
     "Ratio and norms of the modalities' gradients and the loss over steps. Raises ValueError without histories."
-    histories = _by_name(histories)
+    histories, smooth = _by_name(histories), checked_whole(smooth, 'smooth')
     if not histories:
         raise ValueError("gradient_figure: pass at least one history, for example {'sft': train(...)}")
     figure, places = _gradient_rows(), modality_places({m for h in histories.values() for m in h.modalities})
@@ -113,6 +114,7 @@ def flat_map(
     Raises ValueError for an unknown method, too few items or NaN, TypeError for what holds no numbers."""
     from sklearn.manifold import trustworthiness
 
+    seed, neighbours, most = checked_seed(seed), checked_whole(neighbours, 'neighbours'), checked_whole(most, 'most', 3)
     z = as_matrix(z, 'vectors').astype(np.float32)
     if len(z) < 3:
         raise ValueError(f"a map of {len(z)} items: it takes at least 3")
@@ -135,6 +137,7 @@ def _unit(z):  # [items, d] -> float32 [items, d]
 # %% ../../nbs/05_show/00_figures.ipynb #43adc384
 def _sample(items, most, seed):  # {space: [items, d]} -> [m] row numbers in order
     "A seeded sample of at most `most` items. Raises ValueError for spaces of different length."
+    seed = checked_seed(seed)
     sizes = {m: len(z) for m, z in items.items()}
     if not sizes or len(set(sizes.values())) > 1:
         raise ValueError(f"items must hold the same items in every space, at least one; it has {sizes}")
@@ -146,6 +149,8 @@ def _shared(
     items,
 ):  # {space: [items, d]} -> {space: matrix}, [m] rows that have a vector in each, {space: rows without}
     "Which items can be shown. Raises ValueError for spaces of different length, or what is no matrix of numbers."
+    if not isinstance(items, Mapping):
+        raise TypeError(f"items is {type(items).__name__}: give a dictionary of spaces, such as {{'text': [items, d]}}")
     z = {m: as_matrix(x, f'items[{m!r}]') for m, x in items.items()}
     _sample(z, 1, 0)
     has = {m: x.any(1) for m, x in z.items()}
@@ -214,8 +219,12 @@ def spaces_figure(
     """The modalities' spaces side by side; items without a vector in one of them are left out, and counted.
 
     Raises ValueError for spaces of different length, or with too few items."""
+    most = checked_whole(most, 'most')
     z, shared, lacking = _shared(items)
     n = len(next(iter(z.values())))
+    for name, x in dict(titles=titles, colour=colour).items():
+        if x is not None and (np.ndim(x) == 0 or len(x) != n):
+            raise ValueError(f'{name} must be a list with one entry for each of {n:,} items')
     rows = shared[_sample({m: x[shared] for m, x in z.items()}, most, seed)]
     label = _escaped([''] * n if colour is None else colour, rows)
     hover = _escaped(range(n) if titles is None else titles, rows)
@@ -330,6 +339,7 @@ def topology(
     Raises ValueError for spaces of different length or fewer than 3 items, DataError for an unknown name."""
     from scipy.cluster.hierarchy import leaves_list, linkage
 
+    sample = checked_whole(sample, 'sample')
     matrices, shared, lacking = _shared(items)
     total = len(next(iter(matrices.values())))
     rows = shared[_sample({m: x[shared] for m, x in matrices.items()}, sample, seed)]

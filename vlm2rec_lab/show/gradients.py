@@ -13,6 +13,7 @@ import time
 import pandas as pd
 from fastcore.basics import patch
 
+from ..base.errors import checked_number, checked_whole
 from ..diagnosis.pages import write_atomic
 from vlm2rec_lab.show.chart import (
     PANELS,
@@ -40,7 +41,9 @@ class Throttle:
         share=25,  # rest so many times as long as sending took
         after=None,  # function without arguments: called when nothing new has come for five seconds
     ):
-        self.send, self.every, self.share, self.after = send, every, share, after
+        "Raises DataError for what is no number: the thread would end at its first rest, and nobody would see it."
+        self.every, self.share = checked_number(every, 'every'), checked_number(share, 'share')
+        self.send, self.after = send, after
         self.error = None  # what the last picture failed with
         self._wish, self._lock, self._thread = threading.Event(), threading.Lock(), None
 
@@ -96,7 +99,10 @@ class GradientWidget:
         title='Whose gradient is it?',  # above the curves
         every=0.4,  # seconds between two pictures of a run that is being watched
     ):
-        self.smooth, self.title = smooth, title
+        "Raises DataError for steps or seconds that are no numbers, TypeError for a title that is no text."
+        if not isinstance(title, str):
+            raise TypeError(f'title={title!r}: give a text')
+        self.smooth, self.title = checked_whole(smooth, 'smooth'), title
         self.status, self.error, self.total = '', '', 0
         self._runs, self._done, self._view, self._lock = {}, {}, None, threading.RLock()
         self.shown = Shown(self.view, self._kept, self._linked, self._alt)

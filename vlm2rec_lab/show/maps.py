@@ -22,7 +22,9 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
+from ..base.errors import checked_seed, known
 from ..base.files import write_bytes
+from ..ranking.task import as_matrix
 from .figures import flat_map
 
 # %% ../../nbs/05_show/01_maps.ipynb #31704310
@@ -36,7 +38,8 @@ def _map_file(z, method, seed, folder):  # -> Path
     "The file of a map: a hash of the vectors and of everything else that the map follows from."
     from importlib.metadata import version
 
-    z = np.ascontiguousarray(z, np.float32)
+    z, seed = np.ascontiguousarray(as_matrix(z), np.float32), checked_seed(seed)
+    known(method, ('pca', 'umap'), 'method')
     said = json.dumps([method, seed, z.shape, 1, version('umap-learn' if method == 'umap' else 'scikit-learn')])
     name = hashlib.sha256(z.tobytes() + said.encode()).hexdigest()[:32]
     return Path(folder or cache_folder()) / 'maps' / f'{name}.npz'
