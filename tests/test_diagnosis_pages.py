@@ -274,3 +274,32 @@ def test_the_lines_of_missing_contents_have_the_colours_of_their_modalities():
     for each in (found, turned):
         ends = dict(re.findall(r'var\(--c(\d)\)"/><text [^>]*class="lab"><title>(\w+)<', curve_chart(each)))
         assert ends == {'1': 'text', '2': 'image'}
+
+
+OVER = """() => {
+  const boxes = [...document.querySelectorAll('.js-plotly-plot .main-svg text')].map(e => e.getBoundingClientRect())
+  const cut = (a, b) => a.left < b.right - 2 && b.left < a.right - 2 && a.top < b.bottom - 2 && b.top < a.bottom - 2
+  return boxes.filter(a => a.width && boxes.some(b => b !== a && b.width && cut(a, b))).length
+}"""
+
+
+@pytest.mark.browser
+def test_words_of_a_wide_figure_lie_apart_on_a_telephone(tmp_path, open_page):
+    "The figure keeps its width, and is moved sideways, by keyboard too, without the page."
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(1, 2, subplot_titles=['all items', 'new items'], shared_yaxes=True)
+    for column in (1, 2):
+        figure.add_bar(
+            y=['random ids', 'fused, of the recommended training'], x=[1, 2], orientation='h', col=column, row=1
+        )
+    figure.update_layout(width=None, height=260, showlegend=False)
+    (tmp_path / 'x.html').write_text(pages.page('x', ''.join(figures_html({'a "figure"': figure}).values())))
+    page = open_page(390, 800)
+    page.goto((tmp_path / 'x.html').as_uri())
+    page.wait_for_selector('.js-plotly-plot .main-svg text')
+    assert page.evaluate(OVER) == 0 and page.evaluate('document.documentElement.scrollWidth <= innerWidth')
+    page.get_by_role('group', name='a "figure"').focus()
+    page.keyboard.press('End')
+    page.keyboard.press('ArrowRight')
+    page.wait_for_function("document.activeElement.scrollLeft > 0")

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'DARK_PALETTE', 'DIVERGING', 'RAMP', 'DARK_RAMP', 'MODALITIES', 'BETWEEN', 'LIGHT', 'DARK', 'FONT',
-           'ON_PAPER', 'series_colour', 'colours', 'modality_places', 'css_variables', 'themed', 'asset', 'finish',
-           'figures_html']
+           'ON_PAPER', 'LEAST', 'series_colour', 'colours', 'modality_places', 'css_variables', 'themed', 'asset',
+           'finish', 'figures_html']
 
 # %% ../../nbs/00_base/04_theme.ipynb #616b3e46
+from html import escape
 from importlib.resources import files
 from zlib import crc32
 
@@ -160,10 +161,16 @@ ON_PAPER = """const place = document.getElementById('{plot_id}')
 addEventListener('beforeprint', () => Plotly.relayout(place, {width: 680}))
 addEventListener('afterprint', () => Plotly.relayout(place, {width: null, autosize: true}))"""
 
+# %% ../../nbs/00_base/04_theme.ipynb #808d331f
+LEAST = 600  # pixels that a figure takes at least: narrower, its words lie over each other
+
 # %% ../../nbs/00_base/04_theme.ipynb #00f41dc7
 def figures_html(
     figures,  # {heading: plotly Figure}
 ):  # -> {heading: HTML fragment}
-    "Figures for a page; the first fragment holds plotly.js, the others use it."
+    """Figures for a page; the first fragment holds plotly.js, the others use it. On a phone they keep the width that
+    their words need, and are moved sideways."""
     how = dict(full_html=False, config={'displaylogo': False, 'responsive': True}, post_script=ON_PAPER)
-    return {h: f.to_html(include_plotlyjs=k == 0, **how) for k, (h, f) in enumerate(figures.items())}
+    drawn = {h: f.to_html(include_plotlyjs=k == 0, **how) for k, (h, f) in enumerate(figures.items())}
+    around = '<div role="group" tabindex="0" aria-label="{}" style="overflow-x:auto"><div style="min-width:{}px">'
+    return {h: f'{around.format(escape(str(h)), LEAST)}{html}</div></div>' for h, html in drawn.items()}
