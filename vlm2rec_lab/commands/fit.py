@@ -96,6 +96,13 @@ def _read_note(file):
         raise ValueError(f'{file} is damaged (it holds no object): remove it, or choose another --out')
     return found
 
+# %% ../../nbs/11a_commands/03_fit.ipynb #fe36bdb5
+def _check_note(folder):
+    "Raises ValueError for a trained embedder that could not be replaced, as its note is damaged."
+    from vlm2rec_lab.model.saved import own_files
+
+    own_files(folder)
+
 # %% ../../nbs/11a_commands/03_fit.ipynb #471ffe36
 def check_folder(
     out,  # folder of a run, as a Path
@@ -108,6 +115,8 @@ def check_folder(
         trained = (there / 'embedder.json').exists()
         if there.exists() and not trained and (not there.is_dir() or any(there.iterdir())):
             raise ValueError(f'{there} holds something else than a trained embedder: choose another --out')
+        if trained:
+            _check_note(there)
     files = [out / name for loss in losses for name in (loss, f'checkpoint-{loss}.safetensors')]
     if not resume and any(f.exists() for f in files):
         raise ValueError(f'{out} holds a run already: go on with --resume, or choose another --out')
@@ -158,7 +167,10 @@ def keep_split(
     from vlm2rec_lab.shop.rows import saved_fingerprint
 
     file = Path(out) / 'split.safetensors'
-    was = saved_fingerprint(file) if resume and file.exists() else split.fingerprint
+    try:
+        was = saved_fingerprint(file) if resume and file.exists() else split.fingerprint
+    except ValueError as e:
+        raise ValueError(f'{out}: {e}, or remove {file.name} and go on with --resume, which writes it again') from None
     if was != split.fingerprint:
         raise ValueError(
             f'{out} was started with rows={was[:12]!r} (now {split.fingerprint[:12]!r}): the interactions, or the way '
