@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from ..base.errors import checked_whole, is_whole, suggestion
-from .task import as_matrix, item_rows
+from .task import as_matrix, check_finite, item_rows
 
 # %% ../../nbs/01_ranking/03_ranks.ipynb #4128bafb
 @dataclass(frozen=True)
@@ -385,16 +385,22 @@ def mixed_ranks(
     candidates = _candidates(n, len(items), seen, None)
     return [Ranks(above, np.maximum(least - above - 1, 0), candidates) for above, least in found]
 
+# %% ../../nbs/01_ranking/03_ranks.ipynb #0ea98023
+def _side(x, name):
+    "A matrix of finite numbers; one of half precision as it is, since its ties are wider."
+    if getattr(x, 'dtype', None) != np.float16:
+        return as_matrix(x, name)
+    as_matrix(x[:1], name)
+    check_finite(x, name)
+    return x
+
 # %% ../../nbs/01_ranking/03_ranks.ipynb #747e14ff
 def two_sides(
     items,  # [items, D]
     sequences,  # [users, D]
 ):  # -> the same as matrices of finite numbers
     "What can be multiplied. Raises ValueError or TypeError, with the side and the row, for what cannot be ranked."
-    sides = dict(items=items, sequences=sequences)
-    checked = {side: as_matrix(x, side) for side, x in sides.items()}
-    half = {side: getattr(x, 'dtype', None) == np.float16 for side, x in sides.items()}
-    items, sequences = (sides[s] if half[s] else checked[s] for s in sides)  # half precision has wider ties
+    items, sequences = _side(items, 'items'), _side(sequences, 'sequences')
     if items.shape[1] != sequences.shape[1]:
         raise ValueError(f'items has shape {items.shape} but sequences has {sequences.shape}: dimensions must agree')
     return items, sequences
