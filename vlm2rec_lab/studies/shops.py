@@ -315,6 +315,18 @@ def _figures(embedder, split, world, fuse, cold, draws, seed):
         found[name] = {v: np.mean([g[v] for g in got], 0).round(6).tolist() for v in got[0]}
     return found
 
+# %% ../../nbs/11_studies/06_shops.ipynb #71236017
+def _known_by(dataset, used, effort, columns, rank, lora, device):
+    "What a cell was made with: what is not as usual, and marks of purchases, contents and encoders."
+    said = dict(effort=effort)
+    said |= dict(columns=columns) if columns else {}
+    said |= dict(bounds=bounds) if (bounds := _bounds(dataset)) else {}
+    said |= {k: v for k, v in dict(rank=rank, lora=lora).items() if v}
+    said |= dict(device=str(device)) if str(device) != 'cpu' else {}
+    said |= dict(bought=_bought(dataset))
+    said |= dict(contents={m: mark[:16] for m, mark in dataset.catalogue.marks().items()})
+    return said | dict(encoders={m: e.mark[:16] for m, e in used.items()})
+
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c20018
 def shop_cell(
     encoders,  # {modality: encoder}
@@ -349,15 +361,9 @@ def shop_cell(
         found = _figures(embedder, split, world, fuse, cold, draws, seed)
         if world == 'warm':
             kept['users'] = _gains(embedder, replace(split, test=split.valid), fuse)['fused'].round(6).tolist()
-    said = dict(remedy=remedy, world=world, seed=seed, data=dataset.name, rows=split.fingerprint[:16], effort=effort)
-    marks = {m: e.mark[:16] for m, e in used.items()}
-    said |= dict(columns=columns) if columns else {}
-    said |= dict(bounds=bounds) if (bounds := _bounds(dataset)) else {}
-    said |= {k: v for k, v in dict(rank=rank, lora=lora).items() if v}
-    said |= dict(device=str(device)) if str(device) != 'cpu' else {}
-    said |= dict(bought=_bought(dataset))
-    said |= dict(contents={m: mark[:16] for m, mark in dataset.catalogue.marks().items()})
-    return said | dict(encoders=marks, kept=kept, figures=found, seconds=round(time.process_time() - start, 1))
+    said = dict(remedy=remedy, world=world, seed=seed, data=dataset.name, rows=split.fingerprint[:16])
+    said |= _known_by(dataset, used, effort, columns, rank, lora, device)
+    return said | dict(kept=kept, figures=found, seconds=round(time.process_time() - start, 1))
 
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c2001b
 def _called(remedy, rank=None, lora=None):
@@ -473,6 +479,22 @@ def _in_time(todo, ahead, made, minutes, jobs, clock=time.monotonic):
                 return
         yield cell
 
+# %% ../../nbs/11_studies/06_shops.ipynb #c8cf0624
+def _wanted(remedies, worlds, seeds, ranks, lora):
+    "The cells of a study, as arguments of `shop_cell`, in the order in which they are made. Raises DataError."
+    remedies = remedies or dict.fromkeys((*FIRST, *SHOP_REMEDIES))
+    remedies = [known(r, SHOP_REMEDIES, 'remedy for a shop') for r in remedies]
+    worlds = [known(w, WORLDS, 'world of a shop') for w in worlds or WORLDS]
+    seeds = checked_whole(seeds, 'seeds')
+    each = ((s, w, r, k) for s in range(seeds) for w in worlds for r in remedies for k in ranks)
+    return [dict(remedy=r, world=w, seed=s, rank=k, lora=lora) for s, w, r, k in each]
+
+# %% ../../nbs/11_studies/06_shops.ipynb #f8aaf082
+def _tell(said, line):
+    "Tell a line to whoever wants to hear it."
+    if said is not None:
+        said(line)
+
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c2001d
 def run_shop(
     out,  # folder of the cells
@@ -494,21 +516,14 @@ def run_shop(
     """Make the cells that are not there yet, seed by seed. Raises DataError for unknown names and for foreign files.
 
     Where the time is over before all are made, those that are there are given; the next call goes on."""
-    remedies = [
-        known(r, SHOP_REMEDIES, 'remedy for a shop') for r in remedies or dict.fromkeys((*FIRST, *SHOP_REMEDIES))
-    ]
-    worlds = [known(w, WORLDS, 'world of a shop') for w in worlds or WORLDS]
+    wanted = _wanted(remedies, worlds, seeds, ranks, lora)
     began, out, asked = time.monotonic(), Path(out), _asked(dataset, encoders, effort, columns)
     how = dict(store=out / 'vectors', effort=effort, columns=columns, device=device)
-    seeds = checked_whole(seeds, 'seeds')
-    each = ((s, w, r, k) for s in range(seeds) for w in worlds for r in remedies for k in ranks)
-    wanted = [dict(remedy=r, world=w, seed=s, rank=k, lora=lora) for s, w, r, k in each]
     with sole_writer(out):
         todo = [c | how for c in wanted if _stored(out / _file(**c), asked) is None]
         ahead, made = steps_ahead(dataset, todo, effort), []
-        if todo and said is not None:
-            said(f'{len(todo)} cells to make, {sum(ahead):,} steps of training')
         if todo:
+            _tell(said, f'{len(todo)} cells to make, {sum(ahead):,} steps of training')
             _encoded_once(encoders, dataset, how['store'], said)
         left = minutes and max(0, minutes - (time.monotonic() - began) / 60)
         whole = (dict(encoders=encoders, dataset=dataset) | c for c in todo)
@@ -516,11 +531,13 @@ def run_shop(
             file = out / _file(*(cell.get(k) for k in ('remedy', 'world', 'seed', 'rank', 'lora')))
             write_bytes(file, json.dumps(cell).encode())
             made.append(cell)
-            if said is not None:
-                said(f'{file.stem}: {cell["seconds"]:.0f} CPU s{_time_left(made, ahead)}')
+            _tell(said, f'{file.stem}: {cell["seconds"]:.0f} CPU s{_time_left(made, ahead)}')
         found = [cell for c in wanted if (cell := _stored(out / _file(**c), asked)) is not None]
-        if len(found) < len(wanted) and said is not None:
-            said(f'{minutes:g} minutes are over: {len(found)} of {len(wanted)} cells are there, the next call goes on')
+        if len(found) < len(wanted):
+            _tell(
+                said,
+                f'{minutes:g} minutes are over: {len(found)} of {len(wanted)} cells are there, the next call goes on',
+            )
         return found
 
 # %% ../../nbs/11_studies/06_shops.ipynb #4720267e
