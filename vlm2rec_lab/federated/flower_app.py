@@ -22,7 +22,7 @@ from ..base.errors import DataError
 # %% ../../nbs/09_federated/09a_flower_app.ipynb #ea226ceb
 FLOWER_INSTALL = 'pip install "vlm2rec_lab[flower]"'
 
-
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #59e6275d
 def flower():  # -> module flwr.app
     "Flower, with its telemetry off. Raises ImportError with the remedy where it is not installed."
     os.environ.setdefault('FLWR_TELEMETRY_ENABLED', '0')
@@ -78,12 +78,12 @@ def _record(arrays):
     f = flower()
     return f.ArrayRecord({name: f.Array(np.ascontiguousarray(a)) for name, a in arrays.items()})
 
-
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #c3c5d221
 def _arrays(record):
     "A record of Flower as arrays."
     return {name: a.numpy() for name, a in record.items()}
 
-
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #e7955a9e
 def _size(value):
     "Bytes of an array, a text, a number, or a list of such."
     if isinstance(value, list):
@@ -91,7 +91,7 @@ def _size(value):
     value = getattr(value, 'data', value)
     return len(value) if isinstance(value, (str, bytes)) else 8
 
-
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #b50cb6ce
 def bytes_of(
     message,  # Message of Flower
 ):  # -> int
@@ -126,7 +126,7 @@ def _remember(context, label, kept):
     context.state[f'{label}/arrays'] = _record({k: v.numpy() for k, v in (arrays | memory).items()})
     context.state[f'{label}/said'] = flower().ConfigRecord(said)
 
-
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #5ae67d09
 def kept_of(
     context,  # Context of Flower
     label,  # of the customer
@@ -162,7 +162,7 @@ def customers_of(
         raise DataError(f'{place}: a file is called answer.safetensors, as what a node says is: give it another name')
     return found
 
-
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #f41f07cb
 def _keep(folder, label, private, items):
     "Write what a customer recommends by, if its node names a folder."
     from safetensors.numpy import save
@@ -220,7 +220,7 @@ def _hidden(message, context, call_next):
 
     return secaggplus_mod(message, context, call_next)
 
-
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #2ad96507
 def client_app(
     *mods,  # functions of (message, context, call_next) -> message, called before ours
 ):  # -> ClientApp of Flower
@@ -253,7 +253,7 @@ def _read(message, number, per_node):
         raise ValueError(f'it calls a customer by {len(long[0]):,} letters, more than 100')
     return content.array_records, idle
 
-
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #7f929e48
 def _readable(record):
     "Arrays of a record, or what is wrong with it."
     try:
@@ -274,7 +274,7 @@ class Heard:
     total: object = None  # double [N, d]: the sum, where nothing else is seen
     taken: list = field(default_factory=list)  # who is in that sum
 
-
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #2d33e626
 def heard_of(
     replies,  # list of (node, Message of Flower)
     nodes,  # ids of those who were asked
@@ -367,7 +367,7 @@ class _Ask:
         late = memory and not self.first and len(self.old) and self.turned.get(node) != self.block
         return dict(taken=mine, known=len(self.old), old=self.old if late else None)
 
-
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #3053d8cd
 def ask_plainly(grid, plan, ask):
     "A round in which the server sees every answer: Heard."
     nodes = [*grid.get_node_ids()]
@@ -463,7 +463,7 @@ def server_app():  # -> ServerApp of Flower
 
     return app
 
-
+# %% ../../nbs/09_federated/09a_flower_app.ipynb #34e33ccd
 def write_server(
     folder,  # where to
     items,  # float32 [N, d]
