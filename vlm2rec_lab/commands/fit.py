@@ -236,6 +236,18 @@ def _saving(out, loss, resume):
 
     return Saving() if out is None else Saving(Path(out) / f'checkpoint-{loss}.safetensors', 10, resume)
 
+# %% ../../nbs/11a_commands/03_fit.ipynb #cb7efb31
+def _trained(embedder, split, loss, out, resume, how):
+    "The History of one training, and the `NotKept` where its checkpoint could not be written, else None."
+    from vlm2rec_lab.train import train
+    from vlm2rec_lab.training.history import NotKept, entire
+
+    fine_tune = partial(train, embedder, split, loss, saving=_saving(out, loss, resume), **how)
+    try:
+        return entire(fine_tune, loss, out and 'go on with resume' or ''), None
+    except NotKept as e:
+        return e.run, e
+
 # %% ../../nbs/11a_commands/03_fit.ipynb #7816a728
 @contextlib.contextmanager
 def _notes_of(run):
@@ -283,32 +295,22 @@ def fit(
     valid=(),  # losses whose validation users are measured, too: [users] NDCG@10 of the fused ranking as 'valid'
     **settings,  # steps, batch, tau, schedule, speed and more of `train`
 ):  # -> {'before' or loss: dict(vectors, metrics, history)}
-    """Train each loss and measure it on the test users.
-
-    Raises KeyboardInterrupt where a training was interrupted, and `NotKept`, after all is measured and written, where a
-    checkpoint could not be.
-    """
-    from vlm2rec_lab.train import train
-    from vlm2rec_lab.training.history import NotKept, entire
-
+    """Train each loss and measure it on the test users. Raises KeyboardInterrupt where a training was interrupted, and
+    `NotKept`, after all is measured and written, where a checkpoint could not be."""
     start = {n: p.detach().clone() for n, p in embedder.adapter_parameters()}
     writes = out is not None and (accelerator is None or accelerator.is_main_process)
-    how = dict(fuse=fuse, seed=seed, progress=progress)
+    how = dict(fuse=fuse, seed=seed, progress=progress, accelerator=accelerator)
     found, lost = {}, None
     for name, own in {**({'before': None} if before else {}), **losses}.items():
         _put_back(embedder, start)
         history = None
         if own is not None:
-            saving = _saving(out, name, resume)
-            fine_tune = partial(train, embedder, split, name, saving=saving, accelerator=accelerator)
-            try:
-                history = entire(partial(fine_tune, **how, **settings, **own), name, out and 'go on with resume' or '')
-            except NotKept as e:
-                history, lost = e.run, e  # the adapters and the results may have room yet
+            history, unkept = _trained(embedder, split, name, out, resume, how | settings | own)
+            lost = unkept or lost
             if writes:
                 embedder.save_pretrained(Path(out) / name, keep=RESULTS)
         with _notes_of(f'{of}{name}'):
-            found[name] = _measured(embedder, split, history, accelerator=accelerator, **how)
+            found[name] = _measured(embedder, split, history, **how)
         if writes:
             save_result(Path(out), name, split, **found[name], base=base)
         if name in valid:
