@@ -343,6 +343,7 @@ def toy():
         (dict(steps='3'), "steps='3'"),
         (dict(eval_every=1.5), 'eval_every=1.5'),
         (dict(batch='3'), "batch='3'"),
+        (dict(lr=[]), 'lr='),
         (dict(batch=True), 'batch=True'),
         (dict(candidates=[]), r'candidates=\[\]'),
         (dict(chunk=True), 'chunk=True'),

@@ -139,12 +139,17 @@ def read_controls(
     "The settings that hold in a step. Raises TypeError for a value that is not a number, ValueError for a short list."
     if controls is None:
         return {}
+    if not isinstance(controls, (Mapping, list, tuple)):
+        raise TypeError(f'controls={controls!r}: pass a mapping of numbers, or a list of them, one per step')
     if not isinstance(controls, Mapping) and step >= len(controls):
         raise ValueError(
             f'controls tells of {len(controls)} steps, and step {step} is to be run: ask for steps={len(controls)}, '
             'or pass one mapping for all steps'
         )
-    now = dict(controls if isinstance(controls, Mapping) else controls[step])
+    now = controls if isinstance(controls, Mapping) else controls[step]
+    if not isinstance(now, Mapping):
+        raise TypeError(f'controls of step {step} is {now!r}: pass a mapping of numbers for each step')
+    now = dict(now)
     for k, v in now.items():
         if isinstance(v, (bool, np.bool_)) or not isinstance(v, (int, float, np.number)):
             raise TypeError(f'controls[{k!r}]={v!r}: only numbers can change during a run; pass {k}= to train instead')
