@@ -72,6 +72,23 @@ def _from_arrays(items, sequences, targets, seen, titles, given):
     found, titles = read_task(items, sequences, targets, seen, titles)
     return *(found[n] for n in ('items', 'sequences', 'targets', 'seen')), titles
 
+# %% ../../nbs/04_diagnosis/06_inputs.ipynb #7ac18cc0
+def _length(x):
+    "How many entries; None for what has none."
+    try:
+        return len(x)
+    except TypeError:
+        return None
+
+# %% ../../nbs/04_diagnosis/06_inputs.ipynb #6025e03a
+def _check_titles(titles, rows):
+    "Raises TypeError for what is no list, ValueError for one of another length than the rows of items."
+    named, there = _length(titles), _length(rows) or 0
+    if named is None:
+        raise TypeError(f'titles is {type(titles).__name__}: give a list of names, one for each item')
+    if named != there:
+        raise ValueError(f'titles has {named} entries but there are {there} items')
+
 # %% ../../nbs/04_diagnosis/06_inputs.ipynb #390cac8e
 def read_inputs(
     embedder,  # with encode_items and encode_sequences, or None
@@ -92,11 +109,8 @@ def read_inputs(
     else:
         found = _from_arrays(items, sequences, targets, seen, titles, given)
     items, sequences, targets, seen, titles = found
-    n = len(next(iter(items.values()))) if np.ndim(next(iter(items.values()))) else 0
-    if titles is not None and not (np.ndim(titles) or hasattr(titles, '__len__')):
-        raise TypeError(f'titles is {type(titles).__name__}: give a list of names, one for each item')
-    if titles is not None and len(titles) != n:
-        raise ValueError(f'titles has {len(titles)} entries but there are {n} items')
+    if titles is not None:
+        _check_titles(titles, next(iter(items.values())))
     return items, sequences, targets, seen, titles
 
 # %% ../../nbs/04_diagnosis/06_inputs.ipynb #06f1d1e5
