@@ -12,7 +12,8 @@ A model is trained in every shop, and one on each modality alone, which are the 
 - `unheard`: as alive, and after training the same is a twentieth of what it was. Right is *under-used*.
 
 These truths are those of VBPR, the default: where vectors flow along purchases, contents turned by chance still rank,
-and what forgot is rather not heard. *Undecided* is no error. WORK keeps a file for every shop, model and seed; what is there is read.
+and what forgot is rather not heard. *Undecided* is no error. WORK keeps a file for every shop, model and seed; what is
+there is read.
 """
 
 import argparse
