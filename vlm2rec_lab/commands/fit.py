@@ -115,7 +115,7 @@ def check_folder(
         trained = (there / 'embedder.json').exists()
         if there.exists() and not trained and (not there.is_dir() or any(there.iterdir())):
             raise ValueError(f'{there} holds something else than a trained embedder: choose another --out')
-        if trained:
+        if trained and resume:
             _check_note(there)
     files = [out / name for loss in losses for name in (loss, f'checkpoint-{loss}.safetensors')]
     if not resume and any(f.exists() for f in files):
