@@ -495,6 +495,12 @@ def _tell(said, line):
     if said is not None:
         said(line)
 
+# %% ../../nbs/11_studies/06_shops.ipynb #e1783755
+def _tell_of_rest(said, there, of, minutes):
+    "Tell that the time was over before all cells were made."
+    if there < of:
+        _tell(said, f'{minutes:g} minutes are over: {there} of {of} cells are there, the next call goes on')
+
 # %% ../../nbs/11_studies/06_shops.ipynb #a7c2001d
 def run_shop(
     out,  # folder of the cells
@@ -533,11 +539,7 @@ def run_shop(
             made.append(cell)
             _tell(said, f'{file.stem}: {cell["seconds"]:.0f} CPU s{_time_left(made, ahead)}')
         found = [cell for c in wanted if (cell := _stored(out / _file(**c), asked)) is not None]
-        if len(found) < len(wanted):
-            _tell(
-                said,
-                f'{minutes:g} minutes are over: {len(found)} of {len(wanted)} cells are there, the next call goes on',
-            )
+        _tell_of_rest(said, len(found), len(wanted), minutes)
         return found
 
 # %% ../../nbs/11_studies/06_shops.ipynb #4720267e
