@@ -8,6 +8,7 @@ __all__ = ['MOST', 'NEAR', 'SEEDS', 'UNSAFE', 'DataError', 'DataWarning', 'warn'
            'is_number', 'checked_number', 'printable']
 
 # %% ../../nbs/00_base/00_errors.ipynb #6abbb313
+import math
 import re
 import sys
 import warnings
@@ -173,7 +174,12 @@ def is_number(
     value,  # anything
 ):  # -> bool
     "Whether something is a finite number of any real type; True and False are none, nor are texts."
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 # %% ../../nbs/00_base/00_errors.ipynb #a5b443c2
 def checked_number(
