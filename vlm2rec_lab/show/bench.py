@@ -10,7 +10,6 @@ import atexit
 import contextvars
 import functools
 import inspect
-import math
 import tempfile
 import threading
 import weakref
@@ -18,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
@@ -32,6 +30,7 @@ from .shelf import recommend as shelf_of
 from ..train import encode_split, train
 from ..training.history import History
 from ..training.losses import LOSSES, get_loss
+from ..training.options import check_number
 
 # %% ../../nbs/05_show/07_bench.ipynb #3311536a
 ADJUSTABLE = {  # setting of a loss -> lowest, highest, step of its slider, what it is
@@ -54,14 +53,10 @@ def check_controls(
     loss,  # name in LOSSES
     controls,  # {setting: value}
 ):
-    "Raises TypeError for a setting that the loss lacks or no number, ValueError for one outside its range."
+    "Raises TypeError for a setting that the loss lacks, DataError for no number, or one outside its range."
     get_loss(loss, **controls)
     for k, v in controls.items():
-        above = k.startswith('tau')  # a temperature of 0 divides by nothing
-        if isinstance(v, bool) or not isinstance(v, (int, float, np.number)):
-            raise TypeError(f"{k}={v!r}: controls are numbers")
-        if not math.isfinite(v) or v < 0 or (v == 0 and above):
-            raise ValueError(f"{k}={v}: it must be finite and {'above' if above else 'at least'} 0")
+        check_number(k, v, zero=not k.startswith('tau'))  # a temperature of 0 divides by nothing
 
 # %% ../../nbs/05_show/07_bench.ipynb #527c786a
 @dataclass(eq=False)
