@@ -47,3 +47,18 @@ def test_weight_and_pool_of_diverse_answers():
         with pytest.raises(DataError, match='diverse: the pool is'):
             check_diverse(dict(pool=wrong), [])
     assert check_diverse(dict(weight=np.float32(0.5), pool=np.int64(5)), [])['pool'] == 5
+
+
+def test_what_a_query_cannot_use_is_refused_by_name(index):
+    asked = {'text': np.ones((1, 6), np.float32)}
+    for wrong in WRONG:
+        with pytest.raises(DataError, match='block is .*: give a whole number'):
+            index.query(asked, 3, block=wrong)
+    for wrong in (3, [3], True, [None]):
+        with pytest.raises(DataError, match='seen is, or holds, .*: give for each query a list'):
+            index.query(asked, 3, seen=wrong)
+    for wrong in (3, 'price<3', True, [3]):
+        with pytest.raises(DataError, match=r'where holds .*: give a list of \(column, operator, value\)'):
+            index.query(asked, 3, where=wrong)
+    found = index.query(asked, 3, seen=['i3'], block=np.int64(7))
+    assert found.rows.shape == (1, 3) and 3 not in found.rows

@@ -10,14 +10,14 @@ __all__ = ['LEAST', 'PAIRS', 'MANY', 'BLOCK', 'TRUTH', 'EXAMPLES', 'check_weight
 import html
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from fastcore.basics import patch
 
 from ..base.columns import laid_out
-from ..base.errors import DataError, counted, known, printable
+from ..base.errors import DataError, checked_whole, counted, known, printable
 from .conditions import OPERATORS
 from .segments import unit_rows
 
@@ -177,6 +177,15 @@ def _candidates(fast, best, margin):
         there = fast >= np.maximum(least, kth)[:, None]
     return np.nonzero(there & (fast > -np.inf))
 
+# %% ../../nbs/10_share/03a_query.ipynb #b9ad799e
+def _listed(seen):
+    "A list of what was given: of one id, or of several. Raises DataError for anything else."
+    if isinstance(seen, str):
+        return [seen]
+    if not isinstance(seen, Iterable):
+        raise DataError(f'seen is, or holds, {seen!r}: give for each query a list of ids, or of rows')
+    return list(seen)
+
 # %% ../../nbs/10_share/03a_query.ipynb #2aa43269
 def seen_pairs(
     seen,  # None, or for each query a list of ids or of rows; -1 stands for nothing
@@ -186,7 +195,7 @@ def seen_pairs(
 ):  # -> int [p] rows of queries, int [p] rows of items, by rising row of items
     """What is left out. An id that the index does not hold leaves out nothing: it may have been taken out since.
     Raises DataError for another number of lists, and for rows outside the index."""
-    lists = [[] for _ in range(q)] if seen is None else [[s] if isinstance(s, str) else list(s) for s in seen]
+    lists = [[] for _ in range(q)] if seen is None else [_listed(s) for s in _listed(seen)]
     if len(lists) != q:
         raise DataError(f'seen has {len(lists)} lists and there are {q} queries: give one list for each')
     flat = [(u, s) for u, found in enumerate(lists) for s in found]
@@ -237,8 +246,9 @@ def search(
     block=BLOCK,  # scores at once
     most=256,  # queries at once
 ):  # -> int [q, k] rows, -1 where there is no more; float32 [modalities, q, k] parts of the scores
-    "The best items of each query, exactly; of items with the same score the first."
-    q = len(next(iter(queries.values())))
+    """The best items of each query, exactly; of items with the same score the first.
+    Raises DataError for a block that holds nothing."""
+    q, block = len(next(iter(queries.values()))), checked_whole(block, 'block')
     seen = (np.zeros(0, int), np.zeros(0, int)) if seen is None else seen
     rows = np.full((q, k), -1)
     for a in range(0, q if k else 0, most):
@@ -318,7 +328,7 @@ def where_mask(
             raise DataError(f'where is {where.dtype} {where.shape}: give a bool array of {len(table):,}, or conditions')
         return where
     mask = np.ones(len(table), bool)
-    for condition in where:
+    for condition in [where] if isinstance(where, str) or not isinstance(where, Iterable) else where:
         if not isinstance(condition, (list, tuple)) or len(condition) != 3:
             raise DataError(
                 f"where holds {condition!r}: give a list of (column, operator, value), such as ('price', '<', 20)"
