@@ -133,3 +133,10 @@ def test_a_mask_is_not_dropped_in_silence():
 def test_what_is_of_another_kind_is_told_by_name(call, said):
     with pytest.raises(DataError, match=re.escape(said)):
         call()
+
+
+def test_what_is_right_already_is_not_copied():
+    "A hundred million rows are held once."
+    items, times = np.arange(6), np.arange(6.0)
+    made = Interactions(['a', 'b'], [0, 4, 6], items, times)
+    assert np.shares_memory(made.items, items) and np.shares_memory(made.times, times)

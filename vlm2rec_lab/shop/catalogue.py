@@ -196,7 +196,7 @@ def _numbers_of(times):
     if x.ndim != 1 or x.size and x.dtype.kind not in 'fiuO':
         raise DataError(f'times has shape {x.shape} of {x.dtype}: give one number for each interaction')
     try:
-        return x.astype(np.float64)
+        return x.astype(np.float64, copy=False)
     except (TypeError, ValueError):
         raise DataError('times holds something that is no number: give one for each interaction') from None
 
