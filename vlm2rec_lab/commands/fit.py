@@ -87,14 +87,10 @@ def loss_settings(
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #f17a0a03
 def _read_note(file):
-    "What a run was started with. Raises ValueError for a file that is damaged."
-    try:
-        found = json.loads(file.read_text(encoding='utf-8'))
-    except ValueError as e:
-        raise ValueError(f'{file} is damaged ({e}): remove it, or choose another --out') from None
-    if not isinstance(found, dict):
-        raise ValueError(f'{file} is damaged (it holds no object): remove it, or choose another --out')
-    return found
+    "What a run was started with. Raises DataError for a file that is damaged."
+    from vlm2rec_lab.base.files import read_kept
+
+    return read_kept(file, 'remove it, or choose another --out')
 
 # %% ../../nbs/11a_commands/03_fit.ipynb #fe36bdb5
 def _check_note(folder):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..base.errors import DataError, counted, known
-from ..base.files import write_bytes
+from ..base.files import read_kept, write_bytes
 
 # %% ../../nbs/10_share/00_facts.ipynb #b509fe92
 OWNED = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')  # OWNER/NAME of the Hub
@@ -71,15 +71,7 @@ def model_facts(
 # %% ../../nbs/10_share/00_facts.ipynb #54962758
 def _object_in(file):
     "The object in a JSON file, {} where there is no file. Raises DataError for anything else."
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as e:
-        raise DataError(f'{file} is no JSON ({" ".join(str(e).split())[:100]}): write the run again') from None
-    if not isinstance(found, dict):
-        raise DataError(f'{file} holds no object: write the run again')
-    return found
+    return read_kept(file, 'write the run again') if file.is_file() else {}
 
 # %% ../../nbs/10_share/00_facts.ipynb #4288ee3d
 def _adapters_in(folder):
